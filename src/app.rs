@@ -1,0 +1,422 @@
+//! Wires the parts into a running sidecar.
+//!
+//! Owns the order of start and end: bind, then start the pool, then serve; on shutdown tell the
+//! probes, let turns end, close connections, end the workers. Every step of the end has a bound of
+//! its own, because an open stream would otherwise hold it up for ever.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use secrecy::ExposeSecret as _;
+use tokio::net::{TcpListener, UnixListener};
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+use crate::app_server::peer::PeerLimits;
+use crate::codex_cli::{self, CliVersion};
+use crate::config::{Config, ListenAddress};
+use crate::grpc::codex_service::CodexApi;
+use crate::grpc::pool_service::PoolApi;
+use crate::offline_model::OfflineModel;
+use crate::pb;
+use crate::pb::codex_service_server::CodexServiceServer;
+use crate::pb::pool_service_server::PoolServiceServer;
+use crate::pool::{Pool, PoolSettings, Readiness};
+use crate::registry::Registry;
+use crate::turn::admission::{Admission, AdmissionLimits};
+use crate::turn::directory::Directory;
+use crate::turn::engine::{Engine, EngineSettings};
+use crate::turn::log::Retained;
+use crate::turn::request::RequestLimits;
+use crate::worker::{WorkerLimits, WorkerSpec};
+
+/// The service whose health says whether turns are taken.
+pub const READINESS_SERVICE: &str = "codex.sidecar.v1.CodexService";
+
+/// How long connections may take to close after the last turn has ended.
+const CLOSE_GRACE: Duration = Duration::from_secs(2);
+
+/// Why the sidecar did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address can't be listened on.
+    #[error("can't listen on {address}")]
+    Listen {
+        /// The address as configured.
+        address: String,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The offline model can't be started.
+    #[error("the offline model can't be started")]
+    OfflineModel(#[source] std::io::Error),
+    /// The reflection service can't be built from the contract's descriptors.
+    #[error("server reflection can't be set up: {0}")]
+    Reflection(String),
+    /// The sidecar's own directory can't be told.
+    #[error("the working directory can't be told")]
+    WorkingDirectory(#[source] std::io::Error),
+}
+
+impl StartError {
+    /// The exit status: 64 for a configuration that can't work here, 1 for anything else.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            StartError::Listen { .. } => 64,
+            StartError::OfflineModel(_)
+            | StartError::Reflection(_)
+            | StartError::WorkingDirectory(_) => 1,
+        }
+    }
+}
+
+/// Why serving ended badly.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// A listener failed.
+    #[error("serving {address} failed")]
+    Transport {
+        /// The address.
+        address: String,
+        /// What tonic says.
+        source: tonic::transport::Error,
+    },
+}
+
+/// An address that is listened on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BoundAddress {
+    /// TCP, with the port that was really taken.
+    Tcp(SocketAddr),
+    /// A Unix socket.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for BoundAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BoundAddress::Tcp(address) => write!(f, "{address}"),
+            BoundAddress::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+/// A sidecar that listens, but does not serve yet.
+pub struct App {
+    config: Arc<Config>,
+    listeners: Vec<Listener>,
+    addresses: Vec<BoundAddress>,
+    offline_model: Option<OfflineModel>,
+    pool: Arc<Pool>,
+    engine: Arc<Engine>,
+    routes: Routes,
+    reporter: HealthReporter,
+}
+
+impl fmt::Debug for App {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("App").field("addresses", &self.addresses).finish_non_exhaustive()
+    }
+}
+
+impl App {
+    /// Binds every listener, then starts the pool; returns once it listens, which is before it is
+    /// ready. A missing or broken CLI is no error here: the health service and `GetServerInfo` tell
+    /// of it, and it is looked for again and again.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left running.
+    pub async fn start(config: Config) -> Result<App, StartError> {
+        let mut listeners = Vec::new();
+        let mut addresses = Vec::new();
+        for address in &config.listen {
+            let (listener, bound) = bind(address)
+                .await
+                .map_err(|source| StartError::Listen { address: address.to_string(), source })?;
+            listeners.push(listener);
+            addresses.push(bound);
+        }
+        let default_directory = std::env::current_dir().map_err(StartError::WorkingDirectory)?;
+        let offline_model = if config.offline_model {
+            let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
+            Some(OfflineModel::start(anywhere).await.map_err(StartError::OfflineModel)?)
+        } else {
+            None
+        };
+
+        let config = Arc::new(config);
+        let spec = worker_spec(&config, offline_model.as_ref());
+        let pool = Pool::start(spec, pool_settings(&config));
+        let retained = Retained::new(
+            config.retention.max_bytes as u64,
+            config.retention.max_bytes_per_turn as u64,
+        );
+        let limits = &config.limits;
+        let admission = Admission::new(AdmissionLimits {
+            running: limits.max_running_turns,
+            running_per_tenant: limits.max_running_turns_per_tenant,
+            waiting: limits.max_waiting_turns,
+            waiting_per_lane: limits.max_waiting_turns_per_context,
+        });
+        let engine = Engine::new(
+            Arc::clone(&pool),
+            Arc::new(Registry::default()),
+            Arc::new(Directory::new(retained, config.retention.after_end)),
+            admission,
+            EngineSettings {
+                default_directory,
+                interrupt_grace: config.timeouts.interrupt_grace,
+                open_attempts: 3,
+            },
+        );
+        let (reporter, health) = tonic_health::server::health_reporter();
+        reporter.set_service_status(READINESS_SERVICE, ServingStatus::NotServing).await;
+        // Whoever can ask is served: the process is alive.
+        reporter.set_service_status("", ServingStatus::Serving).await;
+        let api = CodexApi::new(Arc::clone(&engine), Arc::clone(&config), request_limits(&config));
+        let codex = CodexServiceServer::new(api)
+            .max_decoding_message_size(config.limits.max_message_bytes)
+            .max_encoding_message_size(usize::MAX);
+        let workers =
+            PoolServiceServer::new(PoolApi::new(Arc::clone(&engine), Arc::clone(&config)));
+        let routes = Routes::new(health).add_service(codex).add_service(workers);
+        let routes = with_reflection(routes)?;
+        Ok(App { config, listeners, addresses, offline_model, pool, engine, routes, reporter })
+    }
+
+    /// Where it listens, in the order of the configuration.
+    pub fn addresses(&self) -> &[BoundAddress] {
+        &self.addresses
+    }
+
+    /// Serves until `shutdown` is cancelled, then drains; returns when all is down, which is at the
+    /// latest the drain grace and some seconds later, whatever is open.
+    ///
+    /// # Errors
+    /// [`ServeError`] when a listener fails; the sidecar is down then, too.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), ServeError> {
+        let App { config, listeners, addresses, offline_model, pool, engine, routes, reporter } =
+            self;
+        let close = CancellationToken::new();
+        let mut servers = tokio::task::JoinSet::new();
+        for (listener, address) in listeners.into_iter().zip(addresses) {
+            servers.spawn(serve(
+                listener,
+                address,
+                routes.clone(),
+                Arc::clone(&config),
+                close.clone(),
+            ));
+        }
+        let readiness = tokio::spawn(report_readiness(reporter.clone(), Arc::clone(&pool)));
+        let sweeping = tokio::spawn({
+            let engine = Arc::clone(&engine);
+            async move { engine.sweep().await }
+        });
+
+        let mut failed = Ok(());
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            ended = servers.join_next() => {
+                if let Some(Ok(Err(error))) = ended {
+                    failed = Err(error);
+                }
+            }
+        }
+
+        readiness.abort();
+        reporter.set_service_status(READINESS_SERVICE, ServingStatus::NotServing).await;
+        engine.drain(config.drain_grace, &CancellationToken::new()).await;
+        // The streams have said their last; what is open now is idle, or a health watch.
+        close.cancel();
+        let closed = async { while servers.join_next().await.is_some() {} };
+        if tokio::time::timeout(CLOSE_GRACE, closed).await.is_err() {
+            tracing::debug!("connections that were still open are cut");
+            servers.abort_all();
+        }
+        pool.shutdown().await;
+        engine.ended().await;
+        sweeping.abort();
+        if let Some(offline_model) = offline_model {
+            offline_model.shutdown().await;
+        }
+        failed
+    }
+}
+
+async fn bind(address: &ListenAddress) -> std::io::Result<(Listener, BoundAddress)> {
+    match address {
+        ListenAddress::Tcp { host, port } => {
+            let listener = TcpListener::bind((host.as_str(), *port)).await?;
+            let bound = BoundAddress::Tcp(listener.local_addr()?);
+            Ok((Listener::Tcp(listener), bound))
+        }
+        ListenAddress::Unix(path) => {
+            // A socket that nobody listens on is what a killed sidecar left behind.
+            if std::os::unix::net::UnixStream::connect(path).is_err() && is_socket(path) {
+                std::fs::remove_file(path)?;
+            }
+            let listener = UnixListener::bind(path)?;
+            Ok((Listener::Unix(listener), BoundAddress::Unix(path.clone())))
+        }
+    }
+}
+
+fn is_socket(path: &std::path::Path) -> bool {
+    use std::os::unix::fs::FileTypeExt as _;
+    std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
+}
+
+async fn serve(
+    listener: Listener,
+    address: BoundAddress,
+    routes: Routes,
+    config: Arc<Config>,
+    close: CancellationToken,
+) -> Result<(), ServeError> {
+    let router = Server::builder()
+        // Neither is bounded by default: a client could open streams, or reset them, without end.
+        .max_concurrent_streams(config.limits.max_streams_per_connection)
+        .http2_max_pending_accept_reset_streams(Some(64))
+        .http2_keepalive_interval(Some(Duration::from_secs(20)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(20)))
+        .tcp_nodelay(true)
+        .add_routes(routes);
+    let closing = close.cancelled_owned();
+    let served = match listener {
+        Listener::Tcp(listener) => {
+            let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+            router.serve_with_incoming_shutdown(incoming, closing).await
+        }
+        Listener::Unix(listener) => {
+            let served = router
+                .serve_with_incoming_shutdown(UnixListenerStream::new(listener), closing)
+                .await;
+            if let BoundAddress::Unix(path) = &address {
+                let _ = std::fs::remove_file(path);
+            }
+            served
+        }
+    };
+    served.map_err(|source| ServeError::Transport { address: address.to_string(), source })
+}
+
+/// Adds server reflection in both generations of its protocol; grpcurl asks for the older one.
+fn with_reflection(routes: Routes) -> Result<Routes, StartError> {
+    let builder = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(pb::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let failed = |error: tonic_reflection::server::Error| StartError::Reflection(error.to_string());
+    let v1 = builder().build_v1().map_err(failed)?;
+    let v1alpha = builder().build_v1alpha().map_err(failed)?;
+    Ok(routes.add_service(v1).add_service(v1alpha))
+}
+
+async fn report_readiness(reporter: HealthReporter, pool: Arc<Pool>) {
+    let mut readiness = pool.readiness();
+    loop {
+        let now = readiness.borrow_and_update().clone();
+        match &now {
+            Readiness::Ready => tracing::info!("ready for turns"),
+            Readiness::NotReady { cause, .. } => tracing::warn!(cause, "not ready for turns"),
+        }
+        let status = match now {
+            Readiness::Ready => ServingStatus::Serving,
+            Readiness::NotReady { .. } => ServingStatus::NotServing,
+        };
+        reporter.set_service_status(READINESS_SERVICE, status).await;
+        if readiness.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn request_limits(config: &Config) -> RequestLimits {
+    let timeouts = &config.timeouts;
+    RequestLimits {
+        max_input_characters: config.limits.max_input_characters,
+        default_turn_timeout: timeouts.turn,
+        max_turn_timeout: timeouts.max_turn,
+        default_idle_timeout: timeouts.idle,
+        max_idle_timeout: timeouts.max_idle,
+        default_answer_timeout: timeouts.answer,
+        max_answer_timeout: timeouts.max_answer,
+    }
+}
+
+fn pool_settings(config: &Config) -> PoolSettings {
+    PoolSettings {
+        workers: config.workers,
+        backoff_initial: config.pool.backoff_initial,
+        backoff_max: config.pool.backoff_max,
+        breaker_failures: config.pool.breaker_failures,
+        worker_wait: config.timeouts.worker_wait,
+        ..PoolSettings::default()
+    }
+}
+
+fn worker_spec(config: &Config, offline_model: Option<&OfflineModel>) -> WorkerSpec {
+    let mut config_overrides = Vec::new();
+    // Above the offline model's, so that what the owner configured for the workers wins.
+    config_overrides.extend(offline_model.map(OfflineModel::config_overrides).unwrap_or_default());
+    config_overrides.extend(config.worker.config_overrides());
+    // Older CLIs ignore it. An ephemeral thread can't be archived: unloading it is the only way to
+    // have its memory back.
+    config_overrides.insert(0, "thread_unload_delay_secs=1".to_owned());
+
+    let mut env = vec![("CODEX_HOME".into(), Some(config.codex_home.clone().into_os_string()))];
+    let mut secrets = Vec::new();
+    if let Some(key) = &config.api_key {
+        let secret = key.secret.expose_secret().to_owned();
+        env.push(("CODEX_API_KEY".into(), Some(secret.clone().into())));
+        secrets.push(secret);
+    }
+    let configured = config.codex_path.clone();
+    let codex_home = config.codex_home.clone();
+    WorkerSpec {
+        locate: Arc::new(move || {
+            // Codex refuses a CODEX_HOME that does not exist.
+            std::fs::create_dir_all(&codex_home).map_err(|error| {
+                format!("CODEX_HOME {} can't be made: {error}", codex_home.display())
+            })?;
+            codex_cli::find(configured.as_deref(), std::env::var_os("PATH").as_deref())
+                .map_err(|error| error.to_string())
+        }),
+        check_version: Arc::new(|version| {
+            let parsed: CliVersion = version.parse().map_err(|error| format!("{error}"))?;
+            if parsed.is_supported() {
+                return Ok(());
+            }
+            let oldest = codex_cli::OLDEST_SUPPORTED;
+            Err(format!("it is version {version}, and the oldest that is supported is {oldest}"))
+        }),
+        config_overrides,
+        disabled_features: config.worker.disable_features.clone(),
+        env,
+        secrets,
+        limits: WorkerLimits {
+            peer: PeerLimits {
+                max_line_bytes: config.limits.max_line_bytes,
+                write_timeout: config.pool.write_timeout,
+                ..PeerLimits::default()
+            },
+            start_timeout: config.timeouts.worker_start,
+            ..WorkerLimits::default()
+        },
+    }
+}

@@ -1,0 +1,513 @@
+//! The protocol over a pair of byte streams: requests with their answers, and what comes unasked.
+//!
+//! Owns the table of pending requests and two tasks, one that reads lines and one that writes
+//! them. A [`Peer`] is a cheap handle to them. It closes once, for ever, when either stream ends or
+//! misbehaves; every pending request then fails with [`RequestError::Transport`]. It never blocks
+//! on the other side: the queue towards it is bounded and refuses when full.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::codec::{AnyDelimiterCodec, AnyDelimiterCodecError, FramedRead};
+
+use crate::app_server::message::{self, Inbound, Line, RpcError};
+
+/// Bounds of one peer.
+#[derive(Debug, Clone)]
+pub struct PeerLimits {
+    /// The longest line that is taken, in bytes; a longer one closes the peer.
+    pub max_line_bytes: usize,
+    /// How many lines that are no message of the protocol close the peer.
+    pub max_garbage_lines: u64,
+    /// How long one line may take to be written; longer closes the peer.
+    pub write_timeout: Duration,
+    /// How many lines may wait to be written.
+    pub max_queued_writes: usize,
+}
+
+impl Default for PeerLimits {
+    fn default() -> PeerLimits {
+        PeerLimits {
+            max_line_bytes: 8 * 1024 * 1024,
+            max_garbage_lines: 1000,
+            write_timeout: Duration::from_secs(10),
+            max_queued_writes: 256,
+        }
+    }
+}
+
+/// Why a request has no answer that can be used.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum RequestError {
+    /// The other side is gone, or stuck.
+    #[error("{method}: {cause}")]
+    Transport {
+        /// What was asked.
+        method: &'static str,
+        /// What happened.
+        cause: String,
+        /// Whether any byte of the request may have reached the other side.
+        written: bool,
+    },
+    /// No answer came in time.
+    #[error("{method}: no answer within {}", humantime::format_duration(*.after))]
+    Timeout {
+        /// What was asked.
+        method: &'static str,
+        /// How long it was waited for.
+        after: Duration,
+    },
+    /// It answered with an error.
+    #[error("{method}: {message} (code {code})")]
+    Server {
+        /// What was asked.
+        method: &'static str,
+        /// JSON-RPC's code.
+        code: i64,
+        /// Its text.
+        message: String,
+    },
+    /// It answered something else than the protocol says.
+    #[error("{method}: the answer can't be read: {cause}")]
+    Decode {
+        /// What was asked.
+        method: &'static str,
+        /// What is wrong with it.
+        cause: String,
+    },
+}
+
+/// JSON-RPC's code of Codex's overload answer.
+pub const OVERLOADED: i64 = -32001;
+
+/// A handle to one peer.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    next_id: AtomicU64,
+    pending: Mutex<HashMap<u64, Pending>>,
+    outbound: mpsc::Sender<Outgoing>,
+    garbage_lines: AtomicU64,
+    closed: watch::Sender<Option<String>>,
+}
+
+#[derive(Debug)]
+struct Pending {
+    answer: oneshot::Sender<Result<Box<RawValue>, RpcError>>,
+}
+
+#[derive(Debug)]
+struct Outgoing {
+    line: Vec<u8>,
+    written: Arc<AtomicBool>,
+}
+
+/// Takes its entry out of the table when the caller loses interest, so that a cancelled call leaks
+/// nothing.
+struct PendingGuard<'a> {
+    inner: &'a Inner,
+    id: u64,
+}
+
+impl Drop for PendingGuard<'_> {
+    fn drop(&mut self) {
+        self.inner.pending().remove(&self.id);
+    }
+}
+
+impl Inner {
+    fn pending(&self) -> MutexGuard<'_, HashMap<u64, Pending>> {
+        // A panic elsewhere can't leave the map half changed.
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn close(&self, cause: String) {
+        let first = self.closed.send_if_modified(|closed| {
+            let first = closed.is_none();
+            if first {
+                *closed = Some(cause);
+            }
+            first
+        });
+        if first {
+            // Dropping the senders fails every pending request.
+            self.pending().clear();
+        }
+    }
+}
+
+impl Peer {
+    /// Starts to speak. `on_message` is called for everything that comes unasked, in the order of
+    /// its arrival, from the reading task: it must not block.
+    pub fn start<R, W>(
+        reader: R,
+        writer: W,
+        limits: PeerLimits,
+        on_message: impl FnMut(Inbound) + Send + 'static,
+    ) -> Peer
+    where
+        R: AsyncRead + Send + Unpin + 'static,
+        W: AsyncWrite + Send + Unpin + 'static,
+    {
+        let (outbound, queue) = mpsc::channel(limits.max_queued_writes);
+        let inner = Arc::new(Inner {
+            next_id: AtomicU64::new(1),
+            pending: Mutex::default(),
+            outbound,
+            garbage_lines: AtomicU64::new(0),
+            closed: watch::Sender::new(None),
+        });
+        tokio::spawn(write_lines(Arc::clone(&inner), writer, queue, limits.write_timeout));
+        tokio::spawn(read_lines(Arc::clone(&inner), reader, limits, on_message));
+        Peer { inner }
+    }
+
+    /// Asks, and waits for the answer.
+    ///
+    /// # Errors
+    /// See [`RequestError`]. A call that is dropped leaves nothing behind; its late answer is
+    /// ignored.
+    pub async fn request<A: DeserializeOwned>(
+        &self,
+        method: &'static str,
+        params: &impl Serialize,
+        timeout: Duration,
+    ) -> Result<A, RequestError> {
+        let id = self.inner.next_id.fetch_add(1, Ordering::Relaxed);
+        let (answer, answered) = oneshot::channel();
+        self.inner.pending().insert(id, Pending { answer });
+        let guard = PendingGuard { inner: &self.inner, id };
+
+        let written = self.send(method, &Outbound { id: Some(id), method, params })?;
+        let transport = |written: &AtomicBool| RequestError::Transport {
+            method,
+            cause: self.close_cause().unwrap_or_else(|| "the connection closed".to_owned()),
+            written: written.load(Ordering::Acquire),
+        };
+        // The peer may have closed between the insertion and the send: then nobody is left to
+        // answer, and the table was already cleared.
+        if self.close_cause().is_some() {
+            return Err(transport(&written));
+        }
+        let outcome = match tokio::time::timeout(timeout, answered).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => return Err(transport(&written)),
+            Err(_) => return Err(RequestError::Timeout { method, after: timeout }),
+        };
+        drop(guard);
+        let result = outcome.map_err(|RpcError { code, message }| RequestError::Server {
+            method,
+            code,
+            message,
+        })?;
+        serde_json::from_str(result.get())
+            .map_err(|error| RequestError::Decode { method, cause: error.to_string() })
+    }
+
+    /// Tells something.
+    ///
+    /// # Errors
+    /// [`RequestError::Transport`] when the peer is closed or its queue is full.
+    pub fn notify(&self, method: &'static str) -> Result<(), RequestError> {
+        #[derive(Serialize)]
+        struct Bare {
+            method: &'static str,
+        }
+        self.send(method, &Bare { method }).map(drop)
+    }
+
+    /// Answers a request of the other side.
+    ///
+    /// # Errors
+    /// [`RequestError::Transport`] when the peer is closed or its queue is full.
+    pub fn respond(
+        &self,
+        id: &serde_json::Value,
+        answer: Result<serde_json::Value, RpcError>,
+    ) -> Result<(), RequestError> {
+        #[derive(Serialize)]
+        struct Answer<'a> {
+            id: &'a serde_json::Value,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            result: Option<serde_json::Value>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            error: Option<RpcError>,
+        }
+        let (result, error) = match answer {
+            Ok(result) => (Some(result), None),
+            Err(error) => (None, Some(error)),
+        };
+        self.send("answer", &Answer { id, result, error }).map(drop)
+    }
+
+    /// Why the peer closed; `None` while it is open.
+    pub fn close_cause(&self) -> Option<String> {
+        self.inner.closed.borrow().clone()
+    }
+
+    /// Waits until the peer is closed, and tells why.
+    pub async fn closed(&self) -> String {
+        let mut closed = self.inner.closed.subscribe();
+        match closed.wait_for(Option::is_some).await {
+            Ok(cause) => cause.clone().unwrap_or_default(),
+            Err(_) => String::new(),
+        }
+    }
+
+    /// Closes the peer from this side.
+    pub fn close(&self, cause: impl Into<String>) {
+        self.inner.close(cause.into());
+    }
+
+    /// How many lines were no message of the protocol.
+    pub fn garbage_lines(&self) -> u64 {
+        self.inner.garbage_lines.load(Ordering::Relaxed)
+    }
+
+    fn send(
+        &self,
+        method: &'static str,
+        message: &impl Serialize,
+    ) -> Result<Arc<AtomicBool>, RequestError> {
+        let refused = |cause: String| RequestError::Transport { method, cause, written: false };
+        let mut line = serde_json::to_vec(message).map_err(|error| refused(error.to_string()))?;
+        line.push(b'\n');
+        let written = Arc::new(AtomicBool::new(false));
+        if let Some(cause) = self.close_cause() {
+            return Err(refused(cause));
+        }
+        self.inner
+            .outbound
+            .try_send(Outgoing { line, written: Arc::clone(&written) })
+            .map_err(|_| refused("the worker does not read its standard input".to_owned()))?;
+        Ok(written)
+    }
+}
+
+#[derive(Serialize)]
+struct Outbound<'a, P: Serialize> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<u64>,
+    method: &'static str,
+    params: &'a P,
+}
+
+async fn write_lines(
+    inner: Arc<Inner>,
+    mut writer: impl AsyncWrite + Unpin,
+    mut queue: mpsc::Receiver<Outgoing>,
+    timeout: Duration,
+) {
+    let mut closed = inner.closed.subscribe();
+    loop {
+        let Outgoing { line, written } = tokio::select! {
+            biased;
+            _ = closed.wait_for(Option::is_some) => return,
+            next = queue.recv() => match next {
+                Some(outgoing) => outgoing,
+                None => return,
+            },
+        };
+        // From here on the other side may have seen it.
+        written.store(true, Ordering::Release);
+        let write = async {
+            writer.write_all(&line).await?;
+            writer.flush().await
+        };
+        match tokio::time::timeout(timeout, write).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return inner.close(format!("its standard input is closed: {error}")),
+            Err(_) => {
+                let timeout = humantime::format_duration(timeout);
+                return inner.close(format!("it did not read its standard input for {timeout}"));
+            }
+        }
+    }
+}
+
+async fn read_lines(
+    inner: Arc<Inner>,
+    reader: impl AsyncRead + Unpin,
+    limits: PeerLimits,
+    mut on_message: impl FnMut(Inbound),
+) {
+    let codec = AnyDelimiterCodec::new_with_max_length(
+        b"\n".to_vec(),
+        b"\n".to_vec(),
+        limits.max_line_bytes,
+    );
+    let mut lines = FramedRead::with_capacity(reader, codec, 64 * 1024);
+    let mut closed = inner.closed.subscribe();
+    loop {
+        let line = tokio::select! {
+            biased;
+            _ = closed.wait_for(Option::is_some) => return,
+            line = lines.next() => line,
+        };
+        let line = match line {
+            Some(Ok(line)) => line,
+            Some(Err(AnyDelimiterCodecError::MaxChunkLengthExceeded)) => {
+                let limit = limits.max_line_bytes;
+                return inner
+                    .close(format!("it wrote a line longer than the limit of {limit} bytes"));
+            }
+            Some(Err(AnyDelimiterCodecError::Io(error))) => {
+                return inner.close(format!("its standard output can't be read: {error}"));
+            }
+            None => return inner.close("its standard output ended".to_owned()),
+        };
+        if line.iter().all(u8::is_ascii_whitespace) {
+            continue;
+        }
+        match message::parse(&line) {
+            Ok(Line::Inbound(inbound)) => on_message(inbound),
+            Ok(Line::Response { id, outcome }) => {
+                let pending = inner.pending().remove(&id);
+                match pending {
+                    // A caller that has gone does not want its answer.
+                    Some(Pending { answer }) => drop(answer.send(outcome)),
+                    None => tracing::debug!(id, "an answer came that nobody waits for"),
+                }
+            }
+            Err(cause) => {
+                let count = inner.garbage_lines.fetch_add(1, Ordering::Relaxed) + 1;
+                // Every power of two: a flood is told without flooding the log.
+                if count.is_power_of_two() {
+                    let start = String::from_utf8_lossy(&line[..line.len().min(200)]).into_owned();
+                    tracing::warn!(
+                        count,
+                        cause,
+                        start,
+                        "the worker wrote a line that is no message"
+                    );
+                }
+                if count >= limits.max_garbage_lines {
+                    return inner.close(format!("it wrote {count} lines that are no messages"));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+    use tokio::io::{AsyncBufReadExt as _, BufReader, DuplexStream, duplex, split};
+
+    fn start(limits: PeerLimits) -> (Peer, DuplexStream, mpsc::UnboundedReceiver<Inbound>) {
+        let (ours, theirs) = duplex(1 << 20);
+        let (reader, writer) = split(ours);
+        let (messages, received) = mpsc::unbounded_channel();
+        let peer = Peer::start(reader, writer, limits, move |message| {
+            let _ = messages.send(message);
+        });
+        (peer, theirs, received)
+    }
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[tokio::test]
+    async fn answers_find_their_requests_in_any_order_and_split_at_any_byte() {
+        let (peer, theirs, mut received) = start(PeerLimits::default());
+        let (reader, mut writer) = split(theirs);
+        let other_side = tokio::spawn(async move {
+            let mut lines = BufReader::new(reader).lines();
+            let mut ids = Vec::new();
+            for _ in 0..2 {
+                let line: Value =
+                    serde_json::from_str(&lines.next_line().await.unwrap().unwrap()).unwrap();
+                ids.push(line["id"].clone());
+            }
+            let text = format!(
+                "\n  \n{}\n{}\n{}\n",
+                json!({"id": ids[1], "result": "zwei ✓"}),
+                json!({"method": "warning", "params": {"message": "ä"}}),
+                json!({"id": ids[0], "error": {"code": -1, "message": "no"}}),
+            );
+            for byte in text.as_bytes() {
+                writer.write_all(&[*byte]).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+            writer
+        });
+        let params = json!({});
+        let (one, two) = tokio::join!(
+            peer.request::<Value>("one", &params, SECOND),
+            peer.request::<Value>("two", &params, SECOND),
+        );
+        assert!(matches!(one, Err(RequestError::Server { code: -1, .. })));
+        assert_eq!(two.unwrap(), "zwei ✓");
+        assert!(
+            matches!(received.recv().await, Some(Inbound::Notification(n)) if n.params.get() == "{\"message\":\"ä\"}")
+        );
+        drop(other_side.await.unwrap());
+        assert_eq!(peer.closed().await, "its standard output ended");
+        assert!(peer.inner.pending().is_empty());
+        let refused = peer.request::<Value>("three", &params, SECOND).await;
+        assert!(matches!(refused, Err(RequestError::Transport { written: false, .. })));
+    }
+
+    #[tokio::test]
+    async fn a_dropped_request_leaves_nothing_behind() {
+        let (peer, _theirs, _received) = start(PeerLimits::default());
+        let params = json!({});
+        {
+            let request = peer.request::<Value>("one", &params, SECOND);
+            tokio::pin!(request);
+            assert!(futures::poll!(&mut request).is_pending());
+            assert_eq!(peer.inner.pending().len(), 1);
+        }
+        assert!(peer.inner.pending().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_side_that_reads_nothing_closes_the_peer_and_fails_what_is_pending() {
+        let (ours, theirs) = duplex(16);
+        let (reader, writer) = split(ours);
+        let peer = Peer::start(reader, writer, PeerLimits::default(), |_| {});
+        let params = json!({"text": "x".repeat(64)});
+        let error = peer.request::<Value>("one", &params, 60 * SECOND).await.unwrap_err();
+        assert!(matches!(error, RequestError::Transport { written: true, .. }), "{error}");
+        assert!(peer.closed().await.contains("did not read its standard input"));
+        drop(theirs);
+    }
+
+    #[tokio::test]
+    async fn a_line_at_the_limit_passes_and_one_above_it_closes_the_peer() {
+        let limits = PeerLimits { max_line_bytes: 100, ..PeerLimits::default() };
+        let (peer, mut theirs, mut received) = start(limits);
+        let frame = r#"{"method":""}"#.len();
+        let line = format!("{{\"method\":\"{}\"}}\n", "m".repeat(100 - frame));
+        theirs.write_all(line.as_bytes()).await.unwrap();
+        assert!(
+            matches!(received.recv().await, Some(Inbound::Notification(n)) if n.method.len() == 100 - frame)
+        );
+        let line = format!("{{\"method\":\"{}\"}}\n", "m".repeat(101 - frame));
+        theirs.write_all(line.as_bytes()).await.unwrap();
+        assert!(peer.closed().await.contains("limit of 100 bytes"));
+    }
+
+    #[tokio::test]
+    async fn garbage_is_counted_and_skipped_until_its_limit() {
+        let limits = PeerLimits { max_garbage_lines: 3, ..PeerLimits::default() };
+        let (peer, mut theirs, mut received) = start(limits);
+        theirs.write_all(b"what\n\xff\xfe\n{\"method\":\"warning\"}\n").await.unwrap();
+        assert!(matches!(received.recv().await, Some(Inbound::Notification(_))));
+        assert_eq!(peer.garbage_lines(), 2);
+        theirs.write_all(b"again\n").await.unwrap();
+        assert!(peer.closed().await.contains("3 lines that are no messages"));
+    }
+}

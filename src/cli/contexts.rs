@@ -1,0 +1,171 @@
+//! `contexts`: which thread a context continues.
+
+use std::io::{self, Write as _};
+
+use super::client::{self, AddrArgs};
+use super::failure::{Failure, Outcome};
+use super::{json, table, words};
+use crate::pb;
+
+/// Arguments of `contexts`.
+#[derive(Debug, clap::Args)]
+pub(super) struct ContextsArgs {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Action {
+    /// List bindings
+    List {
+        /// Only those of this context
+        #[arg(long, value_name = "ID")]
+        context: Option<String>,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Show one binding
+    Get {
+        #[command(flatten)]
+        key: Key,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Bind a context to a thread
+    Bind {
+        #[command(flatten)]
+        key: Key,
+        /// The thread, a UUID
+        #[arg(value_name = "THREAD")]
+        thread_id: String,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Remove a binding; the thread stays in Codex
+    Delete {
+        #[command(flatten)]
+        key: Key,
+        #[command(flatten)]
+        addr: AddrArgs,
+    },
+}
+
+/// Which binding.
+#[derive(Debug, clap::Args)]
+struct Key {
+    /// The context
+    #[arg(value_name = "CONTEXT")]
+    context_id: String,
+    /// The tool whose thread is meant
+    #[arg(long, value_name = "NAME", default_value = "")]
+    tool: String,
+    /// The thread key itself, in place of the tool's
+    #[arg(long, value_name = "KEY", default_value = "")]
+    thread_key: String,
+}
+
+#[derive(Debug, clap::Args)]
+struct Output {
+    #[command(flatten)]
+    addr: AddrArgs,
+    /// Print JSON, one object a line
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs `contexts`.
+pub(super) async fn contexts(ContextsArgs { action }: ContextsArgs) -> Outcome {
+    match action {
+        Action::List { context, output } => list(context.unwrap_or_default(), &output).await?,
+        Action::Get { key, output } => {
+            let Key { context_id, tool, thread_key } = key;
+            let request =
+                pb::GetContextRequest { context_id, tool_name: tool, thread_id_key: thread_key };
+            let mut client = client::codex(&output.addr.addr).await?;
+            let response = client.get_context(request).await?.into_inner();
+            print(&output, response.context.as_slice())?;
+        }
+        Action::Bind { key, thread_id, output } => {
+            let Key { context_id, tool, thread_key } = key;
+            let request = pb::BindContextRequest {
+                context_id,
+                tool_name: tool,
+                thread_id_key: thread_key,
+                thread_id,
+            };
+            let mut client = client::codex(&output.addr.addr).await?;
+            let response = client.bind_context(request).await?.into_inner();
+            if output.json {
+                writeln!(io::stdout(), "{}", json::line(&response)?)?;
+            } else {
+                print(&output, response.context.as_slice())?;
+                if !response.replaced_thread_id.is_empty() {
+                    let replaced = words::plain(&response.replaced_thread_id);
+                    writeln!(io::stdout(), "it was bound to {replaced} before")?;
+                }
+            }
+        }
+        Action::Delete { key, addr } => {
+            let Key { context_id, tool, thread_key } = key;
+            let request =
+                pb::DeleteContextRequest { context_id, tool_name: tool, thread_id_key: thread_key };
+            client::codex(&addr.addr).await?.delete_context(request).await?;
+        }
+    }
+    Ok(0)
+}
+
+async fn list(context_id: String, output: &Output) -> Result<(), Failure> {
+    let mut client = client::codex(&output.addr.addr).await?;
+    let mut contexts = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let request =
+            pb::ListContextsRequest { page_size: 1000, page_token, context_id: context_id.clone() };
+        let page = client.list_contexts(request).await?.into_inner();
+        if output.json {
+            // Page by page: a million bindings need not fit into memory first.
+            print(output, &page.contexts)?;
+        } else {
+            contexts.extend(page.contexts);
+        }
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    if output.json { Ok(()) } else { print(output, &contexts) }
+}
+
+fn print(output: &Output, contexts: &[pb::Context]) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    if output.json {
+        for context in contexts {
+            writeln!(out, "{}", json::line(context)?)?;
+        }
+        return Ok(());
+    }
+    let rows: Vec<[String; 7]> = contexts
+        .iter()
+        .map(|context| {
+            let turns = match (context.running_turn_id.is_empty(), context.queued_turns) {
+                (true, 0) => context.turn_count.to_string(),
+                (true, queued) => format!("{}, {queued} waiting", context.turn_count),
+                (false, 0) => format!("{}, running", context.turn_count),
+                (false, queued) => format!("{}, running, {queued} waiting", context.turn_count),
+            };
+            [
+                words::plain(&context.context_id),
+                words::or_dash(&context.tool_name),
+                words::or_dash(&context.thread_id_key),
+                words::or_dash(&context.thread_id),
+                turns,
+                words::or_dash(&context.worker_id),
+                words::ago(context.update_time.as_ref()),
+            ]
+        })
+        .collect();
+    let titles = ["CONTEXT", "TOOL", "THREAD KEY", "THREAD", "TURNS", "WORKER", "CHANGED AGO"];
+    table::write(&mut out, titles, &rows)?;
+    Ok(())
+}

@@ -1,0 +1,288 @@
+//! `demo`: two turns of one context against a sidecar of its own, through real gRPC.
+//!
+//! Everything is in a temporary directory and is gone afterwards. With the offline model there is
+//! no key and no network; only `--live` uses the caller's own CODEX_HOME and key.
+
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+
+use super::failure::{Failure, Outcome, tell};
+use super::printer::{Printer, colours_wanted};
+use super::run::{Ended, Output, run_turn};
+use super::serve::with_causes;
+use super::words::{show_duration, show_error};
+use super::{INTERRUPTED, client};
+use crate::app::{App, READINESS_SERVICE};
+use crate::codex_cli::{self, CliVersion};
+use crate::config::{Config, LogFormat, ServeArgs};
+use crate::pb;
+use crate::telemetry;
+
+const CONTEXT: &str = "demo";
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Arguments of `demo`.
+#[derive(Debug, clap::Args)]
+pub(super) struct DemoArgs {
+    /// Ask the real model, with the key in CODEX_API_KEY or OPENAI_API_KEY and your own CODEX_HOME
+    #[arg(long)]
+    live: bool,
+    /// What of the sidecar's log to show on stderr
+    #[arg(long, value_name = "FILTER", default_value = "warn")]
+    log: String,
+}
+
+/// Runs `demo`.
+pub(super) async fn demo(DemoArgs { live, log }: DemoArgs) -> Outcome {
+    telemetry::init(LogFormat::Text, &log).map_err(|error| Failure::told(error.to_string()))?;
+    let mut printer = Printer::new(io::stdout(), colours_wanted());
+
+    let (codex, version) = find_codex().await?;
+    printer.say(&format!("Codex CLI {version}: {}", codex.display()))?;
+    let place = TemporaryPlace::create()?;
+    let config = configure(live, &codex, &place)?;
+    // A key alone does not make it live: a demo that costs money has to be asked for.
+    let live = live && config.api_key.is_some();
+    match &config.api_key {
+        Some(key) if live => {
+            printer.say(&format!("model: the real one, key from {}", key.source))?
+        }
+        _ => printer.say("model: the built-in offline model; no key and no network")?,
+    }
+
+    let started = Instant::now();
+    let app = App::start(config).await.map_err(|error| Failure::told(with_causes(&error)))?;
+    let addr = app.addresses().first().map(ToString::to_string).unwrap_or_default();
+    let shutdown = CancellationToken::new();
+    let running = tokio::spawn(app.run(shutdown.clone()));
+
+    let shown = show(&addr, started, live, &place, &mut Output::People(Box::new(printer))).await;
+    // However it went: the sidecar's processes go before their directory does.
+    shutdown.cancel();
+    match running.await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tell(&format!("error: the sidecar: {}", with_causes(&error))),
+        Err(error) => tell(&format!("error: the sidecar: {error}")),
+    }
+    shown
+}
+
+async fn show(
+    addr: &str,
+    started: Instant,
+    live: bool,
+    place: &TemporaryPlace,
+    output: &mut Output,
+) -> Outcome {
+    let channel = tokio::select! {
+        channel = wait_until_ready(addr) => channel?,
+        _ = tokio::signal::ctrl_c() => return Ok(INTERRUPTED),
+    };
+    let took = show_duration(started.elapsed());
+    say(output, &format!("sidecar: {addr}, ready for turns after {took}"))?;
+
+    let first_prompt = "Write a haiku about a sidecar.";
+    let second_prompt = if live {
+        "Run the command `echo hello`, then repeat the first line of your haiku."
+    } else {
+        "Run a command, and say how many messages you saw. [[run echo hello]]"
+    };
+    let mut threads = Vec::new();
+    let mut timings = Vec::new();
+    let mut last_response = String::new();
+    for (number, prompt) in [(1, first_prompt), (2, second_prompt)] {
+        say(output, &format!("\n— turn {number} of the context {CONTEXT:?}"))?;
+        let client = client::codex_on(channel.clone());
+        let began = Instant::now();
+        let told = run_turn(client, turn(prompt, live, place), output).await?;
+        timings.push(began.elapsed());
+        threads.push(told.thread_id);
+        match told.ended {
+            Ended::Completed(response) => last_response = response,
+            Ended::Failed(error) => {
+                return Err(Failure::told(format!("turn {number} failed: {}", show_error(&error))));
+            }
+            Ended::Interrupted => return Ok(INTERRUPTED),
+        }
+    }
+
+    say(output, "\n— what this showed")?;
+    let [first, second] = threads.as_slice() else {
+        return Err(Failure::told("there were not two turns"));
+    };
+    if first != second || first.is_empty() {
+        return Err(Failure::told(format!(
+            "the second turn ran on another thread: {first:?}, then {second:?}"
+        )));
+    }
+    say(output, &format!("both turns ran on the same thread: {first}"))?;
+    if !live {
+        if !last_response.contains("user messages so far: 2") {
+            return Err(Failure::told(format!(
+                "the model did not see both user messages in the second turn: {last_response:?}"
+            )));
+        }
+        say(output, "the model saw 2 user messages in the second turn: the thread went on")?;
+    }
+    for (index, took) in timings.iter().enumerate() {
+        say(output, &format!("turn {}: {}", index + 1, show_duration(*took)))?;
+    }
+    Ok(0)
+}
+
+fn say(output: &mut Output, text: &str) -> Result<(), Failure> {
+    if let Output::People(printer) = output {
+        printer.say(text)?;
+    }
+    Ok(())
+}
+
+fn turn(prompt: &str, live: bool, place: &TemporaryPlace) -> pb::RunTurnRequest {
+    let mut options = pb::ThreadOptions {
+        working_directory: Some(place.work.to_string_lossy().into_owned()),
+        skip_git_repo_check: Some(true),
+        ..Default::default()
+    };
+    // What the offline model runs is known, and many containers can't do Codex's sandbox; what a
+    // real model runs is not.
+    options.set_sandbox_mode(if live {
+        pb::SandboxMode::ReadOnly
+    } else {
+        pb::SandboxMode::DangerFullAccess
+    });
+    options.set_approval_policy(pb::ApprovalPolicy::Never);
+    pb::RunTurnRequest {
+        context_id: CONTEXT.to_owned(),
+        inputs: vec![pb::UserInput { input: Some(pb::user_input::Input::Text(prompt.to_owned())) }],
+        thread_options: Some(options),
+        ..Default::default()
+    }
+}
+
+/// The CLI that is there and good enough, else the pinned one from npm.
+async fn find_codex() -> Result<(PathBuf, CliVersion), Failure> {
+    let configured = std::env::var_os("CODEX_PATH").filter(|path| !path.is_empty());
+    let configured = configured.as_deref().map(Path::new);
+    let found = codex_cli::find(configured, std::env::var_os("PATH").as_deref());
+    let why_not = match found {
+        Ok(path) => match codex_cli::version(&path).await {
+            Ok(version) if version.is_supported() => return Ok((path, version)),
+            Ok(version) => format!(
+                "{} is version {version}, and the oldest supported one is {}",
+                path.display(),
+                codex_cli::OLDEST_SUPPORTED
+            ),
+            Err(error) => error.to_string(),
+        },
+        Err(error) => error.to_string(),
+    };
+    if configured.is_some() {
+        // Who names a binary does not want another one in its place.
+        return Err(Failure::told(why_not));
+    }
+    tell(&format!("{why_not}\ninstalling the pinned Codex CLI under target/"));
+    let told = |error: &dyn std::error::Error| Failure::told(with_causes(error));
+    let path = tokio::task::spawn_blocking(codex_cli::install)
+        .await
+        .map_err(|error| told(&error))?
+        .map_err(|error| told(&error))?;
+    let version = codex_cli::version(&path).await.map_err(|error| told(&error))?;
+    Ok((path, version))
+}
+
+/// The sidecar's configuration: of the caller's environment only what `--live` asks for.
+fn configure(live: bool, codex: &Path, place: &TemporaryPlace) -> Result<Config, Failure> {
+    let env = |name: &str| -> Option<OsString> {
+        match name {
+            "HOME" => std::env::var_os(name),
+            "CODEX_HOME" | "CODEX_API_KEY" | "OPENAI_API_KEY" if live => std::env::var_os(name),
+            "CODEX_HOME" => Some(place.home.clone().into_os_string()),
+            _ => None,
+        }
+    };
+    let args = ServeArgs {
+        listen: vec!["127.0.0.1:0".into()],
+        codex_path: Some(codex.into()),
+        workers: Some("2".into()),
+        drain_grace: Some("2s".into()),
+        ..ServeArgs::default()
+    };
+    let mut config =
+        Config::load(args, &env).map_err(|errors| Failure::told(errors.to_string()))?;
+    if live && config.api_key.is_none() {
+        tell(
+            "--live needs a key in CODEX_API_KEY or OPENAI_API_KEY; going on with the offline model",
+        );
+        config.codex_home = place.home.clone();
+    }
+    config.offline_model = !live || config.api_key.is_none();
+    Ok(config)
+}
+
+/// Waits until the sidecar takes turns, as any client would.
+async fn wait_until_ready(addr: &str) -> Result<Channel, Failure> {
+    let channel = client::connect(addr).await?;
+    let mut health = HealthClient::new(channel.clone());
+    let request = HealthCheckRequest { service: READINESS_SERVICE.to_owned() };
+    let serving = async {
+        let mut statuses = health.watch(request).await?.into_inner();
+        while let Some(response) = statuses.message().await? {
+            if response.status() == ServingStatus::Serving {
+                return Ok::<_, Failure>(());
+            }
+        }
+        Err(Failure::told("the sidecar ended its health stream before it was ready"))
+    };
+    match tokio::time::timeout(READY_TIMEOUT, serving).await {
+        Ok(result) => result.map(|()| channel),
+        Err(_) => {
+            let info =
+                client::pool(addr).await?.get_server_info(pb::GetServerInfoRequest {}).await?;
+            let info = info.into_inner();
+            Err(Failure::told(format!(
+                "the sidecar was not ready for turns within {}: {}: {}",
+                show_duration(READY_TIMEOUT),
+                info.not_ready_reason,
+                info.not_ready_message
+            )))
+        }
+    }
+}
+
+/// A directory for the demo, deleted when dropped.
+struct TemporaryPlace {
+    root: PathBuf,
+    /// CODEX_HOME.
+    home: PathBuf,
+    /// Where Codex works.
+    work: PathBuf,
+}
+
+impl TemporaryPlace {
+    fn create() -> Result<TemporaryPlace, Failure> {
+        let root =
+            std::env::temp_dir().join(format!("codex-sidecar-demo-{}", uuid::Uuid::new_v4()));
+        let place = TemporaryPlace { home: root.join("home"), work: root.join("work"), root };
+        for directory in [&place.home, &place.work] {
+            std::fs::create_dir_all(directory).map_err(|error| {
+                Failure::told(format!("can't create {}: {error}", directory.display()))
+            })?;
+        }
+        Ok(place)
+    }
+}
+
+impl Drop for TemporaryPlace {
+    fn drop(&mut self) {
+        // A leftover in the temporary directory harms nobody.
+        let _ = std::fs::remove_dir_all(&self.root);
+    }
+}

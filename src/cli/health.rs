@@ -1,0 +1,39 @@
+//! `health`: an exec probe.
+
+use std::io::{self, Write as _};
+use std::time::Duration;
+
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+
+use super::client::{self, AddrArgs};
+use super::failure::{Failure, Outcome};
+
+/// Arguments of `health`.
+#[derive(Debug, clap::Args)]
+pub(super) struct HealthArgs {
+    #[command(flatten)]
+    addr: AddrArgs,
+    /// The service: empty for alive, codex.sidecar.v1.CodexService for ready for turns
+    #[arg(long, value_name = "NAME", default_value = "")]
+    service: String,
+    /// How long to wait for an answer
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
+    timeout: Duration,
+}
+
+/// Runs `health`.
+pub(super) async fn health(HealthArgs { addr, service, timeout }: HealthArgs) -> Outcome {
+    let check = async {
+        let mut client = HealthClient::new(client::connect(&addr.addr).await?);
+        let response = client.check(HealthCheckRequest { service: service.clone() }).await?;
+        Ok::<_, Failure>(response.into_inner().status())
+    };
+    let status = tokio::time::timeout(timeout, check).await.map_err(|_| {
+        let timeout = humantime::format_duration(timeout);
+        Failure::told(format!("the sidecar at {} did not answer within {timeout}", addr.addr))
+    })??;
+    writeln!(io::stdout(), "{}", status.as_str_name())?;
+    Ok(if status == ServingStatus::Serving { 0 } else { 1 })
+}

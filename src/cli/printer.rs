@@ -1,0 +1,533 @@
+//! The events of a turn, for people.
+//!
+//! Text streams as it comes; everything else is a line or a few. What came from a model or a
+//! command is printed without control characters, which could play tricks on a terminal.
+
+use std::collections::HashSet;
+use std::io::{self, IsTerminal as _, Write};
+
+use super::words::{plain, show_error, show_request, show_time, show_usage, word};
+use crate::pb;
+use crate::pb::item::Kind;
+use crate::pb::turn_event::Event;
+
+/// Whether a stream may be coloured.
+pub(super) fn colours_wanted() -> bool {
+    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    io::stdout().is_terminal() && !refused
+}
+
+/// Prints one turn after the other.
+pub(super) struct Printer<W> {
+    out: W,
+    colours: bool,
+    /// The item whose text is being streamed; its line may be unfinished.
+    streaming: Option<String>,
+    at_line_start: bool,
+    /// Items that were streamed, so that their whole text is not printed again.
+    streamed: HashSet<String>,
+    /// Items whose first line was printed.
+    announced: HashSet<String>,
+    /// The plan as it was printed last, which its completion repeats.
+    plan: String,
+    /// Whether the turn showed an agent message.
+    answered: bool,
+}
+
+/// How a piece of text looks.
+#[derive(Clone, Copy)]
+enum Look {
+    Normal,
+    Bold,
+    Dim,
+    Red,
+    Yellow,
+}
+
+impl Look {
+    fn code(self) -> &'static str {
+        match self {
+            Look::Normal => "",
+            Look::Bold => "\x1b[1m",
+            Look::Dim => "\x1b[2m",
+            Look::Red => "\x1b[31m",
+            Look::Yellow => "\x1b[33m",
+        }
+    }
+}
+
+impl<W: Write> Printer<W> {
+    /// A printer on `out`.
+    pub(super) fn new(out: W, colours: bool) -> Printer<W> {
+        Printer {
+            out,
+            colours,
+            streaming: None,
+            at_line_start: true,
+            streamed: HashSet::new(),
+            announced: HashSet::new(),
+            plan: String::new(),
+            answered: false,
+        }
+    }
+
+    /// Prints an event. What a terminal event says about failure is left to the caller, who has to
+    /// give it an exit code.
+    pub(super) fn event(&mut self, event: &pb::TurnEvent) -> io::Result<()> {
+        let Some(kind) = &event.event else {
+            return Ok(());
+        };
+        match kind {
+            Event::AgentMessageDelta(delta) => {
+                self.answered = true;
+                self.stream(&delta.item_id, &delta.text, Look::Normal, "")?;
+            }
+            Event::ReasoningDelta(delta) => {
+                self.stream(&delta.item_id, &delta.text, Look::Dim, "")?;
+            }
+            Event::CommandOutputDelta(delta) => {
+                self.stream(&delta.item_id, &delta.text, Look::Dim, "  ")?;
+            }
+            Event::ItemStarted(pb::ItemStarted { item }) => self.item(item.as_ref(), false)?,
+            Event::ItemUpdated(pb::ItemUpdated { item }) => self.item(item.as_ref(), false)?,
+            Event::ItemCompleted(pb::ItemCompleted { item }) => self.item(item.as_ref(), true)?,
+            Event::Queued(pb::Queued { position }) => {
+                self.line(Look::Dim, &format!("waiting, place {position} in the queue"))?;
+            }
+            Event::ThreadStarted(thread) => {
+                let origin = word(thread.origin().as_str_name(), "THREAD_ORIGIN_");
+                let text = format!("thread {} ({origin})", thread.thread_id);
+                self.line(Look::Dim, &text)?;
+            }
+            Event::TurnStarted(_) => {
+                self.answered = false;
+                self.line(Look::Dim, &format!("turn {}", event.turn_id))?;
+            }
+            Event::TurnDiffUpdated(pb::TurnDiffUpdated { diff }) => {
+                let added = diff.lines().filter(|line| is_change(line, '+')).count();
+                let removed = diff.lines().filter(|line| is_change(line, '-')).count();
+                self.line(Look::Dim, &format!("diff so far: +{added} -{removed} lines"))?;
+            }
+            Event::TokenUsageUpdated(usage) => {
+                let text = format!("tokens so far: {}", show_usage(usage.usage.as_ref()));
+                self.line(Look::Dim, &text)?;
+            }
+            Event::ThreadError(pb::ThreadError { error, will_retry }) => {
+                let again = if *will_retry { ", Codex tries again" } else { "" };
+                let error = error.as_ref().map(show_error).unwrap_or_default();
+                self.line(Look::Yellow, &format!("problem{again}: {error}"))?;
+            }
+            Event::Warning(pb::Warning { code, message, details }) => {
+                let details =
+                    if details.is_empty() { String::new() } else { format!(" ({details})") };
+                self.line(Look::Yellow, &format!("warning: {code}: {message}{details}"))?;
+            }
+            Event::RequestRaised(pb::RequestRaised { request }) => {
+                if let Some(request) = request {
+                    let asked = show_request(request);
+                    let text = format!("Codex asks (request {}): {asked}", request.request_id);
+                    self.line(Look::Yellow, &text)?;
+                }
+            }
+            Event::RequestResolved(resolved) => {
+                let how = word(resolved.resolution().as_str_name(), "REQUEST_RESOLUTION_");
+                self.line(
+                    Look::Dim,
+                    &format!("request {} is settled: {how}", resolved.request_id),
+                )?;
+            }
+            Event::Gap(pb::Gap { from, to }) => {
+                self.line(Look::Yellow, &format!("events {from} to {to} are missing"))?;
+            }
+            Event::Raw(pb::Raw { method, json }) => {
+                self.line(Look::Dim, &format!("{method} {json}"))?;
+            }
+            Event::TurnCompleted(done) => {
+                if !self.answered {
+                    self.text(Look::Normal, &done.final_response, "")?;
+                }
+                self.end("completed", done.usage.as_ref())?;
+            }
+            Event::TurnFailed(failed) => self.end("failed", failed.usage.as_ref())?,
+            Event::TurnInterrupted(stopped) => {
+                let reason = word(stopped.reason().as_str_name(), "INTERRUPT_REASON_");
+                self.end(&format!("interrupted ({reason})"), stopped.usage.as_ref())?;
+            }
+        }
+        self.out.flush()
+    }
+
+    /// Finishes a line that is being streamed, for somebody else to write.
+    pub(super) fn finish_line(&mut self) -> io::Result<()> {
+        self.streaming = None;
+        if !self.at_line_start {
+            self.at_line_start = true;
+            self.out.write_all(b"\n")?;
+        }
+        self.out.flush()
+    }
+
+    /// Writes lines of our own.
+    pub(super) fn say(&mut self, text: &str) -> io::Result<()> {
+        self.text(Look::Bold, text, "")?;
+        self.out.flush()
+    }
+
+    fn item(&mut self, item: Option<&pb::Item>, completed: bool) -> io::Result<()> {
+        let Some(pb::Item { id, kind: Some(kind) }) = item else {
+            return Ok(());
+        };
+        let first_time = self.announced.insert(id.clone());
+        match kind {
+            Kind::AgentMessage(message) => {
+                if completed {
+                    self.answered = true;
+                    self.complete_text(id, Look::Normal, &message.text, "")?;
+                }
+            }
+            Kind::Reasoning(pb::Reasoning { summary, content }) => {
+                if completed {
+                    let parts = if summary.is_empty() { content } else { summary };
+                    self.complete_text(id, Look::Dim, &parts.join("\n"), "")?;
+                }
+            }
+            Kind::CommandExecution(command) => {
+                if first_time {
+                    self.line(Look::Bold, &format!("$ {}", command.command))?;
+                }
+                if completed {
+                    self.complete_text(id, Look::Dim, &command.aggregated_output, "  ")?;
+                    let (look, how) = match (command.exit_code, command.status()) {
+                        (Some(0), _) => (Look::Dim, "exit code 0".to_owned()),
+                        (Some(code), _) => (Look::Red, format!("exit code {code}")),
+                        (None, status) => {
+                            let prefix = "COMMAND_EXECUTION_STATUS_";
+                            (Look::Red, word(status.as_str_name(), prefix))
+                        }
+                    };
+                    self.line(look, &format!("  {how}{}", show_time(command.duration.as_ref())))?;
+                }
+            }
+            Kind::FileChange(change) => {
+                if completed {
+                    self.file_change(change)?;
+                }
+            }
+            Kind::McpToolCall(call) => {
+                if first_time {
+                    let text =
+                        format!("call {}.{} {}", call.server, call.tool, call.arguments_json);
+                    self.line(Look::Bold, &text)?;
+                }
+                if completed {
+                    let time = show_time(call.duration.as_ref());
+                    if call.error_message.is_empty() {
+                        self.line(Look::Dim, &format!("  {}{time}", call.result_json))?;
+                    } else {
+                        self.line(Look::Red, &format!("  failed{time}: {}", call.error_message))?;
+                    }
+                }
+            }
+            Kind::DynamicToolCall(call) => {
+                if first_time {
+                    let text = format!("call {} {}", call.tool, call.arguments_json);
+                    self.line(Look::Bold, &text)?;
+                }
+                if completed {
+                    let how = word(call.status().as_str_name(), "DYNAMIC_TOOL_CALL_STATUS_");
+                    let look = if call.success == Some(true) { Look::Dim } else { Look::Red };
+                    self.line(look, &format!("  {how}{}", show_time(call.duration.as_ref())))?;
+                }
+            }
+            Kind::WebSearch(search) => {
+                if completed {
+                    self.line(Look::Bold, &format!("web search: {}", search.query))?;
+                }
+            }
+            Kind::TodoList(list) => self.todo_list(list)?,
+            Kind::Error(pb::ErrorItem { message }) => {
+                if first_time {
+                    self.line(Look::Yellow, &format!("problem: {message}"))?;
+                }
+            }
+            Kind::UserMessage(message) => {
+                if first_time {
+                    self.user_message(message)?;
+                }
+            }
+            Kind::ImageView(pb::ImageView { path }) => {
+                if first_time {
+                    self.line(Look::Dim, &format!("looked at {path}"))?;
+                }
+            }
+            Kind::ContextCompaction(pb::ContextCompaction {}) => {
+                if first_time {
+                    self.line(Look::Dim, "summed up the thread's history to make room")?;
+                }
+            }
+            Kind::Unknown(unknown) => {
+                if first_time {
+                    self.line(Look::Dim, &format!("{} {}", unknown.r#type, unknown.json))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn file_change(&mut self, change: &pb::FileChange) -> io::Result<()> {
+        for file in &change.changes {
+            let sign = match file.kind() {
+                pb::FileChangeKind::Add => '+',
+                pb::FileChangeKind::Delete => '-',
+                pb::FileChangeKind::Update | pb::FileChangeKind::Unspecified => '~',
+            };
+            let to = match file.move_path.as_str() {
+                "" => String::new(),
+                path => format!(" -> {path}"),
+            };
+            self.line(Look::Bold, &format!("{sign} {}{to}", file.path))?;
+        }
+        if change.status() != pb::FileChangeStatus::Completed {
+            let how = word(change.status().as_str_name(), "FILE_CHANGE_STATUS_");
+            self.line(Look::Red, &format!("  {how}"))?;
+        }
+        Ok(())
+    }
+
+    fn todo_list(&mut self, list: &pb::TodoList) -> io::Result<()> {
+        let mut plan = String::from("plan:");
+        for item in &list.items {
+            let sign = match item.status() {
+                pb::TodoStatus::Completed => 'x',
+                pb::TodoStatus::InProgress => '>',
+                _ if item.completed => 'x',
+                _ => ' ',
+            };
+            plan.push_str(&format!("\n  [{sign}] {}", plain(&item.text)));
+        }
+        if self.plan != plan {
+            self.text(Look::Normal, &plan, "")?;
+            self.plan = plan;
+        }
+        Ok(())
+    }
+
+    fn user_message(&mut self, message: &pb::UserMessage) -> io::Result<()> {
+        use pb::user_input::Input;
+        for input in message.inputs.iter().filter_map(|input| input.input.as_ref()) {
+            match input {
+                Input::Text(text) => self.text(Look::Dim, text, "> ")?,
+                Input::LocalImage(pb::LocalImage { path }) => {
+                    self.line(Look::Dim, &format!("> image {path}"))?;
+                }
+                // May be a data address of megabytes.
+                Input::ImageUrl(url) => {
+                    let start: String = url.chars().take(80).collect();
+                    self.line(Look::Dim, &format!("> image {start}"))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, how: &str, usage: Option<&pb::Usage>) -> io::Result<()> {
+        // The next turn may number its items as this one did.
+        self.streamed.clear();
+        self.announced.clear();
+        self.plan.clear();
+        let usage = match usage {
+            Some(_) => format!("; tokens: {}", show_usage(usage)),
+            None => String::new(),
+        };
+        self.line(Look::Dim, &format!("{how}{usage}"))
+    }
+
+    /// A piece of an item's text, which may begin and end anywhere in a line.
+    fn stream(&mut self, id: &str, text: &str, look: Look, indent: &str) -> io::Result<()> {
+        if self.streaming.as_deref() != Some(id) {
+            self.finish_line()?;
+            self.streaming = Some(id.to_owned());
+        }
+        self.streamed.insert(id.to_owned());
+        self.write(look, text, indent)
+    }
+
+    /// The whole text of an item, unless it was streamed.
+    fn complete_text(&mut self, id: &str, look: Look, text: &str, indent: &str) -> io::Result<()> {
+        if self.streamed.contains(id) || text.is_empty() {
+            return self.finish_line();
+        }
+        self.text(look, text, indent)
+    }
+
+    /// A text of whole lines.
+    fn text(&mut self, look: Look, text: &str, indent: &str) -> io::Result<()> {
+        self.finish_line()?;
+        self.write(look, text, indent)?;
+        self.finish_line()
+    }
+
+    /// A text as one line.
+    fn line(&mut self, look: Look, text: &str) -> io::Result<()> {
+        self.text(look, &text.replace(['\n', '\r'], " "), "")
+    }
+
+    fn write(&mut self, look: Look, text: &str, indent: &str) -> io::Result<()> {
+        let colour = self.colours && !look.code().is_empty();
+        for line in text.split_inclusive('\n') {
+            if self.at_line_start {
+                self.out.write_all(indent.as_bytes())?;
+            }
+            let shown: String = line.chars().filter(|c| !c.is_control() || *c == '\t').collect();
+            if colour {
+                write!(self.out, "{}{shown}\x1b[0m", look.code())?;
+            } else {
+                self.out.write_all(shown.as_bytes())?;
+            }
+            self.at_line_start = line.ends_with('\n');
+            if self.at_line_start {
+                self.out.write_all(b"\n")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A line that a diff adds or removes; its headers begin with the same sign.
+fn is_change(line: &str, sign: char) -> bool {
+    line.starts_with(sign) && !line.starts_with(if sign == '+' { "+++ " } else { "--- " })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(event: Event) -> pb::TurnEvent {
+        pb::TurnEvent { turn_id: "t-1".to_owned(), event: Some(event), ..Default::default() }
+    }
+
+    fn item(id: &str, kind: Kind) -> Option<pb::Item> {
+        Some(pb::Item { id: id.to_owned(), kind: Some(kind) })
+    }
+
+    fn print(colours: bool, events: Vec<Event>) -> String {
+        let mut out = Vec::new();
+        let mut printer = Printer::new(&mut out, colours);
+        for kind in events {
+            printer.event(&event(kind)).unwrap();
+        }
+        String::from_utf8(out).unwrap()
+    }
+
+    fn message(text: &str) -> Kind {
+        Kind::AgentMessage(pb::AgentMessage { text: text.to_owned(), phase: String::new() })
+    }
+
+    fn delta(id: &str, text: &str) -> Event {
+        Event::AgentMessageDelta(pb::AgentMessageDelta {
+            item_id: id.to_owned(),
+            text: text.to_owned(),
+        })
+    }
+
+    #[test]
+    fn a_turn_is_printed_with_every_text_once() {
+        let command = |exit_code, aggregated_output: &str| {
+            Kind::CommandExecution(pb::CommandExecution {
+                command: "echo hello".to_owned(),
+                aggregated_output: aggregated_output.to_owned(),
+                exit_code,
+                duration: exit_code
+                    .map(|_| prost_types::Duration { seconds: 0, nanos: 12_000_000 }),
+                ..Default::default()
+            })
+        };
+        let output = |text: &str| {
+            Event::CommandOutputDelta(pb::CommandOutputDelta {
+                item_id: "c".to_owned(),
+                text: text.to_owned(),
+            })
+        };
+        let usage = pb::Usage {
+            input_tokens: 120,
+            cached_input_tokens: 20,
+            cache_write_input_tokens: 0,
+            output_tokens: 15,
+            reasoning_output_tokens: 3,
+        };
+        let printed = print(
+            false,
+            vec![
+                Event::TurnStarted(pb::TurnStarted { codex_turn_id: String::new() }),
+                Event::ItemStarted(pb::ItemStarted { item: item("a", message("")) }),
+                delta("a", "one "),
+                delta("a", "two\nthr"),
+                Event::ItemStarted(pb::ItemStarted { item: item("c", command(None, "")) }),
+                output("hel"),
+                output("lo\nworld\n"),
+                Event::ItemCompleted(pb::ItemCompleted {
+                    item: item("c", command(Some(3), "hello\nworld\n")),
+                }),
+                Event::ItemCompleted(pb::ItemCompleted {
+                    item: item("a", message("one two\nthr")),
+                }),
+                // Never streamed, and started unseen.
+                Event::ItemCompleted(pb::ItemCompleted {
+                    item: item("d", command(Some(0), "all at once")),
+                }),
+                Event::TurnCompleted(pb::TurnCompleted {
+                    final_response: "one two\nthr".to_owned(),
+                    usage: Some(usage),
+                    thread_usage: None,
+                }),
+            ],
+        );
+        let expected = "turn t-1\none two\nthr\n$ echo hello\n  hello\n  world\n  exit code 3 after \
+                        12 ms\n$ echo hello\n  all at once\n  exit code 0 after 12 ms\ncompleted; \
+                        tokens: 120 in (20 cached), 15 out (3 reasoning)\n";
+        assert_eq!(printed, expected);
+    }
+
+    #[test]
+    fn a_turn_without_an_answer_shows_its_final_response() {
+        let done = pb::TurnCompleted {
+            final_response: "Codex task completed with inputs.".to_owned(),
+            usage: None,
+            thread_usage: None,
+        };
+        let printed = print(false, vec![Event::TurnCompleted(done)]);
+        assert_eq!(printed, "Codex task completed with inputs.\ncompleted\n");
+    }
+
+    #[test]
+    fn escape_sequences_of_a_command_do_not_reach_the_terminal() {
+        let output = Event::CommandOutputDelta(pb::CommandOutputDelta {
+            item_id: "c".to_owned(),
+            text: "\x1b]0;title\x07\ta\r\nb\u{9b}2J".to_owned(),
+        });
+        assert_eq!(print(false, vec![output.clone()]), "  ]0;title\ta\n  b2J");
+        assert_eq!(print(true, vec![output]), "  \x1b[2m]0;title\ta\x1b[0m\n  \x1b[2mb2J\x1b[0m");
+    }
+
+    #[test]
+    fn a_plan_is_printed_when_it_changes() {
+        let plan = |completed| {
+            item(
+                "plan",
+                Kind::TodoList(pb::TodoList {
+                    items: vec![pb::TodoItem { text: "look".to_owned(), completed, status: 0 }],
+                    explanation: String::new(),
+                }),
+            )
+        };
+        let printed = print(
+            false,
+            vec![
+                Event::ItemStarted(pb::ItemStarted { item: plan(false) }),
+                Event::ItemUpdated(pb::ItemUpdated { item: plan(true) }),
+                Event::ItemCompleted(pb::ItemCompleted { item: plan(true) }),
+            ],
+        );
+        assert_eq!(printed, "plan:\n  [ ] look\nplan:\n  [x] look\n");
+    }
+}

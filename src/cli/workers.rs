@@ -1,0 +1,69 @@
+//! `workers`: the Codex processes of the pool.
+
+use std::io::{self, Write as _};
+
+use super::client::{self, AddrArgs};
+use super::failure::Outcome;
+use super::{json, table, words};
+use crate::pb;
+
+/// Arguments of `workers`.
+#[derive(Debug, clap::Args)]
+pub(super) struct WorkersArgs {
+    #[command(flatten)]
+    addr: AddrArgs,
+    /// Print JSON, one worker a line
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs `workers`.
+pub(super) async fn workers(WorkersArgs { addr, json }: WorkersArgs) -> Outcome {
+    let mut client = client::pool(&addr.addr).await?;
+    let workers = client.list_workers(pb::ListWorkersRequest {}).await?.into_inner().workers;
+    let info = client.get_server_info(pb::GetServerInfoRequest {}).await?.into_inner();
+    let mut out = io::stdout().lock();
+    if json {
+        for worker in &workers {
+            writeln!(out, "{}", json::line(worker)?)?;
+        }
+        return Ok(0);
+    }
+    let rows: Vec<[String; 9]> = workers
+        .iter()
+        .map(|worker| {
+            let memory = match worker.resident_memory_bytes {
+                0 => "-".to_owned(),
+                bytes => format!("{} MiB", bytes >> 20),
+            };
+            [
+                words::plain(&worker.worker_id),
+                words::word(worker.state().as_str_name(), "WORKER_STATE_"),
+                if worker.pid == 0 { "-".to_owned() } else { worker.pid.to_string() },
+                words::ago(worker.start_time.as_ref()),
+                format!("{} ({} running)", worker.turns_started, worker.running_turns),
+                worker.loaded_threads.to_string(),
+                memory,
+                worker.restarts.to_string(),
+                words::or_dash(&worker.last_error),
+            ]
+        })
+        .collect();
+    let titles =
+        ["WORKER", "STATE", "PID", "AGE", "TURNS", "THREADS", "MEMORY", "RESTARTS", "LAST ERROR"];
+    table::write(&mut out, titles, &rows)?;
+    let state = if info.ready {
+        "ready for turns".to_owned()
+    } else {
+        let reason = words::plain(&info.not_ready_reason);
+        format!("not ready: {reason}: {}", words::plain(&info.not_ready_message))
+    };
+    writeln!(
+        out,
+        "\nsidecar {}, codex {} at {}, {state}",
+        words::plain(&info.sidecar_version),
+        words::or_dash(&info.cli_version),
+        words::or_dash(&info.codex_path),
+    )?;
+    Ok(0)
+}

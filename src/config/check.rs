@@ -1,0 +1,73 @@
+//! Faults that no single value has.
+
+use std::time::Duration;
+
+use super::{Config, Fault, Origins};
+
+/// Values that contradict each other.
+pub(super) fn together(config: &Config, origins: &Origins, faults: &mut Vec<Fault>) {
+    let origin = |key: &str| match origins.get(key) {
+        Some(origin) => origin.to_string(),
+        None => format!("{key} (default)"),
+    };
+    let show = |duration: Duration| humantime::format_duration(duration).to_string();
+
+    let timeouts = &config.timeouts;
+    let maxima = [
+        ("turn", timeouts.turn, timeouts.max_turn),
+        ("idle", timeouts.idle, timeouts.max_idle),
+        ("answer", Some(timeouts.answer), timeouts.max_answer),
+    ];
+    for (name, value, maximum) in maxima {
+        let (Some(value), Some(maximum)) = (value, maximum) else {
+            continue;
+        };
+        if value > maximum {
+            faults.push(Fault {
+                origin: origin(&format!("timeouts.{name}")),
+                value: show(value),
+                problem: format!("wants at most timeouts.max_{name}, which is {}", show(maximum)),
+            });
+        }
+    }
+    for (tool, defaults) in &config.tools {
+        let given = [defaults.turn_timeout, defaults.idle_timeout, defaults.answer_timeout];
+        for ((name, _, maximum), value) in maxima.into_iter().zip(given) {
+            let (Some(value), Some(maximum)) = (value, maximum) else {
+                continue;
+            };
+            if value > maximum {
+                faults.push(Fault {
+                    origin: origin(&format!("tools.{tool}.{name}_timeout")),
+                    value: show(value),
+                    problem: format!(
+                        "wants at most timeouts.max_{name}, which is {}",
+                        show(maximum)
+                    ),
+                });
+            }
+        }
+    }
+    let retention = &config.retention;
+    if retention.max_bytes < retention.max_bytes_per_turn {
+        faults.push(Fault {
+            origin: origin("retention.max_bytes"),
+            value: retention.max_bytes.to_string(),
+            problem: format!(
+                "wants at least retention.max_bytes_per_turn, which is {}",
+                retention.max_bytes_per_turn
+            ),
+        });
+    }
+    let pool = &config.pool;
+    if pool.backoff_max < pool.backoff_initial {
+        faults.push(Fault {
+            origin: origin("pool.backoff_max"),
+            value: show(pool.backoff_max),
+            problem: format!(
+                "wants at least pool.backoff_initial, which is {}",
+                show(pool.backoff_initial)
+            ),
+        });
+    }
+}

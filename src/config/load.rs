@@ -1,0 +1,342 @@
+//! Loads a configuration: flag over environment over file over default, all faults collected.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
+
+use secrecy::SecretString;
+
+use super::codec::{Codec, Raw, show_bounded};
+use super::settings::{self, Name, Visitor};
+use super::{ApiKey, Config, ConfigErrors, Fault, LogFormat, ServeArgs, check, tools};
+
+/// Where the key is looked for, the first that is not blank.
+const KEY_VARIABLES: [&str; 2] = ["CODEX_API_KEY", "OPENAI_API_KEY"];
+
+/// Where a value came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// A flag.
+    Flag(&'static str),
+    /// An environment variable.
+    Environment(&'static str),
+    /// A key of the file.
+    File {
+        /// The file.
+        file: PathBuf,
+        /// The key's path in it.
+        key: String,
+    },
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::Flag(flag) => f.write_str(flag),
+            Origin::Environment(name) => f.write_str(name),
+            Origin::File { file, key } => write!(f, "{}: {key}", file.display()),
+        }
+    }
+}
+
+/// Where each value came from, by the key's path in the file; defaults are not in it.
+pub type Origins = BTreeMap<String, Origin>;
+
+/// The file, read.
+pub(super) struct File {
+    pub(super) path: PathBuf,
+    /// What relative paths in it start at: its own directory.
+    pub(super) directory: PathBuf,
+    pub(super) table: toml::Table,
+}
+
+impl File {
+    pub(super) fn origin(&self, key: &str) -> Origin {
+        Origin::File { file: self.path.clone(), key: key.to_owned() }
+    }
+}
+
+pub(super) fn load(
+    args: &ServeArgs,
+    env: &dyn Fn(&str) -> Option<OsString>,
+) -> Result<(Config, Origins), ConfigErrors> {
+    let mut faults = Vec::new();
+    let file = read_file(args, env, &mut faults);
+    let mut loader = Loader {
+        args,
+        env,
+        file: file.as_ref(),
+        section: "",
+        known: BTreeMap::from([("", BTreeSet::new())]),
+        origins: Origins::new(),
+        faults,
+    };
+    let mut config = Config::default();
+    if !std::io::stderr().is_terminal() {
+        config.log_format = LogFormat::Json;
+    }
+    if let Some(home) = env("HOME").filter(|home| !home.is_empty()) {
+        config.codex_home = Path::new(&home).join(".codex");
+    }
+    settings::visit(&mut config, &mut loader);
+    loader.refuse_unknown_keys();
+    let Loader { mut origins, mut faults, .. } = loader;
+    if let Some(file) = &file {
+        config.tools = tools::read(file, &mut origins, &mut faults);
+    }
+    config.api_key = read_key(env, &mut faults);
+    check::together(&config, &origins, &mut faults);
+    if faults.is_empty() { Ok((config, origins)) } else { Err(ConfigErrors(faults)) }
+}
+
+/// The variable's value; blank is the same as not given.
+fn variable(env: &dyn Fn(&str) -> Option<OsString>, name: &str) -> Option<OsString> {
+    env(name).filter(|value| !value.to_string_lossy().trim().is_empty())
+}
+
+fn read_key(env: &dyn Fn(&str) -> Option<OsString>, faults: &mut Vec<Fault>) -> Option<ApiKey> {
+    let (source, value) =
+        KEY_VARIABLES.into_iter().find_map(|name| Some((name, variable(env, name)?)))?;
+    match value.to_str().map(str::trim) {
+        Some(text) if text.chars().all(|c| c.is_ascii_graphic()) => {
+            Some(ApiKey { secret: SecretString::from(text.to_owned()), source })
+        }
+        // The value itself is never told.
+        _ => {
+            faults.push(Fault {
+                origin: source.to_owned(),
+                value: String::new(),
+                problem: "wants a key of printable ASCII characters without spaces".to_owned(),
+            });
+            None
+        }
+    }
+}
+
+fn read_file(
+    args: &ServeArgs,
+    env: &dyn Fn(&str) -> Option<OsString>,
+    faults: &mut Vec<Fault>,
+) -> Option<File> {
+    let (origin, path) = match &args.config {
+        Some(path) => ("--config", path.clone()),
+        None => ("CODEX_SIDECAR_CONFIG", variable(env, "CODEX_SIDECAR_CONFIG")?),
+    };
+    let path = PathBuf::from(path);
+    let mut refuse = |problem: String| {
+        let value = path.display().to_string();
+        faults.push(Fault { origin: origin.to_owned(), value, problem });
+    };
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) => {
+            refuse(format!("can't be read: {error}"));
+            return None;
+        }
+    };
+    let table: toml::Table = match text.parse() {
+        Ok(table) => table,
+        Err(error) => {
+            let error: toml::de::Error = error;
+            let line = error.span().map(|span| {
+                1 + text.as_bytes()[..span.start.min(text.len())]
+                    .iter()
+                    .filter(|byte| **byte == b'\n')
+                    .count()
+            });
+            let place = line.map(|line| format!(" in line {line}")).unwrap_or_default();
+            refuse(format!("is not TOML{place}: {}", error.message().replace('\n', "; ")));
+            return None;
+        }
+    };
+    let directory = std::path::absolute(&path)
+        .ok()
+        .and_then(|path| path.parent().map(Path::to_owned))
+        .unwrap_or_default();
+    Some(File { path, directory, table })
+}
+
+struct Loader<'a> {
+    args: &'a ServeArgs,
+    env: &'a dyn Fn(&str) -> Option<OsString>,
+    file: Option<&'a File>,
+    section: &'static str,
+    /// Keys by section, as they were asked for.
+    known: BTreeMap<&'static str, BTreeSet<&'static str>>,
+    origins: Origins,
+    faults: Vec<Fault>,
+}
+
+impl Visitor for Loader<'_> {
+    fn section(&mut self, name: &'static str) {
+        self.section = name;
+        self.known.entry("").or_default().insert(name);
+        self.known.entry(name).or_default();
+    }
+
+    fn required<C: Codec>(&mut self, name: Name, codec: C, slot: &mut C::Value) {
+        if let Some(value) = self.find(name, &codec) {
+            *slot = value;
+        }
+    }
+
+    fn optional<C: Codec>(&mut self, name: Name, codec: C, slot: &mut Option<C::Value>) {
+        if let Some(value) = self.find(name, &codec) {
+            *slot = Some(value);
+        }
+    }
+}
+
+impl Loader<'_> {
+    /// The value of the first source that has one. The other sources are read too: what they say
+    /// is not used, yet a fault in it would show on the day that the first one is taken away.
+    fn find<C: Codec>(&mut self, name: Name, codec: &C) -> Option<C::Value> {
+        self.known.entry(self.section).or_default().insert(name.key);
+        let path = join(self.section, name.key);
+        let mut found = None;
+        let here = Path::new("");
+
+        if let Some(flag) = name.flag {
+            let args = self.args;
+            if let Some(raw) = given(args, flag) {
+                self.read(&path, Origin::Flag(flag), raw, here, codec, &mut found);
+            }
+        }
+        if let Some(env) = name.env
+            && let Some(text) = variable(self.env, env)
+        {
+            self.read(&path, Origin::Environment(env), Raw::Text(&text), here, codec, &mut found);
+        }
+        if let Some(file) = self.file {
+            let table = match self.section {
+                "" => Some(&file.table),
+                section => file.table.get(section).and_then(|value| value.as_table()),
+            };
+            if let Some(value) = table.and_then(|table| table.get(name.key)) {
+                let origin = file.origin(&path);
+                self.read(&path, origin, Raw::Toml(value), &file.directory, codec, &mut found);
+            }
+        }
+        found
+    }
+
+    fn read<C: Codec>(
+        &mut self,
+        path: &str,
+        origin: Origin,
+        raw: Raw<'_>,
+        base: &Path,
+        codec: &C,
+        found: &mut Option<C::Value>,
+    ) {
+        match codec.read(raw, base) {
+            Ok(value) => {
+                if found.is_none() {
+                    *found = Some(value);
+                    self.origins.insert(path.to_owned(), origin);
+                }
+            }
+            Err(problem) => {
+                self.faults.push(Fault { origin: origin.to_string(), value: raw.show(), problem })
+            }
+        }
+    }
+
+    fn refuse_unknown_keys(&mut self) {
+        let Some(file) = self.file else { return };
+        for (key, value) in &file.table {
+            if key == "tools" {
+                continue;
+            }
+            let mut top = self.known[""].clone();
+            top.insert("tools");
+            match self.known.get(key.as_str()).filter(|_| !key.is_empty()) {
+                Some(known) => match value.as_table() {
+                    Some(table) => {
+                        let unknown = table.keys().filter(|name| !known.contains(name.as_str()));
+                        for name in unknown {
+                            let origin = file.origin(&join(key, name));
+                            self.faults.push(unknown_key(origin, name, known));
+                        }
+                    }
+                    None => self.faults.push(Fault {
+                        origin: file.origin(key).to_string(),
+                        value: show_bounded(&value.to_string()),
+                        problem: "wants a table".to_owned(),
+                    }),
+                },
+                None if !top.contains(key.as_str()) => {
+                    self.faults.push(unknown_key(file.origin(key), key, &top));
+                }
+                None => {}
+            }
+        }
+    }
+}
+
+fn join(section: &str, key: &str) -> String {
+    if section.is_empty() { key.to_owned() } else { format!("{section}.{key}") }
+}
+
+/// What a flag was given, by its name with the dashes.
+fn given<'a>(args: &'a ServeArgs, flag: &str) -> Option<Raw<'a>> {
+    let ServeArgs {
+        listen,
+        codex_path,
+        codex_home,
+        workers,
+        config: _,
+        offline_model,
+        drain_grace,
+        log_format,
+        log,
+        print_config: _,
+    } = args;
+    let value: &Option<OsString> = match flag {
+        "--listen" => return (!listen.is_empty()).then_some(Raw::Texts(listen)),
+        "--codex-path" => codex_path,
+        "--codex-home" => codex_home,
+        "--workers" => workers,
+        "--offline-model" => offline_model,
+        "--drain-grace" => drain_grace,
+        "--log-format" => log_format,
+        "--log" => log,
+        _ => return None,
+    };
+    value.as_deref().map(|text: &OsStr| Raw::Text(text))
+}
+
+/// The fault of a key that nobody knows, with the nearest one that somebody does.
+pub(super) fn unknown_key(origin: Origin, key: &str, known: &BTreeSet<&'static str>) -> Fault {
+    let nearest = known
+        .iter()
+        .map(|candidate| (distance(key, candidate), candidate))
+        .min()
+        .filter(|(distance, candidate)| *distance <= 1 + candidate.len().min(key.len()) / 4);
+    let problem = match nearest {
+        Some((_, candidate)) => format!("unknown key; did you mean {candidate}?"),
+        None => {
+            let known: Vec<&str> = known.iter().copied().collect();
+            format!("unknown key; known are {}", known.join(", "))
+        }
+    };
+    Fault { origin: origin.to_string(), value: String::new(), problem }
+}
+
+/// Edit distance (Levenshtein).
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let substituted = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}

@@ -1,0 +1,206 @@
+//! Prints a configuration as the TOML file that would give it, without secrets.
+
+use std::fmt::Write as _;
+
+use super::codec::{self, Codec};
+use super::settings::{self, Name, Visitor};
+use super::{Config, Origins, ToolDefaults};
+
+pub(super) fn to_toml(config: &Config, origins: &Origins) -> String {
+    let mut printer = Printer { section: "", origins, text: String::new() };
+    match &config.api_key {
+        Some(key) => printer.comment(&format!("key: [redacted], from {}", key.source)),
+        None => printer.comment("key: none (CODEX_API_KEY, OPENAI_API_KEY)"),
+    }
+    // A copy, because the one walk over all settings is also the one that fills them.
+    settings::visit(&mut config.clone(), &mut printer);
+    for (name, tool) in &config.tools {
+        printer.tool(name, tool);
+    }
+    printer.text
+}
+
+struct Printer<'a> {
+    section: &'static str,
+    origins: &'a Origins,
+    text: String,
+}
+
+impl Visitor for Printer<'_> {
+    fn section(&mut self, name: &'static str) {
+        self.section = name;
+        self.header(&[name]);
+    }
+
+    fn required<C: Codec>(&mut self, name: Name, codec: C, slot: &mut C::Value) {
+        let path = self.path(name.key);
+        self.line(name.key, &codec.write(slot), &path);
+    }
+
+    fn optional<C: Codec>(&mut self, name: Name, codec: C, slot: &mut Option<C::Value>) {
+        match slot {
+            Some(value) => self.required(name, codec, value),
+            None => self.comment(&format!("{} is not set", name.key)),
+        }
+    }
+}
+
+impl Printer<'_> {
+    fn path(&self, key: &str) -> String {
+        if self.section.is_empty() { key.to_owned() } else { format!("{}.{key}", self.section) }
+    }
+
+    fn comment(&mut self, text: &str) {
+        // Writing to a String does not fail.
+        let _ = writeln!(self.text, "# {text}");
+    }
+
+    fn header(&mut self, parts: &[&str]) {
+        let parts: Vec<String> = parts.iter().map(|part| show_key(part)).collect();
+        let _ = writeln!(self.text, "\n[{}]", parts.join("."));
+    }
+
+    fn line(&mut self, key: &str, value: &toml::Value, path: &str) {
+        let origin = match self.origins.get(path) {
+            Some(origin) => origin.to_string().replace('\n', " "),
+            None => "default".to_owned(),
+        };
+        let mut value = value.clone();
+        let mut redacted = Vec::new();
+        if let toml::Value::Table(table) = &mut value {
+            redact(table, "", &mut redacted);
+        }
+        let _ = writeln!(self.text, "{} = {value}  # {origin}", show_key(key));
+        for key in redacted {
+            self.comment(&format!("{path}: {key} = \"[redacted]\""));
+        }
+    }
+
+    fn tool(&mut self, name: &str, tool: &ToolDefaults) {
+        let ToolDefaults {
+            thread_options,
+            thread_id,
+            thread_id_key,
+            output_schema,
+            idle_timeout,
+            turn_timeout,
+            answer_timeout,
+        } = tool;
+        self.header(&["tools", name]);
+        let mut lines: Vec<(String, toml::Value)> = Vec::new();
+        if let Ok(serde_json::Value::Object(options)) = serde_json::to_value(thread_options) {
+            lines.extend(
+                options.into_iter().filter_map(|(key, value)| Some((key, to_toml_value(&value)?))),
+            );
+        }
+        let mut push = |key: &str, value: Option<toml::Value>| {
+            lines.extend(value.map(|value| (key.to_owned(), value)));
+        };
+        push("thread_id", thread_id.clone().map(toml::Value::String));
+        push("thread_id_key", thread_id_key.clone().map(toml::Value::String));
+        // As JSON text: unlike a table it can hold a null, which an enum may list.
+        push("output_schema", output_schema.as_ref().map(|schema| schema.to_string().into()));
+        let timeouts = [
+            ("idle_timeout", idle_timeout),
+            ("turn_timeout", turn_timeout),
+            ("answer_timeout", answer_timeout),
+        ];
+        for (key, value) in timeouts {
+            push(key, value.as_ref().map(|value| codec::duration().write(value)));
+        }
+        for (key, value) in lines {
+            let path = format!("tools.{name}.{key}");
+            self.line(&key, &value, &path);
+        }
+    }
+}
+
+/// JSON as TOML; `None` for a null, which TOML does not have.
+fn to_toml_value(value: &serde_json::Value) -> Option<toml::Value> {
+    Some(match value {
+        serde_json::Value::Null => return None,
+        serde_json::Value::Bool(value) => (*value).into(),
+        serde_json::Value::Number(number) => match number.as_i64() {
+            Some(number) => number.into(),
+            None => number.as_f64()?.into(),
+        },
+        serde_json::Value::String(text) => text.clone().into(),
+        serde_json::Value::Array(values) => {
+            values.iter().filter_map(to_toml_value).collect::<Vec<_>>().into()
+        }
+        serde_json::Value::Object(object) => toml::Value::Table(
+            object
+                .iter()
+                .filter_map(|(key, value)| Some((key.clone(), to_toml_value(value)?)))
+                .collect(),
+        ),
+    })
+}
+
+fn is_bare(key: &str) -> bool {
+    !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-')
+}
+
+fn show_key(key: &str) -> String {
+    // In JSON's quotes, which TOML reads alike: its own writer may choose a form of several lines.
+    if is_bare(key) { key.to_owned() } else { serde_json::Value::from(key).to_string() }
+}
+
+/// Takes out of the table what by its name may be a secret; `taken` gets the keys.
+fn redact(table: &mut toml::Table, path: &str, taken: &mut Vec<String>) {
+    let keys: Vec<String> = table.keys().cloned().collect();
+    for key in keys {
+        let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        match table.get_mut(&key) {
+            Some(toml::Value::String(_)) if may_be_secret(&path) => {
+                table.remove(&key);
+                taken.push(path);
+            }
+            Some(toml::Value::Table(inner)) => redact(inner, &path, taken),
+            _ => {}
+        }
+    }
+}
+
+/// Whether a dotted key looks like one of a secret.
+fn may_be_secret(path: &str) -> bool {
+    const SIGNS: [&str; 9] = [
+        "token",
+        "secret",
+        "password",
+        "passwd",
+        "authorization",
+        "credential",
+        "bearer",
+        "apikey",
+        "cookie",
+    ];
+    let path = path.to_ascii_lowercase();
+    let last = path.rsplit('.').next().unwrap_or(&path);
+    // Names of environment variables are no secrets.
+    let names_a_variable = last.ends_with("env_key") || last.ends_with("env_var");
+    let key_like = last == "key" || last.ends_with("_key") || last.ends_with("-key");
+    let header = path.split('.').any(|part| part == "http_headers" || part == "query_params");
+    !names_a_variable && (header || key_like || SIGNS.iter().any(|sign| last.contains(sign)))
+}
+
+/// The table's leaves by dotted key, as the CLI's `-c` wants them. A table with a key that a dotted
+/// path can't express is a leaf itself.
+pub(super) fn flatten(table: &toml::Table) -> Vec<(String, toml::Value)> {
+    let mut leaves = Vec::new();
+    for (key, value) in table {
+        flatten_into(key.clone(), value, &mut leaves);
+    }
+    leaves
+}
+
+fn flatten_into(path: String, value: &toml::Value, leaves: &mut Vec<(String, toml::Value)>) {
+    match value {
+        toml::Value::Table(table) if !table.is_empty() && table.keys().all(|key| is_bare(key)) => {
+            for (key, value) in table {
+                flatten_into(format!("{path}.{key}"), value, leaves);
+            }
+        }
+        value => leaves.push((path, value.clone())),
+    }
+}

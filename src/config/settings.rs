@@ -1,0 +1,194 @@
+//! The one table of settings: key in the file, flag, environment variable, how it is written.
+
+use super::Config;
+use super::codec::{
+    self, AbsolutePath, Codec, FeatureNames, LogFilter, LogForm, Overrides, Switch,
+};
+use super::listen::Listen;
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+/// More at once than any machine runs; catches a number with a unit forgotten.
+const MANY: u64 = 1_000_000;
+
+/// What a setting is called in each of its sources.
+#[derive(Clone, Copy)]
+pub(super) struct Name {
+    /// The key in the file, without its section.
+    pub(super) key: &'static str,
+    /// The flag, with its dashes.
+    pub(super) flag: Option<&'static str>,
+    /// The environment variable.
+    pub(super) env: Option<&'static str>,
+}
+
+/// A setting that only the file has.
+const fn key(key: &'static str) -> Name {
+    Name { key, flag: None, env: None }
+}
+
+/// A setting with a flag and an environment variable.
+const fn flag(key: &'static str, flag: &'static str, env: &'static str) -> Name {
+    Name { key, flag: Some(flag), env: Some(env) }
+}
+
+/// Somebody who goes through all settings.
+pub(super) trait Visitor {
+    /// The settings from here on are in this section of the file; the ones before the first are at
+    /// its top.
+    fn section(&mut self, name: &'static str);
+    /// A setting that always has a value.
+    fn required<C: Codec>(&mut self, name: Name, codec: C, slot: &mut C::Value);
+    /// A setting that may have none.
+    fn optional<C: Codec>(&mut self, name: Name, codec: C, slot: &mut Option<C::Value>);
+}
+
+/// Goes through all settings but tools and key.
+pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
+    // All fields by name: a new one fails to compile until it has its line here.
+    let Config {
+        listen,
+        codex_path,
+        codex_home,
+        workers,
+        offline_model,
+        drain_grace,
+        log_format,
+        log,
+        limits,
+        retention,
+        timeouts,
+        pool,
+        worker,
+        tools: _,
+        api_key: _,
+    } = config;
+    let any_name = AbsolutePath { bare_name_allowed: true };
+    let any_path = AbsolutePath { bare_name_allowed: false };
+    let v = visitor;
+    v.required(flag("listen", "--listen", "CODEX_SIDECAR_LISTEN"), Listen, listen);
+    v.optional(flag("codex_path", "--codex-path", "CODEX_PATH"), any_name, codex_path);
+    v.required(flag("codex_home", "--codex-home", "CODEX_HOME"), any_path, codex_home);
+    v.required(
+        flag("workers", "--workers", "CODEX_SIDECAR_WORKERS"),
+        codec::count(1..=64),
+        workers,
+    );
+    v.required(
+        flag("offline_model", "--offline-model", "CODEX_SIDECAR_OFFLINE_MODEL"),
+        Switch,
+        offline_model,
+    );
+    v.required(
+        flag("drain_grace", "--drain-grace", "CODEX_SIDECAR_DRAIN_GRACE"),
+        codec::duration_or_zero(),
+        drain_grace,
+    );
+    v.required(flag("log_format", "--log-format", "CODEX_SIDECAR_LOG_FORMAT"), LogForm, log_format);
+    v.required(flag("log", "--log", "CODEX_SIDECAR_LOG"), LogFilter, log);
+
+    let super::Limits {
+        max_running_turns,
+        max_running_turns_per_tenant,
+        max_waiting_turns,
+        max_waiting_turns_per_context,
+        max_input_characters,
+        max_message_bytes,
+        max_line_bytes,
+        max_connections,
+        max_streams_per_connection,
+    } = limits;
+    v.section("limits");
+    v.required(key("max_running_turns"), codec::count(1..=MANY), max_running_turns);
+    v.required(
+        key("max_running_turns_per_tenant"),
+        codec::count(1..=MANY),
+        max_running_turns_per_tenant,
+    );
+    v.required(key("max_waiting_turns"), codec::count(0..=MANY), max_waiting_turns);
+    v.required(
+        key("max_waiting_turns_per_context"),
+        codec::count(0..=MANY),
+        max_waiting_turns_per_context,
+    );
+    v.required(
+        key("max_input_characters"),
+        codec::count(1..=super::CODEX_MAX_INPUT_CHARACTERS as u64),
+        max_input_characters,
+    );
+    v.required(key("max_message_bytes"), codec::bytes(64 * KIB..=256 * MIB), max_message_bytes);
+    v.required(
+        Name { key: "max_line_bytes", flag: None, env: Some("CODEX_SIDECAR_MAX_LINE_BYTES") },
+        codec::bytes(64 * KIB..=64 * MIB),
+        max_line_bytes,
+    );
+    v.required(key("max_connections"), codec::count(1..=MANY), max_connections);
+    v.required(
+        key("max_streams_per_connection"),
+        codec::count(1..=MANY),
+        max_streams_per_connection,
+    );
+
+    let super::Retention { max_bytes_per_turn, max_bytes, after_end } = retention;
+    v.section("retention");
+    v.required(key("max_bytes_per_turn"), codec::bytes(64 * KIB..=GIB), max_bytes_per_turn);
+    v.required(key("max_bytes"), codec::bytes(64 * KIB..=1024 * GIB), max_bytes);
+    v.required(key("after_end"), codec::duration_or_zero(), after_end);
+
+    let super::Timeouts {
+        turn,
+        idle,
+        answer,
+        max_turn,
+        max_idle,
+        max_answer,
+        interrupt_grace,
+        worker_start,
+        worker_wait,
+    } = timeouts;
+    v.section("timeouts");
+    v.optional(key("turn"), codec::duration(), turn);
+    v.optional(key("idle"), codec::duration(), idle);
+    v.required(key("answer"), codec::duration(), answer);
+    v.optional(key("max_turn"), codec::duration(), max_turn);
+    v.optional(key("max_idle"), codec::duration(), max_idle);
+    v.optional(key("max_answer"), codec::duration(), max_answer);
+    v.required(key("interrupt_grace"), codec::duration(), interrupt_grace);
+    v.required(key("worker_start"), codec::duration(), worker_start);
+    v.required(key("worker_wait"), codec::duration(), worker_wait);
+
+    let super::PoolConfig {
+        max_turns_per_worker,
+        max_age,
+        max_resident_bytes,
+        max_idle_threads,
+        liveness_interval,
+        liveness_timeout,
+        backoff_initial,
+        backoff_max,
+        breaker_failures,
+        breaker_open,
+        start_spacing,
+        write_timeout,
+    } = pool;
+    v.section("pool");
+    v.optional(key("max_turns_per_worker"), codec::count(1..=u64::MAX >> 1), max_turns_per_worker);
+    v.optional(key("max_age"), codec::duration(), max_age);
+    v.optional(key("max_resident_bytes"), codec::bytes(64 * MIB..=1024 * GIB), max_resident_bytes);
+    v.optional(key("max_idle_threads"), codec::count(0..=MANY), max_idle_threads);
+    v.required(key("liveness_interval"), codec::duration(), liveness_interval);
+    v.required(key("liveness_timeout"), codec::duration(), liveness_timeout);
+    v.required(key("backoff_initial"), codec::duration(), backoff_initial);
+    v.required(key("backoff_max"), codec::duration(), backoff_max);
+    v.required(key("breaker_failures"), codec::count(1..=MANY), breaker_failures);
+    v.required(key("breaker_open"), codec::duration(), breaker_open);
+    v.required(key("start_spacing"), codec::duration_or_zero(), start_spacing);
+    v.required(key("write_timeout"), codec::duration(), write_timeout);
+
+    let super::WorkerConfig { config, disable_features } = worker;
+    v.section("worker");
+    v.required(key("disable_features"), FeatureNames, disable_features);
+    v.required(key("config"), Overrides, config);
+}

@@ -1,0 +1,310 @@
+//! Tests of the configuration as a whole.
+
+use std::collections::{BTreeSet, HashMap};
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Parser as _;
+use secrecy::ExposeSecret as _;
+
+use super::*;
+use crate::options::{ApprovalPolicy, DynamicTool, SandboxMode, WebSearchMode};
+
+#[derive(clap::Parser)]
+struct Line {
+    #[command(flatten)]
+    serve: ServeArgs,
+}
+
+fn args(line: &[&str]) -> ServeArgs {
+    Line::try_parse_from(std::iter::once("serve").chain(line.iter().copied())).unwrap().serve
+}
+
+fn load(line: &[&str], variables: &[(&str, &str)]) -> Result<(Config, Origins), ConfigErrors> {
+    let variables: HashMap<String, OsString> =
+        variables.iter().map(|(name, value)| (name.to_string(), value.into())).collect();
+    Config::load_with_origins(args(line), &|name| variables.get(name).cloned())
+}
+
+fn file(text: &str) -> (tempfile::TempDir, String) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("sidecar.toml");
+    std::fs::write(&path, text).unwrap();
+    let path = path.to_str().unwrap().to_owned();
+    (directory, path)
+}
+
+#[test]
+fn a_flag_beats_the_environment_beats_the_file_beats_the_default() {
+    let (directory, path) = file(
+        "workers = 5\ndrain_grace = \"5s\"\nlog = \"warn\"\ncodex_home = \"home\"\n\
+         [limits]\nmax_line_bytes = \"1MiB\"\nmax_message_bytes = \"2 MB\"\n",
+    );
+    let variables = [
+        ("CODEX_SIDECAR_CONFIG", path.as_str()),
+        ("CODEX_SIDECAR_WORKERS", "6"),
+        ("CODEX_SIDECAR_DRAIN_GRACE", "6s"),
+        ("CODEX_SIDECAR_LISTEN", "[::1]:1, localhost:2,unix:/run/x.sock"),
+        ("CODEX_SIDECAR_LOG_FORMAT", " "),
+        ("CODEX_SIDECAR_OFFLINE_MODEL", "true"),
+        ("CODEX_SIDECAR_MAX_LINE_BYTES", "65536"),
+        ("CODEX_API_KEY", "  "),
+        ("OPENAI_API_KEY", "sk-second"),
+    ];
+    let (config, origins) = load(&["--workers", "7", "--offline-model=false"], &variables).unwrap();
+
+    assert_eq!(config.workers, 7);
+    assert_eq!(config.drain_grace, Duration::from_secs(6));
+    assert_eq!(config.log, "warn");
+    assert!(!config.offline_model);
+    // A relative path of the file starts at the file.
+    assert_eq!(config.codex_home, directory.path().join("home"));
+    assert_eq!(config.limits.max_line_bytes, 64 << 10);
+    assert_eq!(config.limits.max_message_bytes, 2_000_000);
+    assert_eq!(config.limits.max_running_turns, 64);
+    let listen: Vec<String> = config.listen.iter().map(ToString::to_string).collect();
+    assert_eq!(listen, ["[::1]:1", "localhost:2", "unix:/run/x.sock"]);
+    let key = config.api_key.unwrap();
+    assert_eq!((key.source, key.secret.expose_secret()), ("OPENAI_API_KEY", "sk-second"));
+    assert_eq!(origins["workers"].to_string(), "--workers");
+    assert_eq!(origins["drain_grace"].to_string(), "CODEX_SIDECAR_DRAIN_GRACE");
+    assert_eq!(origins["log"].to_string(), format!("{path}: log"));
+    assert!(!origins.contains_key("limits.max_running_turns"));
+}
+
+#[test]
+fn every_fault_of_every_source_is_told_at_once() {
+    let (_directory, path) = file(
+        r#"
+        wrokers = 3
+        log = "inof"
+        pool = 3
+        [limits]
+        max_running_turns = "64"
+        max_line_bytes = "65MiB"
+        nonsense_beyond_repair = 1
+        [timeouts]
+        turn = 30
+        idle = "2h"
+        max_idle = "1h"
+        [tools.codex_engineer]
+        sandbox_mode = "full"
+        working_directory = "relative"
+        modle = "gpt"
+        thread_id = "abc"
+        answer_timeout = "0s"
+        [tools.claude]
+        [tools."codex_a-b"]
+        "#,
+    );
+    let variables = [
+        ("CODEX_SIDECAR_WORKERS", "0"),
+        ("CODEX_SIDECAR_DRAIN_GRACE", "30"),
+        ("CODEX_API_KEY", "sk canary"),
+    ];
+    let line =
+        ["--config", &path, "--workers", "many", "--listen", "nowhere", "--listen", "unix:/x"];
+    let errors = load(&line, &variables).unwrap_err();
+    let text = errors.to_string();
+    assert!(!text.contains("canary"), "{text}");
+
+    let expected = [
+        "--listen: \"nowhere\", \"unix:/x\": \"nowhere\": the port is missing; wants HOST:PORT or unix:PATH",
+        "--workers: \"many\": wants a whole number from 1 to 64",
+        "CODEX_SIDECAR_WORKERS: \"0\": wants a whole number from 1 to 64",
+        "CODEX_SIDECAR_DRAIN_GRACE: \"30\": wants a duration from 0s to 365days",
+        "FILE: log: \"inof\": wants a level",
+        "FILE: limits.max_running_turns: \"64\": wants a whole number from 1 to 1000000",
+        "FILE: limits.max_line_bytes: \"65MiB\": wants a number of bytes from 64KiB to 64MiB",
+        "FILE: timeouts.turn: 30: wants a duration from 1ms",
+        "FILE: wrokers: unknown key; did you mean workers?",
+        "FILE: pool: 3: wants a table",
+        "FILE: limits.nonsense_beyond_repair: unknown key; known are max_connections, ",
+        "FILE: tools.codex_engineer.sandbox_mode: \"full\": unknown variant `full`",
+        "FILE: tools.codex_engineer.working_directory: \"relative\": wants absolute paths",
+        "FILE: tools.codex_engineer.modle: unknown key; did you mean model?",
+        "FILE: tools.codex_engineer.thread_id: \"abc\": wants a thread id, a UUID",
+        "FILE: tools.codex_engineer.answer_timeout: \"0s\": wants a duration from 1ms",
+        "FILE: tools.claude: \"claude\": a tool is called codex, or codex_ and a suffix",
+        "FILE: tools.codex_a-b: \"codex_a-b\": the suffix of a tool's name wants",
+        "CODEX_API_KEY: wants a key of printable ASCII characters without spaces",
+        "FILE: timeouts.idle: 2h: wants at most timeouts.max_idle, which is 1h",
+    ];
+    for expected in expected {
+        let expected = expected.replace("FILE", &path);
+        assert!(text.lines().any(|line| line.starts_with(&expected)), "no {expected:?} in\n{text}");
+    }
+    assert_eq!(errors.0.len(), expected.len(), "{text}");
+}
+
+#[test]
+fn a_file_that_is_missing_or_broken_hides_no_other_fault() {
+    let (_directory, path) = file("workers = 3\nlog = [\n");
+    let broken = load(&["--config", &path, "--workers", "0"], &[]).unwrap_err().to_string();
+    assert!(broken.contains("is not TOML in line"), "{broken}");
+    assert_eq!(broken.lines().count(), 2, "{broken}");
+    let missing =
+        load(&["--workers", "0"], &[("CODEX_SIDECAR_CONFIG", "/no/such")]).unwrap_err().to_string();
+    assert!(missing.starts_with("CODEX_SIDECAR_CONFIG: /no/such: can't be read: "), "{missing}");
+    assert_eq!(missing.lines().count(), 2, "{missing}");
+}
+
+/// A file that says everything that a file can say.
+const FULL: &str = r#"
+    listen = ["0.0.0.0:1", "unix:/run/codex.sock"]
+    codex_path = "/opt/codex"
+    codex_home = "/var/lib/codex"
+    workers = 3
+    offline_model = true
+    drain_grace = "0s"
+    log_format = "json"
+    log = "info,codex_sidecar::pool=debug"
+    [limits]
+    max_running_turns = 1
+    max_running_turns_per_tenant = 2
+    max_waiting_turns = 3
+    max_waiting_turns_per_context = 4
+    max_input_characters = 5
+    max_message_bytes = 100001
+    max_line_bytes = "128KiB"
+    max_connections = 6
+    max_streams_per_connection = 7
+    [retention]
+    max_bytes_per_turn = "1MiB"
+    max_bytes = "1GiB"
+    after_end = "1h 30m"
+    [timeouts]
+    turn = "1s"
+    idle = "2s"
+    answer = "3s"
+    max_turn = "4s"
+    max_idle = "5s"
+    max_answer = "6s"
+    interrupt_grace = "7s"
+    worker_start = "8s"
+    worker_wait = "9s"
+    [pool]
+    max_turns_per_worker = 1
+    max_age = "1day"
+    max_resident_bytes = "1GiB"
+    max_idle_threads = 0
+    liveness_interval = "1s"
+    liveness_timeout = "2s"
+    backoff_initial = "3s"
+    backoff_max = "4s"
+    breaker_failures = 5
+    breaker_open = "6s"
+    start_spacing = "0s"
+    write_timeout = "7s"
+    [worker]
+    disable_features = ["apps", "plugins"]
+    [worker.config]
+    model_provider = "x"
+    "model_providers.x.base_url" = "http://127.0.0.1:1/v1"
+    model_providers.y = { request_max_retries = 0, env_key = "Y_KEY" }
+    notify = ["a", "multi\nline"]
+    [tools.codex]
+    [tools."codex_a b\n"]
+    thread_id_key = "key"
+    model = "gpt"
+    [tools.codex_engineer]
+    model = "gpt"
+    sandbox_mode = "workspace-write"
+    working_directory = "/work"
+    skip_git_repo_check = true
+    model_reasoning_effort = "high"
+    network_access_enabled = true
+    web_search_mode = "live"
+    web_search_enabled = false
+    approval_policy = "on-request"
+    additional_directories = ["/a", "/b"]
+    base_instructions = "two\nlines, \"quoted\" # no comment"
+    developer_instructions = ""
+    config = { a = { b = 1.5 }, c = [1, 2] }
+    dynamic_tools = [{ name = "t", description = "d", input_schema = { type = "object" } }]
+    thread_id = "0199A213-81C0-7800-8AA1-BBAB2A035A53"
+    output_schema = '{"type": "object", "properties": {"a": {"enum": [null, 1]}}}'
+    idle_timeout = "1s"
+    turn_timeout = "2s"
+    answer_timeout = "3s"
+"#;
+
+#[test]
+fn what_print_config_prints_loads_to_the_same_configuration() {
+    let (_directory, path) = file(FULL);
+    for line in [vec![], vec!["--config", &path]] {
+        let (config, origins) = load(&line, &[("HOME", "/home/x")]).unwrap();
+        let printed = config.to_toml(&origins);
+        let (_directory, path) = file(&printed);
+        let reloaded = load(&["--config", &path], &[("HOME", "/home/y")]);
+        assert_eq!(reloaded.as_ref().map(|(config, _)| config), Ok(&config), "{printed}");
+    }
+    let (config, _) = load(&["--config", &path], &[]).unwrap();
+    let tool = config.tool("codex_engineer");
+    assert_eq!(tool.thread_id.as_deref(), Some("0199a213-81c0-7800-8aa1-bbab2a035a53"));
+    assert_eq!(tool.thread_options.web_search_mode, Some(WebSearchMode::Live));
+    assert_eq!(tool.thread_options.web_search_enabled, Some(false));
+    assert_eq!(config.tool("codex_unheard_of"), ToolDefaults::default());
+    assert_eq!(
+        config.worker.cli_arguments(),
+        [
+            "-c",
+            "model_provider=\"x\"",
+            "-c",
+            "model_providers.y.env_key=\"Y_KEY\"",
+            "-c",
+            "model_providers.y.request_max_retries=0",
+            "-c",
+            "model_providers.x.base_url=\"http://127.0.0.1:1/v1\"",
+            "-c",
+            "notify=[\"a\", \"\"\"\nmulti\nline\"\"\"]",
+            "--disable",
+            "apps",
+            "--disable",
+            "plugins",
+        ]
+    );
+}
+
+#[test]
+fn no_secret_is_printed_or_debugged() {
+    let (_directory, path) = file(
+        "[worker.config]\nmodel_providers.x.experimental_bearer_token = \"canary-1\"\n\
+         model_providers.x.http_headers = { X-Whatever = \"canary-2\" }\n\
+         mcp_servers.y.env = { MY_API_KEY = \"canary-3\" }\nmodel_auto_compact_token_limit = 77\n\
+         [tools.codex]\nconfig = { \"a.b_secret\" = \"canary-4\" }\n",
+    );
+    let variables = [("CODEX_API_KEY", "canary-5")];
+    let (config, origins) = load(&["--config", &path], &variables).unwrap();
+    let printed = config.to_toml(&origins);
+    assert!(!printed.contains("canary"), "{printed}");
+    assert!(printed.contains("key: [redacted], from CODEX_API_KEY"), "{printed}");
+    assert!(printed.contains("experimental_bearer_token = \"[redacted]\""), "{printed}");
+    assert!(printed.contains("model_auto_compact_token_limit = 77"), "{printed}");
+    let worker_and_key = format!("{:?} {:?}", config.worker, config.api_key);
+    assert!(!worker_and_key.contains("canary"), "{worker_and_key}");
+}
+
+#[test]
+fn the_list_of_thread_option_keys_is_complete() {
+    let all = ThreadOptions {
+        model: Some(String::new()),
+        sandbox_mode: Some(SandboxMode::ReadOnly),
+        working_directory: Some(PathBuf::new()),
+        skip_git_repo_check: Some(true),
+        model_reasoning_effort: Some(String::new()),
+        network_access_enabled: Some(true),
+        web_search_mode: Some(WebSearchMode::Live),
+        web_search_enabled: Some(true),
+        approval_policy: Some(ApprovalPolicy::Never),
+        additional_directories: Some(Vec::new()),
+        base_instructions: Some(String::new()),
+        developer_instructions: Some(String::new()),
+        config: Some(serde_json::Map::new()),
+        dynamic_tools: Some(Vec::<DynamicTool>::new()),
+    };
+    let json = serde_json::to_value(all).unwrap();
+    let keys: BTreeSet<&str> = json.as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(keys, BTreeSet::from(tools::THREAD_OPTION_KEYS));
+}

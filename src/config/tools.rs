@@ -1,0 +1,255 @@
+//! The defaults of tools: `[tools.NAME]` of the file.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::path::{Component, Path};
+
+use super::codec::{self, Codec as _, Raw, show_bounded};
+use super::load::{File, unknown_key};
+use super::{Fault, Origins, ToolDefaults};
+use crate::options::{DynamicTool, ThreadOptions};
+
+/// The keys of `ThreadOptions`; a test keeps the list true.
+pub(super) const THREAD_OPTION_KEYS: [&str; 14] = [
+    "model",
+    "sandbox_mode",
+    "working_directory",
+    "skip_git_repo_check",
+    "model_reasoning_effort",
+    "network_access_enabled",
+    "web_search_mode",
+    "web_search_enabled",
+    "approval_policy",
+    "additional_directories",
+    "base_instructions",
+    "developer_instructions",
+    "config",
+    "dynamic_tools",
+];
+
+/// The keys of a tool beside them.
+const OWN_KEYS: [&str; 6] = [
+    "thread_id",
+    "thread_id_key",
+    "output_schema",
+    "idle_timeout",
+    "turn_timeout",
+    "answer_timeout",
+];
+
+pub(super) fn read(
+    file: &File,
+    origins: &mut Origins,
+    faults: &mut Vec<Fault>,
+) -> BTreeMap<String, ToolDefaults> {
+    let mut tools = BTreeMap::new();
+    let Some(value) = file.table.get("tools") else {
+        return tools;
+    };
+    let Some(table) = value.as_table() else {
+        faults.push(Fault {
+            origin: file.origin("tools").to_string(),
+            value: show_bounded(&value.to_string()),
+            problem: "wants tables, like [tools.codex_engineer]".to_owned(),
+        });
+        return tools;
+    };
+    for (name, value) in table {
+        let path = format!("tools.{name}");
+        let mut refuse = |key: &str, value: &toml::Value, problem: String| {
+            let key = if key.is_empty() { path.clone() } else { format!("{path}.{key}") };
+            faults.push(Fault {
+                origin: file.origin(&key).to_string(),
+                value: show_bounded(&value.to_string()),
+                problem,
+            });
+        };
+        let Some(keys) = value.as_table() else {
+            refuse("", value, "wants a table".to_owned());
+            continue;
+        };
+        let mut defaults = ToolDefaults::default();
+        let mut unknown = Vec::new();
+        for (key, value) in keys {
+            match read_key(key, value, &mut defaults) {
+                Read::Done => {
+                    let path = format!("{path}.{key}");
+                    let origin = file.origin(&path);
+                    origins.insert(path, origin);
+                }
+                Read::Wrong(problem) => refuse(key, value, problem),
+                Read::Unknown => unknown.push(key),
+            }
+        }
+        let known: BTreeSet<&'static str> =
+            THREAD_OPTION_KEYS.into_iter().chain(OWN_KEYS).collect();
+        for key in unknown {
+            faults.push(unknown_key(file.origin(&format!("{path}.{key}")), key, &known));
+        }
+        if let Err(problem) = check_name(name, keys.contains_key("thread_id_key")) {
+            faults.push(Fault {
+                origin: file.origin(&path).to_string(),
+                value: format!("{name:?}"),
+                problem,
+            });
+        }
+        tools.insert(name.clone(), defaults);
+    }
+    tools
+}
+
+/// The contract's rule for tool names.
+fn check_name(name: &str, has_thread_id_key: bool) -> Result<(), String> {
+    let suffix = match name.strip_prefix("codex") {
+        Some("") => return Ok(()),
+        Some(rest) => rest.strip_prefix('_').filter(|suffix| !suffix.is_empty()),
+        None => None,
+    };
+    let Some(suffix) = suffix else {
+        return Err("a tool is called codex, or codex_ and a suffix".to_owned());
+    };
+    let plain = suffix.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    if plain || has_thread_id_key {
+        Ok(())
+    } else {
+        Err("the suffix of a tool's name wants A-Z, a-z, 0-9 and _ only, unless the tool has a \
+             thread_id_key"
+            .to_owned())
+    }
+}
+
+enum Read {
+    Done,
+    Wrong(String),
+    Unknown,
+}
+
+fn read_key(key: &str, value: &toml::Value, defaults: &mut ToolDefaults) -> Read {
+    let result = match key {
+        "thread_id" => read_thread_id(value).map(|id| defaults.thread_id = Some(id)),
+        "thread_id_key" => read_thread_id_key(value).map(|key| defaults.thread_id_key = Some(key)),
+        "output_schema" => {
+            read_output_schema(value).map(|schema| defaults.output_schema = Some(schema))
+        }
+        "idle_timeout" => read_duration(value).map(|time| defaults.idle_timeout = Some(time)),
+        "turn_timeout" => read_duration(value).map(|time| defaults.turn_timeout = Some(time)),
+        "answer_timeout" => read_duration(value).map(|time| defaults.answer_timeout = Some(time)),
+        key if THREAD_OPTION_KEYS.contains(&key) => {
+            read_thread_option(key, value).map(|option| {
+                // One key each time, so nothing overlaps and nothing is lost.
+                let above = std::mem::take(&mut defaults.thread_options);
+                defaults.thread_options = merge(above, option);
+            })
+        }
+        _ => return Read::Unknown,
+    };
+    match result {
+        Ok(()) => Read::Done,
+        Err(problem) => Read::Wrong(problem),
+    }
+}
+
+/// `or`, but for the two web search keys, of which a layer's one would hide the other: here both
+/// are of the same layer.
+fn merge(above: ThreadOptions, below: ThreadOptions) -> ThreadOptions {
+    let web_search_mode = above.web_search_mode.or(below.web_search_mode);
+    let web_search_enabled = above.web_search_enabled.or(below.web_search_enabled);
+    ThreadOptions { web_search_mode, web_search_enabled, ..above.or(&below) }
+}
+
+fn read_duration(value: &toml::Value) -> Result<std::time::Duration, String> {
+    codec::duration().read(Raw::Toml(value), Path::new(""))
+}
+
+fn read_thread_id(value: &toml::Value) -> Result<String, String> {
+    value
+        .as_str()
+        .and_then(|text| uuid::Uuid::try_parse(text.trim()).ok())
+        .map(|id| id.to_string())
+        .ok_or_else(|| "wants a thread id, a UUID".to_owned())
+}
+
+fn read_thread_id_key(value: &toml::Value) -> Result<String, String> {
+    value
+        .as_str()
+        .map(str::trim)
+        .filter(|key| (1..=256).contains(&key.len()))
+        .map(str::to_owned)
+        .ok_or_else(|| "wants a text of 1 to 256 bytes".to_owned())
+}
+
+fn read_output_schema(value: &toml::Value) -> Result<serde_json::Value, String> {
+    const ALLOWED: &str = "wants an object schema, as a table or as JSON text";
+    let schema = match value {
+        toml::Value::String(text) => serde_json::from_str(text)
+            .map_err(|error| format!("is not JSON: {error}; {ALLOWED}"))?,
+        value => to_json(value)?,
+    };
+    let serde_json::Value::Object(object) = &schema else {
+        return Err(ALLOWED.to_owned());
+    };
+    match object.get("type") {
+        None => Ok(schema),
+        Some(kind) if kind == "object" => Ok(schema),
+        Some(kind) => Err(format!("its type is {kind}; {ALLOWED}")),
+    }
+}
+
+fn read_thread_option(key: &str, value: &toml::Value) -> Result<ThreadOptions, String> {
+    let object = serde_json::Map::from_iter([(key.to_owned(), to_json(value)?)]);
+    let option: ThreadOptions = serde_json::from_value(serde_json::Value::Object(object))
+        .map_err(|error| error.to_string())?;
+
+    let texts = [&option.model, &option.model_reasoning_effort];
+    if texts.into_iter().flatten().any(|text| text.trim().is_empty()) {
+        return Err("wants a text that is not empty".to_owned());
+    }
+    let directories =
+        option.working_directory.iter().chain(option.additional_directories.iter().flatten());
+    for directory in directories {
+        let climbs = directory.components().any(|part| part == Component::ParentDir);
+        if !directory.is_absolute() || climbs || directory.to_string_lossy().contains('\0') {
+            return Err("wants absolute paths without ..".to_owned());
+        }
+    }
+    check_dynamic_tools(option.dynamic_tools.iter().flatten())?;
+    Ok(option)
+}
+
+fn check_dynamic_tools<'a>(tools: impl Iterator<Item = &'a DynamicTool>) -> Result<(), String> {
+    let mut names = HashSet::new();
+    for DynamicTool { name, description: _, input_schema } in tools {
+        let plausible = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+        if !(1..=64).contains(&name.len()) || !name.chars().all(plausible) {
+            return Err(format!("{name:?}: a name wants 1 to 64 of A-Z a-z 0-9 _ -"));
+        }
+        if !names.insert(name) {
+            return Err(format!("{name:?} is there twice"));
+        }
+        if !input_schema.is_object() {
+            return Err(format!("{name:?}: input_schema wants an object schema"));
+        }
+    }
+    Ok(())
+}
+
+/// TOML as JSON; dates become their text.
+fn to_json(value: &toml::Value) -> Result<serde_json::Value, String> {
+    Ok(match value {
+        toml::Value::String(text) => serde_json::Value::String(text.clone()),
+        toml::Value::Integer(number) => (*number).into(),
+        toml::Value::Float(number) => serde_json::Number::from_f64(*number)
+            .map(serde_json::Value::Number)
+            .ok_or("has a number that JSON can't express")?,
+        toml::Value::Boolean(value) => (*value).into(),
+        toml::Value::Datetime(date) => serde_json::Value::String(date.to_string()),
+        toml::Value::Array(values) => {
+            serde_json::Value::Array(values.iter().map(to_json).collect::<Result<_, _>>()?)
+        }
+        toml::Value::Table(table) => serde_json::Value::Object(
+            table
+                .iter()
+                .map(|(key, value)| Ok((key.clone(), to_json(value)?)))
+                .collect::<Result<_, String>>()?,
+        ),
+    })
+}

@@ -1,0 +1,422 @@
+//! `CodexService`.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use futures::Stream;
+use tokio::time::Instant;
+use tonic::{Request, Response, Status};
+
+use crate::config::Config;
+use crate::grpc::{convert, deadline};
+use crate::pb;
+use crate::pb::codex_service_server::CodexService;
+use crate::registry::Binding;
+use crate::turn::admission::Lane;
+use crate::turn::directory::{Caller, Turn};
+use crate::turn::engine::Engine;
+use crate::turn::event::{InterruptReason, TurnEvent};
+use crate::turn::log::{End, Reader};
+use crate::turn::refusal::Refusal;
+use crate::turn::request::{ContextKey, RequestLimits, Tenant, ThreadId, TurnId};
+
+/// Most bindings in one page, and how many where none are asked for.
+const MAX_PAGE: usize = 1000;
+const DEFAULT_PAGE: usize = 50;
+
+/// The implementation over an engine.
+#[derive(Debug, Clone)]
+pub struct CodexApi {
+    engine: Arc<Engine>,
+    config: Arc<Config>,
+    limits: RequestLimits,
+}
+
+impl CodexApi {
+    /// Serves this engine.
+    pub fn new(engine: Arc<Engine>, config: Arc<Config>, limits: RequestLimits) -> CodexApi {
+        CodexApi { engine, config, limits }
+    }
+
+    fn key(
+        &self,
+        context_id: &str,
+        tool_name: &str,
+        thread_key: &str,
+    ) -> Result<ContextKey, Refusal> {
+        let defaults = |tool: &str| self.config.tool(tool);
+        convert::context_key(&Tenant::default(), context_id, tool_name, thread_key, &defaults)
+    }
+
+    fn context(&self, key: &ContextKey, binding: &Binding) -> pb::Context {
+        let directory = self.engine.directory();
+        let lane = Lane::Context(key.clone());
+        let running = directory.live_of(key);
+        pb::Context {
+            context_id: key.context_id.clone(),
+            thread_id_key: key.thread_key.clone(),
+            tool_name: tool_of(&key.thread_key),
+            thread_id: binding.thread_id.to_string(),
+            create_time: Some(binding.created_at.into()),
+            update_time: Some(binding.updated_at.into()),
+            turn_count: binding.turns,
+            running_turn_id: running.map(|turn| turn.id.to_string()).unwrap_or_default(),
+            latest_turn_id: binding.latest_turn.as_ref().map(TurnId::to_string).unwrap_or_default(),
+            queued_turns: u32::try_from(self.engine.admission().waiting_in(&lane))
+                .unwrap_or(u32::MAX),
+            worker_id: self.engine.holder_of(&binding.thread_id).unwrap_or_default(),
+        }
+    }
+
+    /// A binding is not pulled from under a turn.
+    fn must_be_idle(&self, key: &ContextKey) -> Result<(), Refusal> {
+        if self.engine.admission().is_busy(&Lane::Context(key.clone())) {
+            return Err(Refusal::ContextInUse(key.clone()));
+        }
+        Ok(())
+    }
+}
+
+/// The tool whose default thread key this is.
+fn tool_of(thread_key: &str) -> String {
+    match thread_key.strip_prefix("codex_thread_id_") {
+        Some(suffix) if !suffix.is_empty() => format!("codex_{suffix}"),
+        _ => "codex".to_owned(),
+    }
+}
+
+/// One stream of a turn's events.
+struct Streaming {
+    turn_id: TurnId,
+    reader: Reader,
+    // Held for its drop: the end of the stream is the caller's leave.
+    caller: Option<Caller>,
+    deadline: Option<Instant>,
+    is_over: bool,
+}
+
+impl Streaming {
+    async fn next(&mut self) -> Option<Result<Arc<TurnEvent>, Status>> {
+        if self.is_over {
+            return None;
+        }
+        let deadline = async {
+            match self.deadline {
+                Some(deadline) => tokio::time::sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
+        let next = tokio::select! {
+            biased;
+            // First: a flood of events must not carry a stream beyond its deadline.
+            () = deadline => {
+                if let Some(caller) = &self.caller {
+                    caller.deadline_passed();
+                }
+                Some(Err(Refusal::DeadlineExceeded.into()))
+            }
+            next = self.reader.next() => next.map(|next| next.map_err(Status::from)),
+        };
+        self.is_over = match &next {
+            None | Some(Err(_)) => true,
+            Some(Ok(event)) => event.event.is_terminal(),
+        };
+        if self.is_over {
+            // Now, not when the client has read the trailers.
+            self.caller = None;
+        }
+        next
+    }
+
+    fn into_stream<T: Send + 'static>(
+        self,
+        wrap: impl Fn(pb::TurnEvent) -> T + Send + 'static,
+    ) -> EventStream<T> {
+        Box::pin(futures::stream::unfold((self, wrap), |(mut streaming, wrap)| async move {
+            let next = streaming.next().await?;
+            let next = next.map(|event| wrap(convert::turn_event(&streaming.turn_id, &event)));
+            Some((next, (streaming, wrap)))
+        }))
+    }
+}
+
+type EventStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl CodexService for CodexApi {
+    type RunTurnStream = EventStream<pb::RunTurnResponse>;
+
+    async fn run_turn(
+        &self,
+        request: Request<pb::RunTurnRequest>,
+    ) -> Result<Response<Self::RunTurnStream>, Status> {
+        let deadline = deadline::of(request.metadata());
+        let defaults = |tool: &str| self.config.tool(tool);
+        let turn = convert::turn_request(
+            request.into_inner(),
+            &defaults,
+            &self.limits,
+            Tenant::default(),
+        )?;
+        let caller = self.engine.run_turn(turn).await?;
+        if let Some(deadline) = deadline {
+            caller.leave_at(deadline);
+        }
+        let turn = Arc::clone(caller.turn());
+        // Headers only once something is to be said: a refusal without them may be retried by any
+        // gRPC client on its own.
+        let begun = deadline::before(deadline, turn.log.begun()).await;
+        if begun.is_some() && turn.log.last_sequence() == 0 {
+            if let Some(End::Refused(refusal)) = turn.log.end() {
+                return Err(refusal.into());
+            }
+        }
+        let streaming = Streaming {
+            turn_id: turn.id.clone(),
+            reader: turn.log.read_after(0),
+            caller: Some(caller),
+            deadline,
+            is_over: false,
+        };
+        let stream = streaming.into_stream(|event| pb::RunTurnResponse { event: Some(event) });
+        Ok(Response::new(stream))
+    }
+
+    type AttachTurnStream = EventStream<pb::AttachTurnResponse>;
+
+    async fn attach_turn(
+        &self,
+        request: Request<pb::AttachTurnRequest>,
+    ) -> Result<Response<Self::AttachTurnStream>, Status> {
+        let deadline = deadline::of(request.metadata());
+        let pb::AttachTurnRequest { target, after_sequence } = request.into_inner();
+        let turn = match target {
+            Some(pb::attach_turn_request::Target::TurnId(turn_id)) => {
+                self.engine.turn(&turn_id_of(&turn_id)?)?
+            }
+            Some(pb::attach_turn_request::Target::Context(context)) => {
+                let pb::ContextRef { context_id, tool_name, thread_id_key } = context;
+                let key = self.key(&context_id, &tool_name, &thread_id_key)?;
+                let turn = self.engine.directory().of_context(&key);
+                turn.ok_or(Refusal::NoTurnOfContext(key))?
+            }
+            None => {
+                return Err(
+                    Refusal::field("target", "is not set; name a turn_id or a context").into()
+                );
+            }
+        };
+        let last = turn.log.last_sequence();
+        if after_sequence > last {
+            let description = format!(
+                "{after_sequence} is beyond the turn's latest event, {last}; give the sequence of \
+                 the last event that was received"
+            );
+            return Err(Refusal::field("after_sequence", description).into());
+        }
+        // A stream with status OK carries a terminal event, even for who has seen it before.
+        let has_ended = turn.log.terminal().is_some();
+        let after =
+            if has_ended { after_sequence.min(last.saturating_sub(1)) } else { after_sequence };
+        let streaming = Streaming {
+            turn_id: turn.id.clone(),
+            reader: turn.log.read_after(after),
+            caller: None,
+            deadline,
+            is_over: false,
+        };
+        let stream = streaming.into_stream(|event| pb::AttachTurnResponse { event: Some(event) });
+        Ok(Response::new(stream))
+    }
+
+    async fn interrupt_turn(
+        &self,
+        request: Request<pb::InterruptTurnRequest>,
+    ) -> Result<Response<pb::InterruptTurnResponse>, Status> {
+        let deadline = deadline::of(request.metadata());
+        let pb::InterruptTurnRequest { turn_id } = request.into_inner();
+        let turn = self.engine.turn(&turn_id_of(&turn_id)?)?;
+        turn.interrupt(InterruptReason::Requested);
+        let terminal = deadline::unary(deadline, terminal(&turn)).await?;
+        let terminal_event = Some(convert::turn_event(&turn.id, &terminal));
+        Ok(Response::new(pb::InterruptTurnResponse { terminal_event }))
+    }
+
+    async fn steer_turn(
+        &self,
+        request: Request<pb::SteerTurnRequest>,
+    ) -> Result<Response<pb::SteerTurnResponse>, Status> {
+        let deadline = deadline::of(request.metadata());
+        let pb::SteerTurnRequest { turn_id, inputs } = request.into_inner();
+        let inputs = convert::user_inputs(inputs, &self.limits)?;
+        let turn = self.engine.turn(&turn_id_of(&turn_id)?)?;
+        let codex_turn_id = deadline::unary(deadline, self.engine.steer(&turn, &inputs)).await?;
+        Ok(Response::new(pb::SteerTurnResponse { codex_turn_id }))
+    }
+
+    async fn answer_request(
+        &self,
+        _request: Request<pb::AnswerRequestRequest>,
+    ) -> Result<Response<pb::AnswerRequestResponse>, Status> {
+        Err(Refusal::Unimplemented(
+            "AnswerRequest is not served by this version: what Codex asks is declined at once, so \
+             that no turn waits for an answer",
+        )
+        .into())
+    }
+
+    async fn get_context(
+        &self,
+        request: Request<pb::GetContextRequest>,
+    ) -> Result<Response<pb::GetContextResponse>, Status> {
+        let pb::GetContextRequest { context_id, tool_name, thread_id_key } = request.into_inner();
+        let key = self.key(&context_id, &tool_name, &thread_id_key)?;
+        let binding = self.engine.registry().get(&key);
+        let binding = binding.ok_or_else(|| Refusal::ContextNotFound(key.clone()))?;
+        Ok(Response::new(pb::GetContextResponse { context: Some(self.context(&key, &binding)) }))
+    }
+
+    async fn list_contexts(
+        &self,
+        request: Request<pb::ListContextsRequest>,
+    ) -> Result<Response<pb::ListContextsResponse>, Status> {
+        let pb::ListContextsRequest { page_size, page_token, context_id } = request.into_inner();
+        let limit = match usize::try_from(page_size) {
+            Ok(0) => DEFAULT_PAGE,
+            Ok(size) => size.min(MAX_PAGE),
+            Err(_) => {
+                let description = format!(
+                    "{page_size} is negative; ask for 0 (which means {DEFAULT_PAGE}) to {MAX_PAGE}"
+                );
+                return Err(Refusal::field("page_size", description).into());
+            }
+        };
+        let filter = Some(context_id.trim()).filter(|context_id| !context_id.is_empty());
+        let after = page_token::read(&page_token, filter)?;
+        // One more than asked for tells whether there is a next page.
+        let mut page =
+            self.engine.registry().page(&Tenant::default(), filter, after.as_ref(), limit + 1);
+        let has_more = page.len() > limit;
+        page.truncate(limit);
+        let next_page_token = match page.last() {
+            Some((key, _)) if has_more => page_token::write(key, filter),
+            _ => String::new(),
+        };
+        let contexts = page.iter().map(|(key, binding)| self.context(key, binding)).collect();
+        Ok(Response::new(pb::ListContextsResponse { contexts, next_page_token }))
+    }
+
+    async fn bind_context(
+        &self,
+        request: Request<pb::BindContextRequest>,
+    ) -> Result<Response<pb::BindContextResponse>, Status> {
+        let pb::BindContextRequest { context_id, tool_name, thread_id_key, thread_id } =
+            request.into_inner();
+        let key = self.key(&context_id, &tool_name, &thread_id_key)?;
+        let thread_id = ThreadId::parse(&thread_id).ok_or_else(|| {
+            Refusal::field(
+                "thread_id",
+                format!("{thread_id:?} is not a thread id; Codex's are UUIDs"),
+            )
+        })?;
+        self.must_be_idle(&key)?;
+        let replaced = self.engine.registry().bind(&key, &thread_id);
+        let now = SystemTime::now();
+        let binding = self.engine.registry().get(&key).unwrap_or(Binding {
+            thread_id,
+            created_at: now,
+            updated_at: now,
+            turns: 0,
+            latest_turn: None,
+        });
+        Ok(Response::new(pb::BindContextResponse {
+            context: Some(self.context(&key, &binding)),
+            replaced_thread_id: replaced.map(|id| id.to_string()).unwrap_or_default(),
+        }))
+    }
+
+    async fn fork_context(
+        &self,
+        _request: Request<pb::ForkContextRequest>,
+    ) -> Result<Response<pb::ForkContextResponse>, Status> {
+        Err(Refusal::Unimplemented("ForkContext is not served by this version").into())
+    }
+
+    async fn delete_context(
+        &self,
+        request: Request<pb::DeleteContextRequest>,
+    ) -> Result<Response<pb::DeleteContextResponse>, Status> {
+        let pb::DeleteContextRequest { context_id, tool_name, thread_id_key } =
+            request.into_inner();
+        let key = self.key(&context_id, &tool_name, &thread_id_key)?;
+        self.must_be_idle(&key)?;
+        match self.engine.registry().remove(&key) {
+            Some(_) => Ok(Response::new(pb::DeleteContextResponse {})),
+            None => Err(Refusal::ContextNotFound(key).into()),
+        }
+    }
+}
+
+async fn terminal(turn: &Turn) -> Result<Arc<TurnEvent>, Refusal> {
+    turn.log.ended().await;
+    match (turn.log.terminal(), turn.log.end()) {
+        (Some(event), _) => Ok(event),
+        (None, Some(End::Refused(refusal))) => Err(refusal),
+        (None, _) => Err(Refusal::Internal("the turn ended without an event".to_owned())),
+    }
+}
+
+fn turn_id_of(text: &str) -> Result<TurnId, Refusal> {
+    match uuid::Uuid::try_parse(text.trim()) {
+        Ok(id) => Ok(TurnId(id.to_string())),
+        Err(_) if text.trim().is_empty() => {
+            Err(Refusal::field("turn_id", "is empty; every event of a turn bears its turn_id"))
+        }
+        Err(_) => Err(Refusal::field(
+            "turn_id",
+            format!("{text:?} is not a turn id; every event of a turn bears its turn_id"),
+        )),
+    }
+}
+
+mod page_token {
+    //! Where a page ended: the last key, and the filter that it was made with.
+
+    use crate::turn::refusal::Refusal;
+    use crate::turn::request::ContextKey;
+
+    type Token = (String, String, Option<String>);
+
+    pub(super) fn write(key: &ContextKey, filter: Option<&str>) -> String {
+        let token: Token =
+            (key.context_id.clone(), key.thread_key.clone(), filter.map(str::to_owned));
+        let json = serde_json::to_vec(&token).unwrap_or_default();
+        json.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    pub(super) fn read(
+        token: &str,
+        filter: Option<&str>,
+    ) -> Result<Option<(String, String)>, Refusal> {
+        if token.is_empty() {
+            return Ok(None);
+        }
+        let refused =
+            || Refusal::field("page_token", "is not the next_page_token of a page of this listing");
+        let bytes = (0..token.len())
+            .step_by(2)
+            .map(|start| {
+                let pair = token.get(start..start + 2)?;
+                u8::from_str_radix(pair, 16).ok()
+            })
+            .collect::<Option<Vec<u8>>>()
+            .ok_or_else(refused)?;
+        let (context_id, thread_key, made_with): Token =
+            serde_json::from_slice(&bytes).map_err(|_| refused())?;
+        if made_with.as_deref() != filter {
+            return Err(refused());
+        }
+        Ok(Some((context_id, thread_key)))
+    }
+}

@@ -1,0 +1,168 @@
+//! Items on their way out.
+
+use super::duration;
+use crate::pb;
+use crate::turn::event::{
+    CommandExecution, DynamicToolCall, FileChange, FileChangeKind, Item, ItemKind, McpToolCall,
+    Status, TodoItem, TodoStatus, UserInput,
+};
+
+pub(super) fn item(item: &Item) -> pb::Item {
+    let Item { id, kind } = item;
+    pb::Item { id: id.clone(), kind: Some(item_kind(kind)) }
+}
+
+fn item_kind(kind: &ItemKind) -> pb::item::Kind {
+    use pb::item::Kind;
+    match kind {
+        ItemKind::AgentMessage { text } => {
+            Kind::AgentMessage(pb::AgentMessage { text: text.clone(), phase: String::new() })
+        }
+        ItemKind::Reasoning { summary, content } => {
+            Kind::Reasoning(pb::Reasoning { summary: summary.clone(), content: content.clone() })
+        }
+        ItemKind::CommandExecution(command) => Kind::CommandExecution(command_execution(command)),
+        ItemKind::FileChange { changes, status } => Kind::FileChange(pb::FileChange {
+            changes: changes.iter().map(changed_file).collect(),
+            status: file_change_status(*status).into(),
+        }),
+        ItemKind::McpToolCall(call) => Kind::McpToolCall(mcp_tool_call(call)),
+        ItemKind::WebSearch { query, action_json } => Kind::WebSearch(pb::WebSearch {
+            query: query.clone(),
+            action: action_json.clone().map(pb::web_search::Action::OtherActionJson),
+            results_json: String::new(),
+        }),
+        ItemKind::TodoList { items, explanation } => Kind::TodoList(pb::TodoList {
+            items: items.iter().map(todo_item).collect(),
+            explanation: explanation.clone().unwrap_or_default(),
+        }),
+        ItemKind::Error { message } => Kind::Error(pb::ErrorItem { message: message.clone() }),
+        ItemKind::UserMessage { inputs } => {
+            Kind::UserMessage(pb::UserMessage { inputs: inputs.iter().map(user_input).collect() })
+        }
+        ItemKind::DynamicToolCall(call) => Kind::DynamicToolCall(dynamic_tool_call(call)),
+        ItemKind::ImageView { path } => Kind::ImageView(pb::ImageView { path: path.clone() }),
+        ItemKind::ContextCompaction => Kind::ContextCompaction(pb::ContextCompaction {}),
+        ItemKind::Unknown { r#type, json } => {
+            Kind::Unknown(pb::UnknownItem { r#type: r#type.clone(), json: json.clone() })
+        }
+    }
+}
+
+fn command_execution(command: &CommandExecution) -> pb::CommandExecution {
+    let CommandExecution {
+        command,
+        working_directory,
+        aggregated_output,
+        exit_code,
+        status,
+        duration: took,
+    } = command;
+    pb::CommandExecution {
+        command: command.clone(),
+        working_directory: working_directory.clone(),
+        aggregated_output: aggregated_output.clone(),
+        exit_code: *exit_code,
+        status: match status {
+            Status::InProgress => pb::CommandExecutionStatus::InProgress,
+            Status::Completed => pb::CommandExecutionStatus::Completed,
+            Status::Failed => pb::CommandExecutionStatus::Failed,
+            Status::Declined => pb::CommandExecutionStatus::Declined,
+        }
+        .into(),
+        duration: took.and_then(duration),
+    }
+}
+
+fn changed_file(change: &FileChange) -> pb::ChangedFile {
+    let FileChange { path, kind, diff, move_path } = change;
+    pb::ChangedFile {
+        path: path.clone(),
+        kind: match kind {
+            FileChangeKind::Add => pb::FileChangeKind::Add,
+            FileChangeKind::Delete => pb::FileChangeKind::Delete,
+            FileChangeKind::Update => pb::FileChangeKind::Update,
+        }
+        .into(),
+        diff: diff.clone(),
+        move_path: move_path.clone().unwrap_or_default(),
+    }
+}
+
+fn file_change_status(status: Status) -> pb::FileChangeStatus {
+    match status {
+        Status::InProgress => pb::FileChangeStatus::InProgress,
+        Status::Completed => pb::FileChangeStatus::Completed,
+        Status::Failed => pb::FileChangeStatus::Failed,
+        Status::Declined => pb::FileChangeStatus::Declined,
+    }
+}
+
+fn mcp_tool_call(call: &McpToolCall) -> pb::McpToolCall {
+    let McpToolCall { server, tool, arguments_json, result_json, error, status, duration: took } =
+        call;
+    pb::McpToolCall {
+        server: server.clone(),
+        tool: tool.clone(),
+        arguments_json: arguments_json.clone(),
+        result_json: result_json.clone().unwrap_or_default(),
+        error_message: error.clone().unwrap_or_default(),
+        status: match status {
+            Status::InProgress => pb::McpToolCallStatus::InProgress,
+            Status::Completed => pb::McpToolCallStatus::Completed,
+            // Codex has no word for a declined call; to it, that is a failed one.
+            Status::Failed | Status::Declined => pb::McpToolCallStatus::Failed,
+        }
+        .into(),
+        duration: took.and_then(duration),
+    }
+}
+
+fn dynamic_tool_call(call: &DynamicToolCall) -> pb::DynamicToolCall {
+    let DynamicToolCall { tool, arguments_json, result_json, success, status, duration: took } =
+        call;
+    pb::DynamicToolCall {
+        tool: tool.clone(),
+        namespace: String::new(),
+        arguments_json: arguments_json.clone(),
+        status: match status {
+            Status::InProgress => pb::DynamicToolCallStatus::InProgress,
+            Status::Completed => pb::DynamicToolCallStatus::Completed,
+            Status::Failed | Status::Declined => pb::DynamicToolCallStatus::Failed,
+        }
+        .into(),
+        // The domain has the answer as one JSON text; nothing here may read Codex's JSON.
+        content: result_json
+            .iter()
+            .map(|json| pb::ToolContent {
+                content: Some(pb::tool_content::Content::Text(json.clone())),
+            })
+            .collect(),
+        success: *success,
+        duration: took.and_then(duration),
+    }
+}
+
+fn todo_item(item: &TodoItem) -> pb::TodoItem {
+    let TodoItem { text, status } = item;
+    pb::TodoItem {
+        text: text.clone(),
+        completed: *status == TodoStatus::Completed,
+        status: match status {
+            TodoStatus::Pending => pb::TodoStatus::Pending,
+            TodoStatus::InProgress => pb::TodoStatus::InProgress,
+            TodoStatus::Completed => pb::TodoStatus::Completed,
+        }
+        .into(),
+    }
+}
+
+fn user_input(input: &UserInput) -> pb::UserInput {
+    use pb::user_input::Input;
+    let input = match input {
+        UserInput::Text(text) => Input::Text(text.clone()),
+        UserInput::LocalImage(path) => Input::LocalImage(pb::LocalImage { path: path.clone() }),
+        UserInput::ImageUrl(url) => Input::ImageUrl(url.clone()),
+    };
+    pb::UserInput { input: Some(input) }
+}

@@ -1,0 +1,59 @@
+//! Protobuf to the domain and back.
+//!
+//! Pure functions: they read no file, no clock and no state. What depends on the machine (whether
+//! a directory exists) is `turn::workspace`'s. Every message is taken apart field by field without
+//! `..`, and every enum is matched without `_`, so that what the contract gains fails to compile
+//! until it is handled here.
+//!
+//! The way in collects the faults of the whole request before it refuses. The way out never fails.
+
+mod event;
+mod item;
+mod options;
+mod request;
+
+pub use event::turn_event;
+pub use request::{context_key, context_ref, turn_request, user_inputs};
+
+use std::fmt::Write as _;
+
+use crate::turn::refusal::{FieldViolation, Refusal};
+
+/// The faults of one request. It keeps the first [`Faults::MOST`] and counts no further: a caller
+/// could else make it hold many times the memory of the request.
+#[derive(Debug, Default)]
+struct Faults(Vec<FieldViolation>);
+
+impl Faults {
+    const MOST: usize = 256;
+
+    fn add(&mut self, field: impl Into<String>, description: impl Into<String>) {
+        if self.0.len() < Faults::MOST {
+            self.0.push(FieldViolation::new(field, description));
+        }
+    }
+
+    /// `value` if there was no fault.
+    fn or_refuse<T>(self, value: T) -> Result<T, Refusal> {
+        if self.0.is_empty() { Ok(value) } else { Err(Refusal::InvalidInput(self.0)) }
+    }
+}
+
+/// A caller's value for an error message: quoted, escaped, and cut where it is long.
+fn show(value: &str) -> String {
+    const MOST: usize = 48;
+    match value.char_indices().nth(MOST) {
+        None => format!("{value:?}"),
+        Some((end, _)) => {
+            let mut shown = format!("{:?}…", &value[..end]);
+            // Writing to a String can't fail.
+            let _ = write!(shown, " ({} bytes)", value.len());
+            shown
+        }
+    }
+}
+
+/// A duration for protobuf. What it can't express (more than 292 billion years) is left out.
+fn duration(duration: std::time::Duration) -> Option<prost_types::Duration> {
+    prost_types::Duration::try_from(duration).ok()
+}

@@ -1,0 +1,379 @@
+//! Requests on their way in: a message becomes a validated value, or a refusal that names every
+//! fault.
+
+use prost::Message as _;
+use sha2::{Digest as _, Sha256};
+
+use super::options::{
+    absolute_path, busy_policy, disconnect_policy, missing_thread_policy, thread_options,
+    turn_options,
+};
+use super::{Faults, show};
+use crate::config::ToolDefaults;
+use crate::pb;
+use crate::turn::event::UserInput;
+use crate::turn::refusal::Refusal;
+use crate::turn::request::{ContextKey, RequestId, RequestLimits, Tenant, ThreadId, TurnRequest};
+
+/// Most bytes of a context id, a tool name and a thread key.
+const LONGEST_KEY: usize = 256;
+/// Most inputs of one turn.
+const MOST_INPUTS: usize = 256;
+/// Most characters of a request id.
+const LONGEST_REQUEST_ID: usize = 36;
+
+const DEFAULT_TOOL: &str = "codex";
+const TOOL_PREFIX: &str = "codex_";
+const THREAD_KEY: &str = "codex_thread_id";
+
+/// Validates a `RunTurnRequest`. `tool_defaults` is what the configuration says of a tool by its
+/// name; empty defaults for one that it does not name.
+pub fn turn_request(
+    mut request: pb::RunTurnRequest,
+    tool_defaults: &dyn Fn(&str) -> ToolDefaults,
+    limits: &RequestLimits,
+    tenant: Tenant,
+) -> Result<TurnRequest, Refusal> {
+    let mut faults = Faults::default();
+    // Before the request is taken apart: the digest is of everything but the id.
+    let request_id = std::mem::take(&mut request.request_id);
+    let request_id = request_id_of(request_id, &request, &mut faults);
+
+    let pb::RunTurnRequest {
+        context_id,
+        tool_name,
+        thread_id_key,
+        inputs,
+        ephemeral,
+        thread_id,
+        thread_options: options,
+        turn_options: options_of_turn,
+        request_id: _taken_above,
+        busy_policy: busy,
+        disconnect_policy: disconnect,
+        missing_thread_policy: missing_thread,
+        include_raw_events,
+    } = request;
+
+    let tool_name = tool_of("tool_name", &tool_name, &mut faults);
+    let tool = tool_name.as_deref().map(tool_defaults).unwrap_or_default();
+    let thread_key = thread_key_of("", tool_name.as_deref(), &thread_id_key, &tool, &mut faults);
+    let context_id = context_id.trim();
+    let explicit_thread = thread_id_of("thread_id", &thread_id, &mut faults);
+
+    if ephemeral {
+        for (field, value) in [
+            ("context_id", context_id),
+            ("thread_id", thread_id.trim()),
+            ("thread_id_key", thread_id_key.trim()),
+        ] {
+            if !value.is_empty() {
+                faults.add(
+                    field,
+                    format!(
+                        "{} can't be combined with ephemeral, whose thread is neither continued \
+                         nor bound; leave one of the two out",
+                        show(value)
+                    ),
+                );
+            }
+        }
+    } else if context_id.is_empty() && thread_id.trim().is_empty() {
+        faults.add(
+            "context_id",
+            "\"\" names no conversation; give 1 to 256 bytes, or a thread_id, or set ephemeral",
+        );
+    }
+    check_length("context_id", context_id, &mut faults);
+
+    let inputs = inputs_of(inputs, limits, &mut faults);
+    let thread_options = thread_options(options, &mut faults).or(&tool.thread_options);
+    let turn_options = turn_options(
+        options_of_turn,
+        tool_name.as_deref().unwrap_or(DEFAULT_TOOL),
+        &tool,
+        limits,
+        &mut faults,
+    );
+    let busy_policy = busy_policy(busy, &mut faults);
+    let disconnect_policy = disconnect_policy(disconnect, &mut faults);
+    let missing_thread_policy = missing_thread_policy(missing_thread, &mut faults);
+
+    let context = (!context_id.is_empty()).then(|| ContextKey {
+        tenant: tenant.clone(),
+        context_id: context_id.to_owned(),
+        thread_key: thread_key.unwrap_or_default(),
+    });
+    // An ephemeral turn continues nothing, the tool's thread neither.
+    let configured_thread =
+        tool.thread_id.as_deref().filter(|_| !ephemeral).and_then(ThreadId::parse);
+    faults.or_refuse(TurnRequest {
+        tenant,
+        context,
+        inputs,
+        ephemeral,
+        explicit_thread,
+        configured_thread,
+        thread_options,
+        turn_options,
+        request_id,
+        busy_policy,
+        disconnect_policy,
+        missing_thread_policy,
+        include_raw_events,
+    })
+}
+
+/// Validates the name of a binding, given by the fields `context_id`, `tool_name` and
+/// `thread_id_key` of a request.
+pub fn context_key(
+    tenant: &Tenant,
+    context_id: &str,
+    tool_name: &str,
+    thread_id_key: &str,
+    tool_defaults: &dyn Fn(&str) -> ToolDefaults,
+) -> Result<ContextKey, Refusal> {
+    let mut faults = Faults::default();
+    let key = key_of("", tenant, context_id, tool_name, thread_id_key, tool_defaults, &mut faults);
+    faults.or_refuse(key)
+}
+
+/// Validates the name of a binding that stands in the field `path` of a request.
+pub fn context_ref(
+    path: &str,
+    tenant: &Tenant,
+    reference: &pb::ContextRef,
+    tool_defaults: &dyn Fn(&str) -> ToolDefaults,
+) -> Result<ContextKey, Refusal> {
+    let pb::ContextRef { context_id, tool_name, thread_id_key } = reference;
+    let mut faults = Faults::default();
+    let key =
+        key_of(path, tenant, context_id, tool_name, thread_id_key, tool_defaults, &mut faults);
+    faults.or_refuse(key)
+}
+
+/// Validates the field `inputs`: what the user says.
+pub fn user_inputs(
+    inputs: Vec<pb::UserInput>,
+    limits: &RequestLimits,
+) -> Result<Vec<UserInput>, Refusal> {
+    let mut faults = Faults::default();
+    let inputs = inputs_of(inputs, limits, &mut faults);
+    faults.or_refuse(inputs)
+}
+
+fn request_id_of(id: String, rest: &pb::RunTurnRequest, faults: &mut Faults) -> Option<RequestId> {
+    if id.is_empty() {
+        return None;
+    }
+    let printable = |byte: u8| (b' '..=b'~').contains(&byte);
+    if id.len() > LONGEST_REQUEST_ID || !id.bytes().all(printable) {
+        faults.add(
+            "request_id",
+            format!(
+                "{} is no request id; give 1 to {LONGEST_REQUEST_ID} printable ASCII characters, \
+                 for example a UUID",
+                show(&id)
+            ),
+        );
+        return None;
+    }
+    // Equal requests encode alike: fields go in the order of their numbers, and the only map there
+    // is (Struct) is kept sorted.
+    let fingerprint = Sha256::digest(rest.encode_to_vec()).into();
+    Some(RequestId { id, fingerprint })
+}
+
+fn key_of(
+    path: &str,
+    tenant: &Tenant,
+    context_id: &str,
+    tool_name: &str,
+    thread_id_key: &str,
+    tool_defaults: &dyn Fn(&str) -> ToolDefaults,
+    faults: &mut Faults,
+) -> ContextKey {
+    let tool_name = tool_of(&within(path, "tool_name"), tool_name, faults);
+    let tool = tool_name.as_deref().map(tool_defaults).unwrap_or_default();
+    let thread_key = thread_key_of(path, tool_name.as_deref(), thread_id_key, &tool, faults);
+    let field = within(path, "context_id");
+    let context_id = context_id.trim();
+    if context_id.is_empty() {
+        faults.add(field.as_str(), "\"\" names no conversation; give 1 to 256 bytes");
+    }
+    check_length(&field, context_id, faults);
+    ContextKey {
+        tenant: tenant.clone(),
+        context_id: context_id.to_owned(),
+        thread_key: thread_key.unwrap_or_default(),
+    }
+}
+
+/// `field` of the message at `path`.
+fn within(path: &str, field: &str) -> String {
+    if path.is_empty() { field.to_owned() } else { format!("{path}.{field}") }
+}
+
+fn check_length(field: &str, value: &str, faults: &mut Faults) {
+    if value.len() > LONGEST_KEY {
+        faults.add(field, format!("{} is too long; give at most {LONGEST_KEY} bytes", show(value)));
+    }
+}
+
+/// The tool's name; `None` for a wrong one.
+fn tool_of(field: &str, name: &str, faults: &mut Faults) -> Option<String> {
+    let name = name.trim();
+    if name.is_empty() {
+        return Some(DEFAULT_TOOL.to_owned());
+    }
+    if name != DEFAULT_TOOL && !name.starts_with(TOOL_PREFIX) {
+        faults.add(
+            field,
+            format!("{} is no Codex tool; call it codex, or codex_ and a suffix", show(name)),
+        );
+        return None;
+    }
+    check_length(field, name, faults);
+    (name.len() <= LONGEST_KEY).then(|| name.to_owned())
+}
+
+/// The thread key: the request's, the one configured for the tool, or the one that the tool's name
+/// gives. `None` where none can be told, which is a fault.
+fn thread_key_of(
+    path: &str,
+    tool_name: Option<&str>,
+    given: &str,
+    tool: &ToolDefaults,
+    faults: &mut Faults,
+) -> Option<String> {
+    let given = given.trim();
+    if !given.is_empty() {
+        check_length(&within(path, "thread_id_key"), given, faults);
+        return Some(given.to_owned());
+    }
+    if let Some(configured) = &tool.thread_id_key {
+        return Some(configured.clone());
+    }
+    // A wrong name has had its fault already.
+    let tool_name = tool_name?;
+    let Some(suffix) = tool_name.strip_prefix(TOOL_PREFIX) else {
+        return Some(THREAD_KEY.to_owned());
+    };
+    let key = format!("{THREAD_KEY}_{suffix}");
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    let fault = if suffix.is_empty() || !suffix.bytes().all(plain) {
+        "its suffix after codex_ must match [A-Za-z0-9_]+"
+    } else if key.len() > LONGEST_KEY {
+        "its suffix gives a thread key of more than 256 bytes"
+    } else {
+        return Some(key);
+    };
+    faults.add(
+        within(path, "tool_name"),
+        format!("{}: {fault}; rename the tool, or give thread_id_key", show(tool_name)),
+    );
+    None
+}
+
+fn thread_id_of(field: &str, id: &str, faults: &mut Faults) -> Option<ThreadId> {
+    let id = id.trim();
+    if id.is_empty() {
+        return None;
+    }
+    let parsed = ThreadId::parse(id);
+    if parsed.is_none() {
+        faults.add(
+            field,
+            format!("{} is no thread id; give the UUID that thread_started told", show(id)),
+        );
+    }
+    parsed
+}
+
+fn inputs_of(
+    inputs: Vec<pb::UserInput>,
+    limits: &RequestLimits,
+    faults: &mut Faults,
+) -> Vec<UserInput> {
+    const FIELD: &str = "inputs";
+    if inputs.is_empty() {
+        faults.add(FIELD, "is empty; give at least one input");
+    }
+    if inputs.len() > MOST_INPUTS {
+        faults.add(FIELD, format!("{} are too many; give at most {MOST_INPUTS}", inputs.len()));
+        return Vec::new();
+    }
+    let inputs: Vec<UserInput> = inputs
+        .into_iter()
+        .enumerate()
+        .filter_map(|(at, input)| input_of(&format!("{FIELD}[{at}]"), input, faults))
+        .collect();
+
+    // Codex counts what it is sent, the blank lines between the texts included.
+    let texts = inputs.iter().filter_map(|input| match input {
+        UserInput::Text(text) => Some(text.chars().count()),
+        UserInput::LocalImage(_) | UserInput::ImageUrl(_) => None,
+    });
+    let joined = texts.reduce(|before, text| before + "\n\n".len() + text).unwrap_or_default();
+    if joined > limits.max_input_characters {
+        faults.add(
+            FIELD,
+            format!(
+                "{joined} characters of text are too many; give at most {}, or put the text into \
+                 a file of the working directory",
+                limits.max_input_characters
+            ),
+        );
+    }
+    inputs
+}
+
+fn input_of(path: &str, input: pb::UserInput, faults: &mut Faults) -> Option<UserInput> {
+    let pb::UserInput { input } = input;
+    match input {
+        Some(pb::user_input::Input::Text(text)) => {
+            let text = text.trim();
+            if text.is_empty() {
+                faults.add(format!("{path}.text"), "is blank; say something, or leave it out");
+                return None;
+            }
+            Some(UserInput::Text(text.to_owned()))
+        }
+        Some(pb::user_input::Input::LocalImage(pb::LocalImage { path: image })) => {
+            absolute_path(&format!("{path}.local_image.path"), &image, faults)
+                .map(UserInput::LocalImage)
+        }
+        Some(pb::user_input::Input::ImageUrl(url)) => {
+            let url = url.trim();
+            if !is_image_url(url) {
+                faults.add(
+                    format!("{path}.image_url"),
+                    format!(
+                        "{} is no image's address; give https://… or data:image/…;base64,…",
+                        show(url)
+                    ),
+                );
+                return None;
+            }
+            Some(UserInput::ImageUrl(url.to_owned()))
+        }
+        None => {
+            faults.add(path, "says nothing; set one of text, local_image and image_url");
+            None
+        }
+    }
+}
+
+fn is_image_url(url: &str) -> bool {
+    let after = |scheme: &str| {
+        url.get(..scheme.len())
+            .filter(|start| start.eq_ignore_ascii_case(scheme))
+            .map(|_| &url[scheme.len()..])
+    };
+    let plain = !url.chars().any(|c| c.is_whitespace() || c.is_control());
+    let https = after("https://").is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'));
+    let data = after("data:image/").is_some_and(|rest| {
+        rest.split_once(',').is_some_and(|(kind, data)| !kind.is_empty() && !data.is_empty())
+    });
+    plain && (https || data)
+}

@@ -1,0 +1,78 @@
+//! The caller's deadline.
+//!
+//! tonic enforces `grpc-timeout` only until the response's headers, and then says CANCELLED. A
+//! stream must keep its deadline itself, and say DEADLINE_EXCEEDED.
+
+use std::future::Future;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tonic::metadata::MetadataMap;
+
+use crate::turn::refusal::Refusal;
+
+/// How long before the deadline a call must have answered with headers or an error of its own, so
+/// that tonic's clock, which starts a little earlier than ours, never strikes first.
+const MARGIN: Duration = Duration::from_millis(10);
+
+/// When the call must be over, from its `grpc-timeout`; `None` where it has none. A malformed one
+/// counts as none, as in tonic.
+pub fn of(metadata: &MetadataMap) -> Option<Instant> {
+    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
+    parse(text).and_then(|timeout| Instant::now().checked_add(timeout))
+}
+
+/// Waits, but not longer than until shortly before the deadline.
+pub async fn before<T>(deadline: Option<Instant>, future: impl Future<Output = T>) -> Option<T> {
+    match deadline {
+        None => Some(future.await),
+        Some(deadline) => {
+            let then = deadline.checked_sub(MARGIN).unwrap_or(deadline);
+            tokio::time::timeout_at(then, future).await.ok()
+        }
+    }
+}
+
+/// As [`before`], with the refusal that a unary call answers when the time is over.
+///
+/// # Errors
+/// [`Refusal::DeadlineExceeded`], or the future's own.
+pub async fn unary<T>(
+    deadline: Option<Instant>,
+    future: impl Future<Output = Result<T, Refusal>>,
+) -> Result<T, Refusal> {
+    before(deadline, future).await.unwrap_or(Err(Refusal::DeadlineExceeded))
+}
+
+/// At most eight digits and a unit, as the gRPC specification says (`PROTOCOL-HTTP2`).
+fn parse(text: &str) -> Option<Duration> {
+    let digits = text.get(..text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let value: u64 = digits.parse().ok()?;
+    Some(match text.as_bytes().last()? {
+        b'H' => Duration::from_secs(value * 3600),
+        b'M' => Duration::from_secs(value * 60),
+        b'S' => Duration::from_secs(value),
+        b'm' => Duration::from_millis(value),
+        b'u' => Duration::from_micros(value),
+        b'n' => Duration::from_nanos(value),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_are_read_as_the_specification_says() {
+        assert_eq!(parse("2S"), Some(Duration::from_secs(2)));
+        assert_eq!(parse("99999999m"), Some(Duration::from_millis(99_999_999)));
+        assert_eq!(parse("1H"), Some(Duration::from_secs(3600)));
+        for malformed in ["", "S", "123456789S", "-1S", "1x", "1", "1é"] {
+            assert_eq!(parse(malformed), None, "{malformed}");
+        }
+    }
+}

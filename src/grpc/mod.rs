@@ -1,0 +1,10 @@
+//! The edge: what gRPC says becomes what the domain says, and back.
+//!
+//! The only modules that know tonic and [`crate::pb`]. [`convert`] is pure, [`status`] is the only
+//! map from a refusal to a gRPC status, the services only put the two around calls of the engine.
+
+pub mod codex_service;
+pub mod convert;
+pub mod deadline;
+pub mod pool_service;
+pub mod status;

@@ -1,0 +1,230 @@
+//! The only place where an error becomes a gRPC status.
+//!
+//! A status bears `google.rpc.ErrorInfo` (domain `codex.sidecar`, a reason in UPPER_SNAKE), a
+//! `BadRequest` where a field is at fault, and a `RetryInfo` where trying again helps. All of it
+//! goes into HTTP/2 trailers, the message even twice, and peers drop a stream whose header block
+//! is too large (8 KiB is a common limit): so everything here is cut to stay below 4 KiB.
+
+use std::collections::HashMap;
+use std::fmt::Display;
+use std::time::Duration;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use crate::turn::refusal::{FieldViolation, Refusal};
+use crate::turn::request::ContextKey;
+
+const DOMAIN: &str = "codex.sidecar";
+
+/// Most violations that a status lists.
+const MOST_VIOLATIONS: usize = 16;
+/// Most bytes of all violations together.
+const VIOLATIONS_BYTES: usize = 1200;
+/// Most bytes of one violation's description.
+const DESCRIPTION_BYTES: usize = 300;
+/// Most bytes of a field's path. Paths hold the caller's own keys under `thread_options.config`.
+const FIELD_BYTES: usize = 100;
+/// Most bytes of the message, percent-encoded as the header has it.
+const MESSAGE_BYTES: usize = 600;
+/// Most bytes of one value of the metadata: a context id fits whole.
+const METADATA_BYTES: usize = 256;
+
+impl From<Refusal> for Status {
+    fn from(refusal: Refusal) -> Status {
+        status(&refusal)
+    }
+}
+
+/// The status that says `refusal`.
+pub fn status(refusal: &Refusal) -> Status {
+    match refusal {
+        Refusal::InvalidInput(violations) => invalid_input(violations),
+        Refusal::ThreadNotFound { thread_id, cause: _ } => {
+            says(Code::NotFound, "THREAD_NOT_FOUND", refusal).with("thread_id", thread_id).status()
+        }
+        Refusal::ContextNotFound(key) => {
+            says(Code::NotFound, "CONTEXT_NOT_FOUND", refusal).with_context(key).status()
+        }
+        Refusal::TurnNotFound(turn_id) => {
+            says(Code::NotFound, "TURN_NOT_FOUND", refusal).with("turn_id", turn_id).status()
+        }
+        Refusal::NoTurnOfContext(key) => {
+            says(Code::NotFound, "TURN_NOT_FOUND", refusal).with_context(key).status()
+        }
+        Refusal::ThreadHeldElsewhere { thread_id, cause: _ } => {
+            says(Code::FailedPrecondition, "THREAD_HELD_ELSEWHERE", refusal)
+                .with("thread_id", thread_id)
+                .status()
+        }
+        Refusal::NotAGitRepository { field, path } => {
+            says(Code::FailedPrecondition, "NOT_A_GIT_REPOSITORY", refusal)
+                .with("path", path.display())
+                .about(field, refusal)
+                .status()
+        }
+        Refusal::WorkingDirectoryMissing { field, path, cause: _ } => {
+            says(Code::FailedPrecondition, "WORKING_DIRECTORY_MISSING", refusal)
+                .with("path", path.display())
+                .about(field, refusal)
+                .status()
+        }
+        Refusal::PolicyDenied { field, description } => {
+            says(Code::PermissionDenied, "POLICY_DENIED", refusal)
+                .about(field, description)
+                .status()
+        }
+        Refusal::QueueFull { waiting: _, retry_after } => {
+            says(Code::ResourceExhausted, "QUEUE_FULL", refusal).retry_after(*retry_after).status()
+        }
+        Refusal::ContextQueueFull { waiting: _, retry_after } => {
+            says(Code::ResourceExhausted, "CONTEXT_QUEUE_FULL", refusal)
+                .retry_after(*retry_after)
+                .status()
+        }
+        Refusal::WorkerUnavailable { cause: _, retry_after } => {
+            says(Code::Unavailable, "WORKER_UNAVAILABLE", refusal)
+                .retry_after(*retry_after)
+                .status()
+        }
+        Refusal::OutOfResources { cause: _, retry_after } => {
+            says(Code::ResourceExhausted, "OUT_OF_RESOURCES", refusal)
+                .retry_after(*retry_after)
+                .status()
+        }
+        Refusal::Draining { retry_after } => {
+            says(Code::Unavailable, "DRAINING", refusal).retry_after(*retry_after).status()
+        }
+        Refusal::ContextBusy => says(Code::Aborted, "CONTEXT_BUSY", refusal).status(),
+        Refusal::ContextInUse(key) => {
+            says(Code::Aborted, "CONTEXT_BUSY", refusal).with_context(key).status()
+        }
+        Refusal::RequestIdReused { request_id } => {
+            says(Code::AlreadyExists, "REQUEST_ID_REUSED", refusal)
+                .with("request_id", request_id)
+                .status()
+        }
+        Refusal::CodexRefused { cause: _ } => {
+            says(Code::FailedPrecondition, "CODEX_REFUSED", refusal).status()
+        }
+        Refusal::NotSteerable { turn_id, cause: _ } => {
+            says(Code::FailedPrecondition, "TURN_NOT_STEERABLE", refusal)
+                .with("turn_id", turn_id)
+                .status()
+        }
+        Refusal::DeadlineExceeded => {
+            says(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", refusal).status()
+        }
+        Refusal::Unimplemented(_) => says(Code::Unimplemented, "UNIMPLEMENTED", refusal).status(),
+        Refusal::Internal(_) => says(Code::Internal, "INTERNAL", refusal).status(),
+    }
+}
+
+/// A status in the making.
+struct Draft {
+    code: Code,
+    reason: &'static str,
+    message: String,
+    metadata: HashMap<String, String>,
+    details: ErrorDetails,
+}
+
+fn says(code: Code, reason: &'static str, message: impl Display) -> Draft {
+    Draft {
+        code,
+        reason,
+        message: message.to_string(),
+        metadata: HashMap::new(),
+        details: ErrorDetails::new(),
+    }
+}
+
+impl Draft {
+    fn with(mut self, key: &str, value: impl Display) -> Draft {
+        let value = shortened(&value.to_string(), METADATA_BYTES, str::len);
+        self.metadata.insert(key.to_owned(), value);
+        self
+    }
+
+    fn with_context(self, key: &ContextKey) -> Draft {
+        // The tenant is the credential's matter, not for the caller's eyes.
+        let ContextKey { tenant: _, context_id, thread_key } = key;
+        self.with("context_id", context_id).with("thread_id_key", thread_key)
+    }
+
+    fn about(mut self, field: &str, description: impl Display) -> Draft {
+        self.details.add_bad_request_violation(
+            shortened(field, FIELD_BYTES, str::len),
+            shortened(&description.to_string(), DESCRIPTION_BYTES, str::len),
+        );
+        self
+    }
+
+    fn retry_after(mut self, after: Duration) -> Draft {
+        self.details.set_retry_info(Some(after));
+        self
+    }
+
+    fn status(self) -> Status {
+        let Draft { code, reason, message, metadata, mut details } = self;
+        details.set_error_info(reason, DOMAIN, metadata);
+        let message = shortened(&message, MESSAGE_BYTES, percent_encoded_length);
+        Status::with_error_details(code, message, details)
+    }
+}
+
+fn invalid_input(violations: &[FieldViolation]) -> Status {
+    // The message is for people and has the first ones; the BadRequest is for programs.
+    let mut message = "invalid request: ".to_owned();
+    for (at, FieldViolation { field, description }) in violations.iter().enumerate() {
+        if message.len() > MESSAGE_BYTES {
+            break;
+        }
+        let separator = if at == 0 { "" } else { "; " };
+        message.push_str(&format!("{separator}{field}: {description}"));
+    }
+    let mut draft = says(Code::InvalidArgument, "INVALID_INPUT", message);
+
+    let mut listed = 0;
+    let mut bytes = 0;
+    for FieldViolation { field, description } in violations.iter().take(MOST_VIOLATIONS) {
+        let cost = field.len().min(FIELD_BYTES) + description.len().min(DESCRIPTION_BYTES);
+        // The first one fits always.
+        if bytes + cost > VIOLATIONS_BYTES {
+            break;
+        }
+        bytes += cost;
+        listed += 1;
+        draft = draft.about(field, description);
+    }
+    let more = violations.len() - listed;
+    if more > 0 {
+        // Not as one more violation: its field would be none of the request's.
+        draft = draft.with("violations_not_listed", more);
+        draft.message = format!("{} faults: {}", violations.len(), draft.message);
+    }
+    draft.status()
+}
+
+/// `text`, cut at a character so that its `length`, an ellipsis included, is at most `most`.
+fn shortened(text: &str, most: usize, length: fn(&str) -> usize) -> String {
+    if length(text) <= most {
+        return text.to_owned();
+    }
+    let ellipsis = "…";
+    let room = most.saturating_sub(length(ellipsis));
+    let mut used = 0;
+    let kept = text.char_indices().find_map(|(at, character)| {
+        used += length(character.encode_utf8(&mut [0; 4]));
+        (used > room).then_some(at)
+    });
+    format!("{}{ellipsis}", &text[..kept.unwrap_or(text.len())])
+}
+
+/// How long `text` is as a `grpc-message` header: tonic writes these, and what is not ASCII, as
+/// `%XX`.
+fn percent_encoded_length(text: &str) -> usize {
+    const ENCODED: &[u8] = b" \"#%<>`?{}";
+    let plain = |byte: u8| byte.is_ascii_graphic() && !ENCODED.contains(&byte);
+    text.bytes().map(|byte| if plain(byte) { 1 } else { 3 }).sum()
+}

@@ -1,0 +1,30 @@
+//! codex-sidecar: OpenAI's Codex CLI behind gRPC, on a warm and supervised pool.
+//!
+//! In reading order. [`app`] wires everything; [`grpc`] is the edge; [`turn`] is the domain;
+//! [`registry`] and [`pool`] are what it stands on; [`worker`] is one Codex process, which
+//! [`app_server`] speaks with and [`process`] starts and ends.
+
+pub mod app;
+pub mod app_server;
+pub mod cli;
+pub mod codex_cli;
+pub mod config;
+pub mod grpc;
+pub mod offline_model;
+pub mod options;
+pub mod pool;
+pub mod process;
+pub mod registry;
+pub mod telemetry;
+pub mod turn;
+pub mod worker;
+
+/// The generated contract.
+#[allow(missing_docs, clippy::all, clippy::pedantic, rustdoc::all, reason = "generated")]
+pub mod pb {
+    tonic::include_proto!("codex.sidecar.v1");
+
+    /// The contract's descriptors, for reflection.
+    pub const DESCRIPTORS: &[u8] =
+        include_bytes!(concat!(env!("OUT_DIR"), "/codex_sidecar_descriptor.bin"));
+}

@@ -1,0 +1,190 @@
+//! Thread and turn options: the words that the configuration and a request have in common.
+//!
+//! Every field is optional here, because options are layered: a request's value beats the tool's
+//! default, which beats what the CLI itself would do. [`ThreadOptions::or`] is that layering, field
+//! by field. Nothing here knows protobuf or Codex's JSON.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// What a command that the model runs may touch (`--sandbox` of the CLI).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SandboxMode {
+    /// Reads everywhere, writes nowhere.
+    ReadOnly,
+    /// Writes below the working directory, the additional directories and the temporary folders.
+    WorkspaceWrite,
+    /// No sandbox at all.
+    DangerFullAccess,
+}
+
+/// When Codex asks before it runs something (`approval_policy` of the CLI).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ApprovalPolicy {
+    /// Never asks; what the sandbox forbids fails.
+    Never,
+    /// The model decides when to ask.
+    OnRequest,
+    /// Asks when a command failed in the sandbox. Newer CLIs no longer know this policy and treat
+    /// it as `on-request`, and so does the sidecar.
+    OnFailure,
+    /// Asks before everything that is not known to be harmless.
+    Untrusted,
+}
+
+/// Whether the model may search the web (`web_search` of the CLI).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WebSearchMode {
+    /// No search tool.
+    Disabled,
+    /// Searches an index, never the live web.
+    Cached,
+    /// Searches the live web.
+    Live,
+}
+
+/// A function that the caller lends to the model; Codex asks for it with `item/tool/call`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DynamicTool {
+    /// The name that the model calls.
+    pub name: String,
+    /// What it does, for the model.
+    pub description: String,
+    /// The JSON schema of its arguments.
+    pub input_schema: serde_json::Value,
+}
+
+/// How a thread runs. `None` means: not said at this layer.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ThreadOptions {
+    /// The model's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// The sandbox of commands.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sandbox_mode: Option<SandboxMode>,
+    /// The absolute directory that the turn works in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub working_directory: Option<PathBuf>,
+    /// Whether the working directory may lie outside a git repository.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skip_git_repo_check: Option<bool>,
+    /// The reasoning effort by its Codex name (`minimal` … `xhigh`, and what newer CLIs know).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model_reasoning_effort: Option<String>,
+    /// Whether commands in the workspace-write sandbox may reach the network.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network_access_enabled: Option<bool>,
+    /// Whether and how the model may search the web.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub web_search_mode: Option<WebSearchMode>,
+    /// The legacy switch: true means live, false means disabled; the mode wins over it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub web_search_enabled: Option<bool>,
+    /// When Codex asks before it acts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub approval_policy: Option<ApprovalPolicy>,
+    /// Absolute directories that are writable beside the working directory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub additional_directories: Option<Vec<PathBuf>>,
+    /// Replaces the model's base instructions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base_instructions: Option<String>,
+    /// Instructions of the developer role.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub developer_instructions: Option<String>,
+    /// Overrides of CLI configuration by dotted key, as `codex -c key=value` takes them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub config: Option<serde_json::Map<String, serde_json::Value>>,
+    /// Functions that the caller lends to the model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dynamic_tools: Option<Vec<DynamicTool>>,
+}
+
+impl ThreadOptions {
+    /// These options, with `defaults` where they say nothing. Fields are taken whole, except that
+    /// `config` is merged key by key, and that the two web search fields are one choice: a layer
+    /// that says either of them hides both of the layer below.
+    pub fn or(self, defaults: &ThreadOptions) -> ThreadOptions {
+        let ThreadOptions {
+            model,
+            sandbox_mode,
+            working_directory,
+            skip_git_repo_check,
+            model_reasoning_effort,
+            network_access_enabled,
+            web_search_mode,
+            web_search_enabled,
+            approval_policy,
+            additional_directories,
+            base_instructions,
+            developer_instructions,
+            config,
+            dynamic_tools,
+        } = self;
+        let says_web_search = web_search_mode.is_some() || web_search_enabled.is_some();
+        let config = match (config, defaults.config.clone()) {
+            (Some(own), Some(mut below)) => {
+                below.extend(own);
+                Some(below)
+            }
+            (own, below) => own.or(below),
+        };
+        ThreadOptions {
+            model: model.or_else(|| defaults.model.clone()),
+            sandbox_mode: sandbox_mode.or(defaults.sandbox_mode),
+            working_directory: working_directory.or_else(|| defaults.working_directory.clone()),
+            skip_git_repo_check: skip_git_repo_check.or(defaults.skip_git_repo_check),
+            model_reasoning_effort: model_reasoning_effort
+                .or_else(|| defaults.model_reasoning_effort.clone()),
+            network_access_enabled: network_access_enabled.or(defaults.network_access_enabled),
+            web_search_mode: if says_web_search {
+                web_search_mode
+            } else {
+                defaults.web_search_mode
+            },
+            web_search_enabled: if says_web_search {
+                web_search_enabled
+            } else {
+                defaults.web_search_enabled
+            },
+            approval_policy: approval_policy.or(defaults.approval_policy),
+            additional_directories: additional_directories
+                .or_else(|| defaults.additional_directories.clone()),
+            base_instructions: base_instructions.or_else(|| defaults.base_instructions.clone()),
+            developer_instructions: developer_instructions
+                .or_else(|| defaults.developer_instructions.clone()),
+            config,
+            dynamic_tools: dynamic_tools.or_else(|| defaults.dynamic_tools.clone()),
+        }
+    }
+
+    /// The web search mode that both fields together say: the mode wins over the legacy switch.
+    pub fn web_search(&self) -> Option<WebSearchMode> {
+        self.web_search_mode.or(match self.web_search_enabled {
+            Some(true) => Some(WebSearchMode::Live),
+            Some(false) => Some(WebSearchMode::Disabled),
+            None => None,
+        })
+    }
+}
+
+/// How one turn runs. `None` means: not said at this layer.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct TurnOptions {
+    /// A strict JSON object schema for the final response.
+    pub output_schema: Option<serde_json::Value>,
+    /// The longest time without progress of this turn.
+    pub idle_timeout: Option<Duration>,
+    /// The longest time of the whole turn, from the moment it leaves the queue.
+    pub turn_timeout: Option<Duration>,
+    /// The longest time that a request of Codex waits for an answer.
+    pub answer_timeout: Option<Duration>,
+}

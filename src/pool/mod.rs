@@ -1,0 +1,228 @@
+//! The pool: a fixed number of workers, kept warm.
+//!
+//! Each place in the pool (a slot) has one supervising task that starts a worker, waits for its end
+//! and starts the next. A turn takes a [`Lease`] on a worker; the pool never moves a running turn.
+//! Which thread is on which worker is kept in [`threads`]. Nothing here knows what a turn says.
+
+mod placement;
+mod supervise;
+pub mod threads;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::worker::{Worker, WorkerId, WorkerSpec};
+
+pub use placement::Lease;
+
+/// How the pool behaves.
+#[derive(Debug, Clone)]
+pub struct PoolSettings {
+    /// How many workers.
+    pub workers: usize,
+    /// The first pause after a failed start or an early death.
+    pub backoff_initial: Duration,
+    /// The longest pause.
+    pub backoff_max: Duration,
+    /// After how many failures in a row a slot counts as broken, so that turns are refused at once
+    /// rather than kept waiting for it.
+    pub breaker_failures: u32,
+    /// A worker that lived this long was healthy: its end is no failure in a row.
+    pub stable_after: Duration,
+    /// How long a turn waits for a worker that is being started.
+    pub worker_wait: Duration,
+}
+
+impl Default for PoolSettings {
+    fn default() -> PoolSettings {
+        PoolSettings {
+            workers: 2,
+            backoff_initial: Duration::from_millis(200),
+            backoff_max: Duration::from_secs(30),
+            breaker_failures: 5,
+            stable_after: Duration::from_secs(10),
+            worker_wait: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Whether turns can run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Readiness {
+    /// At least one worker is warm, and at the start all were.
+    Ready,
+    /// None is.
+    NotReady {
+        /// What kind of trouble it is.
+        kind: Trouble,
+        /// Why not, for the person who reads it.
+        cause: String,
+    },
+}
+
+/// Kinds of trouble that keep workers from being ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// None: they are being started.
+    Starting,
+    /// The CLI was not found.
+    CodexNotFound,
+    /// The CLI is of a version that is not supported.
+    CodexTooOld,
+    /// The CLI does not start, or does not speak its protocol.
+    CodexUnusable,
+    /// The machine is out of processes, memory or file descriptors.
+    OutOfResources,
+    /// Workers start, and end again and again.
+    WorkersFailing,
+    /// The pool is shut down.
+    Stopped,
+}
+
+/// A failed start or the end of a worker.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    /// What kind of trouble it is.
+    pub kind: Trouble,
+    /// For the person who reads it.
+    pub message: String,
+    /// When it was seen.
+    pub at: SystemTime,
+}
+
+/// Why no worker can be had.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unavailable {
+    /// For the person who reads it.
+    pub cause: String,
+    /// When to try again.
+    pub retry_after: Duration,
+    /// Whether the machine is out of processes, memory or file descriptors.
+    pub out_of_resources: bool,
+}
+
+/// What a slot does.
+#[derive(Debug, Clone)]
+pub enum SlotState {
+    /// It waits for its turn to start, or starts.
+    Starting,
+    /// Its worker is warm.
+    Ready(Arc<Worker>),
+    /// Its worker failed; the next one starts later.
+    Backoff {
+        /// When.
+        until: tokio::time::Instant,
+    },
+    /// The pool has been shut down.
+    Stopped,
+}
+
+/// What is known of a slot.
+#[derive(Debug, Clone)]
+pub struct SlotStatus {
+    /// What it does.
+    pub state: SlotState,
+    /// Which incarnation it is at.
+    pub generation: u64,
+    /// Failures in a row.
+    pub failures: u32,
+    /// The last failed start or end of a worker.
+    pub last_failure: Option<Failure>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    index: usize,
+    status: watch::Sender<SlotStatus>,
+}
+
+/// The pool.
+#[derive(Debug)]
+pub struct Pool {
+    slots: Vec<Slot>,
+    settings: PoolSettings,
+    // Changes whenever any slot does; waiters look again.
+    changed: watch::Sender<u64>,
+    readiness: watch::Sender<Readiness>,
+    starts: Semaphore,
+    widened: std::sync::atomic::AtomicBool,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    threads: threads::Threads,
+}
+
+impl Pool {
+    /// Starts the pool; returns at once. [`Pool::readiness`] tells when it is warm.
+    pub fn start(spec: WorkerSpec, settings: PoolSettings) -> Arc<Pool> {
+        let slots = (0..settings.workers.max(1))
+            .map(|index| Slot {
+                index,
+                status: watch::Sender::new(SlotStatus {
+                    state: SlotState::Starting,
+                    generation: 0,
+                    failures: 0,
+                    last_failure: None,
+                }),
+            })
+            .collect();
+        let starting = Readiness::NotReady {
+            kind: Trouble::Starting,
+            cause: "the workers are being started".to_owned(),
+        };
+        let pool = Arc::new(Pool {
+            slots,
+            settings,
+            changed: watch::Sender::new(0),
+            readiness: watch::Sender::new(starting),
+            // One at first: processes that start at once on a fresh CODEX_HOME lock each other out
+            // of its database.
+            starts: Semaphore::new(1),
+            widened: std::sync::atomic::AtomicBool::new(false),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            threads: threads::Threads::default(),
+        });
+        let spec = Arc::new(spec);
+        for index in 0..pool.slots.len() {
+            pool.tasks.spawn(supervise::run(Arc::clone(&pool), index, Arc::clone(&spec)));
+        }
+        pool.tasks.close();
+        pool
+    }
+
+    /// Whether turns can run, now and as it changes.
+    pub fn readiness(&self) -> watch::Receiver<Readiness> {
+        self.readiness.subscribe()
+    }
+
+    /// What is known of every slot, in order.
+    pub fn status(&self) -> Vec<SlotStatus> {
+        self.slots.iter().map(|slot| slot.status.borrow().clone()).collect()
+    }
+
+    /// Which thread is where.
+    pub fn threads(&self) -> &threads::Threads {
+        &self.threads
+    }
+
+    /// The worker of this id, if that incarnation still runs.
+    pub fn worker(&self, id: &WorkerId) -> Option<Arc<Worker>> {
+        let status = self.slots.get(id.slot)?.status.borrow();
+        match &status.state {
+            SlotState::Ready(worker) if worker.id() == id && worker.is_alive() => {
+                Some(Arc::clone(worker))
+            }
+            _ => None,
+        }
+    }
+
+    /// Kills every worker with all that it started, and waits until they are gone.
+    pub async fn shutdown(&self) {
+        self.stop.cancel();
+        self.tasks.wait().await;
+    }
+}

@@ -1,0 +1,380 @@
+//! Who may run now: turns of one context one after the other, and not too many in all.
+//!
+//! A turn stands in its lane (its context, or the thread that it names) until the turns before it
+//! have ended, then in the common line until a place is free. Both are first come, first served.
+//! Nobody waits without being told: what does not fit is refused at once.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::turn::refusal::Refusal;
+use crate::turn::request::{BusyPolicy, ContextKey, Tenant, ThreadId};
+
+/// What runs one turn at a time.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Lane {
+    /// A context's thread.
+    Context(ContextKey),
+    /// A thread that was named without a context.
+    Thread(Tenant, ThreadId),
+}
+
+/// How many may run and wait.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdmissionLimits {
+    /// Running turns in all.
+    pub running: usize,
+    /// Running turns of one tenant.
+    pub running_per_tenant: usize,
+    /// Waiting turns in all.
+    pub waiting: usize,
+    /// Waiting turns of one lane.
+    pub waiting_per_lane: usize,
+}
+
+/// Where a turn stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// That many turns go before it in its line.
+    Waiting(u32),
+    /// It runs.
+    Running,
+}
+
+/// Admits turns.
+#[derive(Debug)]
+pub struct Admission {
+    limits: AdmissionLimits,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    next_ticket: u64,
+    tickets: HashMap<u64, Entry>,
+    lanes: HashMap<Lane, LaneState>,
+    // Heads of their lanes, waiting for a free place.
+    line: VecDeque<u64>,
+    running: usize,
+    running_of: HashMap<Tenant, usize>,
+    waiting: usize,
+}
+
+#[derive(Debug)]
+struct Entry {
+    lane: Option<Lane>,
+    tenant: Tenant,
+    running: bool,
+    place: watch::Sender<Place>,
+}
+
+#[derive(Debug, Default)]
+struct LaneState {
+    // The head is the one that runs, or stands in the common line.
+    head: Option<u64>,
+    waiting: VecDeque<u64>,
+}
+
+/// A turn's place. Dropping it gives the place up, whether it waits or runs.
+#[derive(Debug)]
+pub struct Ticket {
+    id: u64,
+    admission: Arc<Admission>,
+    place: watch::Receiver<Place>,
+}
+
+impl Ticket {
+    /// Where it stands, now and as that changes.
+    pub fn place(&self) -> watch::Receiver<Place> {
+        self.place.clone()
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.admission.leave(self.id);
+    }
+}
+
+/// When a refused caller should try again: a turn takes about as long.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+impl Admission {
+    /// Nobody is here yet.
+    pub fn new(limits: AdmissionLimits) -> Arc<Admission> {
+        Arc::new(Admission { limits, state: Mutex::default() })
+    }
+
+    /// Takes a turn in.
+    ///
+    /// # Errors
+    /// [`Refusal::ContextBusy`] under [`BusyPolicy::Reject`], [`Refusal::ContextQueueFull`] and
+    /// [`Refusal::QueueFull`].
+    pub fn admit(
+        self: &Arc<Admission>,
+        tenant: &Tenant,
+        lane: Option<Lane>,
+        policy: BusyPolicy,
+    ) -> Result<Ticket, Refusal> {
+        let mut guard = self.state();
+        let state = &mut *guard;
+        let in_lane = lane.as_ref().and_then(|lane| state.lanes.get(lane));
+        let lane_is_busy = in_lane.is_some();
+        let waiting_in_lane = in_lane.map_or(0, |lane| lane.waiting.len());
+        if lane_is_busy && policy == BusyPolicy::Reject {
+            return Err(Refusal::ContextBusy);
+        }
+        let runs_at_once = !lane_is_busy && state.line.is_empty() && self.has_place(state, tenant);
+        if !runs_at_once {
+            if lane_is_busy && waiting_in_lane >= self.limits.waiting_per_lane {
+                let waiting = waiting_in_lane;
+                return Err(Refusal::ContextQueueFull { waiting, retry_after: RETRY_AFTER });
+            }
+            if state.waiting >= self.limits.waiting {
+                let waiting = state.waiting;
+                return Err(Refusal::QueueFull { waiting, retry_after: RETRY_AFTER });
+            }
+        }
+
+        let id = state.next_ticket;
+        state.next_ticket += 1;
+        state.waiting += 1;
+        let (sender, place) = watch::channel(Place::Waiting(1));
+        let entry =
+            Entry { lane: lane.clone(), tenant: tenant.clone(), running: false, place: sender };
+        state.tickets.insert(id, entry);
+        match lane {
+            Some(lane) => {
+                let lane = state.lanes.entry(lane).or_default();
+                match lane.head {
+                    None => {
+                        lane.head = Some(id);
+                        state.line.push_back(id);
+                    }
+                    Some(_) => lane.waiting.push_back(id),
+                }
+            }
+            None => state.line.push_back(id),
+        }
+        self.advance(state);
+        tell_lane(state, id);
+        drop(guard);
+        Ok(Ticket { id, admission: Arc::clone(self), place })
+    }
+
+    /// How many turns run.
+    pub fn running(&self) -> usize {
+        self.state().running
+    }
+
+    /// How many turns wait.
+    pub fn waiting(&self) -> usize {
+        self.state().waiting
+    }
+
+    /// How many turns wait in this lane.
+    pub fn waiting_in(&self, lane: &Lane) -> usize {
+        let state = self.state();
+        let Some(lane) = state.lanes.get(lane) else { return 0 };
+        let head_waits =
+            lane.head.and_then(|id| state.tickets.get(&id)).is_some_and(|entry| !entry.running);
+        lane.waiting.len() + usize::from(head_waits)
+    }
+
+    /// Whether a turn of this lane runs or waits.
+    pub fn is_busy(&self, lane: &Lane) -> bool {
+        self.state().lanes.contains_key(lane)
+    }
+
+    fn has_place(&self, state: &State, tenant: &Tenant) -> bool {
+        state.running < self.limits.running
+            && state.running_of.get(tenant).copied().unwrap_or(0) < self.limits.running_per_tenant
+    }
+
+    /// Lets those in the common line run that find a place; a tenant at its limit does not hold up
+    /// the others.
+    fn advance(&self, state: &mut State) {
+        let mut index = 0;
+        while let Some(&id) = state.line.get(index) {
+            let Some(tenant) = state.tickets.get(&id).map(|entry| entry.tenant.clone()) else {
+                state.line.remove(index);
+                continue;
+            };
+            if !self.has_place(state, &tenant) {
+                index += 1;
+                continue;
+            }
+            state.line.remove(index);
+            state.running += 1;
+            state.waiting -= 1;
+            *state.running_of.entry(tenant).or_default() += 1;
+            if let Some(entry) = state.tickets.get_mut(&id) {
+                entry.running = true;
+                entry.place.send_replace(Place::Running);
+            }
+        }
+        for (index, id) in state.line.iter().enumerate() {
+            if let Some(entry) = state.tickets.get(id) {
+                tell(entry, index + 1);
+            }
+        }
+    }
+
+    fn leave(&self, id: u64) {
+        let mut guard = self.state();
+        let state = &mut *guard;
+        let Some(Entry { lane, tenant, running, .. }) = state.tickets.remove(&id) else { return };
+        if running {
+            state.running -= 1;
+            if let Some(count) = state.running_of.get_mut(&tenant) {
+                *count -= 1;
+                if *count == 0 {
+                    state.running_of.remove(&tenant);
+                }
+            }
+        } else {
+            state.waiting -= 1;
+            state.line.retain(|other| *other != id);
+        }
+        if let Some(lane) = lane {
+            let mut is_empty = false;
+            if let Some(lane) = state.lanes.get_mut(&lane) {
+                if lane.head == Some(id) {
+                    lane.head = lane.waiting.pop_front();
+                    state.line.extend(lane.head);
+                } else {
+                    lane.waiting.retain(|other| *other != id);
+                }
+                is_empty = lane.head.is_none();
+                for (index, id) in lane.waiting.iter().enumerate() {
+                    if let Some(entry) = state.tickets.get(id) {
+                        tell(entry, index + 1);
+                    }
+                }
+            }
+            if is_empty {
+                state.lanes.remove(&lane);
+            }
+        }
+        self.advance(state);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn tell(entry: &Entry, position: usize) {
+    let place = Place::Waiting(u32::try_from(position).unwrap_or(u32::MAX));
+    entry.place.send_if_modified(|current| {
+        let changed = *current != place;
+        *current = place;
+        changed
+    });
+}
+
+/// Tells a newcomer its place behind the others of its lane.
+fn tell_lane(state: &State, id: u64) {
+    let Some(entry) = state.tickets.get(&id) else { return };
+    let lane = entry.lane.as_ref().and_then(|lane| state.lanes.get(lane));
+    if let Some(index) = lane.and_then(|lane| lane.waiting.iter().position(|other| *other == id)) {
+        tell(entry, index + 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn lane(name: usize) -> Option<Lane> {
+        Some(Lane::Context(ContextKey {
+            tenant: Tenant::default(),
+            context_id: name.to_string(),
+            thread_key: String::new(),
+        }))
+    }
+
+    fn place(ticket: &Ticket) -> Place {
+        *ticket.place.borrow()
+    }
+
+    const LIMITS: AdmissionLimits =
+        AdmissionLimits { running: 2, running_per_tenant: 2, waiting: 4, waiting_per_lane: 2 };
+
+    fn admit(admission: &Arc<Admission>, name: usize) -> Result<Ticket, Refusal> {
+        admission.admit(&Tenant::default(), lane(name), BusyPolicy::Queue)
+    }
+
+    #[test]
+    fn turns_of_a_lane_run_in_order_and_are_told_their_place() {
+        let admission = Admission::new(LIMITS);
+        let first = admit(&admission, 1).unwrap();
+        let second = admit(&admission, 1).unwrap();
+        let third = admit(&admission, 1).unwrap();
+        let other = admit(&admission, 2).unwrap();
+        assert_eq!(
+            [&first, &second, &third, &other].map(place),
+            [Place::Running, Place::Waiting(1), Place::Waiting(2), Place::Running]
+        );
+        assert!(matches!(admit(&admission, 1), Err(Refusal::ContextQueueFull { waiting: 2, .. })));
+        let rejected = admission.admit(&Tenant::default(), lane(2), BusyPolicy::Reject);
+        assert_eq!(rejected.unwrap_err(), Refusal::ContextBusy);
+        let (fourth, _fifth) = (admit(&admission, 4).unwrap(), admit(&admission, 5).unwrap());
+        assert_eq!(place(&fourth), Place::Waiting(1));
+        assert!(matches!(admit(&admission, 6), Err(Refusal::QueueFull { waiting: 4, .. })));
+        drop(first);
+        // The place goes to the one who waited longest for a place, not to the lane.
+        assert_eq!(
+            [&second, &third, &fourth].map(place),
+            [Place::Waiting(2), Place::Waiting(1), Place::Running]
+        );
+        drop((second, other));
+        assert_eq!(place(&third), Place::Waiting(2));
+    }
+
+    proptest! {
+        #[test]
+        fn no_limit_is_passed_no_lane_runs_twice_and_nothing_is_left(
+            steps in proptest::collection::vec((0_usize..4, any::<bool>(), 0_usize..20), 1..200)
+        ) {
+            let admission = Admission::new(LIMITS);
+            let mut tickets: Vec<(usize, Ticket)> = Vec::new();
+            for (name, enters, index) in steps {
+                if enters {
+                    if let Ok(ticket) = admit(&admission, name) { tickets.push((name, ticket)); }
+                } else if !tickets.is_empty() {
+                    tickets.remove(index % tickets.len());
+                }
+                let running: Vec<usize> = tickets.iter()
+                    .filter(|(_, ticket)| place(ticket) == Place::Running).map(|(name, _)| *name).collect();
+                let mut lanes = running.clone();
+                lanes.sort_unstable();
+                lanes.dedup();
+                prop_assert_eq!(lanes.len(), running.len());
+                prop_assert!(running.len() <= LIMITS.running);
+                prop_assert_eq!(admission.running(), running.len());
+                prop_assert_eq!(admission.waiting(), tickets.len() - running.len());
+                // Work-conserving: a free place is never left to a head of a lane that waits.
+                let heads = tickets.iter().map(|(name, _)| name).collect::<std::collections::HashSet<_>>().len();
+                prop_assert_eq!(running.len(), heads.min(LIMITS.running));
+                // Within a lane, those that came first are ahead.
+                for lane in 0..4 {
+                    let places: Vec<_> = tickets.iter().filter(|(name, _)| *name == lane)
+                        .map(|(_, ticket)| place(ticket)).collect();
+                    for pair in places.windows(2).skip(1) {
+                        if let (Place::Waiting(before), Place::Waiting(after)) = (pair[0], pair[1]) {
+                            prop_assert!(before < after);
+                        }
+                    }
+                }
+            }
+            tickets.clear();
+            prop_assert_eq!((admission.running(), admission.waiting()), (0, 0));
+            prop_assert!(admission.state().lanes.is_empty() && admission.state().running_of.is_empty());
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! From a request to a thread that a worker holds and nobody else uses.
+
+use std::time::Duration;
+
+use crate::pool::Lease;
+use crate::pool::threads::{ThreadGuard, ThreadState};
+use crate::turn::directory::Turn;
+use crate::turn::engine::Engine;
+use crate::turn::event::{Event, ThreadOrigin};
+use crate::turn::refusal::Refusal;
+use crate::turn::request::{BusyPolicy, MissingThreadPolicy, ThreadId, TurnRequest};
+use crate::worker::Route;
+use crate::worker::thread::{LoadedThread, ThreadError, Workspace};
+
+/// A thread, ready for a turn.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) thread_id: ThreadId,
+    pub(super) origin: ThreadOrigin,
+    pub(super) loaded: LoadedThread,
+    pub(super) route: Route,
+    // Declared after the route: what may still come for the thread has nowhere to go before
+    // another turn may use it.
+    pub(super) lease: Lease,
+    pub(super) thread: ThreadGuard,
+}
+
+/// Why there is none.
+#[derive(Debug)]
+pub(super) enum OpenError {
+    /// The turn can't run.
+    Refused(Refusal),
+    /// The worker died under it; another one may do.
+    Lost(String),
+}
+
+impl From<Refusal> for OpenError {
+    fn from(refusal: Refusal) -> OpenError {
+        OpenError::Refused(refusal)
+    }
+}
+
+/// How often Codex is asked again while it says that it is overloaded, or that another process
+/// (which may be a worker of ours that is just dying) writes the thread.
+const PATIENCE: [Duration; 5] = [
+    Duration::from_millis(50),
+    Duration::from_millis(100),
+    Duration::from_millis(200),
+    Duration::from_millis(400),
+    Duration::from_millis(800),
+];
+
+impl Engine {
+    /// The request's thread beats the context's, which beats the tool's, which beats a new one.
+    pub(super) async fn open(
+        &self,
+        turn: &Turn,
+        request: &TurnRequest,
+        workspace: &Workspace,
+    ) -> Result<Opened, OpenError> {
+        let bound = request.context.as_ref().and_then(|key| self.registry.get(key));
+        let (thread_id, origin) = if let Some(thread_id) = &request.explicit_thread {
+            (thread_id.clone(), ThreadOrigin::Explicit)
+        } else if let Some(binding) = bound {
+            (binding.thread_id, ThreadOrigin::Resumed)
+        } else if let Some(thread_id) = &request.configured_thread {
+            (thread_id.clone(), ThreadOrigin::Explicit)
+        } else {
+            return self.open_new(request, workspace).await;
+        };
+        match self.open_existing(turn, request, workspace, &thread_id, origin).await {
+            Err(OpenError::Refused(Refusal::ThreadNotFound { thread_id, cause }))
+                if request.missing_thread_policy == MissingThreadPolicy::StartNew =>
+            {
+                turn.log.append(Event::Warning {
+                    message: format!(
+                        "thread {thread_id} was not found ({cause}); a new thread takes its place"
+                    ),
+                });
+                self.open_new(request, workspace).await
+            }
+            other => other,
+        }
+    }
+
+    async fn open_new(
+        &self,
+        request: &TurnRequest,
+        workspace: &Workspace,
+    ) -> Result<Opened, OpenError> {
+        let options = &request.thread_options;
+        let lease = self.pool.lease(None).await.map_err(Refusal::from)?;
+        let mut patience = PATIENCE.iter();
+        let (thread_id, loaded) = loop {
+            match lease.worker().start_thread(options, workspace, request.ephemeral).await {
+                Ok(started) => break started,
+                Err(ThreadError::Overloaded(cause)) => wait(patience.next(), cause).await?,
+                Err(error) => return Err(open_error(error, None)),
+            }
+        };
+        let mut thread = self.pool.threads().lock(&thread_id).await;
+        *thread = ThreadState {
+            usage: Some(crate::turn::event::Usage::default()),
+            dynamic_tools: Some(options.dynamic_tools.clone().unwrap_or_default()),
+            ..ThreadState::default()
+        };
+        opened(thread_id, ThreadOrigin::New, loaded, lease, thread)
+    }
+
+    async fn open_existing(
+        &self,
+        turn: &Turn,
+        request: &TurnRequest,
+        workspace: &Workspace,
+        thread_id: &ThreadId,
+        origin: ThreadOrigin,
+    ) -> Result<Opened, OpenError> {
+        let options = &request.thread_options;
+        // Another context may be bound to the same thread.
+        let mut thread = match self.pool.threads().try_lock(thread_id) {
+            Some(thread) => thread,
+            None if request.busy_policy == BusyPolicy::Reject => {
+                return Err(Refusal::ContextBusy.into());
+            }
+            None => self.pool.threads().lock(thread_id).await,
+        };
+        let holder = thread.loaded.as_ref().map(|loaded| loaded.worker.clone());
+        let lease = self.pool.lease(holder.as_ref()).await.map_err(Refusal::from)?;
+        let worker = lease.worker();
+
+        let held = thread.loaded.take().filter(|loaded| loaded.worker == *worker.id());
+        let loaded = match held {
+            Some(loaded) if loaded.fits(options) => loaded,
+            held => {
+                if held.is_some() {
+                    // What a thread is loaded with can only be changed by loading it anew.
+                    worker
+                        .release_thread(thread_id)
+                        .await
+                        .map_err(|error| open_error(error, Some(thread_id)))?;
+                }
+                let mut patience = PATIENCE.iter();
+                loop {
+                    match worker.resume_thread(thread_id, options, workspace).await {
+                        Ok(loaded) => break loaded,
+                        Err(ThreadError::Overloaded(cause)) => wait(patience.next(), cause).await?,
+                        Err(ThreadError::HeldElsewhere(cause)) => match patience.next() {
+                            Some(pause) => tokio::time::sleep(*pause).await,
+                            None => {
+                                let thread_id = thread_id.clone();
+                                return Err(
+                                    Refusal::ThreadHeldElsewhere { thread_id, cause }.into()
+                                );
+                            }
+                        },
+                        Err(error) => return Err(open_error(error, Some(thread_id))),
+                    }
+                }
+            }
+        };
+        if let (Some(wanted), Some(made_with)) = (&options.dynamic_tools, &thread.dynamic_tools) {
+            if wanted != made_with {
+                let message = "dynamic_tools belong to a thread from its start; this thread keeps \
+                               those that it was started with";
+                turn.log.append(Event::Warning { message: message.to_owned() });
+            }
+        }
+        opened(thread_id.clone(), origin, loaded, lease, thread)
+    }
+}
+
+fn opened(
+    thread_id: ThreadId,
+    origin: ThreadOrigin,
+    loaded: LoadedThread,
+    lease: Lease,
+    mut thread: ThreadGuard,
+) -> Result<Opened, OpenError> {
+    // Also for a turn that ends before Codex takes it.
+    thread.loaded = Some(loaded.clone());
+    match lease.worker().route(thread_id.as_str()) {
+        Some(route) => Ok(Opened { thread_id, origin, loaded, route, lease, thread }),
+        None => Err(OpenError::Lost("the worker ended".to_owned())),
+    }
+}
+
+async fn wait(pause: Option<&Duration>, cause: String) -> Result<(), OpenError> {
+    match pause {
+        Some(pause) => {
+            tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64())).await;
+            Ok(())
+        }
+        None => Err(OpenError::Refused(Refusal::WorkerUnavailable {
+            cause: format!("Codex is overloaded: {cause}"),
+            retry_after: Duration::from_secs(2),
+        })),
+    }
+}
+
+fn open_error(error: ThreadError, thread_id: Option<&ThreadId>) -> OpenError {
+    match (error, thread_id) {
+        (ThreadError::NotFound(cause), Some(thread_id)) => {
+            Refusal::ThreadNotFound { thread_id: thread_id.clone(), cause }.into()
+        }
+        // Opening a thread can be asked for again, even if the worker has seen it.
+        (ThreadError::Lost { cause, .. }, _) => OpenError::Lost(cause),
+        (ThreadError::Overloaded(cause), _) => Refusal::WorkerUnavailable {
+            cause: format!("Codex is overloaded: {cause}"),
+            retry_after: Duration::from_secs(2),
+        }
+        .into(),
+        (
+            error @ (ThreadError::NotFound(_)
+            | ThreadError::HeldElsewhere(_)
+            | ThreadError::Refused(_)),
+            _,
+        ) => Refusal::CodexRefused { cause: error.to_string() }.into(),
+    }
+}

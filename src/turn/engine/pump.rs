@@ -1,0 +1,426 @@
+//! One turn on an open thread: from `turn/start` to the end.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::app_server::decode::{self, Decoded, TurnEnd};
+use crate::app_server::message::{Notification, ServerRequest};
+use crate::turn::directory::{Live, Turn};
+use crate::turn::engine::open::Opened;
+use crate::turn::engine::{Clocks, Engine, Outcome, stopped, until};
+use crate::turn::event::{
+    Event, FailureReason, InterruptReason, Item, ItemKind, Request, Resolution, TodoItem,
+    TurnError, Usage,
+};
+use crate::turn::log::Log;
+use crate::turn::request::{ThreadId, TurnRequest};
+use crate::worker::thread::{ThreadError, Workspace};
+use crate::worker::{Route, ThreadMessage, WorkerExit};
+
+/// What became of a turn on an open thread.
+pub(super) enum Ran {
+    /// It is over.
+    Over(Outcome),
+    /// The worker died before it could have seen the turn.
+    NeverBegan(String),
+}
+
+/// Why a turn is being stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    Asked(InterruptReason),
+    TurnTimeout,
+    IdleTimeout,
+}
+
+/// The item that stands for the agent's plan; Codex has plans but no item for them.
+const TODO_LIST_ID: &str = "todo_list";
+
+impl Engine {
+    pub(super) async fn run_opened(
+        &self,
+        turn: &Turn,
+        request: &TurnRequest,
+        workspace: &Workspace,
+        opened: Opened,
+        clocks: &Clocks,
+        stop: &mut watch::Receiver<Option<InterruptReason>>,
+    ) -> Ran {
+        let Opened { thread_id, origin, mut loaded, mut route, lease, mut thread } = opened;
+        let worker = lease.worker();
+        let schema = request.turn_options.output_schema.as_ref();
+        let started = worker
+            .start_turn(
+                &thread_id,
+                &mut loaded,
+                &request.inputs,
+                &request.thread_options,
+                workspace,
+                schema,
+            )
+            .await;
+        if let Err(ThreadError::Lost { cause, written: false }) = started {
+            // Nothing was said of this thread yet: the caller never learns of the failed attempt.
+            return Ran::NeverBegan(cause);
+        }
+        thread.loaded = Some(loaded);
+        thread.publish_holder();
+
+        // From here on the thread counts as this context's, also when the turn fails.
+        if let Some(key) = request.context.as_ref().filter(|_| !request.ephemeral) {
+            self.registry.bind(key, &thread_id);
+            self.registry.note_turn(key, &turn.id);
+        }
+        let thread_started = Event::ThreadStarted { thread_id: thread_id.to_string(), origin };
+        turn.log.append(thread_started);
+
+        let codex_turn_id = match started {
+            Ok(codex_turn_id) => codex_turn_id,
+            Err(ThreadError::Lost { cause, .. }) => {
+                let exit = if worker.is_alive() {
+                    // It did not answer: whether the turn runs there can't be known.
+                    worker.kill("it did not answer turn/start");
+                    worker.exited().await
+                } else {
+                    worker.exited().await
+                };
+                return Ran::Over(Outcome::Ended(worker_lost(
+                    &exit,
+                    &cause,
+                    true,
+                    Usage::default(),
+                )));
+            }
+            Err(error) => {
+                return Ran::Over(Outcome::Ended(refused_by_codex(&error)));
+            }
+        };
+        turn.log.append(Event::TurnStarted { codex_turn_id: codex_turn_id.clone() });
+        turn.set_live(Some(Live {
+            worker: std::sync::Arc::clone(worker),
+            thread_id: thread_id.clone(),
+            codex_turn_id: codex_turn_id.clone(),
+        }));
+
+        let mut run = Run {
+            log: &turn.log,
+            codex_turn_id,
+            include_raw_events: request.include_raw_events,
+            usage_before: thread.usage,
+            usage_total: thread.usage.unwrap_or_default(),
+            final_response: None,
+            side_effects: false,
+            running_commands: Vec::new(),
+            plan: None,
+            raised: 0,
+            last_progress: Instant::now(),
+        };
+        let end = self.pump(&mut run, &mut route, &thread_id, worker, clocks, stop).await;
+        if run.usage_before.is_some() {
+            thread.usage = Some(run.usage_total);
+        }
+        let event = match end {
+            Ended::Codex(end, cause) => {
+                if end != TurnEnd::Completed && !run.running_commands.is_empty() {
+                    // An interruption leaves the turn's commands alive.
+                    let ending = worker.end_commands(&thread_id, &run.running_commands);
+                    let _ = tokio::time::timeout(Duration::from_secs(2), ending).await;
+                }
+                run.close_plan();
+                run.terminal(end, cause, clocks)
+            }
+            Ended::Unresponsive(cause) => {
+                thread.loaded = None;
+                run.terminal(TurnEnd::Interrupted, Some(cause), clocks)
+            }
+            Ended::WorkerLost(exit) => worker_lost(&exit, "", run.side_effects, run.usage()),
+        };
+        if request.ephemeral {
+            worker.forget_thread(&thread_id).await;
+            self.pool.threads().forget(&thread_id);
+        }
+        Ran::Over(Outcome::Ended(event))
+    }
+
+    async fn pump(
+        &self,
+        run: &mut Run<'_>,
+        route: &mut Route,
+        thread_id: &ThreadId,
+        worker: &std::sync::Arc<crate::worker::Worker>,
+        clocks: &Clocks,
+        stop: &mut watch::Receiver<Option<InterruptReason>>,
+    ) -> Ended {
+        // Why it is being stopped, and until when it may take to end.
+        let mut stopping: Option<(Cause, Instant)> = None;
+        loop {
+            let idle_deadline = clocks.idle_timeout.map(|timeout| run.last_progress + timeout);
+            let is_running = stopping.is_none();
+            let cause = tokio::select! {
+                biased;
+                // First what has happened: an end already here beats every clock.
+                message = route.recv() => {
+                    let end = match message {
+                        Some(ThreadMessage::Notification(notification)) => run.take(&notification),
+                        Some(ThreadMessage::Request(request)) => { run.decline(worker, &request); None }
+                        None => return Ended::WorkerLost(worker.exited().await),
+                    };
+                    match end {
+                        Some(end) => return Ended::Codex(end, stopping.map(|(cause, _)| cause)),
+                        None => continue,
+                    }
+                }
+                reason = stopped(stop), if is_running => Cause::Asked(reason),
+                () = until(clocks.turn_deadline), if is_running => Cause::TurnTimeout,
+                () = until(idle_deadline), if is_running => Cause::IdleTimeout,
+                () = until(stopping.map(|(_, deadline)| deadline)), if !is_running => {
+                    let Some((cause, _)) = stopping else { continue };
+                    return self.give_up(worker, thread_id, cause).await;
+                }
+            };
+            stopping = Some((cause, Instant::now() + self.settings.interrupt_grace));
+            // Not waited for here: events must go on being read, and the end comes as one.
+            let (worker, thread_id) = (std::sync::Arc::clone(worker), thread_id.clone());
+            let codex_turn_id = run.codex_turn_id.clone();
+            self.tasks.spawn(async move {
+                if let Err(error) = worker.interrupt_turn(&thread_id, &codex_turn_id).await {
+                    tracing::debug!(%error, "the turn could not be interrupted");
+                }
+            });
+        }
+    }
+
+    /// The turn did not end although it was told to. A worker that still answers is asked to let go
+    /// of the thread, which disturbs no other turn; one that doesn't is killed.
+    async fn give_up(
+        &self,
+        worker: &std::sync::Arc<crate::worker::Worker>,
+        thread_id: &ThreadId,
+        cause: Cause,
+    ) -> Ended {
+        let released =
+            tokio::time::timeout(self.settings.interrupt_grace, worker.release_thread(thread_id))
+                .await;
+        if !matches!(released, Ok(Ok(()))) {
+            worker.kill("it did not end a turn that it was told to interrupt");
+            worker.exited().await;
+        }
+        Ended::Unresponsive(cause)
+    }
+}
+
+/// How the pumping ended.
+enum Ended {
+    /// Codex said so; why it had been told to, if it had.
+    Codex(TurnEnd, Option<Cause>),
+    /// Codex did not end it in time.
+    Unresponsive(Cause),
+    /// The worker ended.
+    WorkerLost(std::sync::Arc<WorkerExit>),
+}
+
+/// What is known of a running turn.
+struct Run<'a> {
+    log: &'a Log,
+    codex_turn_id: String,
+    include_raw_events: bool,
+    // The thread's counts before this turn; `None` until the first report of a resumed thread.
+    usage_before: Option<Usage>,
+    usage_total: Usage,
+    final_response: Option<String>,
+    side_effects: bool,
+    running_commands: Vec<String>,
+    plan: Option<(Vec<TodoItem>, Option<String>)>,
+    raised: u64,
+    last_progress: Instant,
+}
+
+impl Run<'_> {
+    /// Files a notification; returns the turn's end, if it is that.
+    fn take(&mut self, notification: &Notification) -> Option<TurnEnd> {
+        let scope = decode::scope(&notification.params);
+        if scope.turn_id.as_ref().is_some_and(|turn_id| *turn_id != self.codex_turn_id) {
+            // A late word on an earlier turn of this thread.
+            return None;
+        }
+        let decoded = decode::notification(notification);
+        let is_retry =
+            matches!(decoded, Decoded::Event(Event::ThreadError { will_retry: true, .. }));
+        // Only what is about this turn is progress, and trying again is not.
+        if scope.turn_id.is_some() && !is_retry {
+            self.last_progress = Instant::now();
+        }
+        match decoded {
+            Decoded::Event(event) => self.file(event),
+            Decoded::Plan { items, explanation } => self.update_plan(items, explanation),
+            Decoded::TokenUsage { total, last, model_context_window } => {
+                // A resumed thread's earlier counts are what this first report adds to.
+                self.usage_before.get_or_insert_with(|| total.since(last));
+                self.usage_total = total;
+                let turn = self.usage();
+                self.log.append(Event::TokenUsageUpdated {
+                    turn,
+                    thread: total,
+                    model_context_window,
+                });
+            }
+            Decoded::TurnEnded(end) => return Some(end),
+            // Every request is answered at once, so that there is none to be withdrawn.
+            Decoded::TurnStarted | Decoded::RequestResolved { .. } => {}
+            Decoded::Untyped if self.include_raw_events => {
+                let Notification { method, params } = notification;
+                let (method, json) = (method.clone(), params.get().to_owned());
+                self.log.append(Event::Raw { method, json });
+            }
+            Decoded::Untyped => {}
+        }
+        None
+    }
+
+    fn file(&mut self, mut event: Event) {
+        match &mut event {
+            Event::ItemStarted(item) => {
+                self.side_effects |= item.has_side_effects();
+                if matches!(item.kind, ItemKind::CommandExecution(_)) {
+                    self.running_commands.push(item.id.clone());
+                }
+            }
+            Event::ItemCompleted(item) => {
+                self.side_effects |= item.has_side_effects();
+                self.running_commands.retain(|id| *id != item.id);
+                if let ItemKind::AgentMessage { text } = &item.kind {
+                    self.final_response = Some(text.clone());
+                }
+            }
+            Event::ThreadError { error, .. } => error.side_effects_possible = self.side_effects,
+            _ => {}
+        }
+        self.log.append(event);
+    }
+
+    fn update_plan(&mut self, items: Vec<TodoItem>, explanation: Option<String>) {
+        let is_first = self.plan.is_none();
+        self.plan = Some((items, explanation));
+        if let Some(item) = self.plan_item() {
+            let event = if is_first { Event::ItemStarted(item) } else { Event::ItemUpdated(item) };
+            self.log.append(event);
+        }
+    }
+
+    /// A plan is final when its turn is.
+    fn close_plan(&mut self) {
+        if let Some(item) = self.plan_item() {
+            self.log.append(Event::ItemCompleted(item));
+        }
+    }
+
+    fn plan_item(&self) -> Option<Item> {
+        let (items, explanation) = self.plan.clone()?;
+        let kind = ItemKind::TodoList { items, explanation };
+        Some(Item { id: TODO_LIST_ID.to_owned(), kind })
+    }
+
+    /// Says no to what Codex asks: an unanswered request would hang the turn for ever.
+    fn decline(&mut self, worker: &crate::worker::Worker, request: &ServerRequest) {
+        self.last_progress = Instant::now();
+        self.raised += 1;
+        let id = self.raised.to_string();
+        let (item_id, kind) = decode::request(request);
+        self.log.append(Event::RequestRaised(Request { id: id.clone(), item_id, kind }));
+        worker.decline(request);
+        let resolution = Resolution::Declined;
+        self.log.append(Event::RequestResolved { request_id: id, resolution });
+    }
+
+    fn usage(&self) -> Usage {
+        self.usage_before.map_or_else(Usage::default, |before| self.usage_total.since(before))
+    }
+
+    fn terminal(&mut self, end: TurnEnd, cause: Option<Cause>, clocks: &Clocks) -> Event {
+        let usage = self.usage();
+        match (end, cause) {
+            (TurnEnd::Completed, _) => Event::TurnCompleted {
+                final_response: self
+                    .final_response
+                    .take()
+                    .unwrap_or_else(|| "Codex task completed with inputs.".to_owned()),
+                usage,
+                thread_usage: self.usage_total,
+            },
+            (TurnEnd::Failed(mut error), _) => {
+                error.side_effects_possible = self.side_effects;
+                Event::TurnFailed { error, usage }
+            }
+            (TurnEnd::Interrupted, Some(Cause::Asked(reason))) => {
+                Event::TurnInterrupted { reason, usage }
+            }
+            (TurnEnd::Interrupted, Some(Cause::TurnTimeout)) => {
+                let message = clocks.turn_timeout_message();
+                self.timed_out(FailureReason::TurnTimeout, message, usage)
+            }
+            (TurnEnd::Interrupted, Some(Cause::IdleTimeout)) => {
+                let timeout = humantime::format_duration(clocks.idle_timeout.unwrap_or_default());
+                let message =
+                    format!("the turn made no progress for its idle_timeout of {timeout}");
+                self.timed_out(FailureReason::IdleTimeout, message, usage)
+            }
+            (TurnEnd::Interrupted, None) => {
+                Event::TurnInterrupted { reason: InterruptReason::Codex, usage }
+            }
+        }
+    }
+
+    fn timed_out(&self, reason: FailureReason, message: String, usage: Usage) -> Event {
+        let error = TurnError {
+            reason,
+            message,
+            details: String::new(),
+            retryable: true,
+            retry_after: None,
+            side_effects_possible: self.side_effects,
+            http_status: None,
+        };
+        Event::TurnFailed { error, usage }
+    }
+}
+
+fn worker_lost(exit: &WorkerExit, what: &str, side_effects_possible: bool, usage: Usage) -> Event {
+    let cause = &exit.cause;
+    let message = if what.is_empty() {
+        format!("the worker ended with the turn on it: {cause}")
+    } else {
+        format!("the worker ended with the turn on it: {cause} ({what})")
+    };
+    let error = TurnError {
+        reason: FailureReason::WorkerLost,
+        message,
+        details: exit.stderr_tail.join("\n"),
+        retryable: true,
+        retry_after: None,
+        side_effects_possible,
+        http_status: None,
+    };
+    Event::TurnFailed { error, usage }
+}
+
+fn refused_by_codex(error: &ThreadError) -> Event {
+    let (reason, retryable) = match error {
+        ThreadError::Overloaded(_) => (FailureReason::ServerOverloaded, true),
+        ThreadError::NotFound(_)
+        | ThreadError::HeldElsewhere(_)
+        | ThreadError::Refused(_)
+        | ThreadError::Lost { .. } => (FailureReason::BadRequest, false),
+    };
+    let error = TurnError {
+        reason,
+        message: format!("Codex did not take the turn: {error}"),
+        details: String::new(),
+        retryable,
+        retry_after: None,
+        side_effects_possible: false,
+        http_status: None,
+    };
+    Event::TurnFailed { error, usage: Usage::default() }
+}

@@ -1,0 +1,173 @@
+//! Why a call was refused: everything that is said as a gRPC status, and nothing that is said as a
+//! terminal event. `grpc::status` is the only place that maps it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::turn::request::{ContextKey, ThreadId, TurnId};
+
+/// One fault of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FieldViolation {
+    /// The field's path in the request, as protobuf spells it: `thread_options.working_directory`,
+    /// `inputs[2].text`.
+    pub field: String,
+    /// What is wrong, with which value, and what to do.
+    pub description: String,
+}
+
+impl FieldViolation {
+    /// A fault of `field`.
+    pub fn new(field: impl Into<String>, description: impl Into<String>) -> FieldViolation {
+        FieldViolation { field: field.into(), description: description.into() }
+    }
+}
+
+/// Why a call was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The request is wrong by itself.
+    #[error("invalid request: {}", .0.iter().map(|violation| format!("{}: {}", violation.field, violation.description)).collect::<Vec<_>>().join("; "))]
+    InvalidInput(Vec<FieldViolation>),
+    /// Codex has no rollout of this thread, or can't read it.
+    #[error(
+        "thread {thread_id} was not found by Codex: {cause}; check the id, or let missing_thread_policy START_NEW begin a new thread"
+    )]
+    ThreadNotFound {
+        /// The thread.
+        thread_id: ThreadId,
+        /// What Codex said.
+        cause: String,
+    },
+    /// Nothing is bound.
+    #[error("context {:?} has no thread bound under {:?}", .0.context_id, .0.thread_key)]
+    ContextNotFound(ContextKey),
+    /// No such turn, or no longer.
+    #[error(
+        "turn {0} is not known here: it never was, or it ended longer ago than turns are retained"
+    )]
+    TurnNotFound(TurnId),
+    /// The context has no turn that runs or is retained.
+    #[error("context {:?} has no running or retained turn under {:?}", .0.context_id, .0.thread_key)]
+    NoTurnOfContext(ContextKey),
+    /// Another process writes this thread.
+    #[error(
+        "thread {thread_id} is open in a Codex process that is not this sidecar's: {cause}; close it there first"
+    )]
+    ThreadHeldElsewhere {
+        /// The thread.
+        thread_id: ThreadId,
+        /// What Codex said.
+        cause: String,
+    },
+    /// The working directory lies outside a git repository.
+    #[error("{field} {} is not inside a git repository; name one that is, or set thread_options.skip_git_repo_check", .path.display())]
+    NotAGitRepository {
+        /// The field's path.
+        field: &'static str,
+        /// Its value.
+        path: PathBuf,
+    },
+    /// A directory does not exist.
+    #[error("{field} {} {cause}", .path.display())]
+    WorkingDirectoryMissing {
+        /// The field's path.
+        field: String,
+        /// Its value.
+        path: PathBuf,
+        /// `does not exist`, `is not a directory`, ….
+        cause: String,
+    },
+    /// Above the policy's ceiling, or outside the allowed roots.
+    #[error("{field} is denied by policy: {description}")]
+    PolicyDenied {
+        /// The field's path.
+        field: String,
+        /// What is denied and what is allowed.
+        description: String,
+    },
+    /// Too many turns wait.
+    #[error("{waiting} turns already wait, the limit of this sidecar; try again later")]
+    QueueFull {
+        /// How many wait.
+        waiting: usize,
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// Too many turns of this context wait.
+    #[error(
+        "{waiting} turns of this context already wait, the limit for one context; try again later"
+    )]
+    ContextQueueFull {
+        /// How many wait.
+        waiting: usize,
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// No worker can take the turn.
+    #[error("no Codex worker is available: {cause}")]
+    WorkerUnavailable {
+        /// Why not.
+        cause: String,
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// The operating system refuses another process or file.
+    #[error("the machine is out of resources: {cause}")]
+    OutOfResources {
+        /// What the system said.
+        cause: String,
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// The sidecar shuts down.
+    #[error("the sidecar is draining and takes no new turns")]
+    Draining {
+        /// When to try again (at another instance, or at this one's successor).
+        retry_after: Duration,
+    },
+    /// The context runs a turn, and the policy is REJECT.
+    #[error("the context already runs a turn and busy_policy is REJECT")]
+    ContextBusy,
+    /// The context's binding can't be changed now.
+    #[error("context {:?} has a turn that runs or waits under {:?}; wait for it, or interrupt it", .0.context_id, .0.thread_key)]
+    ContextInUse(ContextKey),
+    /// The same request id came with other content.
+    #[error(
+        "request_id {request_id:?} was already used for a different request; use a new id for new content"
+    )]
+    RequestIdReused {
+        /// The id.
+        request_id: String,
+    },
+    /// Codex refuses to open the thread for a reason of its own, most often a wrong option.
+    #[error("Codex refused to open the thread: {cause}")]
+    CodexRefused {
+        /// What Codex said.
+        cause: String,
+    },
+    /// The turn can't be steered now.
+    #[error("turn {turn_id} can't be steered: {cause}")]
+    NotSteerable {
+        /// The turn.
+        turn_id: TurnId,
+        /// Why not.
+        cause: String,
+    },
+    /// The caller's deadline passed.
+    #[error("the call's deadline passed")]
+    DeadlineExceeded,
+    /// The server does not have this yet.
+    #[error("{0}")]
+    Unimplemented(&'static str),
+    /// A fault of the sidecar or of Codex that has no better name.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl Refusal {
+    /// A refusal of a single field.
+    pub fn field(field: impl Into<String>, description: impl Into<String>) -> Refusal {
+        Refusal::InvalidInput(vec![FieldViolation::new(field, description)])
+    }
+}

@@ -1,0 +1,165 @@
+//! A turn's request after validation: what the engine may rely on without looking again.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::options::{ThreadOptions, TurnOptions};
+use crate::turn::event::UserInput;
+
+/// Whose a context, a worker or a limit is. One app-server is one tenant, because every thread of
+/// a CODEX_HOME is visible to all of its clients.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Tenant(pub String);
+
+impl Default for Tenant {
+    fn default() -> Tenant {
+        Tenant("default".to_owned())
+    }
+}
+
+/// The key of a binding: which thread of which context.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ContextKey {
+    /// Whose it is.
+    pub tenant: Tenant,
+    /// The caller's name of the conversation, trimmed, 1 to 256 bytes.
+    pub context_id: String,
+    /// Which of the context's threads, `codex_thread_id` or `codex_thread_id_<suffix>`.
+    pub thread_key: String,
+}
+
+/// Codex's id of a thread: a UUID in its hyphenated lower-case form.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ThreadId(String);
+
+impl ThreadId {
+    /// Parses a UUID in any of its usual forms; `None` where it is none.
+    pub fn parse(text: &str) -> Option<ThreadId> {
+        uuid::Uuid::try_parse(text.trim()).ok().map(|id| ThreadId(id.to_string()))
+    }
+
+    /// Takes an id from Codex as it is.
+    pub fn from_codex(id: impl Into<String>) -> ThreadId {
+        ThreadId(id.into())
+    }
+
+    /// The id's text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ThreadId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The sidecar's id of a turn: a UUID, time-ordered.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TurnId(pub String);
+
+impl TurnId {
+    /// A fresh id.
+    pub fn generate() -> TurnId {
+        TurnId(uuid::Uuid::now_v7().to_string())
+    }
+}
+
+impl fmt::Display for TurnId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A turn to run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TurnRequest {
+    /// Whose turn it is.
+    pub tenant: Tenant,
+    /// The binding that it reads and keeps; `None` for an ephemeral turn, or one that names only
+    /// a thread.
+    pub context: Option<ContextKey>,
+    /// What the user says, in the order of the request; at least one; texts trimmed and not empty.
+    pub inputs: Vec<UserInput>,
+    /// The thread is neither kept on disk nor bound.
+    pub ephemeral: bool,
+    /// The thread that the request names; beats the binding.
+    pub explicit_thread: Option<ThreadId>,
+    /// The thread that the tool's configuration names; used where nothing is bound.
+    pub configured_thread: Option<ThreadId>,
+    /// The request's options over the tool's defaults.
+    pub thread_options: ThreadOptions,
+    /// The request's options over the tool's defaults, and within the server's maxima.
+    pub turn_options: TurnOptions,
+    /// The caller's key of idempotency.
+    pub request_id: Option<RequestId>,
+    /// What to do when the context already runs a turn.
+    pub busy_policy: BusyPolicy,
+    /// What to do when nobody reads the turn any more.
+    pub disconnect_policy: DisconnectPolicy,
+    /// What to do when the bound thread is gone.
+    pub missing_thread_policy: MissingThreadPolicy,
+    /// Pass on what the contract has no name for.
+    pub include_raw_events: bool,
+}
+
+/// The caller's key of idempotency with a digest of everything else in the request.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct RequestId {
+    /// 1 to 36 ASCII characters.
+    pub id: String,
+    /// Equal for equal requests.
+    pub fingerprint: [u8; 32],
+}
+
+/// What to do when the context already runs a turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BusyPolicy {
+    /// Wait, first come first served.
+    #[default]
+    Queue,
+    /// Refuse.
+    Reject,
+    /// Add the input to the running turn.
+    Steer,
+}
+
+/// What to do when nobody reads the turn any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DisconnectPolicy {
+    /// Interrupt it.
+    #[default]
+    Interrupt,
+    /// Let it run on; it can be attached to.
+    Continue,
+}
+
+/// What to do when the thread of a binding (or of the configuration) is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MissingThreadPolicy {
+    /// Refuse with THREAD_NOT_FOUND.
+    #[default]
+    Fail,
+    /// Start a new thread and bind that.
+    StartNew,
+}
+
+/// The limits that a validated request must keep, from the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestLimits {
+    /// Most characters of all text inputs joined. Codex refuses more than 1,048,576 itself.
+    pub max_input_characters: usize,
+    /// The `turn_timeout` where neither the request nor the tool says one.
+    pub default_turn_timeout: Option<Duration>,
+    /// The longest `turn_timeout` that may be asked for; bounds the default, too.
+    pub max_turn_timeout: Option<Duration>,
+    /// The `idle_timeout` where neither the request nor the tool says one.
+    pub default_idle_timeout: Option<Duration>,
+    /// The longest `idle_timeout` that may be asked for; bounds the default, too.
+    pub max_idle_timeout: Option<Duration>,
+    /// The `answer_timeout` where neither the request nor the tool says one.
+    pub default_answer_timeout: Duration,
+    /// The longest `answer_timeout` that may be asked for; bounds the default, too.
+    pub max_answer_timeout: Option<Duration>,
+}

@@ -1,0 +1,24 @@
+#!/bin/sh
+# Runs the Python client's test against a sidecar that is up:
+#
+#     CODEX_SIDECAR_ADDR=127.0.0.1:50061 tests/python/run.sh
+#
+# The sidecar must be one with the offline model, whose answers the test knows. The
+# environment is made in target/python-venv, once; the second run starts at once.
+set -eu
+
+here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P)
+repository=$(CDPATH='' cd -- "$here/../.." && pwd -P)
+
+if [ -z "${CODEX_SIDECAR_ADDR:-}" ]; then
+    echo "run.sh: CODEX_SIDECAR_ADDR must say where the sidecar is (HOST:PORT)" >&2
+    exit 64
+fi
+command -v python3 >/dev/null 2>&1 || {
+    echo "run.sh: python3 is not on PATH" >&2
+    exit 69
+}
+
+python=$(python3 "$here/venv.py" "$repository/target/python-venv" "$here/requirements.txt")
+# -B: no __pycache__ beside the sources.
+exec "$python" -B "$here/test_two_turns.py" "$@"
