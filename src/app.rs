@@ -29,7 +29,7 @@ use crate::offline_model::OfflineModel;
 use crate::pb;
 use crate::pb::codex_service_server::CodexServiceServer;
 use crate::pb::pool_service_server::PoolServiceServer;
-use crate::pool::{Pool, PoolSettings, Readiness};
+use crate::pool::{Pool, PoolSettings, Readiness, Recycling};
 use crate::registry::Registry;
 use crate::turn::admission::{Admission, AdmissionLimits};
 use crate::turn::directory::Directory;
@@ -365,6 +365,16 @@ fn pool_settings(config: &Config) -> PoolSettings {
         backoff_initial: config.pool.backoff_initial,
         backoff_max: config.pool.backoff_max,
         breaker_failures: config.pool.breaker_failures,
+        breaker_open: config.pool.breaker_open,
+        start_spacing: config.pool.start_spacing,
+        liveness_interval: config.pool.liveness_interval,
+        liveness_timeout: config.pool.liveness_timeout,
+        recycling: Recycling {
+            max_turns: config.pool.max_turns_per_worker,
+            max_age: config.pool.max_age,
+            max_resident_bytes: config.pool.max_resident_bytes,
+            max_idle_threads: config.pool.max_idle_threads,
+        },
         worker_wait: config.timeouts.worker_wait,
         ..PoolSettings::default()
     }

@@ -187,8 +187,9 @@ pub struct Worker {
     killed: Kill,
     request_timeout: Duration,
     defaults: OnceLock<CliDefaults>,
-    running_turns: AtomicUsize,
+    running_turns: watch::Sender<usize>,
     started_turns: AtomicU64,
+    completed_turns: AtomicU64,
     loaded_threads: AtomicUsize,
 }
 
@@ -320,8 +321,9 @@ impl Worker {
             killed,
             request_timeout: spec.limits.request_timeout,
             defaults: OnceLock::new(),
-            running_turns: AtomicUsize::new(0),
+            running_turns: watch::Sender::new(0),
             started_turns: AtomicU64::new(0),
+            completed_turns: AtomicU64::new(0),
             loaded_threads: AtomicUsize::new(0),
         };
         match handshake.await {
@@ -467,9 +469,46 @@ impl Worker {
         self.killed.token.cancel();
     }
 
+    /// Asks for the cheapest thing that goes through Codex's own queue.
+    ///
+    /// # Errors
+    /// See [`RequestError`]; any answer at all, also an error, is a sign of life.
+    pub async fn ping(&self, timeout: Duration) -> Result<(), RequestError> {
+        let pong = self
+            .request_within::<method::Ignored>(method::THREAD_LOADED_LIST, &json!({}), timeout)
+            .await;
+        match pong {
+            Ok(_) | Err(RequestError::Server { .. } | RequestError::Decode { .. }) => Ok(()),
+            Err(error @ (RequestError::Transport { .. } | RequestError::Timeout { .. })) => {
+                Err(error)
+            }
+        }
+    }
+
+    /// How long ago it last said anything.
+    pub fn silence(&self) -> Duration {
+        self.peer.silence()
+    }
+
     /// How many turns run on it.
     pub fn running_turns(&self) -> usize {
-        self.running_turns.load(Ordering::Relaxed)
+        *self.running_turns.borrow()
+    }
+
+    /// Waits until no turn runs on it.
+    pub async fn idle(&self) {
+        let mut running = self.running_turns.subscribe();
+        // The sender lives as long as the worker.
+        let _ = running.wait_for(|running| *running == 0).await;
+    }
+
+    /// How many turns Codex ended on it, well or badly: a worker that did that works.
+    pub fn completed_turns(&self) -> u64 {
+        self.completed_turns.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn note_turn_completed(&self) {
+        self.completed_turns.fetch_add(1, Ordering::Relaxed);
     }
 
     /// How many turns it was given since its start.
@@ -495,12 +534,12 @@ impl Worker {
     }
 
     pub(crate) fn begin_turn(&self) {
-        self.running_turns.fetch_add(1, Ordering::Relaxed);
+        self.running_turns.send_modify(|running| *running += 1);
         self.started_turns.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn end_turn(&self) {
-        self.running_turns.fetch_sub(1, Ordering::Relaxed);
+        self.running_turns.send_modify(|running| *running = running.saturating_sub(1));
     }
 }
 

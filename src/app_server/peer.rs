@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 use tokio_util::codec::{AnyDelimiterCodec, AnyDelimiterCodecError, FramedRead};
 
 use crate::app_server::message::{self, Inbound, Line, RpcError};
@@ -100,6 +101,9 @@ struct Inner {
     pending: Mutex<HashMap<u64, Pending>>,
     outbound: mpsc::Sender<Outgoing>,
     garbage_lines: AtomicU64,
+    started_at: Instant,
+    // Milliseconds from the start to the last line that came.
+    last_heard: AtomicU64,
     closed: watch::Sender<Option<String>>,
 }
 
@@ -167,6 +171,8 @@ impl Peer {
             pending: Mutex::default(),
             outbound,
             garbage_lines: AtomicU64::new(0),
+            started_at: Instant::now(),
+            last_heard: AtomicU64::new(0),
             closed: watch::Sender::new(None),
         });
         tokio::spawn(write_lines(Arc::clone(&inner), writer, queue, limits.write_timeout));
@@ -276,6 +282,12 @@ impl Peer {
         self.inner.garbage_lines.load(Ordering::Relaxed)
     }
 
+    /// How long ago the other side last wrote a line.
+    pub fn silence(&self) -> Duration {
+        let heard = Duration::from_millis(self.inner.last_heard.load(Ordering::Relaxed));
+        self.inner.started_at.elapsed().saturating_sub(heard)
+    }
+
     fn send(
         &self,
         method: &'static str,
@@ -368,6 +380,8 @@ async fn read_lines(
             }
             None => return inner.close("its standard output ended".to_owned()),
         };
+        let heard = u64::try_from(inner.started_at.elapsed().as_millis()).unwrap_or(u64::MAX);
+        inner.last_heard.store(heard, Ordering::Relaxed);
         if line.iter().all(u8::is_ascii_whitespace) {
             continue;
         }

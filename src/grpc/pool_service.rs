@@ -59,7 +59,10 @@ impl PoolService for PoolApi {
         let ready_worker =
             engine.pool().status().into_iter().find_map(|status| match status.state {
                 SlotState::Ready(worker) => Some(worker),
-                SlotState::Starting | SlotState::Backoff { .. } | SlotState::Stopped => None,
+                SlotState::Starting
+                | SlotState::Unresponsive(_)
+                | SlotState::Backoff { .. }
+                | SlotState::Stopped => None,
             });
         let drain_state = match drain {
             DrainState::Serving => pb::DrainState::Serving,
@@ -129,7 +132,7 @@ fn worker(index: usize, status: &SlotStatus) -> pb::Worker {
     };
     let state = match state {
         SlotState::Starting => pb::WorkerState::Starting,
-        SlotState::Ready(running) => {
+        SlotState::Ready(running) | SlotState::Unresponsive(running) => {
             worker.pid = running.pid();
             worker.start_time = Some(running.started_at().into());
             worker.loaded_threads = count(running.loaded_threads());
@@ -137,7 +140,10 @@ fn worker(index: usize, status: &SlotStatus) -> pb::Worker {
             worker.turns_started = running.started_turns();
             worker.resident_memory_bytes = process::resident_bytes(running.pid()).unwrap_or(0);
             worker.cli_version = running.cli_version().to_owned();
-            pb::WorkerState::Ready
+            match state {
+                SlotState::Unresponsive(_) => pb::WorkerState::Unresponsive,
+                _ => pb::WorkerState::Ready,
+            }
         }
         SlotState::Backoff { until } => {
             let pause = until.saturating_duration_since(tokio::time::Instant::now());

@@ -8,7 +8,8 @@ mod placement;
 mod supervise;
 pub mod threads;
 
-use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::{Semaphore, watch};
@@ -28,9 +29,19 @@ pub struct PoolSettings {
     pub backoff_initial: Duration,
     /// The longest pause.
     pub backoff_max: Duration,
-    /// After how many failures in a row a slot counts as broken, so that turns are refused at once
+    /// After how many failures in a row the breaker of a slot opens: turns are refused at once
     /// rather than kept waiting for it.
     pub breaker_failures: u32,
+    /// How long an open breaker keeps the next start back.
+    pub breaker_open: Duration,
+    /// The least time between two starts.
+    pub start_spacing: Duration,
+    /// After how long a silence a worker is asked for a sign of life.
+    pub liveness_interval: Duration,
+    /// How long it may take to give one. It is asked twice before it is killed.
+    pub liveness_timeout: Duration,
+    /// When a worker is replaced although nothing is wrong with it.
+    pub recycling: Recycling,
     /// A worker that lived this long was healthy: its end is no failure in a row.
     pub stable_after: Duration,
     /// How long a turn waits for a worker that is being started.
@@ -44,10 +55,28 @@ impl Default for PoolSettings {
             backoff_initial: Duration::from_millis(200),
             backoff_max: Duration::from_secs(30),
             breaker_failures: 5,
+            breaker_open: Duration::from_secs(30),
+            start_spacing: Duration::from_millis(100),
+            liveness_interval: Duration::from_secs(10),
+            liveness_timeout: Duration::from_secs(5),
+            recycling: Recycling::default(),
             stable_after: Duration::from_secs(10),
             worker_wait: Duration::from_secs(10),
         }
     }
+}
+
+/// When a worker is replaced although nothing is wrong with it; `None` means never for that reason.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Recycling {
+    /// After this many turns.
+    pub max_turns: Option<u64>,
+    /// At this age.
+    pub max_age: Option<Duration>,
+    /// At this much resident memory, in bytes.
+    pub max_resident_bytes: Option<u64>,
+    /// When it holds more threads than this, beyond those that run.
+    pub max_idle_threads: Option<usize>,
 }
 
 /// Whether turns can run.
@@ -112,6 +141,8 @@ pub enum SlotState {
     Starting,
     /// Its worker is warm.
     Ready(Arc<Worker>),
+    /// Its worker gave no sign of life and gets no new turns; it is asked once more.
+    Unresponsive(Arc<Worker>),
     /// Its worker failed; the next one starts later.
     Backoff {
         /// When.
@@ -136,7 +167,6 @@ pub struct SlotStatus {
 
 #[derive(Debug)]
 struct Slot {
-    index: usize,
     status: watch::Sender<SlotStatus>,
 }
 
@@ -149,7 +179,11 @@ pub struct Pool {
     changed: watch::Sender<u64>,
     readiness: watch::Sender<Readiness>,
     starts: Semaphore,
-    widened: std::sync::atomic::AtomicBool,
+    widened: AtomicBool,
+    // One worker is recycled at a time.
+    recycling: Arc<Semaphore>,
+    // Replaced, and still busy with the turns that they have.
+    retiring: Mutex<Vec<Arc<Worker>>>,
     stop: CancellationToken,
     tasks: TaskTracker,
     threads: threads::Threads,
@@ -159,8 +193,7 @@ impl Pool {
     /// Starts the pool; returns at once. [`Pool::readiness`] tells when it is warm.
     pub fn start(spec: WorkerSpec, settings: PoolSettings) -> Arc<Pool> {
         let slots = (0..settings.workers.max(1))
-            .map(|index| Slot {
-                index,
+            .map(|_| Slot {
                 status: watch::Sender::new(SlotStatus {
                     state: SlotState::Starting,
                     generation: 0,
@@ -181,7 +214,9 @@ impl Pool {
             // One at first: processes that start at once on a fresh CODEX_HOME lock each other out
             // of its database.
             starts: Semaphore::new(1),
-            widened: std::sync::atomic::AtomicBool::new(false),
+            widened: AtomicBool::new(false),
+            recycling: Arc::new(Semaphore::new(1)),
+            retiring: Mutex::default(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
             threads: threads::Threads::default(),
@@ -218,6 +253,16 @@ impl Pool {
             }
             _ => None,
         }
+    }
+
+    /// The worker of this id, if it has been replaced and still runs. A thread that it holds must be
+    /// released from it before another one may have it.
+    pub fn retiring(&self, id: &WorkerId) -> Option<Arc<Worker>> {
+        self.retired().iter().find(|worker| worker.id() == id).cloned()
+    }
+
+    fn retired(&self) -> MutexGuard<'_, Vec<Arc<Worker>>> {
+        self.retiring.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Kills every worker with all that it started, and waits until they are gone.

@@ -75,8 +75,8 @@ impl Pool {
         let broken = status.failures >= self.settings.breaker_failures;
         match status.state {
             SlotState::Starting | SlotState::Backoff { .. } => !broken,
-            // Its worker has just died and its supervisor is about to see it.
-            SlotState::Ready(_) => true,
+            // Its worker has just died and its supervisor is about to see it, or it may yet live.
+            SlotState::Ready(_) | SlotState::Unresponsive(_) => true,
             SlotState::Stopped => false,
         }
     }
@@ -87,7 +87,10 @@ impl Pool {
             .iter()
             .filter_map(|status| match status.state {
                 SlotState::Backoff { until } => Some(until.saturating_duration_since(now)),
-                SlotState::Starting | SlotState::Ready(_) | SlotState::Stopped => None,
+                SlotState::Starting
+                | SlotState::Ready(_)
+                | SlotState::Unresponsive(_)
+                | SlotState::Stopped => None,
             })
             .min()
             .unwrap_or_default()

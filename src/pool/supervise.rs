@@ -1,76 +1,200 @@
 //! The task that keeps one slot of the pool alive.
+//!
+//! It starts a worker, looks after it (signs of life, recycling), and starts the next one when it
+//! has ended: at once after a single death, with growing pauses after failures in a row, and with
+//! long ones once the breaker is open.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
-use crate::pool::{Failure, Pool, PoolSettings, SlotState, SlotStatus, Trouble};
+use crate::pool::{Failure, Pool, PoolSettings, Recycling, SlotState, SlotStatus, Trouble};
+use crate::process;
 use crate::worker::{SpawnError, Worker, WorkerId, WorkerSpec};
+
+/// How often a healthy worker is looked at.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Starts workers in one slot, one after the other, until the pool stops.
 pub(super) async fn run(pool: Arc<Pool>, index: usize, spec: Arc<WorkerSpec>) {
-    let mut generation = 0;
-    loop {
-        generation += 1;
-        let id = WorkerId { slot: index, generation };
-        pool.update(index, |status| {
-            status.state = SlotState::Starting;
-            status.generation = generation;
-        });
-        let started = tokio::select! {
-            biased;
-            () = pool.stop.cancelled() => break,
-            started = start(&pool, id.clone(), &spec) => started,
-        };
-        let pause = match started {
-            Ok(worker) => {
-                tracing::info!(worker = %id, pid = worker.pid(), cli = worker.user_agent(), "worker ready");
-                let ready_at = Instant::now();
-                pool.update(index, |status| {
-                    status.state = SlotState::Ready(Arc::clone(&worker));
-                });
-                let exit = tokio::select! {
-                    biased;
-                    () = pool.stop.cancelled() => {
-                        worker.kill("the sidecar shuts down");
-                        worker.exited().await;
-                        break;
-                    }
-                    exit = worker.exited() => exit,
-                };
-                tracing::warn!(worker = %id, %exit, "worker ended");
-                let lived = ready_at.elapsed();
-                pool.fail(
-                    index,
-                    Trouble::WorkersFailing,
-                    format!("worker {id} ended: {exit}"),
-                    lived,
-                )
-            }
-            Err(error) => {
-                tracing::error!(worker = %id, %error, "worker failed to start");
-                pool.fail(index, trouble(&error), error.to_string(), Duration::ZERO)
-            }
-        };
-        tokio::select! {
-            biased;
-            () = pool.stop.cancelled() => break,
-            () = tokio::time::sleep(pause) => {}
-        }
+    let stop = pool.stop.clone();
+    let mut slot = Supervision { pool, index, spec, generation: 0 };
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => {}
+        () = slot.keep_alive() => {}
     }
-    pool.update(index, |status| status.state = SlotState::Stopped);
+    slot.end().await;
 }
 
-async fn start(pool: &Pool, id: WorkerId, spec: &WorkerSpec) -> Result<Arc<Worker>, SpawnError> {
-    // Never closed, so that this can't fail; without a permit starts would merely not be spaced.
-    let _spaced = pool.starts.acquire().await.ok();
-    let started = Worker::spawn(id, spec).await;
-    if started.is_ok() && pool.starts.available_permits() == 0 {
-        // The database of CODEX_HOME exists now: two at a time may start from here on.
-        pool.widen_starts();
+/// What one supervising task knows.
+struct Supervision {
+    pool: Arc<Pool>,
+    index: usize,
+    spec: Arc<WorkerSpec>,
+    generation: u64,
+}
+
+impl Supervision {
+    /// Never returns by itself.
+    async fn keep_alive(&mut self) {
+        loop {
+            self.pool.update(self.index, |status| status.state = SlotState::Starting);
+            let pause = match self.start().await {
+                Ok(worker) => self.attend(worker).await,
+                Err(error) => {
+                    let worker = self.index;
+                    tracing::error!(worker, %error, "worker failed to start");
+                    self.pool.fail(self.index, trouble(&error), error.to_string(), false)
+                }
+            };
+            tokio::time::sleep(pause).await;
+        }
     }
-    started
+
+    /// Kills the worker of this slot and those that it replaced, and waits for their end.
+    async fn end(&self) {
+        let mut last = self
+            .pool
+            .retired()
+            .extract_if(.., |worker| worker.id().slot == self.index)
+            .collect::<Vec<_>>();
+        self.pool.update(self.index, |status| {
+            let state = std::mem::replace(&mut status.state, SlotState::Stopped);
+            if let SlotState::Ready(worker) | SlotState::Unresponsive(worker) = state {
+                last.push(worker);
+            }
+        });
+        for worker in &last {
+            worker.kill("the sidecar shuts down");
+        }
+        for worker in &last {
+            worker.exited().await;
+        }
+    }
+
+    async fn start(&mut self) -> Result<Arc<Worker>, SpawnError> {
+        // Never closed, so that this can't fail; without a permit starts would merely not be spaced.
+        let permit = self.pool.starts.acquire().await.ok();
+        self.generation += 1;
+        let id = WorkerId { slot: self.index, generation: self.generation };
+        let started = Worker::spawn(id.clone(), &self.spec).await;
+        if let Ok(worker) = &started {
+            let (pid, cli) = (worker.pid(), worker.user_agent());
+            tracing::info!(worker = %id, pid, cli, "worker ready");
+            // The database of CODEX_HOME exists now: two at a time may start from here on.
+            self.pool.widen_starts();
+            self.pool.update(self.index, |status| {
+                status.state = SlotState::Ready(Arc::clone(worker));
+                status.generation = id.generation;
+            });
+        }
+        tokio::time::sleep(self.pool.settings.start_spacing).await;
+        drop(permit);
+        started
+    }
+
+    /// Looks after a worker until it ends; returns the pause before the next start.
+    async fn attend(&mut self, mut worker: Arc<Worker>) -> Duration {
+        let mut ready_at = Instant::now();
+        let mut look = tokio::time::interval(LOOK.min(self.pool.settings.liveness_interval));
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                exit = worker.exited() => {
+                    tracing::warn!(worker = %worker.id(), %exit, "worker ended");
+                    // One that lived for a while, or has ended a turn, is no part of a crash loop.
+                    let healthy = ready_at.elapsed() >= self.pool.settings.stable_after
+                        || worker.completed_turns() > 0;
+                    let message = format!("worker {} ended: {exit}", worker.id());
+                    return self.pool.fail(self.index, Trouble::WorkersFailing, message, healthy);
+                }
+                _ = look.tick() => {}
+            }
+            if worker.silence() >= self.pool.settings.liveness_interval {
+                self.check(&worker).await;
+            } else if let Some(reason) = self.recycling_reason(&worker, ready_at) {
+                if let Some(successor) = self.replace(&worker, reason).await {
+                    worker = successor;
+                    ready_at = Instant::now();
+                }
+            }
+        }
+    }
+
+    /// Asks a silent worker for a sign of life; one that gives none twice is killed.
+    async fn check(&self, worker: &Arc<Worker>) {
+        let timeout = self.pool.settings.liveness_timeout;
+        let Err(error) = worker.ping(timeout).await else { return };
+        if !worker.is_alive() {
+            return;
+        }
+        tracing::warn!(worker = %worker.id(), %error, "worker gives no sign of life; it gets no new turns");
+        let given_up = Arc::clone(worker);
+        self.pool.update(self.index, |status| status.state = SlotState::Unresponsive(given_up));
+        match worker.ping(timeout).await {
+            Ok(()) => {
+                tracing::info!(worker = %worker.id(), "worker is back");
+                let back = Arc::clone(worker);
+                self.pool.update(self.index, |status| status.state = SlotState::Ready(back));
+            }
+            Err(_) => {
+                let total = humantime::format_duration(timeout * 2);
+                worker.kill(format!("it gave no sign of life for {total}"));
+            }
+        }
+    }
+
+    fn recycling_reason(&self, worker: &Worker, ready_at: Instant) -> Option<String> {
+        let Recycling { max_turns, max_age, max_resident_bytes, max_idle_threads } =
+            &self.pool.settings.recycling;
+        let turns = worker.started_turns();
+        if let Some(max) = max_turns.filter(|max| turns >= *max) {
+            return Some(format!("it ran {turns} turns, the limit is {max}"));
+        }
+        if let Some(max) = max_age.filter(|max| ready_at.elapsed() >= *max) {
+            return Some(format!("it is older than {}", humantime::format_duration(max)));
+        }
+        let idle = worker.loaded_threads().saturating_sub(worker.running_turns());
+        if let Some(max) = max_idle_threads.filter(|max| idle > *max) {
+            return Some(format!("it holds {idle} idle threads, the limit is {max}"));
+        }
+        let max = (*max_resident_bytes)?;
+        let resident = process::resident_bytes(worker.pid())?;
+        (resident >= max).then(|| format!("it has {resident} bytes resident, the limit is {max}"))
+    }
+
+    /// Replaces a worker by a warm one, so that the pool never has one less; the old one ends once
+    /// its turns have.
+    async fn replace(&mut self, old: &Arc<Worker>, reason: String) -> Option<Arc<Worker>> {
+        let turn = Arc::clone(&self.pool.recycling).try_acquire_owned().ok()?;
+        tracing::info!(worker = %old.id(), reason, "worker is recycled");
+        // Before its successor gets its place: a thread must be found at one of the two.
+        self.pool.retired().push(Arc::clone(old));
+        let successor = match self.start().await {
+            Ok(successor) => successor,
+            Err(error) => {
+                tracing::warn!(worker = %old.id(), %error, "no successor could be started; the worker stays");
+                self.pool.retired().retain(|worker| !Arc::ptr_eq(worker, old));
+                return None;
+            }
+        };
+        let (pool, old) = (Arc::clone(&self.pool), Arc::clone(old));
+        tokio::spawn(async move {
+            tokio::select! {
+                () = old.idle() => {}
+                _ = old.exited() => {}
+            }
+            old.kill("it was recycled");
+            old.exited().await;
+            pool.retired().retain(|worker| !Arc::ptr_eq(worker, &old));
+            drop(turn);
+        });
+        Some(successor)
+    }
 }
 
 fn trouble(error: &SpawnError) -> Trouble {
@@ -84,28 +208,29 @@ fn trouble(error: &SpawnError) -> Trouble {
 
 impl Pool {
     fn widen_starts(&self) {
-        static WIDTH: usize = 2;
-        // Ours is held, so that this is reached with none available and at most `WIDTH` in all.
-        if !self.widened.swap(true, std::sync::atomic::Ordering::Relaxed) {
+        const WIDTH: usize = 2;
+        if !self.widened.swap(true, Ordering::Relaxed) {
             self.starts.add_permits(WIDTH - 1);
         }
     }
 
     fn update(&self, index: usize, change: impl FnOnce(&mut SlotStatus)) {
         if let Some(slot) = self.slots.get(index) {
-            debug_assert_eq!(slot.index, index);
             slot.status.send_modify(change);
             self.note_change();
         }
     }
 
     /// Notes a failure; returns the pause before the next start.
-    fn fail(&self, index: usize, kind: Trouble, message: String, lived: Duration) -> Duration {
+    fn fail(&self, index: usize, kind: Trouble, message: String, healthy: bool) -> Duration {
         let mut pause = Duration::ZERO;
         self.update(index, |status| {
-            let stable = lived >= self.settings.stable_after;
-            status.failures = if stable { 0 } else { status.failures.saturating_add(1) };
+            status.failures = if healthy { 0 } else { status.failures.saturating_add(1) };
             pause = backoff(&self.settings, status.failures);
+            if status.failures == self.settings.breaker_failures {
+                let failures = status.failures;
+                tracing::error!(worker = index, failures, cause = message, "breaker open");
+            }
             status.last_failure = Some(Failure { kind, message, at: SystemTime::now() });
             status.state = SlotState::Backoff { until: Instant::now() + pause };
         });
@@ -115,11 +240,15 @@ impl Pool {
 
 /// The pause after this many failures in a row: none after the first, so that a single death costs
 /// only a start; then doubling, with up to half of it taken off at random, so that many workers that
-/// died of one cause do not come back at one moment.
+/// died of one cause do not come back at one moment. An open breaker waits longer; each start after
+/// it is a trial, and one that succeeds and lasts closes it.
 fn backoff(settings: &PoolSettings, failures: u32) -> Duration {
     let Some(doublings) = failures.checked_sub(2) else { return Duration::ZERO };
     let factor = 1_u32.checked_shl(doublings).unwrap_or(u32::MAX);
-    let full = settings.backoff_initial.saturating_mul(factor).min(settings.backoff_max);
+    let mut full = settings.backoff_initial.saturating_mul(factor).min(settings.backoff_max);
+    if failures >= settings.breaker_failures {
+        full = full.max(settings.breaker_open);
+    }
     full.mul_f64(1.0 - fastrand::f64() / 2.0)
 }
 
@@ -128,11 +257,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_double_up_to_the_maximum() {
-        let settings = PoolSettings::default();
+    fn pauses_double_up_to_the_maximum_and_an_open_breaker_waits_longer() {
+        let settings = PoolSettings {
+            breaker_failures: 6,
+            breaker_open: Duration::from_secs(60),
+            ..PoolSettings::default()
+        };
         assert_eq!(backoff(&settings, 0), Duration::ZERO);
         assert_eq!(backoff(&settings, 1), Duration::ZERO);
-        for (failures, full) in [(2, 200), (3, 400), (4, 800), (40, 30_000), (u32::MAX, 30_000)] {
+        for (failures, full) in [(2, 200), (3, 400), (4, 800), (6, 60_000), (u32::MAX, 60_000)] {
             let pause = backoff(&settings, failures).as_millis();
             assert!((full / 2..=full).contains(&pause), "{failures}: {pause}");
         }

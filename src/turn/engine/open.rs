@@ -125,6 +125,14 @@ impl Engine {
             None => self.pool.threads().lock(thread_id).await,
         };
         let holder = thread.loaded.as_ref().map(|loaded| loaded.worker.clone());
+        if let Some(retiring) = holder.as_ref().and_then(|id| self.pool.retiring(id)) {
+            // Its successor could not resume the thread while it is held there. One that is lost
+            // meanwhile holds nothing any more.
+            match retiring.release_thread(thread_id).await {
+                Ok(()) | Err(ThreadError::Lost { .. }) => thread.loaded = None,
+                Err(error) => return Err(open_error(error, Some(thread_id))),
+            }
+        }
         let lease = self.pool.lease(holder.as_ref()).await.map_err(Refusal::from)?;
         let worker = lease.worker();
 

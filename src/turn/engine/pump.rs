@@ -123,6 +123,7 @@ impl Engine {
         }
         let event = match end {
             Ended::Codex(end, cause) => {
+                worker.note_turn_completed();
                 if end != TurnEnd::Completed && !run.running_commands.is_empty() {
                     // An interruption leaves the turn's commands alive.
                     let ending = worker.end_commands(&thread_id, &run.running_commands);

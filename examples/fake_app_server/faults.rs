@@ -1,0 +1,125 @@
+//! How the process ends badly, and what is counted beyond its life.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rustix::fs::FlockOperation;
+use rustix::process::Signal;
+use serde::Deserialize;
+
+/// How the process dies. The default is what a Rust panic looks like from outside: exit status 101.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Death {
+    pub(crate) code: Option<i32>,
+    pub(crate) signal: Option<String>,
+    /// Written to stderr first, with a line end.
+    pub(crate) stderr: Option<String>,
+    /// For the first this many deaths on this CODEX_HOME only.
+    pub(crate) times: Option<u64>,
+}
+
+impl Death {
+    /// `3`, `SEGV`, `SIGSEGV` or nothing.
+    pub(crate) fn parse(text: &str) -> Result<Death, String> {
+        if text.is_empty() {
+            return Ok(Death::default());
+        }
+        if let Ok(code) = text.parse() {
+            return Ok(Death { code: Some(code), ..Death::default() });
+        }
+        signal(text)
+            .ok_or_else(|| format!("`{text}` is neither an exit status nor the name of a signal"))?;
+        Ok(Death { signal: Some(text.to_owned()), ..Death::default() })
+    }
+
+    pub(crate) fn die(&self) -> ! {
+        if let Some(text) = &self.stderr {
+            complain(format!("{text}\n").as_bytes());
+        }
+        let Some(signal) = self.signal.as_deref().and_then(signal) else {
+            std::process::exit(self.code.unwrap_or(101));
+        };
+        loop {
+            // Rust's own handler of SIGSEGV and SIGBUS takes the first one and steps aside.
+            let _ = rustix::process::kill_process(rustix::process::getpid(), signal);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+fn signal(name: &str) -> Option<Signal> {
+    let name = name.strip_prefix("SIG").unwrap_or(name);
+    Some(match name {
+        "HUP" => Signal::HUP,
+        "INT" => Signal::INT,
+        "QUIT" => Signal::QUIT,
+        "ILL" => Signal::ILL,
+        "ABRT" => Signal::ABORT,
+        "BUS" => Signal::BUS,
+        "FPE" => Signal::FPE,
+        "KILL" => Signal::KILL,
+        "SEGV" => Signal::SEGV,
+        "PIPE" => Signal::PIPE,
+        "ALRM" => Signal::ALARM,
+        "STOP" => Signal::STOP,
+        _ => return None,
+    })
+}
+
+/// Writes to stderr, and waits for as long as nobody reads it.
+pub(crate) fn complain(bytes: &[u8]) {
+    let _ = io::stderr().write_all(bytes);
+}
+
+/// Numbers that all fakes of one CODEX_HOME share: one small file each, in `fake-counters/`.
+#[derive(Debug)]
+pub(crate) struct Counters {
+    pub(crate) directory: PathBuf,
+}
+
+impl Counters {
+    /// Counts one more, and tells how many it makes.
+    pub(crate) fn next(&self, name: &str) -> io::Result<u64> {
+        self.update(name, |_| true).map(|(count, _)| count)
+    }
+
+    /// Whether this is one of the first `limit`; only those are counted.
+    pub(crate) fn is_among_first(&self, name: &str, limit: u64) -> bool {
+        self.update(name, |count| count < limit).is_ok_and(|(_, counted)| counted)
+    }
+
+    fn update(&self, name: &str, more: impl Fn(u64) -> bool) -> io::Result<(u64, bool)> {
+        std::fs::create_dir_all(&self.directory)?;
+        let mut file = open(&self.directory.join(name.replace('/', ".")))?;
+        rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
+        let mut text = String::new();
+        file.read_to_string(&mut text)?;
+        let count = text.trim().parse().unwrap_or(0);
+        if !more(count) {
+            return Ok((count, false));
+        }
+        file.set_len(0)?;
+        file.rewind()?;
+        write!(file, "{}", count + 1)?;
+        Ok((count + 1, true))
+    }
+}
+
+/// Opens a file to be locked, and makes it if need be.
+pub(crate) fn open(path: &std::path::Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)
+}
+
+/// Takes an exclusive lock that lives as long as the file, or as the process; `None` if another
+/// process has it.
+pub(crate) fn lock(path: &std::path::Path) -> io::Result<Option<File>> {
+    let file = open(path)?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}

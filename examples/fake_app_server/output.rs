@@ -1,0 +1,85 @@
+//! The way out: whole lines, one at a time, whichever thread writes them.
+
+use std::io;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Standard output.
+#[derive(Debug, Default)]
+pub(crate) struct Output {
+    /// Held for a whole line, so that one written in pieces is not torn by another.
+    writer: Mutex<()>,
+    wedged: Mutex<bool>,
+    unwedged: Condvar,
+}
+
+impl Output {
+    /// Writes a line; in pieces of so many bytes each, if told so.
+    pub(crate) fn line(&self, mut line: Vec<u8>, piece: Option<usize>) {
+        line.push(b'\n');
+        self.raw(&line, piece);
+    }
+
+    /// Writes bytes as they are. Waits for as long as nobody reads, or the process is wedged.
+    pub(crate) fn raw(&self, bytes: &[u8], piece: Option<usize>) {
+        let mut wedged = guard(&self.wedged);
+        while *wedged {
+            wedged = self.unwedged.wait(wedged).unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(wedged);
+        let _writer = guard(&self.writer);
+        match piece {
+            None => write_all(bytes),
+            Some(piece) => {
+                for piece in bytes.chunks(piece.max(1)) {
+                    write_all(piece);
+                    // Lets the reader see each piece by itself, nearly always.
+                    std::thread::sleep(Duration::from_micros(1));
+                }
+            }
+        }
+    }
+
+    /// From now on every write waits, or no longer does.
+    pub(crate) fn set_wedged(&self, value: bool) {
+        *guard(&self.wedged) = value;
+        self.unwedged.notify_all();
+    }
+
+    /// Gives up the pipe: its reader sees the end of it, while the process lives on.
+    pub(crate) fn close(&self) {
+        if let Ok(null) = std::fs::OpenOptions::new().write(true).open("/dev/null") {
+            let _ = rustix::stdio::dup2_stdout(&null);
+        }
+    }
+}
+
+fn write_all(mut bytes: &[u8]) {
+    while !bytes.is_empty() {
+        match rustix::io::write(rustix::stdio::stdout(), bytes) {
+            Ok(written) => bytes = &bytes[written..],
+            Err(rustix::io::Errno::INTR) => {}
+            // Nobody is left to talk to.
+            Err(_) => std::process::exit(0),
+        }
+    }
+}
+
+/// The contents of a mutex; a panic elsewhere ends the process anyway.
+pub(crate) fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Milliseconds since 1970.
+pub(crate) fn now_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Ends the process when the machine fails it: a full disk, say.
+pub(crate) fn or_exit<T>(what: &str, result: io::Result<T>) -> T {
+    result.unwrap_or_else(|error| {
+        crate::faults::complain(format!("Error: {what}: {error}\n").as_bytes());
+        std::process::exit(1);
+    })
+}

@@ -1,0 +1,289 @@
+//! The JSON of app-server 0.169.0, field by field.
+
+use serde_json::{Map, Value, json};
+
+use crate::output::now_ms;
+use crate::script::ItemKind;
+use crate::threads::{Thread, ThreadState, Usage};
+
+/// An error answer.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct RpcError {
+    pub(crate) code: i64,
+    pub(crate) message: String,
+    pub(crate) data: Value,
+}
+
+impl RpcError {
+    /// Codex's code of nearly every refusal.
+    pub(crate) fn refused(message: impl Into<String>) -> RpcError {
+        RpcError { code: -32600, message: message.into(), data: Value::Null }
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        let RpcError { code, message, data } = self;
+        if data.is_null() {
+            json!({ "code": code, "message": message })
+        } else {
+            json!({ "code": code, "data": data, "message": message })
+        }
+    }
+}
+
+/// A thread; `state` is absent for one that is not loaded.
+pub(crate) fn thread(thread: &Thread, state: Option<&ThreadState>, version: &str) -> Value {
+    let setting = |key: &str| state.and_then(|state| state.settings.get(key).cloned()).unwrap_or_default();
+    let status = if state.is_some() { "idle" } else { "notLoaded" };
+    let cwd = state.map_or(Value::from("/"), |state| state.cwd());
+    json!({
+        "id": thread.id,
+        "environments": state.map(|_| json!([{
+            "environmentId": "local", "cwd": cwd, "runtimeWorkspaceRoots": [cwd],
+        }])),
+        "extra": null,
+        "sessionId": thread.id,
+        "forkedFromId": null,
+        "attachedToThreadId": null,
+        "parentThreadId": null,
+        "preview": state.map_or("", |state| &state.preview),
+        "ephemeral": thread.path.is_none(),
+        "section": null,
+        "sectionEnteredAt": null,
+        "projectId": null,
+        "historyMode": "paginated",
+        "modelProvider": "fake",
+        "model": setting("model"),
+        "reasoningEffort": setting("effort"),
+        "createdAt": thread.created_at,
+        "updatedAt": now_ms() / 1000,
+        "recencyAt": now_ms() / 1000,
+        "status": { "type": status },
+        "path": thread.path,
+        "cwd": cwd,
+        "cliVersion": version,
+        "originator": "codex_sidecar",
+        "source": "vscode",
+        "canAcceptDirectInput": state.map(|_| true),
+        "threadSource": null,
+        "agentNickname": null,
+        "agentRole": null,
+        "gitInfo": null,
+        "name": null,
+        "daybreakEnabled": null,
+        "turns": [],
+    })
+}
+
+/// The answer to `thread/start` and `thread/resume`.
+pub(crate) fn opened(thread: Value, state: &ThreadState) -> Value {
+    let setting = |key: &str| state.settings.get(key).cloned().unwrap_or_default();
+    json!({
+        "thread": thread,
+        "model": setting("model"),
+        "modelProvider": "fake",
+        "serviceTier": null,
+        "disabledPluginIds": [],
+        "cwd": state.cwd(),
+        "runtimeWorkspaceRoots": [state.cwd()],
+        "instructionSources": [],
+        "approvalPolicy": setting("approvalPolicy"),
+        "approvalsReviewer": "user",
+        "sandbox": setting("sandboxPolicy"),
+        "activePermissionProfile": { "id": ":read-only", "extends": null },
+        "reasoningEffort": setting("effort"),
+        "multiAgentMode": "explicitRequestOnly",
+    })
+}
+
+/// A turn. The times are in milliseconds; absent before they have come.
+pub(crate) fn turn(id: &str, status: &str, error: Value, started: Option<u64>, last_item: Option<&Value>) -> Value {
+    let ended = (status != "inProgress").then(now_ms);
+    json!({
+        "id": id,
+        "rootTurnId": id,
+        "items": last_item.into_iter().collect::<Vec<_>>(),
+        "itemsView": if last_item.is_some() { "summary" } else { "notLoaded" },
+        "status": status,
+        "error": error,
+        "startedAt": started.map(|at| at / 1000),
+        "completedAt": ended.map(|at| at / 1000),
+        "durationMs": ended.zip(started).map(|(ended, started)| ended.saturating_sub(started)),
+    })
+}
+
+/// The error of a turn.
+pub(crate) fn turn_error(info: &Value, message: &str, details: Value) -> Value {
+    json!({ "message": message, "codexErrorInfo": info, "additionalDetails": details, "misalignment": null })
+}
+
+pub(crate) fn user_message(id: &str, input: &Value) -> Value {
+    let mut content = input.clone();
+    for part in content.as_array_mut().into_iter().flatten() {
+        if part["type"] == "text" && part.get("text_elements").is_none() {
+            part["text_elements"] = json!([]);
+        }
+    }
+    json!({ "type": "userMessage", "id": id, "clientId": null, "content": content })
+}
+
+pub(crate) fn agent_message(id: &str, text: &str) -> Value {
+    json!({
+        "type": "agentMessage",
+        "moderation": null,
+        "id": id,
+        "text": text,
+        "phase": null,
+        "memoryCitation": null,
+        "delivery": null,
+        "questions": null,
+    })
+}
+
+pub(crate) fn reasoning(id: &str, summary: &[&str]) -> Value {
+    json!({ "type": "reasoning", "id": id, "summary": summary, "content": [] })
+}
+
+/// A command; its outcome is absent while it runs.
+pub(crate) fn command(id: &str, command: &str, cwd: &Value, process_id: Option<&str>) -> Map<String, Value> {
+    let item = json!({
+        "type": "commandExecution",
+        "id": id,
+        "pluginId": null,
+        "scriptPath": null,
+        "command": format!("/bin/bash -lc {}", quoted(command)),
+        "cwd": cwd,
+        "processId": process_id,
+        "source": "unifiedExecStartup",
+        "status": "inProgress",
+        "commandActions": [{ "type": "unknown", "command": command }],
+        "aggregatedOutput": null,
+        "exitCode": null,
+        "durationMs": null,
+    });
+    item.as_object().cloned().unwrap_or_default()
+}
+
+fn quoted(command: &str) -> String {
+    if command.chars().all(|c| c.is_ascii_alphanumeric() || "_-./".contains(c)) {
+        command.to_owned()
+    } else {
+        format!("'{}'", command.replace('\'', r"'\''"))
+    }
+}
+
+/// An item that is only told about, with this status.
+pub(crate) fn told(kind: ItemKind, id: &str, cwd: &Value, status: &str) -> Value {
+    let ended = status != "inProgress";
+    match kind {
+        ItemKind::Command => {
+            let mut item = command(id, "make check", cwd, None);
+            item.insert("status".to_owned(), json!(status));
+            if ended && status != "declined" {
+                let (code, output) = if status == "completed" { (0, "ok\n") } else { (2, "no\n") };
+                item.insert("exitCode".to_owned(), json!(code));
+                item.insert("aggregatedOutput".to_owned(), json!(output));
+                item.insert("durationMs".to_owned(), json!(1));
+            }
+            Value::Object(item)
+        }
+        ItemKind::FileChange => json!({
+            "type": "fileChange",
+            "id": id,
+            "changes": [{
+                "path": format!("{}/fake.txt", cwd.as_str().unwrap_or_default()),
+                "kind": { "type": "add" },
+                "diff": "fake\n",
+            }],
+            "status": status,
+        }),
+        ItemKind::Mcp => json!({
+            "type": "mcpToolCall",
+            "id": id,
+            "server": "fake",
+            "tool": "look",
+            "status": status,
+            "arguments": { "at": "it" },
+            "appContext": null,
+            "mcpAppUi": null,
+            "pluginId": null,
+            "readOnlyHint": null,
+            "result": (status == "completed").then(|| json!({
+                "content": [{ "type": "text", "text": "seen" }], "structuredContent": null, "_meta": null,
+            })),
+            "error": (status == "failed").then(|| json!({ "message": "scripted failure" })),
+            "durationMs": ended.then_some(1),
+        }),
+    }
+}
+
+/// The counts of a thread, and of its last model request.
+pub(crate) fn token_usage(total: &Usage, last: &Usage) -> Value {
+    let counts = |usage: &Usage| {
+        json!({
+            "totalTokens": usage.input + usage.output,
+            "inputTokens": usage.input,
+            "cachedInputTokens": usage.cached,
+            "cacheWriteInputTokens": 0,
+            "outputTokens": usage.output,
+            "reasoningOutputTokens": 0,
+        })
+    };
+    json!({ "total": counts(total), "last": counts(last), "modelContextWindow": 258_400 })
+}
+
+/// The parameters that a request of Codex has, of which a script may replace any.
+pub(crate) fn request(method: &str, thread_id: &str, turn_id: &str, item_id: &str, cwd: &Value) -> Value {
+    let own = match method {
+        "execCommandApproval" => {
+            return json!({
+                "conversationId": thread_id, "callId": item_id, "approvalId": null,
+                "command": ["make", "check"], "cwd": cwd, "reason": "may I?", "parsedCmd": [],
+            });
+        }
+        "applyPatchApproval" => {
+            return json!({
+                "conversationId": thread_id, "callId": item_id, "fileChanges": {},
+                "reason": "may I?", "grantRoot": null,
+            });
+        }
+        "item/commandExecution/requestApproval" => json!({
+            "kind": "command", "itemId": item_id, "startedAtMs": now_ms(), "environmentId": "local",
+            "reason": "may I?", "command": "/bin/bash -lc 'make check'", "cwd": cwd,
+            "commandActions": [{ "type": "unknown", "command": "make check" }],
+            "availableDecisions": ["accept", "cancel"],
+        }),
+        "item/fileChange/requestApproval" => json!({
+            "itemId": item_id, "startedAtMs": now_ms(), "reason": "may I?", "grantRoot": null,
+        }),
+        "item/permissions/requestApproval" => json!({
+            "itemId": item_id, "environmentId": "local", "startedAtMs": now_ms(), "cwd": cwd,
+            "reason": "may I?", "permissions": { "network": { "enabled": true } },
+        }),
+        "item/tool/requestUserInput" => json!({
+            "itemId": item_id,
+            "questions": [{
+                "id": "q1", "header": "Colour", "question": "Which one?", "isOther": false, "isSecret": false,
+                "options": [{ "label": "red", "description": "like a rose" }],
+            }],
+            "isBlocking": true, "autoResolutionMs": null,
+        }),
+        "mcpServer/elicitation/request" => json!({
+            "serverName": "fake", "mode": "form", "_meta": null, "message": "may I?",
+            "requestedSchema": { "type": "object", "properties": {} },
+        }),
+        "item/tool/call" => json!({
+            "callId": item_id, "namespace": null, "tool": "fake_tool", "arguments": {},
+        }),
+        _ => json!({}),
+    };
+    let mut params = json!({ "threadId": thread_id, "turnId": turn_id });
+    merge(&mut params, &own);
+    params
+}
+
+/// Puts the fields of one object over those of another.
+pub(crate) fn merge(params: &mut Value, over: &Value) {
+    if let (Some(params), Some(over)) = (params.as_object_mut(), over.as_object()) {
+        params.extend(over.clone());
+    }
+}
