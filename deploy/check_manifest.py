@@ -6,7 +6,7 @@ The schemas (bundled in the kubernetes-validate package, strict: an unknown fiel
 error) know what Kubernetes accepts. They don't know that a grace must be longer than the
 drain it waits for, or that a mount needs its volume; that is checked here as well. With
 BINARY, the sidecar itself is asked whether it takes the manifest's environment,
-configuration file and probe commands.
+configuration file and the image's own probe.
 
 A checker that never says no proves nothing: each rule is first shown a manifest with one
 thing wrong, and must complain.
@@ -142,8 +142,11 @@ def rule_faults(documents: list) -> list:
     want(pod.env(pod.orchestrator).get("CODEX_SIDECAR_ADDR") == env["CODEX_SIDECAR_LISTEN"], "the orchestrator looks elsewhere")
     want("CODEX_API_KEY" in env and env["CODEX_API_KEY"] is None, "the key is not from a Secret")
     for probe, service in (("startupProbe", ""), ("livenessProbe", ""), ("readinessProbe", SERVICE)):
-        command = pod.sidecar.get(probe, {}).get("exec", {}).get("command", [])
-        want(command == ["codex-sidecar", "health", "--service", service], f"{probe} does not ask for {service!r}")
+        asked = pod.sidecar.get(probe, {}).get("grpc", {})
+        want(asked.get("service", "") == service and "port" in asked, f"{probe} does not ask for {service!r}")
+        # The kubelet dials the pod's address.
+        want(env["CODEX_SIDECAR_HEALTH_LISTEN"] == f"0.0.0.0:{asked.get('port')}", f"{probe} asks where nobody listens")
+    want(env["CODEX_SIDECAR_LISTEN"].startswith("127.0.0.1:"), "anybody in the cluster may run commands")
     return faults
 
 
@@ -181,6 +184,9 @@ def rule_mutants(documents: list):
     yield mutant("a writable root", lambda pod: pod.sidecar["securityContext"].pop("readOnlyRootFilesystem"))
     yield mutant("a key in the manifest", lambda pod: set_env(pod, "CODEX_API_KEY", "sk-oops"))
     yield mutant("another port", lambda pod: set_env(pod, "CODEX_SIDECAR_LISTEN", "127.0.0.1:1"))
+    yield mutant("probes of another port", lambda pod: set_env(pod, "CODEX_SIDECAR_HEALTH_LISTEN", "0.0.0.0:1"))
+    yield mutant("open to the cluster", lambda pod: set_env(pod, "CODEX_SIDECAR_LISTEN", "0.0.0.0:50061"))
+    yield mutant("no readiness", lambda pod: pod.sidecar["readinessProbe"]["grpc"].pop("service"))
 
 
 def binary_faults(documents: list, binary: str) -> list:
@@ -214,13 +220,11 @@ def binary_faults(documents: list, binary: str) -> list:
         if run("serve", "--print-config").returncode == 0:
             faults.append("the sidecar takes a configuration with an unknown setting: this check proves nothing")
 
-        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
-            arguments = pod.sidecar[probe]["exec"]["command"][1:]
-            # Nobody listens: it must fail for that, and not for its command line (2 is
-            # what a command line that it does not understand ends with).
-            asked = run(*arguments, "--addr", "127.0.0.1:1")
-            if asked.returncode in (0, 2, 64):
-                faults.append(f"{probe}: `health` ended with {asked.returncode} where nobody listens: {asked.stderr}")
+        # The image's own probe. Nobody listens: it must fail for that, and not for its command
+        # line (2 is what a command line that it does not understand ends with).
+        asked = run("health", "--addr", "127.0.0.1:1")
+        if asked.returncode in (0, 2, 64):
+            faults.append(f"`health` ended with {asked.returncode} where nobody listens: {asked.stderr}")
     return faults
 
 

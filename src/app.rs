@@ -117,18 +117,19 @@ enum Listener {
 /// A sidecar that listens, but does not serve yet.
 pub struct App {
     config: Arc<Config>,
-    listeners: Vec<Listener>,
-    addresses: Vec<BoundAddress>,
+    listeners: Vec<(Listener, BoundAddress)>,
+    health_listeners: Vec<(Listener, BoundAddress)>,
     offline_model: Option<OfflineModel>,
     pool: Arc<Pool>,
     engine: Arc<Engine>,
     routes: Routes,
+    health_routes: Routes,
     reporter: HealthReporter,
 }
 
 impl fmt::Debug for App {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("App").field("addresses", &self.addresses).finish_non_exhaustive()
+        f.debug_struct("App").field("addresses", &self.addresses()).finish_non_exhaustive()
     }
 }
 
@@ -140,15 +141,9 @@ impl App {
     /// # Errors
     /// [`StartError`]; nothing is left running.
     pub async fn start(config: Config) -> Result<App, StartError> {
-        let mut listeners = Vec::new();
-        let mut addresses = Vec::new();
-        for address in &config.listen {
-            let (listener, bound) = bind(address)
-                .await
-                .map_err(|source| StartError::Listen { address: address.to_string(), source })?;
-            listeners.push(listener);
-            addresses.push(bound);
-        }
+        let listeners = bind_all(&config.listen).await?;
+        let health_listeners =
+            bind_all(config.health_listen.as_deref().unwrap_or_default()).await?;
         let default_directory = std::env::current_dir().map_err(StartError::WorkingDirectory)?;
         let offline_model = if config.offline_model {
             let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -192,14 +187,30 @@ impl App {
             .max_encoding_message_size(usize::MAX);
         let workers =
             PoolServiceServer::new(PoolApi::new(Arc::clone(&engine), Arc::clone(&config)));
+        let health_routes = Routes::new(health.clone());
         let routes = Routes::new(health).add_service(codex).add_service(workers);
         let routes = with_reflection(routes)?;
-        Ok(App { config, listeners, addresses, offline_model, pool, engine, routes, reporter })
+        Ok(App {
+            config,
+            listeners,
+            health_listeners,
+            offline_model,
+            pool,
+            engine,
+            routes,
+            health_routes,
+            reporter,
+        })
     }
 
     /// Where it listens, in the order of the configuration.
-    pub fn addresses(&self) -> &[BoundAddress] {
-        &self.addresses
+    pub fn addresses(&self) -> Vec<BoundAddress> {
+        self.listeners.iter().map(|(_, bound)| bound.clone()).collect()
+    }
+
+    /// Where it answers health probes only, in the order of the configuration.
+    pub fn health_addresses(&self) -> Vec<BoundAddress> {
+        self.health_listeners.iter().map(|(_, bound)| bound.clone()).collect()
     }
 
     /// Serves until `shutdown` is cancelled, then drains; returns when all is down, which is at the
@@ -208,18 +219,23 @@ impl App {
     /// # Errors
     /// [`ServeError`] when a listener fails; the sidecar is down then, too.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), ServeError> {
-        let App { config, listeners, addresses, offline_model, pool, engine, routes, reporter } =
-            self;
+        let App {
+            config,
+            listeners,
+            health_listeners,
+            offline_model,
+            pool,
+            engine,
+            routes,
+            health_routes,
+            reporter,
+        } = self;
         let close = CancellationToken::new();
         let mut servers = tokio::task::JoinSet::new();
-        for (listener, address) in listeners.into_iter().zip(addresses) {
-            servers.spawn(serve(
-                listener,
-                address,
-                routes.clone(),
-                Arc::clone(&config),
-                close.clone(),
-            ));
+        let all = listeners.into_iter().map(|listener| (listener, routes.clone()));
+        let health = health_listeners.into_iter().map(|listener| (listener, health_routes.clone()));
+        for ((listener, address), routes) in all.chain(health) {
+            servers.spawn(serve(listener, address, routes, Arc::clone(&config), close.clone()));
         }
         let readiness = tokio::spawn(report_readiness(reporter.clone(), Arc::clone(&pool)));
         let sweeping = tokio::spawn({
@@ -255,6 +271,18 @@ impl App {
         }
         failed
     }
+}
+
+async fn bind_all(
+    addresses: &[ListenAddress],
+) -> Result<Vec<(Listener, BoundAddress)>, StartError> {
+    let mut listeners = Vec::new();
+    for address in addresses {
+        let bound = bind(address).await;
+        let address = address.to_string();
+        listeners.push(bound.map_err(|source| StartError::Listen { address, source })?);
+    }
+    Ok(listeners)
 }
 
 async fn bind(address: &ListenAddress) -> std::io::Result<(Listener, BoundAddress)> {

@@ -45,6 +45,9 @@ pub(super) async fn serve(args: ServeArgs) -> Outcome {
     for address in app.addresses() {
         tracing::info!("listening on {address}");
     }
+    for address in app.health_addresses() {
+        tracing::info!("listening on {address} for health probes");
+    }
     app.run(shutdown).await.map_err(|error| Failure::told(with_causes(&error)))?;
     tracing::info!("drained, exiting");
     Ok(0)

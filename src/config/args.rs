@@ -10,6 +10,10 @@ pub struct ServeArgs {
     /// [env: CODEX_SIDECAR_LISTEN, comma separated] [default: 127.0.0.1:50061]
     #[arg(long, value_name = "ADDR")]
     pub listen: Vec<OsString>,
+    /// Where to listen for health probes only, as for --listen; for probes that come from outside
+    /// [env: CODEX_SIDECAR_HEALTH_LISTEN, comma separated] [default: none]
+    #[arg(long, value_name = "ADDR")]
+    pub health_listen: Vec<OsString>,
     /// The Codex CLI: a path, or a name to look for on PATH [env: CODEX_PATH] [default: codex]
     #[arg(long, value_name = "FILE")]
     pub codex_path: Option<OsString>,

@@ -284,6 +284,7 @@ fn join(section: &str, key: &str) -> String {
 fn given<'a>(args: &'a ServeArgs, flag: &str) -> Option<Raw<'a>> {
     let ServeArgs {
         listen,
+        health_listen,
         codex_path,
         codex_home,
         workers,
@@ -296,6 +297,9 @@ fn given<'a>(args: &'a ServeArgs, flag: &str) -> Option<Raw<'a>> {
     } = args;
     let value: &Option<OsString> = match flag {
         "--listen" => return (!listen.is_empty()).then_some(Raw::Texts(listen)),
+        "--health-listen" => {
+            return (!health_listen.is_empty()).then_some(Raw::Texts(health_listen));
+        }
         "--codex-path" => codex_path,
         "--codex-home" => codex_home,
         "--workers" => workers,

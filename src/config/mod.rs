@@ -42,6 +42,9 @@ pub const CODEX_MAX_INPUT_CHARACTERS: usize = 1_048_576;
 pub struct Config {
     /// Where the server listens; at least one, all different. Default `127.0.0.1:50061`.
     pub listen: Vec<ListenAddress>,
+    /// Where the server answers `grpc.health.v1` and nothing else, for probes that come from outside
+    /// the pod or the machine (a kubelet dials the pod's address). Default none.
+    pub health_listen: Option<Vec<ListenAddress>>,
     /// The Codex CLI: an absolute path, or a bare name that is looked for on PATH. Default: none
     /// given, which means `codex` on PATH.
     pub codex_path: Option<PathBuf>,
@@ -110,6 +113,7 @@ impl Default for Config {
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
         Config {
             listen: vec![ListenAddress::Tcp { host: "127.0.0.1".to_owned(), port: 50061 }],
+            health_listen: None,
             codex_path: None,
             codex_home: std::env::home_dir().unwrap_or_else(|| PathBuf::from("/")).join(".codex"),
             workers: cores.min(4),

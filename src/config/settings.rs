@@ -50,6 +50,7 @@ pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
     // All fields by name: a new one fails to compile until it has its line here.
     let Config {
         listen,
+        health_listen,
         codex_path,
         codex_home,
         workers,
@@ -69,6 +70,11 @@ pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
     let any_path = AbsolutePath { bare_name_allowed: false };
     let v = visitor;
     v.required(flag("listen", "--listen", "CODEX_SIDECAR_LISTEN"), Listen, listen);
+    v.optional(
+        flag("health_listen", "--health-listen", "CODEX_SIDECAR_HEALTH_LISTEN"),
+        Listen,
+        health_listen,
+    );
     v.optional(flag("codex_path", "--codex-path", "CODEX_PATH"), any_name, codex_path);
     v.required(flag("codex_home", "--codex-home", "CODEX_HOME"), any_path, codex_home);
     v.required(

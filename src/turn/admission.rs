@@ -333,7 +333,7 @@ mod tests {
             [Place::Waiting(2), Place::Waiting(1), Place::Running]
         );
         drop((second, other));
-        assert_eq!(place(&third), Place::Waiting(2));
+        assert_eq!(place(&third), Place::Waiting(1));
     }
 
     proptest! {
