@@ -22,6 +22,9 @@ pub struct ThreadState {
     pub loaded: Option<LoadedThread>,
     /// Its token counts after the last turn that was seen here.
     pub usage: Option<Usage>,
+    /// Made here, and Codex was never seen to work on a turn of it: its worker may have died before
+    /// there was a rollout, and with it a history that could be lost.
+    pub is_blank: bool,
     /// The functions that it was made with, where it was made here.
     pub dynamic_tools: Option<Vec<DynamicTool>>,
 }

@@ -70,7 +70,8 @@ impl Engine {
         };
         match self.open_existing(turn, request, workspace, &thread_id, origin).await {
             Err(OpenError::Refused(Refusal::ThreadNotFound { thread_id, cause }))
-                if request.missing_thread_policy == MissingThreadPolicy::StartNew =>
+                if request.missing_thread_policy == MissingThreadPolicy::StartNew
+                    || self.is_blank(&thread_id) =>
             {
                 turn.log.append(Event::Warning {
                     message: format!(
@@ -81,6 +82,12 @@ impl Engine {
             }
             other => other,
         }
+    }
+
+    /// Whether losing this thread loses nothing: without this, a context whose first worker died in
+    /// the wrong moment would be refused for ever.
+    fn is_blank(&self, thread_id: &ThreadId) -> bool {
+        self.pool.threads().try_lock(thread_id).is_some_and(|thread| thread.is_blank)
     }
 
     async fn open_new(
@@ -101,6 +108,7 @@ impl Engine {
         let mut thread = self.pool.threads().lock(&thread_id).await;
         *thread = ThreadState {
             usage: Some(crate::turn::event::Usage::default()),
+            is_blank: true,
             dynamic_tools: Some(options.dynamic_tools.clone().unwrap_or_default()),
             ..ThreadState::default()
         };

@@ -111,6 +111,7 @@ impl Engine {
             usage_before: thread.usage,
             usage_total: thread.usage.unwrap_or_default(),
             final_response: None,
+            has_begun: false,
             side_effects: false,
             running_commands: Vec::new(),
             plan: None,
@@ -118,6 +119,7 @@ impl Engine {
             last_progress: Instant::now(),
         };
         let end = self.pump(&mut run, &mut route, &thread_id, worker, clocks, stop).await;
+        thread.is_blank &= !run.has_begun;
         if run.usage_before.is_some() {
             thread.usage = Some(run.usage_total);
         }
@@ -231,6 +233,8 @@ struct Run<'a> {
     usage_before: Option<Usage>,
     usage_total: Usage,
     final_response: Option<String>,
+    // Whether Codex said anything about this turn.
+    has_begun: bool,
     side_effects: bool,
     running_commands: Vec<String>,
     plan: Option<(Vec<TodoItem>, Option<String>)>,
@@ -250,6 +254,8 @@ impl Run<'_> {
         let is_retry =
             matches!(decoded, Decoded::Event(Event::ThreadError { will_retry: true, .. }));
         // Only what is about this turn is progress, and trying again is not.
+        // Items come after the input was written to the rollout.
+        self.has_begun |= notification.method.starts_with("item/");
         if scope.turn_id.is_some() && !is_retry {
             self.last_progress = Instant::now();
         }
