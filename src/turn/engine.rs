@@ -70,7 +70,8 @@ enum Outcome {
 
 impl Outcome {
     fn interrupted(reason: InterruptReason) -> Outcome {
-        Outcome::Ended(Event::TurnInterrupted { reason, usage: Usage::default() })
+        let (usage, thread_usage) = (Usage::default(), Usage::default());
+        Outcome::Ended(Event::TurnInterrupted { reason, usage, thread_usage })
     }
 
     fn failed(reason: FailureReason, message: impl Into<String>) -> Outcome {
@@ -83,7 +84,8 @@ impl Outcome {
             side_effects_possible: false,
             http_status: None,
         };
-        Outcome::Ended(Event::TurnFailed { error, usage: Usage::default() })
+        let (usage, thread_usage) = (Usage::default(), Usage::default());
+        Outcome::Ended(Event::TurnFailed { error, usage, thread_usage })
     }
 }
 

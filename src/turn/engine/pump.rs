@@ -90,7 +90,7 @@ impl Engine {
                     &exit,
                     &cause,
                     true,
-                    Usage::default(),
+                    (Usage::default(), Usage::default()),
                 )));
             }
             Err(error) => {
@@ -138,7 +138,9 @@ impl Engine {
                 thread.loaded = None;
                 run.terminal(TurnEnd::Interrupted, Some(cause), clocks)
             }
-            Ended::WorkerLost(exit) => worker_lost(&exit, "", run.side_effects, run.usage()),
+            Ended::WorkerLost(exit) => {
+                worker_lost(&exit, "", run.side_effects, (run.usage(), run.usage_total))
+            }
         };
         if request.ephemeral {
             worker.forget_thread(&thread_id).await;
@@ -267,9 +269,11 @@ impl Run<'_> {
                 self.usage_before.get_or_insert_with(|| total.since(last));
                 self.usage_total = total;
                 let turn = self.usage();
+                let last_request = last;
                 self.log.append(Event::TokenUsageUpdated {
                     turn,
                     thread: total,
+                    last_request,
                     model_context_window,
                 });
             }
@@ -297,7 +301,7 @@ impl Run<'_> {
             Event::ItemCompleted(item) => {
                 self.side_effects |= item.has_side_effects();
                 self.running_commands.retain(|id| *id != item.id);
-                if let ItemKind::AgentMessage { text } = &item.kind {
+                if let ItemKind::AgentMessage { text, .. } = &item.kind {
                     self.final_response = Some(text.clone());
                 }
             }
@@ -358,10 +362,10 @@ impl Run<'_> {
             },
             (TurnEnd::Failed(mut error), _) => {
                 error.side_effects_possible = self.side_effects;
-                Event::TurnFailed { error, usage }
+                Event::TurnFailed { error, usage, thread_usage: self.usage_total }
             }
             (TurnEnd::Interrupted, Some(Cause::Asked(reason))) => {
-                Event::TurnInterrupted { reason, usage }
+                Event::TurnInterrupted { reason, usage, thread_usage: self.usage_total }
             }
             (TurnEnd::Interrupted, Some(Cause::TurnTimeout)) => {
                 let message = clocks.turn_timeout_message();
@@ -373,9 +377,11 @@ impl Run<'_> {
                     format!("the turn made no progress for its idle_timeout of {timeout}");
                 self.timed_out(FailureReason::IdleTimeout, message, usage)
             }
-            (TurnEnd::Interrupted, None) => {
-                Event::TurnInterrupted { reason: InterruptReason::Codex, usage }
-            }
+            (TurnEnd::Interrupted, None) => Event::TurnInterrupted {
+                reason: InterruptReason::Codex,
+                usage,
+                thread_usage: self.usage_total,
+            },
         }
     }
 
@@ -389,11 +395,16 @@ impl Run<'_> {
             side_effects_possible: self.side_effects,
             http_status: None,
         };
-        Event::TurnFailed { error, usage }
+        Event::TurnFailed { error, usage, thread_usage: self.usage_total }
     }
 }
 
-fn worker_lost(exit: &WorkerExit, what: &str, side_effects_possible: bool, usage: Usage) -> Event {
+fn worker_lost(
+    exit: &WorkerExit,
+    what: &str,
+    side_effects_possible: bool,
+    (usage, thread_usage): (Usage, Usage),
+) -> Event {
     let cause = &exit.cause;
     let message = if what.is_empty() {
         format!("the worker ended with the turn on it: {cause}")
@@ -409,7 +420,7 @@ fn worker_lost(exit: &WorkerExit, what: &str, side_effects_possible: bool, usage
         side_effects_possible,
         http_status: None,
     };
-    Event::TurnFailed { error, usage }
+    Event::TurnFailed { error, usage, thread_usage }
 }
 
 fn refused_by_codex(error: &ThreadError) -> Event {
@@ -429,5 +440,5 @@ fn refused_by_codex(error: &ThreadError) -> Event {
         side_effects_possible: false,
         http_status: None,
     };
-    Event::TurnFailed { error, usage: Usage::default() }
+    Event::TurnFailed { error, usage: Usage::default(), thread_usage: Usage::default() }
 }
