@@ -265,6 +265,10 @@ impl Run<'_> {
             Decoded::Event(event) => self.file(event),
             Decoded::Plan { items, explanation } => self.update_plan(items, explanation),
             Decoded::TokenUsage { total, last, model_context_window } => {
+                // Older CLIs begin a turn by repeating the counts of the one before.
+                if self.usage_before.is_some() && total == self.usage_total {
+                    return None;
+                }
                 // A resumed thread's earlier counts are what this first report adds to.
                 self.usage_before.get_or_insert_with(|| total.since(last));
                 self.usage_total = total;
