@@ -159,7 +159,7 @@ impl CodexService for CodexApi {
             &self.limits,
             Tenant::default(),
         )?;
-        let caller = self.engine.run_turn(turn).await?;
+        let caller = deadline::unary(deadline, self.engine.run_turn(turn)).await?;
         if let Some(deadline) = deadline {
             caller.leave_at(deadline);
         }
@@ -196,8 +196,9 @@ impl CodexService for CodexApi {
                 self.engine.turn(&turn_id_of(&turn_id)?)?
             }
             Some(pb::attach_turn_request::Target::Context(context)) => {
-                let pb::ContextRef { context_id, tool_name, thread_id_key } = context;
-                let key = self.key(&context_id, &tool_name, &thread_id_key)?;
+                let defaults = |tool: &str| self.config.tool(tool);
+                let tenant = Tenant::default();
+                let key = convert::context_ref("context", &tenant, &context, &defaults)?;
                 let turn = self.engine.directory().of_context(&key);
                 turn.ok_or(Refusal::NoTurnOfContext(key))?
             }
@@ -216,9 +217,10 @@ impl CodexService for CodexApi {
             return Err(Refusal::field("after_sequence", description).into());
         }
         // A stream with status OK carries a terminal event, even for who has seen it before.
-        let has_ended = turn.log.terminal().is_some();
-        let after =
-            if has_ended { after_sequence.min(last.saturating_sub(1)) } else { after_sequence };
+        let after = match turn.log.terminal() {
+            Some(terminal) => after_sequence.min(terminal.sequence - 1),
+            None => after_sequence,
+        };
         let streaming = Streaming {
             turn_id: turn.id.clone(),
             reader: turn.log.read_after(after),

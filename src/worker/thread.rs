@@ -51,6 +51,9 @@ pub enum ThreadError {
     /// Another process writes the thread.
     #[error("{0}")]
     HeldElsewhere(String),
+    /// It is in Codex's archive, where a release that was cut short leaves it.
+    #[error("{0}")]
+    Archived(String),
     /// It is overloaded; try again.
     #[error("{0}")]
     Overloaded(String),
@@ -89,6 +92,9 @@ impl From<RequestError> for ThreadError {
             }
             RequestError::Server { message, .. } if message.contains("active writer") => {
                 ThreadError::HeldElsewhere(message)
+            }
+            RequestError::Server { message, .. } if message.contains("is archived") => {
+                ThreadError::Archived(message)
             }
             RequestError::Server { .. } => ThreadError::Refused(text),
         }
@@ -176,6 +182,15 @@ impl Worker {
         let params = json!({ "threadId": thread_id.as_str() });
         let _: method::Ignored = self.request(method::THREAD_ARCHIVE, &params).await?;
         self.note_thread_released();
+        self.unarchive_thread(thread_id).await
+    }
+
+    /// Takes a thread out of Codex's archive.
+    ///
+    /// # Errors
+    /// See [`ThreadError`].
+    pub async fn unarchive_thread(&self, thread_id: &ThreadId) -> Result<(), ThreadError> {
+        let params = json!({ "threadId": thread_id.as_str() });
         let _: method::Ignored = self.request(method::THREAD_UNARCHIVE, &params).await?;
         Ok(())
     }

@@ -1,0 +1,139 @@
+//! The built binary as a sidecar: for signals, exit codes, logs and other languages' clients.
+
+use std::ops::Deref;
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, Command};
+
+use super::{Client, PATIENCE, Place, codex_path, processes, within};
+
+/// `codex-sidecar serve --offline-model`, as a child process. Killed when it is dropped.
+#[derive(Debug)]
+pub struct Binary {
+    client: Client,
+    pub place: Place,
+    pub address: String,
+    child: Child,
+    log: Arc<Mutex<Vec<String>>>,
+}
+
+impl Deref for Binary {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
+
+/// The binary, with an environment that holds nothing of the machine's Codex.
+pub fn command(place: &Place) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_codex-sidecar"));
+    let environment = std::env::vars_os().map(|(name, _)| name);
+    for name in environment.filter(|name| name.to_string_lossy().starts_with("CODEX_SIDECAR_")) {
+        command.env_remove(name);
+    }
+    command
+        .env_remove("CODEX_API_KEY")
+        .env_remove("OPENAI_API_KEY")
+        .env("CODEX_PATH", codex_path())
+        .env("CODEX_HOME", place.codex_home())
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    command
+}
+
+impl Binary {
+    /// One worker, ready for turns.
+    pub async fn start() -> Binary {
+        Binary::with(|_| {}).await
+    }
+
+    /// The same with more flags or variables.
+    pub async fn with(change: impl FnOnce(&mut Command)) -> Binary {
+        let binary = Binary::cold(Place::new(), change).await;
+        binary.ready().await;
+        binary
+    }
+
+    /// Listening; whether it is ready is the test's matter.
+    pub async fn cold(place: Place, change: impl FnOnce(&mut Command)) -> Binary {
+        let mut command = command(&place);
+        command
+            .args(["serve", "--offline-model", "--workers", "1", "--listen", "127.0.0.1:0"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        change(&mut command);
+        let mut child = command.spawn().expect("the binary starts");
+
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        tokio::spawn({
+            let log = Arc::clone(&log);
+            // To the end, so that the child never writes into a pipe that is full or broken.
+            async move {
+                while let Ok(Some(line)) = lines.next_line().await {
+                    log.lock().unwrap().push(line);
+                }
+            }
+        });
+        let listening = async {
+            loop {
+                let ended = child.try_wait().unwrap();
+                if let Some(address) = log.lock().unwrap().iter().find_map(|line| listening(line)) {
+                    break address;
+                }
+                assert!(ended.is_none(), "the sidecar ended at once: {log:#?}");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let address = within(PATIENCE, "the address in the log", listening).await;
+        let client = Client::connect(&address, place.work()).await;
+        Binary { client, place, address, child, log }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id().expect("it runs")
+    }
+
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        processes::signal(self.pid(), signal);
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().join("\n")
+    }
+
+    /// Waits for its end.
+    pub async fn exited(&mut self, limit: Duration) -> ExitStatus {
+        let exited = tokio::time::timeout(limit, self.child.wait()).await;
+        exited.unwrap_or_else(|_| panic!("runs on after {limit:?}: {}", self.log())).unwrap()
+    }
+
+    /// Drains it by SIGTERM and asserts that it went well.
+    pub async fn stop(mut self) -> Place {
+        self.signal(rustix::process::Signal::TERM);
+        let status = self.exited(PATIENCE).await;
+        assert!(status.success(), "{status}: {}", self.log());
+        processes::assert_none_left(&self.place.codex_home()).await;
+        let Binary { place, .. } = self;
+        place
+    }
+}
+
+/// Runs a subcommand to its end.
+pub async fn output(command: &mut Command) -> std::process::Output {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().expect("the binary starts");
+    within(PATIENCE, &format!("the end of {command:?}"), child.wait_with_output()).await.unwrap()
+}
+
+/// The address in a line of the log, whichever form it has.
+fn listening(line: &str) -> Option<String> {
+    let (_, address) = line.split_once("listening on ")?;
+    let end = address.find(|c: char| c == '"' || c.is_whitespace());
+    Some(address[..end.unwrap_or(address.len())].to_owned())
+}
