@@ -37,8 +37,6 @@ pub struct WorkerSpec {
     pub check_version: Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>,
     /// Values for `-c`.
     pub config_overrides: Vec<String>,
-    /// Values for `--disable`.
-    pub disabled_features: Vec<String>,
     /// Variables to set for it, or to take out of its environment.
     pub env: Vec<(OsString, Option<OsString>)>,
     /// Texts that must not appear in what is kept of its stderr.
@@ -257,9 +255,6 @@ impl Worker {
         let mut args: Vec<OsString> = vec!["app-server".into()];
         for value in &spec.config_overrides {
             args.extend(["-c".into(), value.into()]);
-        }
-        for feature in &spec.disabled_features {
-            args.extend(["--disable".into(), feature.into()]);
         }
         let program = (spec.locate)().map_err(SpawnError::NotFound)?;
         let process_spec = ProcessSpec {
