@@ -30,8 +30,9 @@ impl Death {
         if let Ok(code) = text.parse() {
             return Ok(Death { code: Some(code), ..Death::default() });
         }
-        signal(text)
-            .ok_or_else(|| format!("`{text}` is neither an exit status nor the name of a signal"))?;
+        signal(text).ok_or_else(|| {
+            format!("`{text}` is neither an exit status nor the name of a signal")
+        })?;
         Ok(Death { signal: Some(text.to_owned()), ..Death::default() })
     }
 

@@ -98,7 +98,12 @@ impl Step {
     pub(crate) fn is_answer(&self) -> bool {
         matches!(
             self,
-            Step::Say(_) | Step::Words(_) | Step::Bytes(_) | Step::Items { .. } | Step::Show(_) | Step::Settings
+            Step::Say(_)
+                | Step::Words(_)
+                | Step::Bytes(_)
+                | Step::Items { .. }
+                | Step::Show(_)
+                | Step::Settings
         ) || matches!(self, Step::Ask { mode: AskMode::Wait, .. })
     }
 }
@@ -125,7 +130,8 @@ fn parse(prompt: &str) -> Result<Script, (&str, String)> {
             rest = &source[1..];
             continue;
         }
-        let end = inner.find(|c: char| !(c.is_ascii_lowercase() || c == '-')).unwrap_or(inner.len());
+        let end =
+            inner.find(|c: char| !(c.is_ascii_lowercase() || c == '-')).unwrap_or(inner.len());
         let (word, arguments) = inner.split_at(end);
         let body = Body::read(word, arguments).map_err(|why| (source, why))?;
         take(&mut script, word, &body).map_err(|why| (source, why))?;
@@ -151,7 +157,8 @@ impl<'a> Body<'a> {
             "json" => ("", start),
             "fail" if start.starts_with(['{', '"', '[']) => ("", start),
             "ask" | "ask-and-wait" | "ask-and-go" | "ask-and-withdraw" => {
-                let end = start.find(|c: char| c.is_whitespace() || c == ']').unwrap_or(start.len());
+                let end =
+                    start.find(|c: char| c.is_whitespace() || c == ']').unwrap_or(start.len());
                 let (head, tail) = start.split_at(end);
                 if tail.trim_start().starts_with("]]") {
                     let (_, after) = close(tail)?;
@@ -200,9 +207,12 @@ fn take(script: &mut Script, word: &str, body: &Body<'_>) -> Result<(), String> 
     let step = match word {
         "slow" => return assign(&mut manner.slow, millis(text)?),
         "silent" => return assign(&mut manner.silent, none(text)?),
-        "die-before-answer" => return assign(&mut manner.die_before_answer, Some(Death::parse(text)?)),
+        "die-before-answer" => {
+            return assign(&mut manner.die_before_answer, Some(Death::parse(text)?));
+        }
         "refuse" => {
-            let (code, message) = text.split_once(char::is_whitespace).unwrap_or((text, "scripted refusal"));
+            let (code, message) =
+                text.split_once(char::is_whitespace).unwrap_or((text, "scripted refusal"));
             let code = code.parse().map_err(|_| format!("`{code}` is no error code"))?;
             return assign(&mut manner.refuse, Some((code, message.trim().to_owned())));
         }
@@ -290,7 +300,8 @@ fn fail(body: &Body<'_>) -> Result<Step, String> {
     let (info, message) = match &body.json {
         Some(json) => (json.clone(), body.text),
         None => {
-            let (name, message) = body.text.split_once(char::is_whitespace).unwrap_or((body.text, ""));
+            let (name, message) =
+                body.text.split_once(char::is_whitespace).unwrap_or((body.text, ""));
             (Value::from(some(name)?), message.trim())
         }
     };

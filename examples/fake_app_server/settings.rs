@@ -29,6 +29,7 @@ pub(crate) struct Settings {
     pub(crate) lock_starts: Option<Span>,
     pub(crate) stdout_at_start: Option<String>,
     pub(crate) stderr_at_start: Option<String>,
+    pub(crate) helper: Option<String>,
     pub(crate) per_start: HashMap<String, Value>,
 
     pub(crate) errors: ByMethod<ScriptedError>,
@@ -105,7 +106,9 @@ impl Settings {
 fn read(home: Option<&Path>, start: u64) -> Result<Settings, String> {
     let mut all = Map::new();
     for (name, value) in std::env::vars_os() {
-        let Some(name) = name.to_str().and_then(|name| name.strip_prefix("FAKE_")) else { continue };
+        let Some(name) = name.to_str().and_then(|name| name.strip_prefix("FAKE_")) else {
+            continue;
+        };
         let value = value.to_string_lossy();
         let value = serde_json::from_str(&value).unwrap_or_else(|_| Value::from(&*value));
         all.insert(name.to_ascii_lowercase(), value);
@@ -121,7 +124,9 @@ fn read(home: Option<&Path>, start: u64) -> Result<Settings, String> {
             Err(error) => return Err(format!("{}: {error}", path.display())),
         }
     }
-    for (range, overlay) in all.get("per_start").and_then(Value::as_object).cloned().unwrap_or_default() {
+    for (range, overlay) in
+        all.get("per_start").and_then(Value::as_object).cloned().unwrap_or_default()
+    {
         if is_in(&range, start)? {
             let overlay = overlay.as_object().cloned();
             all.extend(overlay.ok_or_else(|| format!("per_start: {range} is no object"))?);

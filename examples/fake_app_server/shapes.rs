@@ -32,7 +32,8 @@ impl RpcError {
 
 /// A thread; `state` is absent for one that is not loaded.
 pub(crate) fn thread(thread: &Thread, state: Option<&ThreadState>, version: &str) -> Value {
-    let setting = |key: &str| state.and_then(|state| state.settings.get(key).cloned()).unwrap_or_default();
+    let setting =
+        |key: &str| state.and_then(|state| state.settings.get(key).cloned()).unwrap_or_default();
     let status = if state.is_some() { "idle" } else { "notLoaded" };
     let cwd = state.map_or(Value::from("/"), |state| state.cwd());
     json!({
@@ -96,7 +97,13 @@ pub(crate) fn opened(thread: Value, state: &ThreadState) -> Value {
 }
 
 /// A turn. The times are in milliseconds; absent before they have come.
-pub(crate) fn turn(id: &str, status: &str, error: Value, started: Option<u64>, last_item: Option<&Value>) -> Value {
+pub(crate) fn turn(
+    id: &str,
+    status: &str,
+    error: Value,
+    started: Option<u64>,
+    last_item: Option<&Value>,
+) -> Value {
     let ended = (status != "inProgress").then(now_ms);
     json!({
         "id": id,
@@ -144,7 +151,12 @@ pub(crate) fn reasoning(id: &str, summary: &[&str]) -> Value {
 }
 
 /// A command; its outcome is absent while it runs.
-pub(crate) fn command(id: &str, command: &str, cwd: &Value, process_id: Option<&str>) -> Map<String, Value> {
+pub(crate) fn command(
+    id: &str,
+    command: &str,
+    cwd: &Value,
+    process_id: Option<&str>,
+) -> Map<String, Value> {
     let item = json!({
         "type": "commandExecution",
         "id": id,
@@ -232,7 +244,13 @@ pub(crate) fn token_usage(total: &Usage, last: &Usage) -> Value {
 }
 
 /// The parameters that a request of Codex has, of which a script may replace any.
-pub(crate) fn request(method: &str, thread_id: &str, turn_id: &str, item_id: &str, cwd: &Value) -> Value {
+pub(crate) fn request(
+    method: &str,
+    thread_id: &str,
+    turn_id: &str,
+    item_id: &str,
+    cwd: &Value,
+) -> Value {
     let own = match method {
         "execCommandApproval" => {
             return json!({

@@ -196,8 +196,9 @@ impl CodexService for CodexApi {
                 self.engine.turn(&turn_id_of(&turn_id)?)?
             }
             Some(pb::attach_turn_request::Target::Context(context)) => {
-                let pb::ContextRef { context_id, tool_name, thread_id_key } = context;
-                let key = self.key(&context_id, &tool_name, &thread_id_key)?;
+                let defaults = |tool: &str| self.config.tool(tool);
+                let tenant = Tenant::default();
+                let key = convert::context_ref("context", &tenant, &context, &defaults)?;
                 let turn = self.engine.directory().of_context(&key);
                 turn.ok_or(Refusal::NoTurnOfContext(key))?
             }

@@ -228,3 +228,181 @@ fn percent_encoded_length(text: &str) -> usize {
     let plain = |byte: u8| byte.is_ascii_graphic() && !ENCODED.contains(&byte);
     text.bytes().map(|byte| if plain(byte) { 1 } else { 3 }).sum()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::turn::request::{Tenant, ThreadId, TurnId};
+
+    /// One of each; a new variant belongs here too.
+    fn all(text: &str) -> Vec<(Refusal, Code, &'static str)> {
+        let key = || ContextKey {
+            tenant: Tenant::default(),
+            context_id: text.to_owned(),
+            thread_key: text.to_owned(),
+        };
+        let thread_id = || ThreadId::from_codex(text);
+        let turn_id = || TurnId(text.to_owned());
+        let cause = || text.to_owned();
+        let path = || PathBuf::from(text);
+        let retry_after = Duration::from_millis(1500);
+        vec![
+            (Refusal::field(cause(), cause()), Code::InvalidArgument, "INVALID_INPUT"),
+            (
+                Refusal::ThreadNotFound { thread_id: thread_id(), cause: cause() },
+                Code::NotFound,
+                "THREAD_NOT_FOUND",
+            ),
+            (Refusal::ContextNotFound(key()), Code::NotFound, "CONTEXT_NOT_FOUND"),
+            (Refusal::TurnNotFound(turn_id()), Code::NotFound, "TURN_NOT_FOUND"),
+            (Refusal::NoTurnOfContext(key()), Code::NotFound, "TURN_NOT_FOUND"),
+            (
+                Refusal::ThreadHeldElsewhere { thread_id: thread_id(), cause: cause() },
+                Code::FailedPrecondition,
+                "THREAD_HELD_ELSEWHERE",
+            ),
+            (
+                Refusal::NotAGitRepository {
+                    field: "thread_options.working_directory",
+                    path: path(),
+                },
+                Code::FailedPrecondition,
+                "NOT_A_GIT_REPOSITORY",
+            ),
+            (
+                Refusal::WorkingDirectoryMissing { field: cause(), path: path(), cause: cause() },
+                Code::FailedPrecondition,
+                "WORKING_DIRECTORY_MISSING",
+            ),
+            (
+                Refusal::PolicyDenied { field: cause(), description: cause() },
+                Code::PermissionDenied,
+                "POLICY_DENIED",
+            ),
+            (Refusal::QueueFull { waiting: 9, retry_after }, Code::ResourceExhausted, "QUEUE_FULL"),
+            (
+                Refusal::ContextQueueFull { waiting: 9, retry_after },
+                Code::ResourceExhausted,
+                "CONTEXT_QUEUE_FULL",
+            ),
+            (
+                Refusal::WorkerUnavailable { cause: cause(), retry_after },
+                Code::Unavailable,
+                "WORKER_UNAVAILABLE",
+            ),
+            (
+                Refusal::OutOfResources { cause: cause(), retry_after },
+                Code::ResourceExhausted,
+                "OUT_OF_RESOURCES",
+            ),
+            (Refusal::Draining { retry_after }, Code::Unavailable, "DRAINING"),
+            (Refusal::ContextBusy, Code::Aborted, "CONTEXT_BUSY"),
+            (
+                Refusal::RequestIdReused { request_id: cause() },
+                Code::AlreadyExists,
+                "REQUEST_ID_REUSED",
+            ),
+            (Refusal::CodexRefused { cause: cause() }, Code::FailedPrecondition, "CODEX_REFUSED"),
+            (
+                Refusal::NotSteerable { turn_id: turn_id(), cause: cause() },
+                Code::FailedPrecondition,
+                "TURN_NOT_STEERABLE",
+            ),
+            (Refusal::DeadlineExceeded, Code::DeadlineExceeded, "DEADLINE_EXCEEDED"),
+            (Refusal::Unimplemented("not yet"), Code::Unimplemented, "UNIMPLEMENTED"),
+            (Refusal::Internal(cause()), Code::Internal, "INTERNAL"),
+        ]
+    }
+
+    /// How many bytes a status takes in the trailers.
+    fn header_bytes(status: &Status) -> usize {
+        let mut headers = http::HeaderMap::new();
+        status.add_header(&mut headers).unwrap();
+        headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum()
+    }
+
+    #[test]
+    fn every_refusal_has_its_code_and_reason() {
+        for (refusal, code, reason) in all("x") {
+            let retries = matches!(
+                refusal,
+                Refusal::QueueFull { .. }
+                    | Refusal::ContextQueueFull { .. }
+                    | Refusal::WorkerUnavailable { .. }
+                    | Refusal::OutOfResources { .. }
+                    | Refusal::Draining { .. }
+            );
+            let status = Status::from(refusal);
+            assert_eq!(status.code(), code, "{status}");
+            let details = status.get_error_details();
+            let info = details.error_info().unwrap();
+            assert_eq!((info.domain.as_str(), info.reason.as_str()), ("codex.sidecar", reason));
+            let delay = details.retry_info().and_then(|info| info.retry_delay);
+            assert_eq!(delay.is_some(), retries, "{status}");
+            let first = status.message().chars().next().unwrap();
+            assert!(first == 'C' || !first.is_uppercase(), "{status}");
+            assert!(!status.message().ends_with('.'), "{status}");
+        }
+    }
+
+    #[test]
+    fn a_field_at_fault_is_named_whatever_the_code() {
+        let refusal = Refusal::WorkingDirectoryMissing {
+            field: "thread_options.additional_directories[0]".to_owned(),
+            path: PathBuf::from("/gone"),
+            cause: "does not exist".to_owned(),
+        };
+        let details = status(&refusal).get_error_details();
+        let violation = &details.bad_request().unwrap().field_violations[0];
+        assert_eq!(violation.field, "thread_options.additional_directories[0]");
+        assert!(violation.description.contains("/gone does not exist"), "{violation:?}");
+        assert_eq!(details.error_info().unwrap().metadata["path"], "/gone");
+    }
+
+    #[test]
+    fn a_context_is_named_whole_and_its_tenant_never() {
+        let key = ContextKey {
+            tenant: Tenant("secret tenant".to_owned()),
+            context_id: "c".repeat(256),
+            thread_key: "codex_thread_id".to_owned(),
+        };
+        let status = status(&Refusal::ContextNotFound(key));
+        let details = status.get_error_details();
+        let metadata = &details.error_info().unwrap().metadata;
+        assert_eq!(metadata["context_id"], "c".repeat(256));
+        assert_eq!(metadata["thread_id_key"], "codex_thread_id");
+        assert!(!format!("{status:?}").contains("secret tenant"));
+    }
+
+    #[test]
+    fn no_status_outgrows_its_trailers() {
+        // What is longest in each encoding: percent signs in headers, wide characters in both.
+        for text in ["x", "%", "ä", "\u{1f980}", "\"", "\0", "\n"] {
+            for (refusal, _, reason) in all(&text.repeat(50_000)) {
+                let bytes = header_bytes(&Status::from(refusal));
+                assert!(bytes < 4096, "{reason} of {text:?}: {bytes}");
+            }
+            let many = |length: usize| {
+                let violation = || FieldViolation::new(text.repeat(length), text.repeat(length));
+                Refusal::InvalidInput((0..200).map(|_| violation()).collect())
+            };
+            for length in [1, 20, 60, 100, 1000] {
+                let bytes = header_bytes(&status(&many(length)));
+                assert!(bytes < 4096, "200 of {length} × {text:?}: {bytes}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_violations_are_listed_and_the_others_counted() {
+        let violations = (0..20).map(|at| FieldViolation::new(format!("inputs[{at}]"), "is blank"));
+        let status = status(&Refusal::InvalidInput(violations.collect()));
+        assert!(status.message().starts_with("20 faults: invalid request: inputs[0]: is blank; "));
+        let details = status.get_error_details();
+        let listed = &details.bad_request().unwrap().field_violations;
+        assert_eq!((listed.len(), listed[15].field.as_str()), (16, "inputs[15]"));
+        assert_eq!(details.error_info().unwrap().metadata["violations_not_listed"], "4");
+    }
+}

@@ -42,6 +42,7 @@ pub(super) enum Directive {
         code: String,
         message: Option<String>,
     },
+    End,
     Cut,
     Hang,
 }
@@ -60,6 +61,7 @@ impl Directive {
             | Self::Wait(_)
             | Self::Status { .. }
             | Self::Fail { .. }
+            | Self::End
             | Self::Cut
             | Self::Hang => false,
         }
@@ -270,7 +272,10 @@ fn directive(word: &str, body: &Body<'_>) -> Result<Directive, String> {
                 None => Directive::Fail { code: text, message: None },
             }
         }
-        "cut" | "hang" if !text.is_empty() => return Err("it takes no arguments".to_owned()),
+        "end" | "cut" | "hang" if !text.is_empty() => {
+            return Err("it takes no arguments".to_owned());
+        }
+        "end" => Directive::End,
         "cut" => Directive::Cut,
         "hang" => Directive::Hang,
         _ => return Err(format!("there is no directive `{word}`")),

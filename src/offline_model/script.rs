@@ -241,6 +241,7 @@ fn perform(directives: &[Directive], history: &History, request: &Value) -> Scri
                      an answer that has begun has its status"
                 ));
             }
+            Directive::End => return ended(steps, pace),
             Directive::Hang => {
                 steps.push(Step::Hang);
                 return ended(steps, pace);

@@ -128,12 +128,19 @@ impl Clocks {
     }
 
     /// What becomes of a turn that had to stop for this.
-    fn outcome(&self, cause: Cause, usage: Usage, side_effects_possible: bool) -> Event {
+    fn outcome(
+        &self,
+        cause: Cause,
+        (usage, thread_usage): (Usage, Usage),
+        side_effects_possible: bool,
+    ) -> Event {
         let show = |timeout: Option<Duration>| {
             humantime::format_duration(timeout.unwrap_or_default()).to_string()
         };
         let (reason, message) = match cause {
-            Cause::Asked(reason) => return Event::TurnInterrupted { reason, usage },
+            Cause::Asked(reason) => {
+                return Event::TurnInterrupted { reason, usage, thread_usage };
+            }
             Cause::TurnTimeout => {
                 let timeout = show(self.turn_timeout);
                 let message = format!("the turn was not over within its turn_timeout of {timeout}");
@@ -155,7 +162,7 @@ impl Clocks {
             side_effects_possible,
             http_status: None,
         };
-        Event::TurnFailed { error, usage }
+        Event::TurnFailed { error, usage, thread_usage }
     }
 }
 
@@ -387,8 +394,8 @@ impl Engine {
     ) -> Outcome {
         let mut stop = turn.stop_requests();
         if let Err(reason) = wait_for_place(turn, ticket, &mut stop).await {
-            let usage = Usage::default();
-            return Outcome::Ended(Event::TurnInterrupted { reason, usage });
+            let (usage, thread_usage) = (Usage::default(), Usage::default());
+            return Outcome::Ended(Event::TurnInterrupted { reason, usage, thread_usage });
         }
         turn.set_phase(Phase::Opening);
         let mut clocks = Clocks::start(request, stop);
@@ -397,7 +404,7 @@ impl Engine {
             let opened = tokio::select! {
                 biased;
                 cause = clocks.strike(None) => {
-                    return Outcome::Ended(clocks.outcome(cause, Usage::default(), false));
+                    return Outcome::Ended(clocks.outcome(cause, Default::default(), false));
                 }
                 opened = opening.opened() => opened,
             };
@@ -451,8 +458,9 @@ impl Drop for EndGuard<'_> {
                 side_effects_possible: true,
                 http_status: None,
             };
-            let usage = Usage::default();
-            let _ = self.turn.log.append(Event::TurnFailed { error, usage });
+            let (usage, thread_usage) = (Usage::default(), Usage::default());
+            let event = Event::TurnFailed { error, usage, thread_usage };
+            let _ = self.turn.log.append(event);
         }
         self.engine.directory.note_ended(self.turn);
     }

@@ -45,7 +45,7 @@ pub enum Event {
     /// A piece of an agent message.
     AgentMessageDelta(Delta),
     /// A piece of the model's reasoning.
-    ReasoningDelta(Delta),
+    ReasoningDelta(ReasoningDelta),
     /// A piece of a command's output.
     CommandOutputDelta(Delta),
     /// The turn's changes so far, as one unified diff.
@@ -59,6 +59,8 @@ pub enum Event {
         turn: Usage,
         /// Of the thread so far.
         thread: Usage,
+        /// Of the last model request alone.
+        last_request: Usage,
         /// The model's context window in tokens, where Codex knows it.
         model_context_window: Option<u64>,
     },
@@ -71,8 +73,12 @@ pub enum Event {
     },
     /// Something that the caller should know.
     Warning {
+        /// What kind of warning.
+        code: WarningCode,
         /// Its text.
         message: String,
+        /// More of the same; empty where there is none.
+        details: String,
     },
     /// Codex asks something.
     RequestRaised(Request),
@@ -112,6 +118,8 @@ pub enum Event {
         error: TurnError,
         /// Of this turn, as far as it is known.
         usage: Usage,
+        /// Of the thread, as far as it is known.
+        thread_usage: Usage,
     },
     /// Terminal: the turn was stopped.
     TurnInterrupted {
@@ -119,6 +127,8 @@ pub enum Event {
         reason: InterruptReason,
         /// Of this turn, as far as it is known.
         usage: Usage,
+        /// Of the thread, as far as it is known.
+        thread_usage: Usage,
     },
 }
 
@@ -145,14 +155,15 @@ impl Event {
             Event::ItemStarted(item) | Event::ItemUpdated(item) | Event::ItemCompleted(item) => {
                 item.approximate_bytes()
             }
-            Event::AgentMessageDelta(delta)
-            | Event::ReasoningDelta(delta)
-            | Event::CommandOutputDelta(delta) => delta.item_id.len() + delta.text.len(),
+            Event::AgentMessageDelta(delta) | Event::CommandOutputDelta(delta) => {
+                delta.item_id.len() + delta.text.len()
+            }
+            Event::ReasoningDelta(delta) => delta.item_id.len() + delta.text.len(),
             Event::TurnDiffUpdated { diff } => diff.len(),
             Event::ThreadError { error, .. } | Event::TurnFailed { error, .. } => {
                 error.message.len() + error.details.len()
             }
-            Event::Warning { message } => message.len(),
+            Event::Warning { code: _, message, details } => message.len() + details.len(),
             Event::RequestRaised(request) => request.approximate_bytes(),
             Event::Raw { method, json } => method.len() + json.len(),
             Event::TurnCompleted { final_response, .. } => final_response.len(),
@@ -203,6 +214,62 @@ pub struct Delta {
     pub item_id: String,
     /// The text to append.
     pub text: String,
+}
+
+/// A piece of the model's reasoning.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReasoningDelta {
+    /// The item that it belongs to.
+    pub item_id: String,
+    /// The text to append.
+    pub text: String,
+    /// Which of the item's two lists it belongs to.
+    pub part: ReasoningPart,
+    /// Which entry of that list, from 0.
+    pub index: u32,
+}
+
+/// The two lists of a reasoning item.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReasoningPart {
+    /// Summaries.
+    Summary,
+    /// Raw reasoning.
+    Content,
+}
+
+/// Kinds of warning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WarningCode {
+    /// Codex's own.
+    Codex,
+    /// Of Codex's guardian, which reviews what the agent does.
+    Guardian,
+    /// Something of the CLI's configuration will go.
+    Deprecation,
+    /// Something of the CLI's configuration is wrong.
+    Config,
+    /// Another model than the one asked for answers.
+    ModelRerouted,
+    /// The context's thread was gone, and a new one took its place.
+    ThreadReplaced,
+    /// Dynamic tools of the request were not taken, because the thread has its own.
+    DynamicToolsIgnored,
+}
+
+impl WarningCode {
+    /// The name on the wire, in UPPER_SNAKE.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            WarningCode::Codex => "CODEX_WARNING",
+            WarningCode::Guardian => "GUARDIAN_WARNING",
+            WarningCode::Deprecation => "DEPRECATION_NOTICE",
+            WarningCode::Config => "CONFIG_WARNING",
+            WarningCode::ModelRerouted => "MODEL_REROUTED",
+            WarningCode::ThreadReplaced => "THREAD_REPLACED",
+            WarningCode::DynamicToolsIgnored => "DYNAMIC_TOOLS_IGNORED",
+        }
+    }
 }
 
 /// Token counts.
@@ -386,7 +453,7 @@ impl Item {
 
     fn approximate_bytes(&self) -> usize {
         let kind = match &self.kind {
-            ItemKind::AgentMessage { text } => text.len(),
+            ItemKind::AgentMessage { text, phase } => text.len() + phase.len(),
             ItemKind::Reasoning { summary, content } => {
                 summary.iter().chain(content).map(String::len).sum()
             }
@@ -399,7 +466,9 @@ impl Item {
             ItemKind::McpToolCall(call) => {
                 call.arguments_json.len() + call.result_json.as_deref().map_or(0, str::len)
             }
-            ItemKind::WebSearch { query, .. } => query.len(),
+            ItemKind::WebSearch { query, action: _, results_json } => {
+                query.len() + results_json.as_deref().map_or(0, str::len)
+            }
             ItemKind::TodoList { items, .. } => items.iter().map(|item| item.text.len() + 8).sum(),
             ItemKind::Error { message } => message.len(),
             ItemKind::UserMessage { inputs } => inputs
@@ -411,7 +480,12 @@ impl Item {
                 })
                 .sum(),
             ItemKind::DynamicToolCall(call) => {
-                call.arguments_json.len() + call.result_json.as_deref().map_or(0, str::len)
+                let content = call.content.iter().map(|content| match content {
+                    ToolContent::Text(text)
+                    | ToolContent::ImageUrl(text)
+                    | ToolContent::AudioUrl(text) => text.len(),
+                });
+                call.arguments_json.len() + content.sum::<usize>()
             }
             ItemKind::ImageView { path } => path.len(),
             ItemKind::ContextCompaction => 0,
@@ -428,6 +502,8 @@ pub enum ItemKind {
     AgentMessage {
         /// Its text.
         text: String,
+        /// Codex's name for what it is (`commentary`, `final_answer`, …); empty where it says none.
+        phase: String,
     },
     /// The model's reasoning, as far as the provider shows it.
     Reasoning {
@@ -451,8 +527,10 @@ pub enum ItemKind {
     WebSearch {
         /// What was searched.
         query: String,
-        /// The action as JSON text, where there is one.
-        action_json: Option<String>,
+        /// What exactly was done, where Codex says so.
+        action: Option<WebSearchAction>,
+        /// What was found, as JSON text, where Codex says so.
+        results_json: Option<String>,
     },
     /// The agent's plan.
     TodoList {
@@ -487,6 +565,43 @@ pub enum ItemKind {
         /// All of it as JSON text.
         json: String,
     },
+}
+
+/// What a web search did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WebSearchAction {
+    /// It searched.
+    Search {
+        /// The one query, where there is one.
+        query: String,
+        /// All of them.
+        queries: Vec<String>,
+    },
+    /// It opened a page.
+    OpenPage {
+        /// The page.
+        url: String,
+    },
+    /// It looked for something in a page.
+    FindInPage {
+        /// The page.
+        url: String,
+        /// What was looked for.
+        pattern: String,
+    },
+    /// What this version has no name for, as JSON text.
+    Other(String),
+}
+
+/// A piece of what a tool gave back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ToolContent {
+    /// Text.
+    Text(String),
+    /// The URL of an image, often a `data:` one.
+    ImageUrl(String),
+    /// The URL of a sound, often a `data:` one.
+    AudioUrl(String),
 }
 
 /// How far an item is.
@@ -567,10 +682,12 @@ pub struct McpToolCall {
 pub struct DynamicToolCall {
     /// The function's name.
     pub tool: String,
+    /// The namespace that it is in; empty for none.
+    pub namespace: String,
     /// The arguments as JSON text.
     pub arguments_json: String,
-    /// What the caller answered, as JSON text.
-    pub result_json: Option<String>,
+    /// What the caller answered.
+    pub content: Vec<ToolContent>,
     /// Whether the caller called it a success.
     pub success: Option<bool>,
     /// How far it is.
@@ -627,11 +744,11 @@ impl Request {
             RequestKind::CommandApproval { command, .. } => command.len(),
             RequestKind::FileChangeApproval { .. } => 0,
             RequestKind::PermissionsApproval { permissions_json, .. } => permissions_json.len(),
-            RequestKind::UserInput { questions } => {
+            RequestKind::UserInput { questions, .. } => {
                 questions.iter().map(|question| question.question.len() + 64).sum()
             }
-            RequestKind::Elicitation { message, schema_json, .. } => {
-                message.len() + schema_json.as_deref().map_or(0, str::len)
+            RequestKind::Elicitation { message, params_json, .. } => {
+                message.len() + 2 * params_json.len()
             }
             RequestKind::ToolCall { arguments_json, .. } => arguments_json.len(),
             RequestKind::Unknown { json, .. } => json.len(),
@@ -651,6 +768,14 @@ pub enum RequestKind {
         working_directory: String,
         /// Why the agent asks.
         reason: Option<String>,
+        /// The host and protocol, where it is the network that is asked for.
+        network_access: Option<(String, String)>,
+        /// The words of a rule that would allow it from now on.
+        proposed_exec_policy_amendment: Vec<String>,
+        /// Hosts that would be allowed (true) or denied from now on.
+        proposed_network_policy_amendments: Vec<(String, bool)>,
+        /// More permissions that the command wants, as JSON text.
+        additional_permissions_json: Option<String>,
     },
     /// May this patch be applied?
     FileChangeApproval {
@@ -665,27 +790,41 @@ pub enum RequestKind {
         reason: Option<String>,
         /// What it wants, as JSON text.
         permissions_json: String,
+        /// Where it wants it.
+        working_directory: String,
     },
     /// Questions to the user.
     UserInput {
         /// The questions.
         questions: Vec<Question>,
+        /// Whether the turn waits for the answers.
+        is_blocking: bool,
     },
     /// An MCP server asks.
     Elicitation {
         /// The server's name.
         server: String,
+        /// Codex's name for how it asks: `form`, `url`, ….
+        mode: String,
         /// What it says.
         message: String,
         /// The JSON schema of the answer, for a form.
         schema_json: Option<String>,
         /// The page to open, for a URL.
         url: Option<String>,
+        /// The server's id of it, for a URL.
+        elicitation_id: Option<String>,
+        /// All of it as JSON text: modes differ.
+        params_json: String,
     },
     /// A function that the caller lent is called.
     ToolCall {
         /// The function's name.
         tool: String,
+        /// The namespace that it is in; empty for none.
+        namespace: String,
+        /// Codex's id of the call.
+        call_id: String,
         /// The arguments as JSON text.
         arguments_json: String,
     },
@@ -709,6 +848,8 @@ pub struct Question {
     pub question: String,
     /// Choices with their descriptions; none means free text.
     pub options: Vec<(String, String)>,
+    /// Whether an answer beside the choices is welcome.
+    pub is_other_allowed: bool,
     /// Whether the answer is a secret.
     pub is_secret: bool,
 }

@@ -303,7 +303,11 @@ mod tests {
     }
 
     fn terminal() -> Event {
-        Event::TurnInterrupted { reason: InterruptReason::Codex, usage: Usage::default() }
+        Event::TurnInterrupted {
+            reason: InterruptReason::Codex,
+            usage: Usage::default(),
+            thread_usage: Usage::default(),
+        }
     }
 
     fn thread_started() -> Event {

@@ -1,17 +1,360 @@
-//! stub
+//! What a turn names on the disk, looked at before Codex sees it: app-server checks neither the
+//! directories nor the git repository, and drops an image that it can't read without a word.
+//!
+//! The look is a snapshot: what is there now may be gone when Codex comes to it. It tells a
+//! caller's mistake, it is not what confines Codex; that is the sandbox.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind, Read as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use tokio::sync::Semaphore;
+
 use crate::options::ThreadOptions;
 use crate::turn::event::UserInput;
-use crate::turn::refusal::Refusal;
-pub use crate::worker::thread::Workspace;
-use std::path::Path;
-/// stub
+use crate::turn::refusal::{FieldViolation, Refusal};
+use crate::worker::thread::Workspace;
+
+/// Largest image that is passed on, in bytes.
+pub const MAX_IMAGE_BYTES: u64 = 20 << 20;
+
+/// Longest time that one look may take: a network file system may never answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Most looks at once. One that hangs keeps its thread until the file system answers, and the
+/// runtime has only so many.
+static LOOKS: Semaphore = Semaphore::const_new(32);
+
+/// Looks at the directories of `options` and the images of `inputs`, whose places are those in the
+/// request. `default_directory` is where a turn works that names no directory.
+///
+/// The workspace has the paths as they were given: Codex's own configuration knows directories
+/// (trusted projects, for example) by the path that was typed, not by where links lead.
+///
+/// # Errors
+/// What is missing or wrong, by the field's path; [`Refusal::OutOfResources`] if the file system
+/// does not answer in time.
 pub async fn check(
     options: &ThreadOptions,
-    _inputs: &[UserInput],
+    inputs: &[UserInput],
     default_directory: &Path,
 ) -> Result<Workspace, Refusal> {
-    Ok(Workspace {
-        working_directory: options.working_directory.clone().unwrap_or(default_directory.into()),
+    let workspace = Workspace {
+        working_directory: options
+            .working_directory
+            .clone()
+            .unwrap_or_else(|| default_directory.to_owned()),
         additional_directories: options.additional_directories.clone().unwrap_or_default(),
-    })
+    };
+    let images = inputs
+        .iter()
+        .enumerate()
+        .filter_map(|(at, input)| match input {
+            UserInput::LocalImage(path) => Some((at, PathBuf::from(path))),
+            UserInput::Text(_) | UserInput::ImageUrl(_) => None,
+        })
+        .collect();
+    let look = Look { workspace, needs_git: options.skip_git_repo_check != Some(true), images };
+
+    let patient = tokio::time::timeout(PATIENCE, async {
+        // Never closed, so it fails never.
+        let permit = LOOKS.acquire().await.ok();
+        tokio::task::spawn_blocking(move || {
+            // Held by the thread, not by the waiting caller, who may leave a stuck one behind.
+            let _permit = permit;
+            look.take()
+        })
+        .await
+    });
+    match patient.await {
+        Ok(Ok(outcome)) => outcome,
+        Ok(Err(error)) => {
+            Err(Refusal::Internal(format!("the look at the workspace failed: {error}")))
+        }
+        Err(_elapsed) => Err(Refusal::OutOfResources {
+            cause: format!(
+                "the file system did not answer within {} seconds about the directories and \
+                 images of the request",
+                PATIENCE.as_secs()
+            ),
+            retry_after: PATIENCE,
+        }),
+    }
+}
+
+/// Everything that one look looks at. Blocks.
+struct Look {
+    workspace: Workspace,
+    needs_git: bool,
+    images: Vec<(usize, PathBuf)>,
+}
+
+impl Look {
+    fn take(self) -> Result<Workspace, Refusal> {
+        const DIRECTORY: &str = "thread_options.working_directory";
+        let Look { workspace, needs_git, images } = self;
+        let Workspace { working_directory, additional_directories } = &workspace;
+        check_directory(DIRECTORY, working_directory)?;
+        if needs_git && !is_in_git_repository(working_directory) {
+            return Err(Refusal::NotAGitRepository {
+                field: DIRECTORY,
+                path: working_directory.clone(),
+            });
+        }
+        for (at, directory) in additional_directories.iter().enumerate() {
+            check_directory(&format!("thread_options.additional_directories[{at}]"), directory)?;
+        }
+        let mut violations = Vec::new();
+        for (at, path) in images {
+            match check_image(&path) {
+                Ok(()) => {}
+                Err(Fault::OfImage(fault)) => violations.push(FieldViolation::new(
+                    format!("inputs[{at}].local_image.path"),
+                    format!("{} {fault}", path.display()),
+                )),
+                Err(Fault::OfMachine(error)) => {
+                    return Err(Refusal::OutOfResources {
+                        cause: error.to_string(),
+                        retry_after: Duration::from_secs(1),
+                    });
+                }
+            }
+        }
+        if violations.is_empty() { Ok(workspace) } else { Err(Refusal::InvalidInput(violations)) }
+    }
+}
+
+fn check_directory(field: &str, path: &Path) -> Result<(), Refusal> {
+    let cause = if !path.is_absolute() {
+        "is not an absolute path; give one".to_owned()
+    } else {
+        // Through the directory's own `.`: a directory that may not be entered fails here too.
+        match std::fs::metadata(path.join(".")) {
+            Ok(_) => return Ok(()),
+            Err(error) => said(&error),
+        }
+    };
+    Err(Refusal::WorkingDirectoryMissing { field: field.to_owned(), path: path.to_owned(), cause })
+}
+
+/// As `codex exec` sees it: `.git`, a directory or a worktree's file, here or in a directory above,
+/// by the path as it was given.
+fn is_in_git_repository(directory: &Path) -> bool {
+    directory.ancestors().any(|ancestor| ancestor.join(".git").exists())
+}
+
+/// Why an image can't be passed on.
+enum Fault {
+    /// The caller's mistake, as the end of a sentence about the path.
+    OfImage(String),
+    /// Not the caller's: the same request may pass later.
+    OfMachine(io::Error),
+}
+
+impl From<io::Error> for Fault {
+    fn from(error: io::Error) -> Fault {
+        match Errno::from_io_error(&error) {
+            Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM) => Fault::OfMachine(error),
+            _ => Fault::OfImage(said(&error)),
+        }
+    }
+}
+
+fn check_image(path: &Path) -> Result<(), Fault> {
+    const WANTED: &str = "give a PNG, JPEG, GIF or WebP file";
+    let refused = |fault: &str| Err(Fault::OfImage(format!("{fault}; {WANTED}")));
+    if !path.is_absolute() {
+        return refused("is not an absolute path");
+    }
+    // First without opening it: to open a device may do something.
+    if !std::fs::metadata(path)?.is_file() {
+        return refused("is not a regular file");
+    }
+    // Without waiting: it may have become a FIFO meanwhile, which would wait for a writer.
+    let mut file = OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+        .open(path)?;
+    let opened = file.metadata()?;
+    if !opened.is_file() {
+        return refused("is not a regular file");
+    }
+    if opened.len() > MAX_IMAGE_BYTES {
+        return Err(Fault::OfImage(format!(
+            "is {} bytes large; give an image of at most {MAX_IMAGE_BYTES}",
+            opened.len()
+        )));
+    }
+    if is_image(&start_of(&mut file)?) { Ok(()) } else { refused("is no image that Codex knows") }
+}
+
+/// The first bytes, as many as a signature has.
+fn start_of(file: &mut File) -> io::Result<Vec<u8>> {
+    let mut start = Vec::new();
+    file.take(12).read_to_end(&mut start)?;
+    Ok(start)
+}
+
+fn is_image(start: &[u8]) -> bool {
+    matches!(
+        start,
+        [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..]
+            | [0xff, 0xd8, 0xff, ..]
+            | [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..]
+            | [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..]
+    )
+}
+
+/// What the system says, as the end of a sentence about a path.
+fn said(error: &io::Error) -> String {
+    match error.kind() {
+        ErrorKind::NotFound => "does not exist".to_owned(),
+        ErrorKind::NotADirectory => "is not a directory".to_owned(),
+        ErrorKind::PermissionDenied => "can't be read by the sidecar: permission denied".to_owned(),
+        _ => format!("can't be read: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PNG: &[u8] = b"\x89PNG\r\n\x1a\n and so on";
+
+    fn options(directory: &Path) -> ThreadOptions {
+        ThreadOptions { working_directory: Some(directory.to_owned()), ..ThreadOptions::default() }
+    }
+
+    fn image(path: PathBuf) -> UserInput {
+        UserInput::LocalImage(path.to_string_lossy().into_owned())
+    }
+
+    /// A directory that is no repository, and neither is any above it.
+    fn bare() -> tempfile::TempDir {
+        tempfile::tempdir().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_directory_below_a_git_directory_or_a_worktree_file_passes() {
+        let repository = bare();
+        let below = repository.path().join("a/b");
+        std::fs::create_dir_all(&below).unwrap();
+        std::fs::create_dir(repository.path().join(".git")).unwrap();
+        let workspace = check(&options(&below), &[], Path::new("/")).await.unwrap();
+        assert_eq!(workspace.working_directory, below);
+
+        let worktree = bare();
+        std::fs::write(worktree.path().join(".git"), "gitdir: elsewhere").unwrap();
+        // No directory in the options: the default one is looked at.
+        let workspace = check(&ThreadOptions::default(), &[], worktree.path()).await.unwrap();
+        assert_eq!(workspace.working_directory, worktree.path());
+    }
+
+    #[tokio::test]
+    async fn outside_a_repository_only_who_skips_the_check_works() {
+        let directory = bare();
+        let mut options = options(directory.path());
+        let refusal = check(&options, &[], Path::new("/")).await.unwrap_err();
+        assert!(
+            matches!(&refusal, Refusal::NotAGitRepository { field, path }
+                if *field == "thread_options.working_directory" && path == directory.path()),
+            "{refusal}"
+        );
+        options.skip_git_repo_check = Some(true);
+        assert!(check(&options, &[], Path::new("/")).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn directories_must_be_there_and_be_directories() {
+        let directory = bare();
+        let file = directory.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let gone = directory.path().join("gone");
+        let cases = [
+            (gone.clone(), "does not exist"),
+            (file.clone(), "is not a directory"),
+            (file.join("below"), "is not a directory"),
+            (PathBuf::from("relative"), "is not an absolute path"),
+            (PathBuf::from("/nul\0"), "can't be read"),
+        ];
+        for (path, expected) in cases {
+            let refusal = check(&options(&path), &[], Path::new("/")).await.unwrap_err();
+            let Refusal::WorkingDirectoryMissing { field, path: shown, cause } = refusal else {
+                panic!("{}: {refusal}", path.display());
+            };
+            assert_eq!((field.as_str(), &shown), ("thread_options.working_directory", &path));
+            assert!(cause.contains(expected), "{cause}");
+        }
+
+        let mut options = options(directory.path());
+        options.skip_git_repo_check = Some(true);
+        options.additional_directories = Some(vec![directory.path().to_owned(), gone]);
+        let refusal = check(&options, &[], Path::new("/")).await.unwrap_err();
+        assert!(
+            matches!(&refusal, Refusal::WorkingDirectoryMissing { field, .. }
+                if field == "thread_options.additional_directories[1]"),
+            "{refusal}"
+        );
+    }
+
+    #[tokio::test]
+    async fn every_image_that_codex_would_drop_is_named() {
+        let directory = bare();
+        let path = |name: &str| directory.path().join(name);
+        std::fs::write(path("good.png"), PNG).unwrap();
+        std::fs::write(path("text.png"), "not an image").unwrap();
+        std::fs::write(path("empty.png"), "").unwrap();
+        File::create(path("huge.png")).unwrap().set_len(MAX_IMAGE_BYTES + 1).unwrap();
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            path("fifo.png"),
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+            0,
+        )
+        .unwrap();
+        let mut options = options(directory.path());
+        options.skip_git_repo_check = Some(true);
+        let inputs = [
+            image(path("good.png")),
+            image(path("text.png")),
+            UserInput::Text("look".to_owned()),
+            image(path("empty.png")),
+            image(path("huge.png")),
+            image(path("fifo.png")),
+            image(path("gone.png")),
+            image(directory.path().to_owned()),
+        ];
+        let refusal = check(&options, &inputs, Path::new("/")).await.unwrap_err();
+        let Refusal::InvalidInput(violations) = refusal else { panic!("{refusal}") };
+        let expected = [
+            (1, "is no image"),
+            (3, "is no image"),
+            (4, "bytes large"),
+            (5, "is not a regular file"),
+            (6, "does not exist"),
+            (7, "is not a regular file"),
+        ];
+        assert_eq!(violations.len(), expected.len());
+        for (FieldViolation { field, description }, (at, fault)) in violations.iter().zip(expected)
+        {
+            assert_eq!(*field, format!("inputs[{at}].local_image.path"));
+            assert!(description.contains(fault), "{description}");
+        }
+        assert!(check(&options, &inputs[..1], Path::new("/")).await.is_ok());
+    }
+
+    #[test]
+    fn the_four_kinds_of_images_are_told_by_their_first_bytes() {
+        for start in [PNG, b"\xff\xd8\xff\xe0", b"GIF89a", b"RIFF\0\0\0\0WEBPVP8 "] {
+            assert!(is_image(start), "{start:?}");
+        }
+        for start in [&b""[..], b"\x89PNG", b"GIF88a", b"RIFF\0\0\0\0WAVE", b"BM", b"<svg"] {
+            assert!(!is_image(start), "{start:?}");
+        }
+    }
 }

@@ -2,7 +2,7 @@
 //! it, however it detaches itself.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A process that runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,15 +37,15 @@ pub fn with_environment(wanted: &str) -> Vec<Process> {
 /// Waits until no process of this CODEX_HOME is left. They are killed by then, but the kernel may
 /// need a moment to take them apart.
 pub async fn assert_none_left(codex_home: &Path) {
-    let mut left = of_home(codex_home);
-    for _ in 0..100 {
+    let limit = Instant::now() + Duration::from_secs(2);
+    loop {
+        let left = of_home(codex_home);
         if left.is_empty() {
             return;
         }
+        assert!(Instant::now() < limit, "processes are left: {left:#?}");
         tokio::time::sleep(Duration::from_millis(20)).await;
-        left = of_home(codex_home);
     }
-    panic!("processes are left: {left:#?}");
 }
 
 pub fn is_alive(pid: u32) -> bool {

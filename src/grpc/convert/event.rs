@@ -5,8 +5,8 @@ use super::item::item;
 use crate::pb;
 use crate::pb::turn_event::Event as PbEvent;
 use crate::turn::event::{
-    Delta, Event, InterruptReason, Question, Request, RequestKind, Resolution, ThreadOrigin,
-    TurnError, TurnEvent, Usage,
+    Delta, Event, InterruptReason, Question, ReasoningDelta, ReasoningPart, Request, RequestKind,
+    Resolution, ThreadOrigin, TurnError, TurnEvent, Usage,
 };
 use crate::turn::request::TurnId;
 
@@ -59,12 +59,16 @@ fn kind(event: &Event) -> PbEvent {
                 text: text.clone(),
             })
         }
-        Event::ReasoningDelta(Delta { item_id, text }) => {
+        Event::ReasoningDelta(ReasoningDelta { item_id, text, part, index }) => {
             PbEvent::ReasoningDelta(pb::ReasoningDelta {
                 item_id: item_id.clone(),
                 text: text.clone(),
-                part: pb::ReasoningPart::Unspecified.into(),
-                index: 0,
+                part: match part {
+                    ReasoningPart::Summary => pb::ReasoningPart::Summary,
+                    ReasoningPart::Content => pb::ReasoningPart::Content,
+                }
+                .into(),
+                index: *index,
             })
         }
         Event::CommandOutputDelta(Delta { item_id, text }) => {
@@ -76,11 +80,11 @@ fn kind(event: &Event) -> PbEvent {
         Event::TurnDiffUpdated { diff } => {
             PbEvent::TurnDiffUpdated(pb::TurnDiffUpdated { diff: diff.clone() })
         }
-        Event::TokenUsageUpdated { turn, thread, model_context_window } => {
+        Event::TokenUsageUpdated { turn, thread, last_request, model_context_window } => {
             PbEvent::TokenUsageUpdated(pb::TokenUsageUpdated {
                 usage: Some(usage(*turn)),
                 thread_usage: Some(usage(*thread)),
-                last_request_usage: None,
+                last_request_usage: Some(usage(*last_request)),
                 model_context_window: *model_context_window,
             })
         }
@@ -88,10 +92,10 @@ fn kind(event: &Event) -> PbEvent {
             error: Some(turn_error(error)),
             will_retry: *will_retry,
         }),
-        Event::Warning { message } => PbEvent::Warning(pb::Warning {
-            code: String::new(),
+        Event::Warning { code, message, details } => PbEvent::Warning(pb::Warning {
+            code: code.as_str().to_owned(),
             message: message.clone(),
-            details: String::new(),
+            details: details.clone(),
         }),
         Event::RequestRaised(asked) => {
             PbEvent::RequestRaised(pb::RequestRaised { request: Some(request(asked)) })
@@ -118,23 +122,25 @@ fn kind(event: &Event) -> PbEvent {
                 thread_usage: known(*thread_usage),
             })
         }
-        Event::TurnFailed { error, usage } => PbEvent::TurnFailed(pb::TurnFailed {
+        Event::TurnFailed { error, usage, thread_usage } => PbEvent::TurnFailed(pb::TurnFailed {
             error: Some(turn_error(error)),
             usage: known(*usage),
-            thread_usage: None,
+            thread_usage: known(*thread_usage),
         }),
-        Event::TurnInterrupted { reason, usage } => PbEvent::TurnInterrupted(pb::TurnInterrupted {
-            reason: match reason {
-                InterruptReason::CallerDisconnected => pb::InterruptReason::CallerDisconnected,
-                InterruptReason::DeadlineExceeded => pb::InterruptReason::DeadlineExceeded,
-                InterruptReason::Requested => pb::InterruptReason::InterruptRequested,
-                InterruptReason::Draining => pb::InterruptReason::Draining,
-                InterruptReason::Codex => pb::InterruptReason::Codex,
-            }
-            .into(),
-            usage: known(*usage),
-            thread_usage: None,
-        }),
+        Event::TurnInterrupted { reason, usage, thread_usage } => {
+            PbEvent::TurnInterrupted(pb::TurnInterrupted {
+                reason: match reason {
+                    InterruptReason::CallerDisconnected => pb::InterruptReason::CallerDisconnected,
+                    InterruptReason::DeadlineExceeded => pb::InterruptReason::DeadlineExceeded,
+                    InterruptReason::Requested => pb::InterruptReason::InterruptRequested,
+                    InterruptReason::Draining => pb::InterruptReason::Draining,
+                    InterruptReason::Codex => pb::InterruptReason::Codex,
+                }
+                .into(),
+                usage: known(*usage),
+                thread_usage: known(*thread_usage),
+            })
+        }
     }
 }
 
@@ -187,19 +193,34 @@ fn request(request: &Request) -> pb::CodexRequest {
 fn request_kind(kind: &RequestKind) -> pb::codex_request::Kind {
     use pb::codex_request::Kind;
     match kind {
-        RequestKind::CommandApproval { command, working_directory, reason } => {
-            Kind::CommandApproval(pb::CommandApproval {
-                command: command.clone(),
-                working_directory: working_directory.clone(),
-                reason: reason.clone().unwrap_or_default(),
-                action: String::new(),
-                network_access: None,
-                proposed_exec_policy_amendment: Vec::new(),
-                proposed_network_policy_amendments: Vec::new(),
-                available_decisions: Vec::new(),
-                additional_permissions_json: String::new(),
-            })
-        }
+        RequestKind::CommandApproval {
+            command,
+            working_directory,
+            reason,
+            network_access,
+            proposed_exec_policy_amendment,
+            proposed_network_policy_amendments,
+            additional_permissions_json,
+        } => Kind::CommandApproval(pb::CommandApproval {
+            command: command.clone(),
+            working_directory: working_directory.clone(),
+            reason: reason.clone().unwrap_or_default(),
+            action: String::new(),
+            network_access: network_access.as_ref().map(|(host, protocol)| pb::NetworkAccess {
+                host: host.clone(),
+                protocol: protocol.clone(),
+            }),
+            proposed_exec_policy_amendment: proposed_exec_policy_amendment.clone(),
+            proposed_network_policy_amendments: proposed_network_policy_amendments
+                .iter()
+                .map(|(host, allow)| pb::NetworkPolicyAmendment {
+                    host: host.clone(),
+                    allow: *allow,
+                })
+                .collect(),
+            available_decisions: Vec::new(),
+            additional_permissions_json: additional_permissions_json.clone().unwrap_or_default(),
+        }),
         RequestKind::FileChangeApproval { reason, grant_root } => {
             Kind::FileChangeApproval(pb::FileChangeApproval {
                 changes: Vec::new(),
@@ -207,34 +228,44 @@ fn request_kind(kind: &RequestKind) -> pb::codex_request::Kind {
                 grant_root: grant_root.clone().unwrap_or_default(),
             })
         }
-        RequestKind::PermissionsApproval { reason, permissions_json } => {
+        RequestKind::PermissionsApproval { reason, permissions_json, working_directory } => {
             Kind::PermissionsApproval(pb::PermissionsApproval {
                 permissions_json: permissions_json.clone(),
                 reason: reason.clone().unwrap_or_default(),
-                working_directory: String::new(),
+                working_directory: working_directory.clone(),
             })
         }
-        RequestKind::UserInput { questions } => Kind::UserQuestions(pb::UserQuestions {
-            questions: questions.iter().map(question).collect(),
-            blocking: true,
-        }),
-        RequestKind::Elicitation { server, message, schema_json, url } => {
-            Kind::Elicitation(pb::Elicitation {
-                server_name: server.clone(),
-                mode: if url.is_some() { "url" } else { "form" }.to_owned(),
-                message: message.clone(),
-                requested_schema_json: schema_json.clone().unwrap_or_default(),
-                url: url.clone().unwrap_or_default(),
-                elicitation_id: String::new(),
-                params_json: String::new(),
+        RequestKind::UserInput { questions, is_blocking } => {
+            Kind::UserQuestions(pb::UserQuestions {
+                questions: questions.iter().map(question).collect(),
+                blocking: *is_blocking,
             })
         }
-        RequestKind::ToolCall { tool, arguments_json } => Kind::ToolCall(pb::ToolCall {
-            tool: tool.clone(),
-            namespace: String::new(),
-            call_id: String::new(),
-            arguments_json: arguments_json.clone(),
+        RequestKind::Elicitation {
+            server,
+            mode,
+            message,
+            schema_json,
+            url,
+            elicitation_id,
+            params_json,
+        } => Kind::Elicitation(pb::Elicitation {
+            server_name: server.clone(),
+            mode: mode.clone(),
+            message: message.clone(),
+            requested_schema_json: schema_json.clone().unwrap_or_default(),
+            url: url.clone().unwrap_or_default(),
+            elicitation_id: elicitation_id.clone().unwrap_or_default(),
+            params_json: params_json.clone(),
         }),
+        RequestKind::ToolCall { tool, namespace, call_id, arguments_json } => {
+            Kind::ToolCall(pb::ToolCall {
+                tool: tool.clone(),
+                namespace: namespace.clone(),
+                call_id: call_id.clone(),
+                arguments_json: arguments_json.clone(),
+            })
+        }
         RequestKind::Unknown { method, json } => {
             Kind::Unknown(pb::UnknownRequest { method: method.clone(), json: json.clone() })
         }
@@ -242,7 +273,7 @@ fn request_kind(kind: &RequestKind) -> pb::codex_request::Kind {
 }
 
 fn question(question: &Question) -> pb::UserQuestion {
-    let Question { id, header, question, options, is_secret } = question;
+    let Question { id, header, question, options, is_other_allowed, is_secret } = question;
     pb::UserQuestion {
         question_id: id.clone(),
         header: header.clone(),
@@ -254,7 +285,7 @@ fn question(question: &Question) -> pb::UserQuestion {
                 description: description.clone(),
             })
             .collect(),
-        other_allowed: false,
+        other_allowed: *is_other_allowed,
         secret: *is_secret,
     }
 }

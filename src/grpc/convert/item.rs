@@ -4,7 +4,7 @@ use super::duration;
 use crate::pb;
 use crate::turn::event::{
     CommandExecution, DynamicToolCall, FileChange, FileChangeKind, Item, ItemKind, McpToolCall,
-    Status, TodoItem, TodoStatus, UserInput,
+    Status, TodoItem, TodoStatus, ToolContent, UserInput, WebSearchAction,
 };
 
 pub(super) fn item(item: &Item) -> pb::Item {
@@ -15,8 +15,8 @@ pub(super) fn item(item: &Item) -> pb::Item {
 fn item_kind(kind: &ItemKind) -> pb::item::Kind {
     use pb::item::Kind;
     match kind {
-        ItemKind::AgentMessage { text } => {
-            Kind::AgentMessage(pb::AgentMessage { text: text.clone(), phase: String::new() })
+        ItemKind::AgentMessage { text, phase } => {
+            Kind::AgentMessage(pb::AgentMessage { text: text.clone(), phase: phase.clone() })
         }
         ItemKind::Reasoning { summary, content } => {
             Kind::Reasoning(pb::Reasoning { summary: summary.clone(), content: content.clone() })
@@ -27,10 +27,10 @@ fn item_kind(kind: &ItemKind) -> pb::item::Kind {
             status: file_change_status(*status).into(),
         }),
         ItemKind::McpToolCall(call) => Kind::McpToolCall(mcp_tool_call(call)),
-        ItemKind::WebSearch { query, action_json } => Kind::WebSearch(pb::WebSearch {
+        ItemKind::WebSearch { query, action, results_json } => Kind::WebSearch(pb::WebSearch {
             query: query.clone(),
-            action: action_json.clone().map(pb::web_search::Action::OtherActionJson),
-            results_json: String::new(),
+            action: action.as_ref().map(web_search_action),
+            results_json: results_json.clone().unwrap_or_default(),
         }),
         ItemKind::TodoList { items, explanation } => Kind::TodoList(pb::TodoList {
             items: items.iter().map(todo_item).collect(),
@@ -119,11 +119,18 @@ fn mcp_tool_call(call: &McpToolCall) -> pb::McpToolCall {
 }
 
 fn dynamic_tool_call(call: &DynamicToolCall) -> pb::DynamicToolCall {
-    let DynamicToolCall { tool, arguments_json, result_json, success, status, duration: took } =
-        call;
+    let DynamicToolCall {
+        tool,
+        namespace,
+        arguments_json,
+        content,
+        success,
+        status,
+        duration: took,
+    } = call;
     pb::DynamicToolCall {
         tool: tool.clone(),
-        namespace: String::new(),
+        namespace: namespace.clone(),
         arguments_json: arguments_json.clone(),
         status: match status {
             Status::InProgress => pb::DynamicToolCallStatus::InProgress,
@@ -131,15 +138,33 @@ fn dynamic_tool_call(call: &DynamicToolCall) -> pb::DynamicToolCall {
             Status::Failed | Status::Declined => pb::DynamicToolCallStatus::Failed,
         }
         .into(),
-        // The domain has the answer as one JSON text; nothing here may read Codex's JSON.
-        content: result_json
-            .iter()
-            .map(|json| pb::ToolContent {
-                content: Some(pb::tool_content::Content::Text(json.clone())),
-            })
-            .collect(),
+        content: content.iter().map(tool_content).collect(),
         success: *success,
         duration: took.and_then(duration),
+    }
+}
+
+fn tool_content(content: &ToolContent) -> pb::ToolContent {
+    use pb::tool_content::Content;
+    let content = match content {
+        ToolContent::Text(text) => Content::Text(text.clone()),
+        ToolContent::ImageUrl(url) => Content::ImageUrl(url.clone()),
+        ToolContent::AudioUrl(url) => Content::AudioUrl(url.clone()),
+    };
+    pb::ToolContent { content: Some(content) }
+}
+
+fn web_search_action(action: &WebSearchAction) -> pb::web_search::Action {
+    use pb::web_search::{Action, FindInPage, OpenPage, Search};
+    match action {
+        WebSearchAction::Search { query, queries } => {
+            Action::Search(Search { query: query.clone(), queries: queries.clone() })
+        }
+        WebSearchAction::OpenPage { url } => Action::OpenPage(OpenPage { url: url.clone() }),
+        WebSearchAction::FindInPage { url, pattern } => {
+            Action::FindInPage(FindInPage { url: url.clone(), pattern: pattern.clone() })
+        }
+        WebSearchAction::Other(json) => Action::OtherActionJson(json.clone()),
     }
 }
 

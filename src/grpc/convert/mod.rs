@@ -11,6 +11,8 @@ mod event;
 mod item;
 mod options;
 mod request;
+#[cfg(test)]
+mod tests;
 
 pub use event::turn_event;
 pub use request::{context_key, context_ref, turn_request, user_inputs};

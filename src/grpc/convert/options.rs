@@ -439,19 +439,20 @@ fn configured_schema(tool_name: &str, tool: &ToolDefaults, faults: &mut Faults) 
         .ok()
 }
 
-/// The time that holds for the turn: the request's, the tool's, the server's maximum. A tool's
-/// time above the maximum is cut to it; a caller's is refused, so that the caller knows.
+/// The time that holds for the turn: the request's, else `unasked` (the tool's or the server's
+/// default), within the maximum. A default above the maximum is cut to it; a caller's time is
+/// refused, so that the caller knows.
 fn timeout(
     field: &str,
     asked: Option<prost_types::Duration>,
-    tool: Option<Duration>,
+    unasked: Option<Duration>,
     maximum: Option<Duration>,
     faults: &mut Faults,
 ) -> Option<Duration> {
     let Some(asked) = asked else {
-        return match (tool, maximum) {
-            (Some(tool), Some(maximum)) => Some(tool.min(maximum)),
-            (tool, maximum) => tool.or(maximum),
+        return match (unasked, maximum) {
+            (Some(unasked), Some(maximum)) => Some(unasked.min(maximum)),
+            (unasked, maximum) => unasked.or(maximum),
         };
     };
     let Some(asked) = positive(&asked) else {

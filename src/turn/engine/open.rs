@@ -11,7 +11,7 @@ use crate::pool::Lease;
 use crate::pool::threads::{ThreadGuard, ThreadState};
 use crate::turn::directory::Turn;
 use crate::turn::engine::Engine;
-use crate::turn::event::{Event, ThreadOrigin};
+use crate::turn::event::{Event, ThreadOrigin, WarningCode};
 use crate::turn::refusal::Refusal;
 use crate::turn::request::{BusyPolicy, MissingThreadPolicy, ThreadId, TurnRequest};
 use crate::worker::thread::{LoadedThread, ThreadError, Workspace};
@@ -198,6 +198,8 @@ impl Engine {
                     || self.is_blank(&thread_id) =>
             {
                 turn.log.append(Event::Warning {
+                    code: WarningCode::ThreadReplaced,
+                    details: String::new(),
                     message: format!(
                         "thread {thread_id} was not found ({cause}); a new thread takes its place"
                     ),
@@ -294,7 +296,11 @@ impl Engine {
             if wanted != made_with {
                 let message = "dynamic_tools belong to a thread from its start; this thread keeps \
                                those that it was started with";
-                turn.log.append(Event::Warning { message: message.to_owned() });
+                turn.log.append(Event::Warning {
+                    code: WarningCode::DynamicToolsIgnored,
+                    message: message.to_owned(),
+                    details: String::new(),
+                });
             }
         }
         opened(thread_id.clone(), origin, loaded, lease, thread)

@@ -109,7 +109,7 @@ impl Engine {
                 thread.loaded = None;
                 let cause = cause.unwrap_or(Cause::TurnTimeout);
                 // It was told of the turn; what it did with it can't be known.
-                return Ran::Over(Outcome::Ended(clocks.outcome(cause, Usage::default(), true)));
+                return Ran::Over(Outcome::Ended(clocks.outcome(cause, Default::default(), true)));
             }
             Some(Err(ThreadError::Lost { cause, .. })) => {
                 let exit = if worker.is_alive() {
@@ -123,7 +123,7 @@ impl Engine {
                     &exit,
                     &cause,
                     true,
-                    Usage::default(),
+                    (Usage::default(), Usage::default()),
                 )));
             }
             Some(Err(error)) => {
@@ -172,7 +172,7 @@ impl Engine {
             }
             Ended::WorkerLost(exit) => {
                 run.close_plan();
-                worker_lost(&exit, "", run.side_effects, run.usage())
+                worker_lost(&exit, "", run.side_effects, (run.usage(), run.usage_total))
             }
         };
         if request.ephemeral {
@@ -330,13 +330,19 @@ impl Run<'_> {
             Decoded::Event(event) => self.file(event),
             Decoded::Plan { items, explanation } => self.update_plan(items, explanation),
             Decoded::TokenUsage { total, last, model_context_window } => {
+                // Older CLIs begin a turn by repeating the counts of the one before.
+                if self.usage_before.is_some() && total == self.usage_total {
+                    return None;
+                }
                 // A resumed thread's earlier counts are what this first report adds to.
                 self.usage_before.get_or_insert_with(|| total.since(last));
                 self.usage_total = total;
                 let turn = self.usage();
+                let last_request = last;
                 self.log.append(Event::TokenUsageUpdated {
                     turn,
                     thread: total,
+                    last_request,
                     model_context_window,
                 });
             }
@@ -365,7 +371,7 @@ impl Run<'_> {
             Event::ItemCompleted(item) => {
                 self.side_effects |= item.has_side_effects();
                 self.running_commands.retain(|id| *id != item.id);
-                if let ItemKind::AgentMessage { text } = &item.kind {
+                if let ItemKind::AgentMessage { text, .. } = &item.kind {
                     self.final_response = Some(text.clone());
                 }
             }
@@ -434,17 +440,26 @@ impl Run<'_> {
             },
             (TurnEnd::Failed(mut error), _) => {
                 error.side_effects_possible = self.side_effects;
-                Event::TurnFailed { error, usage }
+                Event::TurnFailed { error, usage, thread_usage: self.usage_total }
             }
-            (TurnEnd::Interrupted, Some(cause)) => clocks.outcome(cause, usage, self.side_effects),
-            (TurnEnd::Interrupted, None) => {
-                Event::TurnInterrupted { reason: InterruptReason::Codex, usage }
+            (TurnEnd::Interrupted, Some(cause)) => {
+                clocks.outcome(cause, (usage, self.usage_total), self.side_effects)
             }
+            (TurnEnd::Interrupted, None) => Event::TurnInterrupted {
+                reason: InterruptReason::Codex,
+                usage,
+                thread_usage: self.usage_total,
+            },
         }
     }
 }
 
-fn worker_lost(exit: &WorkerExit, what: &str, side_effects_possible: bool, usage: Usage) -> Event {
+fn worker_lost(
+    exit: &WorkerExit,
+    what: &str,
+    side_effects_possible: bool,
+    (usage, thread_usage): (Usage, Usage),
+) -> Event {
     let cause = &exit.cause;
     let message = if what.is_empty() {
         format!("the worker ended with the turn on it: {cause}")
@@ -460,7 +475,7 @@ fn worker_lost(exit: &WorkerExit, what: &str, side_effects_possible: bool, usage
         side_effects_possible,
         http_status: None,
     };
-    Event::TurnFailed { error, usage }
+    Event::TurnFailed { error, usage, thread_usage }
 }
 
 fn refused_by_codex(error: &ThreadError) -> Event {
@@ -481,5 +496,5 @@ fn refused_by_codex(error: &ThreadError) -> Event {
         side_effects_possible: false,
         http_status: None,
     };
-    Event::TurnFailed { error, usage: Usage::default() }
+    Event::TurnFailed { error, usage: Usage::default(), thread_usage: Usage::default() }
 }

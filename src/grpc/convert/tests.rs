@@ -1,0 +1,572 @@
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use proptest::prelude::*;
+use prost::Message as _;
+use prost_types::value::Kind;
+use serde_json::json;
+
+use super::*;
+use crate::config::ToolDefaults;
+use crate::options::{SandboxMode, ThreadOptions, WebSearchMode};
+use crate::pb;
+use crate::pb::turn_event::Event as PbEvent;
+use crate::turn::event::{
+    Event, InterruptReason, Item, ItemKind, Status, TurnEvent, Usage, UserInput,
+};
+use crate::turn::request::{
+    BusyPolicy, ContextKey, RequestLimits, Tenant, ThreadId, TurnId, TurnRequest,
+};
+
+const THREAD: &str = "0198c2a4-0000-7000-8000-000000000001";
+
+fn limits() -> RequestLimits {
+    RequestLimits {
+        max_input_characters: 1_048_576,
+        default_turn_timeout: None,
+        max_turn_timeout: Some(Duration::from_secs(3600)),
+        default_idle_timeout: Some(Duration::from_secs(600)),
+        max_idle_timeout: None,
+        default_answer_timeout: Duration::from_secs(60),
+        max_answer_timeout: None,
+    }
+}
+
+fn text(text: &str) -> pb::UserInput {
+    pb::UserInput { input: Some(pb::user_input::Input::Text(text.to_owned())) }
+}
+
+fn image(path: &str) -> pb::UserInput {
+    let image = pb::LocalImage { path: path.to_owned() };
+    pb::UserInput { input: Some(pb::user_input::Input::LocalImage(image)) }
+}
+
+fn image_url(url: &str) -> pb::UserInput {
+    pb::UserInput { input: Some(pb::user_input::Input::ImageUrl(url.to_owned())) }
+}
+
+fn plain() -> pb::RunTurnRequest {
+    pb::RunTurnRequest {
+        context_id: "c".to_owned(),
+        inputs: vec![text("hello")],
+        ..Default::default()
+    }
+}
+
+fn validate_with(
+    request: pb::RunTurnRequest,
+    tool: ToolDefaults,
+) -> Result<TurnRequest, Vec<(String, String)>> {
+    turn_request(request, &|_| tool.clone(), &limits(), Tenant::default()).map_err(violations)
+}
+
+fn validate(request: pb::RunTurnRequest) -> Result<TurnRequest, Vec<(String, String)>> {
+    validate_with(request, ToolDefaults::default())
+}
+
+fn violations(refusal: Refusal) -> Vec<(String, String)> {
+    match refusal {
+        Refusal::InvalidInput(violations) => violations
+            .into_iter()
+            .map(|violation| (violation.field, violation.description))
+            .collect(),
+        other => panic!("{other}"),
+    }
+}
+
+/// The only fault of a request, which must be of `field`.
+fn the_fault(field: &str, request: pb::RunTurnRequest) -> String {
+    let faults = validate(request).expect_err(field);
+    assert_eq!(
+        faults.iter().map(|(field, _)| field.as_str()).collect::<Vec<_>>(),
+        [field],
+        "{faults:?}"
+    );
+    faults.into_iter().map(|(_, description)| description).collect()
+}
+
+fn with_options(change: impl FnOnce(&mut pb::ThreadOptions)) -> pb::RunTurnRequest {
+    let mut options = pb::ThreadOptions::default();
+    change(&mut options);
+    pb::RunTurnRequest { thread_options: Some(options), ..plain() }
+}
+
+fn with_turn_options(change: impl FnOnce(&mut pb::TurnOptions)) -> pb::RunTurnRequest {
+    let mut options = pb::TurnOptions::default();
+    change(&mut options);
+    pb::RunTurnRequest { turn_options: Some(options), ..plain() }
+}
+
+fn seconds(seconds: i64) -> Option<prost_types::Duration> {
+    Some(prost_types::Duration { seconds, nanos: 0 })
+}
+
+fn value(kind: Kind) -> prost_types::Value {
+    prost_types::Value { kind: Some(kind) }
+}
+
+#[test]
+fn a_request_is_trimmed_and_layered_over_the_defaults_of_its_tool() {
+    let request = pb::RunTurnRequest {
+        context_id: "  conversation ".to_owned(),
+        tool_name: " codex_engineer ".to_owned(),
+        inputs: vec![text("  one\n"), image(" /a.png "), image_url(" HTTPS://x/y "), text("two")],
+        thread_id: format!(" {} ", THREAD.to_uppercase()),
+        thread_options: Some(pb::ThreadOptions {
+            sandbox_mode: pb::SandboxMode::ReadOnly.into(),
+            web_search_enabled: Some(false),
+            working_directory: Some(" /work ".to_owned()),
+            model_reasoning_effort: pb::ReasoningEffort::Xhigh.into(),
+            ..Default::default()
+        }),
+        turn_options: Some(pb::TurnOptions { idle_timeout: seconds(5), ..Default::default() }),
+        busy_policy: pb::BusyPolicy::Steer.into(),
+        ..Default::default()
+    };
+    let tool = ToolDefaults {
+        thread_options: ThreadOptions {
+            model: Some("m".to_owned()),
+            sandbox_mode: Some(SandboxMode::WorkspaceWrite),
+            web_search_mode: Some(WebSearchMode::Live),
+            ..ThreadOptions::default()
+        },
+        thread_id: Some(THREAD.to_owned()),
+        output_schema: Some(json!({"properties": {"a": {"type": "string"}}})),
+        idle_timeout: Some(Duration::from_secs(7)),
+        turn_timeout: Some(Duration::from_secs(7200)),
+        ..ToolDefaults::default()
+    };
+    let turn = validate_with(request, tool).unwrap();
+
+    let key = ContextKey {
+        tenant: Tenant::default(),
+        context_id: "conversation".to_owned(),
+        thread_key: "codex_thread_id_engineer".to_owned(),
+    };
+    assert_eq!(turn.context, Some(key));
+    assert_eq!(
+        turn.inputs,
+        [
+            UserInput::Text("one".to_owned()),
+            UserInput::LocalImage("/a.png".to_owned()),
+            UserInput::ImageUrl("HTTPS://x/y".to_owned()),
+            UserInput::Text("two".to_owned()),
+        ]
+    );
+    assert_eq!(turn.explicit_thread, ThreadId::parse(THREAD));
+    assert_eq!(turn.configured_thread, ThreadId::parse(THREAD));
+    assert_eq!(turn.busy_policy, BusyPolicy::Steer);
+
+    let options = turn.thread_options;
+    assert_eq!(options.model.as_deref(), Some("m"));
+    assert_eq!(options.sandbox_mode, Some(SandboxMode::ReadOnly));
+    assert_eq!(options.web_search(), Some(WebSearchMode::Disabled));
+    assert_eq!(options.working_directory.as_deref(), Some(Path::new("/work")));
+    assert_eq!(options.model_reasoning_effort.as_deref(), Some("xhigh"));
+
+    let options = turn.turn_options;
+    let strict = json!({
+        "properties": {"a": {"type": "string"}}, "type": "object",
+        "additionalProperties": false, "required": ["a"],
+    });
+    assert_eq!(options.output_schema, Some(strict));
+    assert_eq!(options.idle_timeout, Some(Duration::from_secs(5)));
+    // The tool's is above the server's maximum; the answer's is said by nobody.
+    assert_eq!(options.turn_timeout, Some(Duration::from_secs(3600)));
+    assert_eq!(options.answer_timeout, Some(Duration::from_secs(60)));
+
+    // No tool says anything: the server's defaults, within its maxima.
+    let options = validate(plain()).unwrap().turn_options;
+    assert_eq!(options.idle_timeout, Some(Duration::from_secs(600)));
+    assert_eq!(options.turn_timeout, Some(Duration::from_secs(3600)));
+}
+
+#[test]
+fn the_thread_key_is_the_given_one_or_the_configured_or_the_tools() {
+    let key = |tool_name: &str, given: &str, configured: Option<&str>| {
+        let tool = ToolDefaults {
+            thread_id_key: configured.map(str::to_owned),
+            ..ToolDefaults::default()
+        };
+        context_key(&Tenant::default(), "c", tool_name, given, &|_| tool.clone())
+            .map(|key| key.thread_key)
+            .map_err(violations)
+    };
+    assert_eq!(key("", "", None).unwrap(), "codex_thread_id");
+    assert_eq!(key("codex", "", None).unwrap(), "codex_thread_id");
+    assert_eq!(key("codex_A_1", "", None).unwrap(), "codex_thread_id_A_1");
+    assert_eq!(key("codex_a-b", " mine ", None).unwrap(), "mine");
+    assert_eq!(key("codex_a-b", "", Some("theirs")).unwrap(), "theirs");
+    assert_eq!(key("codex_a", "mine", Some("theirs")).unwrap(), "mine");
+    for name in ["codex_", "codex_a-b", "codex_ a", "codex_ä", "codexer", "Codex", "engineer"] {
+        let faults = key(name, "", None).unwrap_err();
+        assert!(faults.iter().all(|(field, _)| field == "tool_name"), "{name}: {faults:?}");
+        assert!(faults[0].1.contains(name), "{name}: {faults:?}");
+    }
+    let long = format!("codex_{}", "x".repeat(250));
+    assert_eq!(key(&long, "", None).unwrap_err()[0].0, "tool_name");
+    assert_eq!(key("codex", &"k".repeat(257), None).unwrap_err()[0].0, "thread_id_key");
+
+    let reference = pb::ContextRef { tool_name: "shell".to_owned(), ..Default::default() };
+    let refusal =
+        context_ref("context", &Tenant::default(), &reference, &|_| ToolDefaults::default());
+    let fields: Vec<_> =
+        violations(refusal.unwrap_err()).into_iter().map(|(field, _)| field).collect();
+    assert_eq!(fields, ["context.tool_name", "context.context_id"]);
+}
+
+#[test]
+fn every_fault_of_a_request_is_named_at_once() {
+    let request = pb::RunTurnRequest {
+        context_id: "ä".repeat(129),
+        tool_name: "shell".to_owned(),
+        thread_id_key: String::new(),
+        inputs: vec![
+            text(" \n"),
+            pb::UserInput { input: None },
+            image("relative.png"),
+            image("/a/../b.png"),
+            image_url("http://x/y.png"),
+            image_url("data:text/plain,x"),
+        ],
+        ephemeral: false,
+        thread_id: "not-a-uuid".to_owned(),
+        thread_options: Some(pb::ThreadOptions {
+            model: Some(" ".to_owned()),
+            sandbox_mode: 9,
+            working_directory: Some("/a\0b".to_owned()),
+            model_reasoning_effort: 99,
+            model_reasoning_effort_name: "Ultra High".to_owned(),
+            web_search_mode: -1,
+            approval_policy: 5,
+            additional_directories: vec!["/fine".to_owned(), "relative".to_owned()],
+            config: Some(prost_types::Struct {
+                fields: [
+                    ("fine".to_owned(), value(Kind::NumberValue(1.0))),
+                    ("infinite".to_owned(), value(Kind::NumberValue(f64::INFINITY))),
+                    ("null".to_owned(), value(Kind::NullValue(0))),
+                ]
+                .into(),
+            }),
+            dynamic_tools: vec![
+                pb::DynamicTool {
+                    name: "f".to_owned(),
+                    input_schema: "{}".to_owned(),
+                    ..Default::default()
+                },
+                pb::DynamicTool {
+                    name: "f".to_owned(),
+                    input_schema: "[]".to_owned(),
+                    ..Default::default()
+                },
+                pb::DynamicTool { name: "mcp__f".to_owned(), ..Default::default() },
+            ],
+            ..Default::default()
+        }),
+        turn_options: Some(pb::TurnOptions {
+            output_schema: r#"{"type": "array"}"#.to_owned(),
+            idle_timeout: seconds(0),
+            turn_timeout: seconds(3601),
+            answer_timeout: Some(prost_types::Duration { seconds: 1, nanos: -1 }),
+        }),
+        request_id: "x".repeat(37),
+        busy_policy: 7,
+        disconnect_policy: 7,
+        missing_thread_policy: 7,
+        include_raw_events: false,
+    };
+    let faults = validate(request).unwrap_err();
+    let fields: Vec<_> = faults.iter().map(|(field, _)| field.as_str()).collect();
+    assert_eq!(
+        fields,
+        [
+            "request_id",
+            "tool_name",
+            "thread_id",
+            "context_id",
+            "inputs[0].text",
+            "inputs[1]",
+            "inputs[2].local_image.path",
+            "inputs[3].local_image.path",
+            "inputs[4].image_url",
+            "inputs[5].image_url",
+            "thread_options.model",
+            "thread_options.sandbox_mode",
+            "thread_options.working_directory",
+            "thread_options.model_reasoning_effort",
+            "thread_options.model_reasoning_effort_name",
+            "thread_options.web_search_mode",
+            "thread_options.approval_policy",
+            "thread_options.additional_directories[1]",
+            "thread_options.config[\"infinite\"]",
+            "thread_options.config[\"null\"]",
+            "thread_options.dynamic_tools[1].name",
+            "thread_options.dynamic_tools[1].input_schema",
+            "thread_options.dynamic_tools[2].name",
+            "turn_options.output_schema",
+            "turn_options.idle_timeout",
+            "turn_options.turn_timeout",
+            "turn_options.answer_timeout",
+            "busy_policy",
+            "disconnect_policy",
+            "missing_thread_policy",
+        ]
+    );
+    for (field, description) in &faults {
+        assert!(description.len() < 300 && !description.ends_with('.'), "{field}: {description}");
+    }
+    let said = |field: &str| &faults.iter().find(|fault| fault.0 == field).unwrap().1;
+    assert!(said("turn_options.turn_timeout").contains("at most 1h"));
+    assert!(said("thread_options.sandbox_mode").contains("SANDBOX_MODE_DANGER_FULL_ACCESS"));
+}
+
+#[test]
+fn a_turn_has_a_context_or_a_thread_or_is_ephemeral() {
+    let nothing = || pb::RunTurnRequest { context_id: " ".to_owned(), ..plain() };
+    the_fault("context_id", nothing());
+    let thread_only = pb::RunTurnRequest { thread_id: THREAD.to_owned(), ..nothing() };
+    assert_eq!(validate(thread_only).unwrap().context, None);
+
+    let tool = ToolDefaults { thread_id: Some(THREAD.to_owned()), ..ToolDefaults::default() };
+    let ephemeral = pb::RunTurnRequest { ephemeral: true, ..nothing() };
+    let turn = validate_with(ephemeral.clone(), tool).unwrap();
+    assert!(turn.ephemeral && turn.context.is_none() && turn.configured_thread.is_none());
+
+    the_fault("context_id", pb::RunTurnRequest { ephemeral: true, ..plain() });
+    the_fault(
+        "thread_id",
+        pb::RunTurnRequest { thread_id: THREAD.to_owned(), ..ephemeral.clone() },
+    );
+    the_fault("thread_id_key", pb::RunTurnRequest { thread_id_key: "k".to_owned(), ..ephemeral });
+}
+
+#[test]
+fn inputs_are_bounded_in_number_and_in_joined_length() {
+    let inputs = |inputs| pb::RunTurnRequest { inputs, ..plain() };
+    the_fault("inputs", inputs(Vec::new()));
+    the_fault("inputs", inputs(vec![text("x"); 257]));
+    // Characters, not bytes; and the blank line between two texts counts.
+    let half = "ä".repeat(524_287);
+    assert!(validate(inputs(vec![text(&half), text(&half)])).is_ok());
+    let fault =
+        the_fault("inputs", inputs(vec![text(&half), image("/i.png"), text(&half), text("x")]));
+    assert!(fault.starts_with("1048579 characters"), "{fault}");
+    the_fault("inputs", inputs(vec![text(&"x".repeat(2 << 20))]));
+}
+
+#[test]
+fn numbers_of_the_configuration_keep_their_kind() {
+    let list = prost_types::ListValue {
+        values: vec![value(Kind::NumberValue(3.0)), value(Kind::BoolValue(true))],
+    };
+    let inner =
+        prost_types::Struct { fields: [("list".to_owned(), value(Kind::ListValue(list)))].into() };
+    let request = with_options(|options| {
+        options.config = Some(prost_types::Struct {
+            fields: [
+                ("a.b".to_owned(), value(Kind::NumberValue(-4.0))),
+                ("c".to_owned(), value(Kind::NumberValue(0.5))),
+                ("d".to_owned(), value(Kind::StructValue(inner))),
+                ("e".to_owned(), value(Kind::NumberValue(1e300))),
+            ]
+            .into(),
+        });
+    });
+    let config = validate(request).unwrap().thread_options.config.unwrap();
+    let text = serde_json::Value::Object(config).to_string();
+    assert_eq!(text, r#"{"a.b":-4,"c":0.5,"d":{"list":[3,true]},"e":1e+300}"#);
+
+    let secret = prost_types::Struct {
+        fields: [("".to_owned(), value(Kind::StringValue("sk-canary".to_owned())))].into(),
+    };
+    let fault = the_fault("thread_options.config[\"\"]", with_options(|o| o.config = Some(secret)));
+    assert!(!fault.contains("canary"));
+}
+
+#[test]
+fn one_way_to_say_the_effort_at_a_time() {
+    let effort = |number, name: &str| {
+        let name = name.to_owned();
+        with_options(|options| {
+            options.model_reasoning_effort = number;
+            options.model_reasoning_effort_name = name;
+        })
+    };
+    let said = |request| validate(request).unwrap().thread_options.model_reasoning_effort;
+    assert_eq!(said(effort(0, "")), None);
+    assert_eq!(said(effort(1, "")).as_deref(), Some("minimal"));
+    assert_eq!(said(effort(0, "ultra")).as_deref(), Some("ultra"));
+    the_fault("thread_options.model_reasoning_effort_name", effort(1, "low"));
+}
+
+#[test]
+fn durations_are_well_formed_and_positive() {
+    let idle = |seconds, nanos| {
+        with_turn_options(|options| {
+            options.idle_timeout = Some(prost_types::Duration { seconds, nanos });
+        })
+    };
+    let turn = validate(idle(0, 1)).unwrap();
+    assert_eq!(turn.turn_options.idle_timeout, Some(Duration::from_nanos(1)));
+    for (seconds, nanos) in
+        [(0, 0), (-1, 0), (0, -1), (1, 1_000_000_000), (i64::MAX, i32::MAX), (i64::MIN, i32::MIN)]
+    {
+        the_fault("turn_options.idle_timeout", idle(seconds, nanos));
+    }
+}
+
+#[test]
+fn the_fingerprint_is_of_everything_but_the_id() {
+    let fingerprint = |request_id: &str, said: &str| {
+        let request = pb::RunTurnRequest {
+            request_id: request_id.to_owned(),
+            inputs: vec![text(said)],
+            ..plain()
+        };
+        validate(request).unwrap().request_id.unwrap()
+    };
+    let first = fingerprint("one id", "hello");
+    assert_eq!(first.id, "one id");
+    assert_eq!(first.fingerprint, fingerprint("another", "hello").fingerprint);
+    assert_ne!(first.fingerprint, fingerprint("one id", "good bye").fingerprint);
+    the_fault("request_id", pb::RunTurnRequest { request_id: "ä".to_owned(), ..plain() });
+    assert_eq!(validate(plain()).unwrap().request_id, None);
+}
+
+#[test]
+fn a_configured_schema_that_cannot_be_used_can_be_got_around() {
+    let tool = ToolDefaults {
+        output_schema: Some(json!({"type": "object", "additionalProperties": true})),
+        ..ToolDefaults::default()
+    };
+    let faults = validate_with(plain(), tool.clone()).unwrap_err();
+    assert_eq!(faults[0].0, "tool_name");
+    let own = with_turn_options(|options| options.output_schema = "{}".to_owned());
+    assert!(validate_with(own, tool).is_ok());
+}
+
+#[test]
+fn lent_functions_take_an_object_without_properties_where_they_say_nothing() {
+    let request = with_options(|options| {
+        options.dynamic_tools =
+            vec![pb::DynamicTool { name: "f-1".to_owned(), ..Default::default() }];
+    });
+    let tools = validate(request).unwrap().thread_options.dynamic_tools.unwrap();
+    assert_eq!(tools[0].input_schema, json!({"type": "object", "properties": {}}));
+
+    let deep = format!("{}1{}", r#"{"a":"#.repeat(110), "}".repeat(110));
+    let request = with_options(|options| {
+        options.dynamic_tools = vec![pb::DynamicTool {
+            name: "f".to_owned(),
+            input_schema: deep,
+            ..Default::default()
+        }];
+    });
+    let fault = the_fault("thread_options.dynamic_tools[0].input_schema", request);
+    assert!(fault.contains("deeper than 100"), "{fault}");
+}
+
+#[test]
+fn unset_options_leave_everything_unsaid() {
+    let turn = validate(pb::RunTurnRequest {
+        thread_options: Some(pb::ThreadOptions::default()),
+        ..plain()
+    });
+    assert_eq!(turn.unwrap().thread_options, ThreadOptions::default());
+}
+
+#[test]
+fn long_values_are_shown_by_their_beginning() {
+    assert_eq!(show("a\0\"b"), r#""a\0\"b""#);
+    let shown = show(&"ä".repeat(1000));
+    assert!(shown.len() < 130 && shown.ends_with("… (2000 bytes)"), "{shown}");
+}
+
+fn event(event: Event) -> pb::TurnEvent {
+    let emitted_at = SystemTime::UNIX_EPOCH + Duration::from_millis(1500);
+    let turn = TurnId("turn".to_owned());
+    turn_event(&turn, &TurnEvent { sequence: 3, emitted_at, event })
+}
+
+#[test]
+fn an_event_bears_its_number_time_and_turn() {
+    let pb::TurnEvent { sequence, emitted_at, turn_id, event } =
+        event(Event::Queued { position: 2 });
+    assert_eq!((sequence, turn_id.as_str()), (3, "turn"));
+    assert_eq!(emitted_at, Some(prost_types::Timestamp { seconds: 1, nanos: 500_000_000 }));
+    assert_eq!(event, Some(PbEvent::Queued(pb::Queued { position: 2 })));
+}
+
+#[test]
+fn an_unknown_item_keeps_its_name_and_text() {
+    let kind = ItemKind::Unknown { r#type: "plan".to_owned(), json: "{}".to_owned() };
+    let Some(PbEvent::ItemCompleted(pb::ItemCompleted { item: Some(item) })) =
+        event(Event::ItemCompleted(Item { id: "i".to_owned(), kind })).event
+    else {
+        panic!("not an item");
+    };
+    let unknown = pb::UnknownItem { r#type: "plan".to_owned(), json: "{}".to_owned() };
+    assert_eq!(item.kind, Some(pb::item::Kind::Unknown(unknown)));
+}
+
+#[test]
+fn a_patch_that_was_declined_says_so() {
+    let kind = ItemKind::FileChange { changes: Vec::new(), status: Status::Declined };
+    let Some(PbEvent::ItemStarted(pb::ItemStarted { item: Some(item) })) =
+        event(Event::ItemStarted(Item { id: String::new(), kind })).event
+    else {
+        panic!("not an item");
+    };
+    let Some(pb::item::Kind::FileChange(change)) = item.kind else { panic!("not a patch") };
+    assert_eq!(change.status(), pb::FileChangeStatus::Declined);
+}
+
+#[test]
+fn usage_that_codex_did_not_tell_is_absent() {
+    let interrupted = |usage| {
+        let told = event(Event::TurnInterrupted {
+            reason: InterruptReason::Draining,
+            usage,
+            thread_usage: usage,
+        });
+        match told.event {
+            Some(PbEvent::TurnInterrupted(interrupted)) => interrupted,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(interrupted(Usage::default()).usage, None);
+    let usage = interrupted(Usage { input_tokens: 5, ..Usage::default() }).usage;
+    assert_eq!(usage.map(|usage| usage.input_tokens), Some(5));
+}
+
+proptest! {
+    /// Bytes that happen to be a request, however mad, are a turn or a list of faults.
+    #[test]
+    fn no_request_makes_validation_panic(
+        bytes in prop::collection::vec(any::<u8>(), 0..200),
+        number in any::<i32>(),
+        text_of_any in "\\PC{0,40}",
+        duration in any::<(i64, i32)>(),
+        double in any::<f64>(),
+    ) {
+        let mut request = pb::RunTurnRequest::decode(bytes.as_slice()).unwrap_or_default();
+        let duration = prost_types::Duration { seconds: duration.0, nanos: duration.1 };
+        request.context_id.push_str(&text_of_any);
+        request.tool_name.push_str(&text_of_any);
+        request.inputs.push(image_url(&text_of_any));
+        request.busy_policy = number;
+        let options = request.thread_options.get_or_insert_default();
+        options.sandbox_mode = number;
+        options.working_directory = Some(text_of_any.clone());
+        options.config.get_or_insert_default().fields.insert(text_of_any, value(Kind::NumberValue(double)));
+        let options = request.turn_options.get_or_insert_default();
+        options.idle_timeout = Some(duration);
+        match validate(request) {
+            Ok(turn) => {
+                let path: Option<PathBuf> = turn.thread_options.working_directory;
+                prop_assert!(path.is_none_or(|path| path.is_absolute()));
+            }
+            Err(faults) => prop_assert!(!faults.is_empty()),
+        }
+    }
+}
