@@ -58,7 +58,8 @@ impl Engine {
         opened: Opened,
         clocks: &mut Clocks,
     ) -> Ran {
-        let Opened { thread_id, origin, mut loaded, mut route, lease, mut thread } = opened;
+        let Opened { thread_id, origin, mut loaded, warnings, mut route, lease, mut thread } =
+            opened;
         let worker = lease.worker();
         let schema = request.turn_options.output_schema.as_ref();
         let handed_over = Instant::now();
@@ -101,6 +102,9 @@ impl Engine {
         }
         let thread_started = Event::ThreadStarted { thread_id: thread_id.to_string(), origin };
         turn.log.append(thread_started);
+        for warning in warnings {
+            turn.log.append(warning);
+        }
 
         let codex_turn_id = match started {
             Some(Ok(codex_turn_id)) => codex_turn_id,
