@@ -460,7 +460,6 @@ fn worker_spec(config: &Config, offline_model: Option<&OfflineModel>) -> WorkerS
             Err(format!("it is version {version}, and the oldest that is supported is {oldest}"))
         }),
         config_overrides,
-        disabled_features: config.worker.disable_features.clone(),
         env,
         secrets,
         limits: WorkerLimits {

@@ -247,22 +247,15 @@ fn what_print_config_prints_loads_to_the_same_configuration() {
     assert_eq!(tool.thread_options.web_search_enabled, Some(false));
     assert_eq!(config.tool("codex_unheard_of"), ToolDefaults::default());
     assert_eq!(
-        config.worker.cli_arguments(),
+        config.worker.config_overrides(),
         [
-            "-c",
             "model_provider=\"x\"",
-            "-c",
             "model_providers.y.env_key=\"Y_KEY\"",
-            "-c",
             "model_providers.y.request_max_retries=0",
-            "-c",
             "model_providers.x.base_url=\"http://127.0.0.1:1/v1\"",
-            "-c",
             "notify=[\"a\", \"\"\"\nmulti\nline\"\"\"]",
-            "--disable",
-            "apps",
-            "--disable",
-            "plugins",
+            "features.apps=false",
+            "features.plugins=false",
         ]
     );
 }
@@ -303,6 +296,7 @@ fn the_list_of_thread_option_keys_is_complete() {
         developer_instructions: Some(String::new()),
         config: Some(serde_json::Map::new()),
         dynamic_tools: Some(Vec::<DynamicTool>::new()),
+        thread_source: Some(String::new()),
     };
     let json = serde_json::to_value(all).unwrap();
     let keys: BTreeSet<&str> = json.as_object().unwrap().keys().map(String::as_str).collect();
