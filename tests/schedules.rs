@@ -306,10 +306,24 @@ async fn play(client: &Client, case: u64, steps: Vec<Step>) -> BTreeMap<&'static
     for task in tasks {
         task.await.unwrap();
     }
-    let seen = witness.seen.lock().unwrap();
-    for turn_id in &seen.turns {
-        assert!(seen.ends.contains_key(turn_id), "no end of {turn_id} was seen");
+    // Those whose every reader left have ended, too.
+    let turns = witness.seen.lock().unwrap().turns.clone();
+    for turn_id in turns {
+        match client.interrupt(&turn_id).await {
+            Ok(terminal) => witness.note(&terminal),
+            Err(refused) => {
+                refused.assert(Code::NotFound, "TURN_NOT_FOUND");
+                // It could not be started after it had waited: its readers were told by a status.
+                let seen = witness.seen.lock().unwrap();
+                let mut events = seen.events.values().filter(|event| event.turn_id == turn_id);
+                let waited = |event: &Option<Event>| {
+                    matches!(event, Some(Event::Queued(_) | Event::Warning(_)))
+                };
+                assert!(events.all(|event| waited(&event.event)), "{turn_id} is lost");
+            }
+        }
     }
+    let seen = witness.seen.lock().unwrap();
     seen.kinds.clone()
 }
 
@@ -326,7 +340,7 @@ fn whatever_callers_do_streams_keep_their_rules_and_nothing_is_left() {
         // Small enough that readers fall behind, and ended turns have to make room.
         config.retention.max_bytes_per_turn = 12_000;
         config.retention.max_bytes = 30_000;
-        config.retention.after_end = Duration::from_secs(3);
+        config.retention.after_end = Duration::from_secs(15);
         config.timeouts.interrupt_grace = Duration::from_millis(150);
         config.pool.backoff_initial = Duration::from_millis(10);
         config.pool.backoff_max = Duration::from_millis(50);

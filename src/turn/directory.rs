@@ -407,10 +407,17 @@ impl Directory {
         }
     }
 
-    /// Lets ended turns give up their events, oldest first, while all logs together are too large;
-    /// and where that does not do, because terminal events alone are, forgets the oldest turns.
+    /// While all logs together are too large, lets ended turns give up their events, oldest first,
+    /// then running ones; and where that does not do, because terminal events alone are too many,
+    /// forgets the oldest turns.
     pub fn make_room(&self) {
         self.retained.make_room();
+        if !self.retained.is_over() {
+            return;
+        }
+        for turn in self.unended() {
+            turn.log.give_up(self.retained.excess());
+        }
         let mut excess = self.retained.excess();
         while excess > 0 {
             let Some((_, turn)) = self.ended().pop_front() else { return };
@@ -528,6 +535,19 @@ mod tests {
         assert!(!directory.retained().is_over());
         let kept: Vec<_> = ids.iter().map(|id| directory.get(id).is_some()).collect();
         assert_eq!(kept, [false, false, false, false, false, false, true, true]);
+    }
+
+    #[test]
+    fn running_turns_give_up_events_before_an_ended_one_is_forgotten() {
+        let directory = directory(10_000);
+        let (running, ended) = (turn(&directory, "a"), turn(&directory, "b"));
+        for _ in 0..8 {
+            running.log.append(Event::Raw { method: String::new(), json: "x".repeat(800) });
+        }
+        let before = running.log.bytes();
+        complete(&directory, &ended, 4000);
+        assert!(directory.get(&ended.id).is_some() && !directory.retained().is_over());
+        assert!(running.log.bytes() < before && running.log.bytes() > before / 4);
     }
 
     #[tokio::test]

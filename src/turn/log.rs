@@ -174,6 +174,13 @@ impl Log {
         while self.give_up_oldest(&mut state, 0) {}
     }
 
+    /// Gives up its oldest events until that many bytes are free, but not the newest one.
+    pub fn give_up(&self, bytes: u64) {
+        let mut state = self.state();
+        let enough = state.bytes.saturating_sub(bytes);
+        while state.bytes > enough && self.give_up_oldest(&mut state, 1) {}
+    }
+
     /// About how many bytes it holds.
     pub fn bytes(&self) -> u64 {
         self.state().bytes
