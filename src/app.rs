@@ -35,6 +35,7 @@ use crate::turn::admission::{Admission, AdmissionLimits};
 use crate::turn::directory::Directory;
 use crate::turn::engine::{Engine, EngineSettings};
 use crate::turn::log::Retained;
+use crate::turn::output_schema;
 use crate::turn::request::RequestLimits;
 use crate::worker::{WorkerLimits, WorkerSpec};
 
@@ -58,6 +59,14 @@ pub enum StartError {
     /// The offline model can't be started.
     #[error("the offline model can't be started")]
     OfflineModel(#[source] std::io::Error),
+    /// A tool's configured output schema can't be used.
+    #[error("tools.{tool}.output_schema: {cause}")]
+    OutputSchema {
+        /// The tool.
+        tool: String,
+        /// What is wrong with it.
+        cause: String,
+    },
     /// The reflection service can't be built from the contract's descriptors.
     #[error("server reflection can't be set up: {0}")]
     Reflection(String),
@@ -70,7 +79,7 @@ impl StartError {
     /// The exit status: 64 for a configuration that can't work here, 1 for anything else.
     pub fn exit_code(&self) -> u8 {
         match self {
-            StartError::Listen { .. } => 64,
+            StartError::Listen { .. } | StartError::OutputSchema { .. } => 64,
             StartError::OfflineModel(_)
             | StartError::Reflection(_)
             | StartError::WorkingDirectory(_) => 1,
@@ -141,6 +150,13 @@ impl App {
     /// # Errors
     /// [`StartError`]; nothing is left running.
     pub async fn start(config: Config) -> Result<App, StartError> {
+        for (tool, defaults) in &config.tools {
+            // Else every call of the tool would be refused for a fault of the configuration.
+            if let Some(schema) = &defaults.output_schema {
+                output_schema::strict_value(schema.clone())
+                    .map_err(|cause| StartError::OutputSchema { tool: tool.clone(), cause })?;
+            }
+        }
         let listeners = bind_all(&config.listen).await?;
         let health_listeners =
             bind_all(config.health_listen.as_deref().unwrap_or_default()).await?;
@@ -444,7 +460,6 @@ fn worker_spec(config: &Config, offline_model: Option<&OfflineModel>) -> WorkerS
             Err(format!("it is version {version}, and the oldest that is supported is {oldest}"))
         }),
         config_overrides,
-        disabled_features: config.worker.disable_features.clone(),
         env,
         secrets,
         limits: WorkerLimits {

@@ -37,8 +37,6 @@ pub struct WorkerSpec {
     pub check_version: Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>,
     /// Values for `-c`.
     pub config_overrides: Vec<String>,
-    /// Values for `--disable`.
-    pub disabled_features: Vec<String>,
     /// Variables to set for it, or to take out of its environment.
     pub env: Vec<(OsString, Option<OsString>)>,
     /// Texts that must not appear in what is kept of its stderr.
@@ -257,9 +255,6 @@ impl Worker {
         let mut args: Vec<OsString> = vec!["app-server".into()];
         for value in &spec.config_overrides {
             args.extend(["-c".into(), value.into()]);
-        }
-        for feature in &spec.disabled_features {
-            args.extend(["--disable".into(), feature.into()]);
         }
         let program = (spec.locate)().map_err(SpawnError::NotFound)?;
         let process_spec = ProcessSpec {
@@ -615,11 +610,11 @@ async fn run(
             }
         }
     };
-    // Also what the worker started and left behind in its group.
-    process.kill();
     peer.close(cause.clone());
     // No route can be made from now on, and those that are end after what they hold already.
     *routes.table() = None;
+    // Also what the worker started and left behind.
+    process.kill().await;
     let _ = process.wait().await;
     // A descendant may still hold the pipe open.
     let _ = tokio::time::timeout(Duration::from_millis(200), drained).await;

@@ -29,6 +29,7 @@ pub(crate) struct Settings {
     pub(crate) lock_starts: Option<Span>,
     pub(crate) stdout_at_start: Option<String>,
     pub(crate) stderr_at_start: Option<String>,
+    pub(crate) helper: Option<String>,
     pub(crate) per_start: HashMap<String, Value>,
 
     pub(crate) errors: ByMethod<ScriptedError>,

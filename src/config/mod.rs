@@ -316,28 +316,35 @@ impl Default for PoolConfig {
 
 /// What workers are started with. The values are visible in the machine's process list: a secret
 /// belongs into CODEX_HOME or the environment.
-#[derive(Clone, Default, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct WorkerConfig {
     /// Overrides of CLI configuration. A nested table means dotted keys.
     pub config: toml::Table,
-    /// Features of the CLI that are switched off.
+    /// Features of the CLI that are switched off. Default `shell_snapshot`: it runs a login shell for
+    /// every new thread, and leaves it behind when the worker ends meanwhile.
     pub disable_features: Vec<String>,
 }
 
+impl Default for WorkerConfig {
+    fn default() -> WorkerConfig {
+        WorkerConfig {
+            config: toml::Table::new(),
+            disable_features: vec!["shell_snapshot".to_owned()],
+        }
+    }
+}
+
 impl WorkerConfig {
-    /// The values for `-c`, each `dotted.key=value` with the value in TOML.
+    /// The values for `-c`, each `dotted.key=value` with the value in TOML. Features are among them
+    /// as `features.NAME=false`: unlike `--disable`, a CLI that does not know one takes that with a
+    /// warning.
     pub fn config_overrides(&self) -> Vec<String> {
+        let disabled = self.disable_features.iter().map(|name| format!("features.{name}=false"));
         print::flatten(&self.config)
             .into_iter()
             .map(|(key, value)| format!("{key}={value}"))
+            .chain(disabled)
             .collect()
-    }
-
-    /// All of it as arguments of the CLI: `-c key=value …` `--disable feature …`.
-    pub fn cli_arguments(&self) -> Vec<String> {
-        let overrides = self.config_overrides().into_iter().map(|value| ("-c", value));
-        let disabled = self.disable_features.iter().map(|name| ("--disable", name.clone()));
-        overrides.chain(disabled).flat_map(|(flag, value)| [flag.to_owned(), value]).collect()
     }
 }
 

@@ -247,22 +247,15 @@ fn what_print_config_prints_loads_to_the_same_configuration() {
     assert_eq!(tool.thread_options.web_search_enabled, Some(false));
     assert_eq!(config.tool("codex_unheard_of"), ToolDefaults::default());
     assert_eq!(
-        config.worker.cli_arguments(),
+        config.worker.config_overrides(),
         [
-            "-c",
             "model_provider=\"x\"",
-            "-c",
             "model_providers.y.env_key=\"Y_KEY\"",
-            "-c",
             "model_providers.y.request_max_retries=0",
-            "-c",
             "model_providers.x.base_url=\"http://127.0.0.1:1/v1\"",
-            "-c",
             "notify=[\"a\", \"\"\"\nmulti\nline\"\"\"]",
-            "--disable",
-            "apps",
-            "--disable",
-            "plugins",
+            "features.apps=false",
+            "features.plugins=false",
         ]
     );
 }

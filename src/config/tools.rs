@@ -220,8 +220,11 @@ fn check_dynamic_tools<'a>(tools: impl Iterator<Item = &'a DynamicTool>) -> Resu
     let mut names = HashSet::new();
     for DynamicTool { name, description: _, input_schema } in tools {
         let plausible = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-        if !(1..=64).contains(&name.len()) || !name.chars().all(plausible) {
-            return Err(format!("{name:?}: a name wants 1 to 64 of A-Z a-z 0-9 _ -"));
+        if !(1..=128).contains(&name.len()) || !name.chars().all(plausible) {
+            return Err(format!("{name:?}: a name wants 1 to 128 of A-Z a-z 0-9 _ -"));
+        }
+        if name == "mcp" || name.starts_with("mcp__") {
+            return Err(format!("{name:?}: Codex keeps names with mcp to itself"));
         }
         if !names.insert(name) {
             return Err(format!("{name:?} is there twice"));

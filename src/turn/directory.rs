@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dashmap::DashMap;
@@ -32,11 +32,28 @@ pub struct Turn {
     pub lane: Option<Lane>,
     /// What happened in it.
     pub log: Arc<Log>,
-    request_id: Option<RequestId>,
+    // The keys under which the directory finds it: of its own request, and of those that steered
+    // it.
+    requests: Mutex<Vec<RequestKey>>,
     disconnect_policy: DisconnectPolicy,
     stop: watch::Sender<Option<InterruptReason>>,
-    live: watch::Sender<Option<Live>>,
+    phase: watch::Sender<Phase>,
     callers: AtomicUsize,
+}
+
+type RequestKey = (Tenant, String);
+
+/// How far a turn is.
+#[derive(Debug, Clone)]
+pub enum Phase {
+    /// It waits for its place.
+    Waiting,
+    /// Its thread is being opened, or Codex is being told.
+    Opening,
+    /// Codex has taken it.
+    Live(Live),
+    /// It is over.
+    Over,
 }
 
 /// Where a turn runs, once Codex has taken it.
@@ -64,10 +81,10 @@ impl Turn {
             context: request.context.clone(),
             lane,
             log: Arc::new(Log::new(retained)),
-            request_id: request.request_id.clone(),
+            requests: Mutex::default(),
             disconnect_policy: request.disconnect_policy,
             stop: watch::Sender::new(None),
-            live: watch::Sender::new(None),
+            phase: watch::Sender::new(Phase::Waiting),
             callers: AtomicUsize::new(0),
         })
     }
@@ -88,18 +105,36 @@ impl Turn {
         self.stop.subscribe()
     }
 
-    /// Where it runs, once it does; `None` if it ends before.
-    pub async fn live(&self) -> Option<Live> {
-        let mut live = self.live.subscribe();
-        tokio::select! {
-            biased;
-            () = self.log.ended() => None,
-            live = live.wait_for(Option::is_some) => live.ok().and_then(|live| live.clone()),
+    /// Where it runs. Waits while its thread is being opened.
+    ///
+    /// # Errors
+    /// Why it does not run: it waits for its place, which may take any time, or is over.
+    pub async fn live(&self) -> Result<Live, &'static str> {
+        let mut phase = self.phase.subscribe();
+        // The sender lives as long as the turn.
+        let known = phase.wait_for(|phase| !matches!(phase, Phase::Opening)).await;
+        match known.as_deref() {
+            Ok(Phase::Live(live)) => Ok(live.clone()),
+            Ok(Phase::Waiting) => Err("it waits for its place in the queue"),
+            Ok(Phase::Opening | Phase::Over) | Err(_) => Err("it has ended"),
         }
     }
 
-    pub(super) fn set_live(&self, live: Option<Live>) {
-        self.live.send_replace(live);
+    /// Whether it has left the queue and has not ended.
+    pub fn is_running(&self) -> bool {
+        let begun = match *self.phase.borrow() {
+            Phase::Opening | Phase::Live(_) => true,
+            Phase::Waiting | Phase::Over => false,
+        };
+        begun && self.log.end().is_none()
+    }
+
+    pub(super) fn set_phase(&self, phase: Phase) {
+        self.phase.send_replace(phase);
+    }
+
+    fn requests(&self) -> MutexGuard<'_, Vec<RequestKey>> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes a caller of this turn. When the last one goes, the disconnect policy decides.
@@ -172,7 +207,7 @@ impl Drop for Caller {
 #[derive(Debug)]
 pub struct Directory {
     turns: DashMap<TurnId, Arc<Turn>>,
-    by_request: DashMap<(Tenant, String), Arc<Turn>>,
+    by_request: DashMap<RequestKey, Claimed>,
     // In the order of their arrival.
     unended: DashMap<ContextKey, Vec<Arc<Turn>>>,
     latest: DashMap<ContextKey, Arc<Turn>>,
@@ -181,13 +216,54 @@ pub struct Directory {
     keep_for: Duration,
 }
 
-/// What became of a turn that was to be entered.
+/// What is known of a request id.
 #[derive(Debug)]
-pub enum Entered {
-    /// It is new; its engine must be started.
-    New,
+struct Claimed {
+    fingerprint: [u8; 32],
+    // `None` while the first call with it has no turn yet.
+    turn: watch::Receiver<Option<Arc<Turn>>>,
+}
+
+impl Claimed {
+    fn is_for(&self, turn: &Arc<Turn>) -> bool {
+        self.turn.borrow().as_ref().is_some_and(|known| Arc::ptr_eq(known, turn))
+    }
+}
+
+/// What became of a request id.
+#[derive(Debug)]
+pub enum RequestIdUse {
+    /// Nobody else has it.
+    First(Claim),
     /// The same request came before; this is its turn.
-    Joined(Arc<Turn>),
+    Repeated(Arc<Turn>),
+}
+
+/// The sole use of a request id. Dropping it unsettled gives the id free again, and whoever waits
+/// for its turn tries to get one.
+#[derive(Debug)]
+pub struct Claim {
+    directory: Arc<Directory>,
+    key: RequestKey,
+    turn: watch::Sender<Option<Arc<Turn>>>,
+}
+
+impl Claim {
+    /// Every call with this id gets this turn from now on, for as long as the turn is retained.
+    pub fn settle(self, turn: &Arc<Turn>) {
+        turn.requests().push(self.key.clone());
+        self.turn.send_replace(Some(Arc::clone(turn)));
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let turn = self.turn.borrow().clone();
+        // Also where the turn was forgotten while it was being settled for.
+        if turn.is_none_or(|turn| !self.directory.turns.contains_key(&turn.id)) {
+            self.directory.by_request.remove(&self.key);
+        }
+    }
 }
 
 impl Directory {
@@ -209,34 +285,41 @@ impl Directory {
         &self.retained
     }
 
-    /// Enters a turn, unless its request id is known.
+    /// Takes a request id for a call that is about to get a turn, or finds the turn that the same
+    /// request got before. Waits while that is not known yet.
     ///
     /// # Errors
     /// [`Refusal::RequestIdReused`].
-    pub fn enter(&self, turn: &Arc<Turn>) -> Result<Entered, Refusal> {
-        if let Some(request_id) = &turn.request_id {
-            match self.by_request.entry((turn.tenant.clone(), request_id.id.clone())) {
-                Entry::Occupied(entry) => {
-                    let known = entry.get();
-                    let same = known
-                        .request_id
-                        .as_ref()
-                        .is_some_and(|known| known.fingerprint == request_id.fingerprint);
-                    return if same {
-                        Ok(Entered::Joined(Arc::clone(known)))
-                    } else {
-                        Err(Refusal::RequestIdReused { request_id: request_id.id.clone() })
-                    };
+    pub async fn claim(
+        self: &Arc<Directory>,
+        tenant: &Tenant,
+        RequestId { id, fingerprint }: &RequestId,
+    ) -> Result<RequestIdUse, Refusal> {
+        loop {
+            let key = (tenant.clone(), id.clone());
+            let mut turn = match self.by_request.entry(key.clone()) {
+                Entry::Occupied(entry) if entry.get().fingerprint != *fingerprint => {
+                    return Err(Refusal::RequestIdReused { request_id: id.clone() });
                 }
-                Entry::Vacant(entry) => drop(entry.insert(Arc::clone(turn))),
+                Entry::Occupied(entry) => entry.get().turn.clone(),
+                Entry::Vacant(entry) => {
+                    let (turn, known) = watch::channel(None);
+                    entry.insert(Claimed { fingerprint: *fingerprint, turn: known });
+                    let directory = Arc::clone(self);
+                    return Ok(RequestIdUse::First(Claim { directory, key, turn }));
+                }
+            };
+            let known = turn.wait_for(Option::is_some).await;
+            if let Ok(Some(turn)) = known.as_deref() {
+                return Ok(RequestIdUse::Repeated(Arc::clone(turn)));
             }
+            // The first call was refused before it had a turn.
         }
-        self.turns.insert(turn.id.clone(), Arc::clone(turn));
-        Ok(Entered::New)
     }
 
-    /// Notes that a turn was admitted: from now on it is one of its context.
-    pub fn note_admitted(&self, turn: &Arc<Turn>) {
+    /// Enters a turn that was admitted: from now on it can be found.
+    pub fn enter(&self, turn: &Arc<Turn>) {
+        self.turns.insert(turn.id.clone(), Arc::clone(turn));
         if let Some(key) = &turn.context {
             self.unended.entry(key.clone()).or_default().push(Arc::clone(turn));
         }
@@ -247,14 +330,23 @@ impl Directory {
         self.turns.get(id).map(|turn| Arc::clone(&turn))
     }
 
-    /// The turn of this context that runs, or else the latest one that is retained.
+    /// The turn of this context that runs or is the next to run, or else the latest one that is
+    /// retained.
     pub fn of_context(&self, key: &ContextKey) -> Option<Arc<Turn>> {
         self.live_of(key).or_else(|| self.latest.get(key).map(|turn| Arc::clone(&turn)))
     }
 
     /// The turn of this context that runs or is the next to run.
     pub fn live_of(&self, key: &ContextKey) -> Option<Arc<Turn>> {
-        self.unended.get(key).and_then(|turns| turns.first().cloned())
+        self.running_of(key).or_else(|| {
+            let turns = self.unended.get(key)?;
+            turns.iter().find(|turn| turn.log.end().is_none()).cloned()
+        })
+    }
+
+    /// The turn of this context that runs.
+    pub fn running_of(&self, key: &ContextKey) -> Option<Arc<Turn>> {
+        self.unended.get(key)?.iter().find(|turn| turn.is_running()).cloned()
     }
 
     /// Every turn that has not ended.
@@ -276,21 +368,23 @@ impl Directory {
     /// Notes that a turn has ended. One that was refused is forgotten at once, so that the same
     /// request may be tried again; any other is kept for its readers.
     pub fn note_ended(&self, turn: &Arc<Turn>) {
+        match turn.log.end() {
+            Some(End::Terminal) => {
+                // First, so that there is no moment in which the context has no turn.
+                if let Some(key) = &turn.context {
+                    self.latest.insert(key.clone(), Arc::clone(turn));
+                }
+                self.retained.note_ended(&turn.log);
+                let expiry = Instant::now() + self.keep_for;
+                self.ended().push_back((expiry, Arc::clone(turn)));
+            }
+            Some(End::Refused(_)) | None => self.forget(turn),
+        }
         if let Some(key) = &turn.context {
             if let Some(mut turns) = self.unended.get_mut(key) {
                 turns.retain(|other| !Arc::ptr_eq(other, turn));
             }
             self.unended.remove_if(key, |_, turns| turns.is_empty());
-        }
-        match turn.log.end() {
-            Some(End::Terminal) => {
-                if let Some(key) = &turn.context {
-                    self.latest.insert(key.clone(), Arc::clone(turn));
-                }
-                let expiry = Instant::now() + self.keep_for;
-                self.ended().push_back((expiry, Arc::clone(turn)));
-            }
-            Some(End::Refused(_)) | None => self.forget(turn),
         }
         self.make_room();
     }
@@ -313,32 +407,178 @@ impl Directory {
         }
     }
 
-    /// Lets ended turns give up their events, oldest first, while all logs together are too large.
+    /// While all logs together are too large, lets ended turns give up their events, oldest first,
+    /// then running ones; and where that does not do, because terminal events alone are too many,
+    /// forgets the oldest turns.
     pub fn make_room(&self) {
+        self.retained.make_room();
         if !self.retained.is_over() {
             return;
         }
-        for (_, turn) in self.ended().iter() {
-            if !self.retained.is_over() {
-                return;
-            }
-            turn.log.shrink();
+        for turn in self.unended() {
+            turn.log.give_up(self.retained.excess());
+        }
+        let mut excess = self.retained.excess();
+        while excess > 0 {
+            let Some((_, turn)) = self.ended().pop_front() else { return };
+            // Counted here: the bytes are only free once its last reader has gone.
+            excess = excess.saturating_sub(turn.log.bytes());
+            self.forget(&turn);
         }
     }
 
     fn forget(&self, turn: &Arc<Turn>) {
-        let is_it = |other: &Arc<Turn>| Arc::ptr_eq(other, turn);
         self.turns.remove(&turn.id);
-        if let Some(request_id) = &turn.request_id {
-            let key = (turn.tenant.clone(), request_id.id.clone());
-            self.by_request.remove_if(&key, |_, other| is_it(other));
+        for key in turn.requests().drain(..) {
+            self.by_request.remove_if(&key, |_, claimed| claimed.is_for(turn));
         }
         if let Some(key) = &turn.context {
-            self.latest.remove_if(key, |_, other| is_it(other));
+            self.latest.remove_if(key, |_, other| Arc::ptr_eq(other, turn));
         }
     }
 
-    fn ended(&self) -> std::sync::MutexGuard<'_, VecDeque<(Instant, Arc<Turn>)>> {
+    fn ended(&self) -> MutexGuard<'_, VecDeque<(Instant, Arc<Turn>)>> {
         self.ended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::turn::event::{Event, Usage};
+    use crate::turn::request::{BusyPolicy, MissingThreadPolicy};
+
+    const KEEP: Duration = Duration::from_secs(600);
+
+    fn directory(max_bytes: u64) -> Arc<Directory> {
+        Arc::new(Directory::new(Retained::new(max_bytes, max_bytes), KEEP))
+    }
+
+    fn turn(directory: &Directory, context: &str) -> Arc<Turn> {
+        let tenant = Tenant::default();
+        let request = TurnRequest {
+            tenant: tenant.clone(),
+            context: Some(ContextKey {
+                tenant,
+                context_id: context.to_owned(),
+                thread_key: String::new(),
+            }),
+            inputs: Vec::new(),
+            ephemeral: false,
+            explicit_thread: None,
+            configured_thread: None,
+            thread_options: Default::default(),
+            turn_options: Default::default(),
+            request_id: None,
+            busy_policy: BusyPolicy::Queue,
+            disconnect_policy: DisconnectPolicy::Interrupt,
+            missing_thread_policy: MissingThreadPolicy::Fail,
+            include_raw_events: false,
+        };
+        let turn = Turn::new(&request, Arc::clone(directory.retained()));
+        directory.enter(&turn);
+        turn
+    }
+
+    fn complete(directory: &Directory, turn: &Arc<Turn>, response_bytes: usize) {
+        turn.log.append(Event::TurnCompleted {
+            final_response: "x".repeat(response_bytes),
+            usage: Usage::default(),
+            thread_usage: Usage::default(),
+        });
+        directory.note_ended(turn);
+    }
+
+    fn id(text: &str, fingerprint: u8) -> RequestId {
+        RequestId { id: text.to_owned(), fingerprint: [fingerprint; 32] }
+    }
+
+    async fn claim(directory: &Arc<Directory>, id: &RequestId) -> Result<RequestIdUse, Refusal> {
+        directory.claim(&Tenant::default(), id).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn ended_turns_are_forgotten_when_their_time_is_over_and_running_ones_are_not() {
+        let directory = directory(1 << 20);
+        let (running, ended) = (turn(&directory, "a"), turn(&directory, "b"));
+        let Ok(RequestIdUse::First(first)) = claim(&directory, &id("r", 1)).await else { panic!() };
+        first.settle(&ended);
+        tokio::time::advance(2 * KEEP).await;
+        complete(&directory, &ended, 10);
+        let (a, b) = (running.context.clone().unwrap(), ended.context.clone().unwrap());
+
+        tokio::time::advance(KEEP - Duration::from_secs(1)).await;
+        directory.sweep();
+        assert_eq!(directory.of_context(&b).unwrap().id, ended.id);
+        assert!(matches!(
+            claim(&directory, &id("r", 1)).await,
+            Ok(RequestIdUse::Repeated(known)) if known.id == ended.id
+        ));
+
+        tokio::time::advance(Duration::from_secs(1)).await;
+        directory.sweep();
+        assert!(directory.get(&ended.id).is_none() && directory.of_context(&b).is_none());
+        assert!(directory.by_request.is_empty());
+        assert_eq!(directory.of_context(&a).unwrap().id, running.id);
+        drop(ended);
+        assert_eq!(directory.retained().bytes(), 0);
+    }
+
+    #[test]
+    fn where_terminal_events_alone_are_too_much_the_oldest_turns_are_forgotten() {
+        let directory = directory(10_000);
+        let turns: Vec<_> = (0..8).map(|n| turn(&directory, &n.to_string())).collect();
+        let ids: Vec<_> = turns.iter().map(|turn| turn.id.clone()).collect();
+        for turn in turns {
+            complete(&directory, &turn, 4000);
+        }
+        assert!(!directory.retained().is_over());
+        let kept: Vec<_> = ids.iter().map(|id| directory.get(id).is_some()).collect();
+        assert_eq!(kept, [false, false, false, false, false, false, true, true]);
+    }
+
+    #[test]
+    fn running_turns_give_up_events_before_an_ended_one_is_forgotten() {
+        let directory = directory(10_000);
+        let (running, ended) = (turn(&directory, "a"), turn(&directory, "b"));
+        for _ in 0..8 {
+            running.log.append(Event::Raw { method: String::new(), json: "x".repeat(800) });
+        }
+        let before = running.log.bytes();
+        complete(&directory, &ended, 4000);
+        assert!(directory.get(&ended.id).is_some() && !directory.retained().is_over());
+        assert!(running.log.bytes() < before && running.log.bytes() > before / 4);
+    }
+
+    #[tokio::test]
+    async fn the_same_request_at_once_waits_for_the_first_and_a_refused_one_leaves_no_trace() {
+        let directory = directory(1 << 20);
+        let Ok(RequestIdUse::First(first)) = claim(&directory, &id("r", 1)).await else { panic!() };
+        let reused = claim(&directory, &id("r", 2)).await.unwrap_err();
+        assert_eq!(reused, Refusal::RequestIdReused { request_id: "r".to_owned() });
+
+        let second = tokio::spawn({
+            let directory = Arc::clone(&directory);
+            async move { claim(&directory, &id("r", 1)).await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!second.is_finished());
+        // Refused: the next one is the first.
+        drop(first);
+        let Ok(RequestIdUse::First(second)) = second.await.unwrap() else { panic!() };
+        let third = tokio::spawn({
+            let directory = Arc::clone(&directory);
+            async move { claim(&directory, &id("r", 1)).await }
+        });
+        tokio::task::yield_now().await;
+        let turn = turn(&directory, "a");
+        second.settle(&turn);
+        assert!(matches!(third.await.unwrap(),
+            Ok(RequestIdUse::Repeated(known)) if known.id == turn.id));
+
+        // A turn that is refused after it was entered frees its id, too.
+        turn.log.refuse(Refusal::ContextBusy);
+        directory.note_ended(&turn);
+        assert!(directory.is_empty() && directory.by_request.is_empty());
     }
 }

@@ -20,11 +20,12 @@ use tokio_util::task::TaskTracker;
 use crate::pool::{Pool, Unavailable};
 use crate::registry::Registry;
 use crate::turn::admission::{Admission, Place, Ticket};
-use crate::turn::directory::{Caller, Directory, Entered, Turn};
+use crate::turn::directory::{Caller, Directory, Phase, RequestIdUse, Turn};
 use crate::turn::event::{Event, FailureReason, InterruptReason, TurnError, Usage, UserInput};
 use crate::turn::refusal::Refusal;
 use crate::turn::request::{BusyPolicy, ThreadId, TurnId, TurnRequest};
 use crate::turn::workspace;
+use crate::worker::Worker;
 use crate::worker::thread::Workspace;
 
 /// How the engine behaves.
@@ -68,52 +69,100 @@ enum Outcome {
     Refused(Refusal),
 }
 
-impl Outcome {
-    fn interrupted(reason: InterruptReason) -> Outcome {
-        let (usage, thread_usage) = (Usage::default(), Usage::default());
-        Outcome::Ended(Event::TurnInterrupted { reason, usage, thread_usage })
-    }
-
-    fn failed(reason: FailureReason, message: impl Into<String>) -> Outcome {
-        let error = TurnError {
-            reason,
-            message: message.into(),
-            details: String::new(),
-            retryable: true,
-            retry_after: None,
-            side_effects_possible: false,
-            http_status: None,
-        };
-        let (usage, thread_usage) = (Usage::default(), Usage::default());
-        Outcome::Ended(Event::TurnFailed { error, usage, thread_usage })
-    }
+/// Why a turn is being stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    Asked(InterruptReason),
+    TurnTimeout,
+    IdleTimeout,
 }
 
 /// When a turn must be over; absent clocks never strike.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Clocks {
     turn_timeout: Option<Duration>,
     turn_deadline: Option<Instant>,
     idle_timeout: Option<Duration>,
+    stop: watch::Receiver<Option<InterruptReason>>,
 }
 
 impl Clocks {
-    fn start(request: &TurnRequest) -> Clocks {
+    fn start(request: &TurnRequest, stop: watch::Receiver<Option<InterruptReason>>) -> Clocks {
         let turn_timeout = request.turn_options.turn_timeout;
         Clocks {
             turn_timeout,
-            turn_deadline: turn_timeout.map(|timeout| Instant::now() + timeout),
+            turn_deadline: turn_timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
             idle_timeout: request.turn_options.idle_timeout,
+            stop,
         }
     }
 
-    fn turn_timeout_outcome(&self) -> Outcome {
-        Outcome::failed(FailureReason::TurnTimeout, self.turn_timeout_message())
+    /// Waits until the turn must stop. Before it was handed to Codex there is no progress to miss.
+    async fn strike(&mut self, last_progress: Option<Instant>) -> Cause {
+        let idle_deadline = self.idle_deadline(last_progress);
+        tokio::select! {
+            biased;
+            reason = stopped(&mut self.stop) => Cause::Asked(reason),
+            () = until(self.turn_deadline) => Cause::TurnTimeout,
+            () = until(idle_deadline) => Cause::IdleTimeout,
+        }
     }
 
-    fn turn_timeout_message(&self) -> String {
-        let timeout = humantime::format_duration(self.turn_timeout.unwrap_or_default());
-        format!("the turn was not over within its turn_timeout of {timeout}")
+    /// As [`Clocks::strike`], if it must stop now.
+    fn has_struck(&self, last_progress: Option<Instant>) -> Option<Cause> {
+        let now = Instant::now();
+        let is_over = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
+        if let Some(reason) = *self.stop.borrow() {
+            Some(Cause::Asked(reason))
+        } else if is_over(self.turn_deadline) {
+            Some(Cause::TurnTimeout)
+        } else if is_over(self.idle_deadline(last_progress)) {
+            Some(Cause::IdleTimeout)
+        } else {
+            None
+        }
+    }
+
+    fn idle_deadline(&self, last_progress: Option<Instant>) -> Option<Instant> {
+        last_progress?.checked_add(self.idle_timeout?)
+    }
+
+    /// What becomes of a turn that had to stop for this.
+    fn outcome(
+        &self,
+        cause: Cause,
+        (usage, thread_usage): (Usage, Usage),
+        side_effects_possible: bool,
+    ) -> Event {
+        let show = |timeout: Option<Duration>| {
+            humantime::format_duration(timeout.unwrap_or_default()).to_string()
+        };
+        let (reason, message) = match cause {
+            Cause::Asked(reason) => {
+                return Event::TurnInterrupted { reason, usage, thread_usage };
+            }
+            Cause::TurnTimeout => {
+                let timeout = show(self.turn_timeout);
+                let message = format!("the turn was not over within its turn_timeout of {timeout}");
+                (FailureReason::TurnTimeout, message)
+            }
+            Cause::IdleTimeout => {
+                let timeout = show(self.idle_timeout);
+                let message =
+                    format!("the turn made no progress for its idle_timeout of {timeout}");
+                (FailureReason::IdleTimeout, message)
+            }
+        };
+        let error = TurnError {
+            reason,
+            message,
+            details: String::new(),
+            retryable: true,
+            retry_after: None,
+            side_effects_possible,
+            http_status: None,
+        };
+        Event::TurnFailed { error, usage, thread_usage }
     }
 }
 
@@ -182,38 +231,44 @@ impl Engine {
     /// # Errors
     /// Whatever can be known before the turn exists. What is found out later ends the turn's log.
     pub async fn run_turn(self: &Arc<Engine>, request: TurnRequest) -> Result<Caller, Refusal> {
-        if request.busy_policy == BusyPolicy::Steer {
-            if let Some(joined) = self.steer_running(&request).await? {
-                return Ok(joined);
-            }
-        }
+        // First of all, so that a repeated call finds its turn whatever has changed since.
+        let claim = match &request.request_id {
+            None => None,
+            Some(request_id) => match self.directory.claim(&request.tenant, request_id).await? {
+                RequestIdUse::Repeated(turn) => return Ok(turn.join()),
+                RequestIdUse::First(claim) => Some(claim),
+            },
+        };
         let workspace = workspace::check(
             &request.thread_options,
             &request.inputs,
             &self.settings.default_directory,
         )
         .await?;
+        if request.busy_policy == BusyPolicy::Steer {
+            if let Some(joined) = self.steer_running(&request).await? {
+                // Repeated, it must not steer twice.
+                if let Some(claim) = claim {
+                    claim.settle(joined.turn());
+                }
+                return Ok(joined);
+            }
+        }
+        if self.is_draining() {
+            return Err(Refusal::Draining { retry_after: Duration::from_secs(1) });
+        }
         let turn = Turn::new(&request, Arc::clone(self.directory.retained()));
+        let ticket = self.admission.admit(&turn.tenant, turn.lane.clone(), request.busy_policy)?;
+        if *ticket.place().borrow() == Place::Running {
+            turn.set_phase(Phase::Opening);
+        }
         // Before the engine starts: a turn without a caller would be interrupted at once.
         let caller = turn.join();
-        match self.directory.enter(&turn)? {
-            Entered::Joined(known) => return Ok(known.join()),
-            Entered::New => {}
+        self.directory.enter(&turn);
+        if let Some(claim) = claim {
+            claim.settle(&turn);
         }
-        let admitted = if self.is_draining() {
-            Err(Refusal::Draining { retry_after: Duration::from_secs(1) })
-        } else {
-            self.admission.admit(&turn.tenant, turn.lane.clone(), request.busy_policy)
-        };
-        let ticket = match admitted {
-            Ok(ticket) => ticket,
-            Err(refusal) => {
-                turn.log.refuse(refusal.clone());
-                self.directory.note_ended(&turn);
-                return Err(refusal);
-            }
-        };
-        self.directory.note_admitted(&turn);
+        let (request, workspace) = (Arc::new(request), Arc::new(workspace));
         self.tasks.spawn(Arc::clone(self).drive(turn, request, workspace, ticket));
         Ok(caller)
     }
@@ -221,26 +276,28 @@ impl Engine {
     /// Adds input to a running turn; returns Codex's id of it.
     ///
     /// # Errors
-    /// [`Refusal::NotSteerable`] when it has ended, or Codex can't.
+    /// [`Refusal::NotSteerable`] when it waits, has ended, or Codex can't.
     pub async fn steer(&self, turn: &Arc<Turn>, inputs: &[UserInput]) -> Result<String, Refusal> {
         let refused = |cause: String| Refusal::NotSteerable { turn_id: turn.id.clone(), cause };
-        let Some(live) = turn.live().await else {
-            return Err(refused("it has ended".to_owned()));
-        };
+        let live = turn.live().await.map_err(|cause| refused(cause.to_owned()))?;
         let steered = live.worker.steer_turn(&live.thread_id, &live.codex_turn_id, inputs).await;
         steered.map(|()| live.codex_turn_id).map_err(|error| refused(error.to_string()))
     }
 
     /// Steers the running turn of the request's context and joins it; `None` where there is none.
     async fn steer_running(&self, request: &TurnRequest) -> Result<Option<Caller>, Refusal> {
+        /// A turn that Codex has just ended refuses input some moments before its end is told here.
+        const END_IS_NEAR: Duration = Duration::from_secs(1);
         let Some(key) = &request.context else { return Ok(None) };
-        while let Some(turn) = self.directory.live_of(key) {
+        while let Some(turn) = self.directory.running_of(key) {
             let caller = turn.join();
             match self.steer(&turn, &request.inputs).await {
                 Ok(_) => return Ok(Some(caller)),
                 // It ended meanwhile: the next one, or a turn of our own.
-                Err(_) if turn.log.end().is_some() => {}
-                Err(refusal) => return Err(refusal),
+                Err(refusal) => {
+                    let ended = tokio::time::timeout(END_IS_NEAR, turn.log.ended()).await;
+                    ended.map_err(|_| refusal)?;
+                }
             }
         }
         Ok(None)
@@ -313,14 +370,14 @@ impl Engine {
     async fn drive(
         self: Arc<Engine>,
         turn: Arc<Turn>,
-        request: TurnRequest,
-        workspace: Workspace,
+        request: Arc<TurnRequest>,
+        workspace: Arc<Workspace>,
         ticket: Ticket,
     ) {
         // However this task ends, the log ends.
         let _ended = EndGuard { engine: &self, turn: &turn };
         let outcome = self.run_to_outcome(&turn, &request, &workspace, &ticket).await;
-        turn.set_live(None);
+        turn.set_phase(Phase::Over);
         drop(ticket);
         match outcome {
             Outcome::Ended(event) => drop(turn.log.append(event)),
@@ -329,52 +386,54 @@ impl Engine {
     }
 
     async fn run_to_outcome(
-        &self,
+        self: &Arc<Engine>,
         turn: &Arc<Turn>,
-        request: &TurnRequest,
-        workspace: &Workspace,
+        request: &Arc<TurnRequest>,
+        workspace: &Arc<Workspace>,
         ticket: &Ticket,
     ) -> Outcome {
         let mut stop = turn.stop_requests();
         if let Err(reason) = wait_for_place(turn, ticket, &mut stop).await {
-            return Outcome::interrupted(reason);
+            let (usage, thread_usage) = (Usage::default(), Usage::default());
+            return Outcome::Ended(Event::TurnInterrupted { reason, usage, thread_usage });
         }
-        let clocks = Clocks::start(request);
+        turn.set_phase(Phase::Opening);
+        let mut clocks = Clocks::start(request, stop);
         for attempt in 1.. {
+            let mut opening = self.start_opening(request, workspace);
             let opened = tokio::select! {
                 biased;
-                reason = stopped(&mut stop) => return Outcome::interrupted(reason),
-                () = until(clocks.turn_deadline) => return clocks.turn_timeout_outcome(),
-                opened = self.open(turn, request, workspace) => opened,
+                cause = clocks.strike(None) => {
+                    return Outcome::Ended(clocks.outcome(cause, Default::default(), false));
+                }
+                opened = opening.opened() => opened,
             };
-            let opened = match opened {
-                Ok(opened) => opened,
+            let lost = match opened {
+                Ok(opened) => {
+                    match self.run_opened(turn, request, workspace, opened, &mut clocks).await {
+                        pump::Ran::Over(outcome) => return outcome,
+                        pump::Ran::NeverBegan(cause) => cause,
+                    }
+                }
                 Err(open::OpenError::Refused(refusal)) => return Outcome::Refused(refusal),
-                Err(open::OpenError::Lost(cause)) if attempt < self.settings.open_attempts => {
-                    tracing::info!(turn = %turn.id, attempt, cause, "the worker was lost before the turn began");
-                    continue;
-                }
-                Err(open::OpenError::Lost(cause)) => {
-                    return Outcome::Refused(Refusal::WorkerUnavailable {
-                        cause,
-                        retry_after: Duration::from_secs(1),
-                    });
-                }
+                Err(open::OpenError::Lost(cause)) => cause,
             };
-            match self.run_opened(turn, request, workspace, opened, &clocks, &mut stop).await {
-                pump::Ran::Over(outcome) => return outcome,
-                pump::Ran::NeverBegan(cause) if attempt < self.settings.open_attempts => {
-                    tracing::info!(turn = %turn.id, attempt, cause, "the worker was lost before the turn began");
-                }
-                pump::Ran::NeverBegan(cause) => {
-                    return Outcome::Refused(Refusal::WorkerUnavailable {
-                        cause,
-                        retry_after: Duration::from_secs(1),
-                    });
-                }
+            if attempt >= self.settings.open_attempts {
+                let retry_after = Duration::from_secs(1);
+                return Outcome::Refused(Refusal::WorkerUnavailable { cause: lost, retry_after });
             }
+            tracing::info!(turn = %turn.id, attempt, cause = lost, "the worker was lost before the turn began");
         }
         Outcome::Refused(Refusal::Internal("no attempt was made".to_owned()))
+    }
+
+    /// Kills a worker that answers nothing at all within the interrupt grace. One that does may just
+    /// be slow with what it was asked, and serves others.
+    async fn replace_if_silent(&self, worker: &Worker, cause: &str) {
+        if worker.ping(self.settings.interrupt_grace).await.is_err() {
+            worker.kill(cause);
+            worker.exited().await;
+        }
     }
 }
 
@@ -387,13 +446,22 @@ struct EndGuard<'a> {
 
 impl Drop for EndGuard<'_> {
     fn drop(&mut self) {
+        self.turn.set_phase(Phase::Over);
         if self.turn.log.end().is_none() {
-            let message = "the sidecar lost track of the turn, a fault of its own";
-            if let Outcome::Ended(event) = Outcome::failed(FailureReason::WorkerLost, message) {
-                let _ = self.turn.log.append(event);
-            }
+            let error = TurnError {
+                reason: FailureReason::WorkerLost,
+                message: "the sidecar lost track of the turn, a fault of its own".to_owned(),
+                details: String::new(),
+                retryable: true,
+                retry_after: None,
+                // How far it came can't be told.
+                side_effects_possible: true,
+                http_status: None,
+            };
+            let (usage, thread_usage) = (Usage::default(), Usage::default());
+            let event = Event::TurnFailed { error, usage, thread_usage };
+            let _ = self.turn.log.append(event);
         }
-        self.turn.set_live(None);
         self.engine.directory.note_ended(self.turn);
     }
 }

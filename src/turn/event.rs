@@ -148,7 +148,9 @@ impl Event {
 
     /// About how much memory it holds, in bytes: its texts and a fixed overhead.
     pub fn approximate_bytes(&self) -> usize {
-        const OVERHEAD: usize = 160;
+        // The event itself, its counts and its place in a log; and what allocating it and its texts
+        // costs beside their lengths, which most deltas are shorter than.
+        const OVERHEAD: usize = size_of::<TurnEvent>() + 32 + 64;
         let texts = match self {
             Event::ItemStarted(item) | Event::ItemUpdated(item) | Event::ItemCompleted(item) => {
                 item.approximate_bytes()
@@ -429,15 +431,24 @@ pub struct Item {
 }
 
 impl Item {
-    /// Whether its start means that the world outside the model may have changed.
+    /// Whether its start means that the world outside the model may have changed. An item of an
+    /// unknown kind may be a tool of a newer CLI.
     pub fn has_side_effects(&self) -> bool {
-        matches!(
-            self.kind,
+        match self.kind {
             ItemKind::CommandExecution(_)
-                | ItemKind::FileChange { .. }
-                | ItemKind::McpToolCall(_)
-                | ItemKind::DynamicToolCall(_)
-        )
+            | ItemKind::FileChange { .. }
+            | ItemKind::McpToolCall(_)
+            | ItemKind::DynamicToolCall(_)
+            | ItemKind::Unknown { .. } => true,
+            ItemKind::AgentMessage { .. }
+            | ItemKind::Reasoning { .. }
+            | ItemKind::WebSearch { .. }
+            | ItemKind::TodoList { .. }
+            | ItemKind::Error { .. }
+            | ItemKind::UserMessage { .. }
+            | ItemKind::ImageView { .. }
+            | ItemKind::ContextCompaction => false,
+        }
     }
 
     fn approximate_bytes(&self) -> usize {

@@ -10,7 +10,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::SystemTime;
 
 use tokio::sync::watch;
@@ -24,12 +24,22 @@ pub struct Retained {
     bytes: AtomicU64,
     max_bytes: u64,
     max_bytes_per_turn: u64,
+    ended: Mutex<EndedLogs>,
+}
+
+/// The logs that have something to give up without anybody missing it now, oldest first.
+#[derive(Debug, Default)]
+struct EndedLogs {
+    logs: VecDeque<Weak<Log>>,
+    // Logs that are gone are taken out once there are this many, so that they don't pile up.
+    prune_at: usize,
 }
 
 impl Retained {
     /// Nothing held yet.
     pub fn new(max_bytes: u64, max_bytes_per_turn: u64) -> Arc<Retained> {
-        Arc::new(Retained { bytes: AtomicU64::new(0), max_bytes, max_bytes_per_turn })
+        let (bytes, ended) = (AtomicU64::new(0), Mutex::default());
+        Arc::new(Retained { bytes, max_bytes, max_bytes_per_turn, ended })
     }
 
     /// About how many bytes all logs hold.
@@ -39,7 +49,36 @@ impl Retained {
 
     /// Whether they hold more than they should.
     pub fn is_over(&self) -> bool {
-        self.bytes() > self.max_bytes
+        self.excess() > 0
+    }
+
+    /// By how much they do.
+    pub fn excess(&self) -> u64 {
+        self.bytes().saturating_sub(self.max_bytes)
+    }
+
+    /// Notes a log that has ended: from now on it makes room for those that have not.
+    pub fn note_ended(&self, log: &Arc<Log>) {
+        let mut ended = self.ended();
+        ended.logs.push_back(Arc::downgrade(log));
+        if ended.logs.len() >= ended.prune_at {
+            ended.logs.retain(|log| log.strong_count() > 0);
+            ended.prune_at = (2 * ended.logs.len()).max(64);
+        }
+    }
+
+    /// Lets ended logs give up what need not be kept, oldest first, while all are too large.
+    pub fn make_room(&self) {
+        while self.is_over() {
+            let Some(oldest) = self.ended().logs.pop_front() else { return };
+            if let Some(log) = oldest.upgrade() {
+                log.shrink();
+            }
+        }
+    }
+
+    fn ended(&self) -> MutexGuard<'_, EndedLogs> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -100,17 +139,23 @@ impl Log {
         if is_terminal {
             state.end = Some(End::Terminal);
         }
-        let bound = self.retained.max_bytes_per_turn;
-        while state.bytes > bound || self.retained.is_over() {
-            // The newest stays: whoever keeps up must be able to see it.
-            if !self.give_up_oldest(&mut state, 1) {
-                break;
-            }
+        // The newest stays: whoever keeps up must be able to see it.
+        while state.bytes > self.retained.max_bytes_per_turn && self.give_up_oldest(&mut state, 1) {
         }
-        let progress = Progress { last: state.last, ended: state.end.is_some() };
-        drop(state);
-        self.progress.send_replace(progress);
+        if self.retained.is_over() {
+            // Without the lock: the others are locked one by one, and one of them may be this one.
+            drop(state);
+            self.retained.make_room();
+            state = self.state();
+            while self.retained.is_over() && self.give_up_oldest(&mut state, 1) {}
+        }
+        self.tell(&state);
         Some(event)
+    }
+
+    /// Wakes the readers. Under the lock, so that what they are told never goes back.
+    fn tell(&self, state: &MutexGuard<'_, State>) {
+        self.progress.send_replace(Progress { last: state.last, ended: state.end.is_some() });
     }
 
     /// Ends the log without a terminal event. Does nothing if it has ended.
@@ -120,15 +165,25 @@ impl Log {
             return;
         }
         state.end = Some(End::Refused(refusal));
-        let progress = Progress { last: state.last, ended: true };
-        drop(state);
-        self.progress.send_replace(progress);
+        self.tell(&state);
     }
 
     /// Gives up everything that need not be kept, to make room for others.
     pub fn shrink(&self) {
         let mut state = self.state();
         while self.give_up_oldest(&mut state, 0) {}
+    }
+
+    /// Gives up its oldest events until that many bytes are free, but not the newest one.
+    pub fn give_up(&self, bytes: u64) {
+        let mut state = self.state();
+        let enough = state.bytes.saturating_sub(bytes);
+        while state.bytes > enough && self.give_up_oldest(&mut state, 1) {}
+    }
+
+    /// About how many bytes it holds.
+    pub fn bytes(&self) -> u64 {
+        self.state().bytes
     }
 
     /// How it ended, if it has.
@@ -340,5 +395,39 @@ mod tests {
         log.refuse(Refusal::DeadlineExceeded);
         assert_eq!(reading.await.unwrap(), (1, Err(Refusal::ContextBusy)));
         assert_eq!(log.terminal(), None);
+    }
+
+    #[test]
+    fn a_running_turn_keeps_its_events_as_long_as_ended_ones_have_some_to_give_up() {
+        let retained = Retained::new(20_000, 10_000);
+        let ended: Vec<_> = (0..2)
+            .map(|_| {
+                let log = Arc::new(Log::new(Arc::clone(&retained)));
+                log.append(thread_started());
+                for _ in 0..4 {
+                    log.append(delta(2000));
+                }
+                log.append(terminal());
+                retained.note_ended(&log);
+                log
+            })
+            .collect();
+        let running = Arc::new(Log::new(Arc::clone(&retained)));
+        for _ in 0..4 {
+            running.append(delta(2000));
+        }
+        assert_eq!(drain(&mut running.read_after(0), &mut 0).len(), 4);
+        // The oldest one has given up what it could, and keeps its ends.
+        assert_eq!(drain(&mut ended[0].read_after(0), &mut 0).len(), 3);
+        assert!(!retained.is_over());
+    }
+
+    #[test]
+    fn logs_that_are_gone_do_not_pile_up() {
+        let retained = Retained::new(1 << 20, 1 << 20);
+        for _ in 0..1000 {
+            retained.note_ended(&Arc::new(Log::new(Arc::clone(&retained))));
+        }
+        assert!(retained.ended().logs.len() <= 64);
     }
 }

@@ -4,6 +4,7 @@
 //! holds for the later turns of a loaded thread. [`LoadedThread`] is what must be known to undo it.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -11,6 +12,7 @@ use crate::app_server::decode;
 use crate::app_server::method::{self, Baseline, LoadOptions};
 use crate::app_server::peer::{OVERLOADED, RequestError};
 use crate::options::ThreadOptions;
+use crate::process;
 use crate::turn::event::UserInput;
 use crate::turn::request::ThreadId;
 use crate::worker::{Worker, WorkerId};
@@ -22,6 +24,8 @@ pub struct LoadedThread {
     pub worker: WorkerId,
     load: LoadOptions,
     baseline: Baseline,
+    /// Where the baseline holds.
+    directory: PathBuf,
     /// Whether its next turn would use an effort other than the baseline's if it sent none.
     effort_is_set: bool,
 }
@@ -51,6 +55,9 @@ pub enum ThreadError {
     /// Another process writes the thread.
     #[error("{0}")]
     HeldElsewhere(String),
+    /// It is in Codex's archive, where a release that was cut short leaves it.
+    #[error("{0}")]
+    Archived(String),
     /// It is overloaded; try again.
     #[error("{0}")]
     Overloaded(String),
@@ -90,7 +97,20 @@ impl From<RequestError> for ThreadError {
             RequestError::Server { message, .. } if message.contains("active writer") => {
                 ThreadError::HeldElsewhere(message)
             }
+            RequestError::Server { message, .. } if message.contains("is archived") => {
+                ThreadError::Archived(message)
+            }
             RequestError::Server { .. } => ThreadError::Refused(text),
+        }
+    }
+}
+
+impl ThreadError {
+    /// The same of a request that went ahead of `turn/start`: whatever was written, no turn was.
+    fn before_the_turn(self) -> ThreadError {
+        match self {
+            ThreadError::Lost { cause, written: _ } => ThreadError::Lost { cause, written: false },
+            other => other,
         }
     }
 }
@@ -112,20 +132,14 @@ impl Worker {
         let opened: method::ThreadOpened = self.request(method::THREAD_START, &params).await?;
         self.note_thread_loaded();
         let thread_id = ThreadId::from_codex(opened.thread.id.clone());
-        // What was sent along is an override, not a default.
-        let model = match &options.model {
-            Some(_) => self.configured_model(directory).await.unwrap_or(opened.model),
-            None => opened.model,
-        };
-        let baseline = Baseline {
-            model,
-            effort: opened.reasoning_effort,
-            approval_policy: opened.approval_policy,
-            workspace_write: self.workspace_write(&opened.sandbox),
-            sandbox_policy: opened.sandbox,
-        };
-        let worker = self.id().clone();
-        Ok((thread_id, LoadedThread { worker, load, baseline, effort_is_set: false }))
+        let mut baseline = self.baseline_of(opened);
+        if options.model.is_some() {
+            // What was sent along is an override, not a default.
+            baseline.model = self.configured_model(directory).await.unwrap_or(baseline.model);
+        }
+        let (worker, directory) = (self.id().clone(), directory.clone());
+        let loaded = LoadedThread { worker, load, baseline, directory, effort_is_set: false };
+        Ok((thread_id, loaded))
     }
 
     /// Loads a thread from its rollout.
@@ -143,28 +157,37 @@ impl Worker {
         let params = method::thread_resume_params(thread_id.as_str(), &load, directory);
         let opened: method::ThreadOpened = self.request(method::THREAD_RESUME, &params).await?;
         self.note_thread_loaded();
-        // Codex resumes with the model, effort and approval policy of the thread's last turn, which
-        // may have been another caller's override. The CLI's own configuration is the baseline.
-        let read = self.read_config(directory).await;
-        let configured = read.unwrap_or_else(|| self.defaults().config);
-        let model = configured
-            .model
-            .or_else(|| self.defaults().default_model)
-            .unwrap_or_else(|| opened.model.clone());
-        let effort_is_set = opened.reasoning_effort != configured.model_reasoning_effort;
-        let approval_policy = configured
-            .approval_policy
-            .filter(|policy| !policy.is_null())
-            .unwrap_or_else(|| json!("on-request"));
-        let baseline = Baseline {
-            model,
-            effort: configured.model_reasoning_effort,
-            approval_policy,
-            workspace_write: configured.sandbox_workspace_write.unwrap_or_default(),
-            // The one setting that Codex does not resume from the rollout.
+        // Codex resumes with the model, effort, approval policy and sandbox of the thread's last
+        // turn, which may have been another caller's override.
+        let baseline = self.baseline(&load, directory).await?;
+        let effort_is_set = opened.reasoning_effort != baseline.effort;
+        let (worker, directory) = (self.id().clone(), directory.clone());
+        Ok(LoadedThread { worker, load, baseline, directory, effort_is_set })
+    }
+
+    /// What a new thread in this directory uses where nobody says anything: found out with one that
+    /// gets no turn, because it depends on more than the configuration tells (whether the directory
+    /// is in a project that the user trusts, for one).
+    async fn baseline(
+        &self,
+        load: &LoadOptions,
+        directory: &Path,
+    ) -> Result<Baseline, ThreadError> {
+        let params = method::thread_probe_params(load, directory);
+        let opened: method::ThreadOpened = self.request(method::THREAD_START, &params).await?;
+        self.note_thread_loaded();
+        self.forget_thread(&ThreadId::from_codex(opened.thread.id.clone())).await;
+        Ok(self.baseline_of(opened))
+    }
+
+    fn baseline_of(&self, opened: method::ThreadOpened) -> Baseline {
+        Baseline {
+            model: opened.model,
+            effort: opened.reasoning_effort,
+            approval_policy: opened.approval_policy,
+            workspace_write: self.workspace_write(&opened.sandbox),
             sandbox_policy: opened.sandbox,
-        };
-        Ok(LoadedThread { worker: self.id().clone(), load, baseline, effort_is_set })
+        }
     }
 
     /// Makes the worker let go of a thread, so that any worker may resume it. Unsubscribing would
@@ -176,6 +199,15 @@ impl Worker {
         let params = json!({ "threadId": thread_id.as_str() });
         let _: method::Ignored = self.request(method::THREAD_ARCHIVE, &params).await?;
         self.note_thread_released();
+        self.unarchive_thread(thread_id).await
+    }
+
+    /// Takes a thread out of Codex's archive.
+    ///
+    /// # Errors
+    /// See [`ThreadError`].
+    pub async fn unarchive_thread(&self, thread_id: &ThreadId) -> Result<(), ThreadError> {
+        let params = json!({ "threadId": thread_id.as_str() });
         let _: method::Ignored = self.request(method::THREAD_UNARCHIVE, &params).await?;
         Ok(())
     }
@@ -203,6 +235,19 @@ impl Worker {
         workspace: &Workspace,
         output_schema: Option<&Value>,
     ) -> Result<String, ThreadError> {
+        // A worker that was killed a moment ago takes what is written to it, and nobody could say
+        // any more whether the turn had begun.
+        if process::is_dying(self.pid()) {
+            let exit = tokio::time::timeout(Duration::from_secs(2), self.exited()).await;
+            let cause = exit.map_or_else(|_| "it is ending".to_owned(), |exit| exit.cause.clone());
+            return Err(ThreadError::Lost { cause, written: false });
+        }
+        if thread.directory != workspace.working_directory {
+            // Another directory may be trusted otherwise.
+            let baseline = self.baseline(&thread.load, &workspace.working_directory).await;
+            thread.baseline = baseline.map_err(ThreadError::before_the_turn)?;
+            thread.directory.clone_from(&workspace.working_directory);
+        }
         let params = method::turn_start_params(
             thread_id.as_str(),
             inputs,

@@ -14,8 +14,10 @@
     reason = "a test fails by panicking, and says where"
 )]
 
+pub mod attached;
 pub mod binary;
 pub mod processes;
+pub mod scripted;
 pub mod turn;
 
 use std::future::Future;

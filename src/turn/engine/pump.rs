@@ -1,15 +1,16 @@
 //! One turn on an open thread: from `turn/start` to the end.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::app_server::decode::{self, Decoded, TurnEnd};
 use crate::app_server::message::{Notification, ServerRequest};
-use crate::turn::directory::{Live, Turn};
+use crate::turn::directory::{Live, Phase, Turn};
 use crate::turn::engine::open::Opened;
-use crate::turn::engine::{Clocks, Engine, Outcome, stopped, until};
+use crate::turn::engine::{Cause, Clocks, Engine, Outcome, until};
 use crate::turn::event::{
     Event, FailureReason, InterruptReason, Item, ItemKind, Request, Resolution, TodoItem,
     TurnError, Usage,
@@ -17,7 +18,7 @@ use crate::turn::event::{
 use crate::turn::log::Log;
 use crate::turn::request::{ThreadId, TurnRequest};
 use crate::worker::thread::{ThreadError, Workspace};
-use crate::worker::{Route, ThreadMessage, WorkerExit};
+use crate::worker::{Route, ThreadMessage, Worker, WorkerExit};
 
 /// What became of a turn on an open thread.
 pub(super) enum Ran {
@@ -27,13 +28,23 @@ pub(super) enum Ran {
     NeverBegan(String),
 }
 
-/// Why a turn is being stopped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Cause {
-    Asked(InterruptReason),
-    TurnTimeout,
-    IdleTimeout,
+/// A turn that is being stopped.
+#[derive(Debug)]
+struct Stopping {
+    cause: Cause,
+    // Until when it may take to end.
+    deadline: Instant,
+    // Ends the interrupting.
+    _interrupting: Option<DropGuard>,
 }
+
+/// How often an interruption that Codex refuses is tried again: it refuses while it has not quite
+/// begun with the turn.
+const INTERRUPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// After how many messages in a row the clocks are looked at, although there are more. Below, what has
+/// happened goes before them, and a flood would keep them from being looked at at all.
+const FLOOD: u32 = 64;
 
 /// The item that stands for the agent's plan; Codex has plans but no item for them.
 const TODO_LIST_ID: &str = "todo_list";
@@ -45,23 +56,39 @@ impl Engine {
         request: &TurnRequest,
         workspace: &Workspace,
         opened: Opened,
-        clocks: &Clocks,
-        stop: &mut watch::Receiver<Option<InterruptReason>>,
+        clocks: &mut Clocks,
     ) -> Ran {
-        let Opened { thread_id, origin, mut loaded, mut route, lease, mut thread } = opened;
+        let Opened { thread_id, origin, mut loaded, warnings, mut route, lease, mut thread } =
+            opened;
         let worker = lease.worker();
         let schema = request.turn_options.output_schema.as_ref();
-        let started = worker
-            .start_turn(
+        let handed_over = Instant::now();
+        // A cause that comes while Codex is being told waits for what it says, but not for long.
+        let mut cause = None;
+        let started = {
+            let start = worker.start_turn(
                 &thread_id,
                 &mut loaded,
                 &request.inputs,
                 &request.thread_options,
                 workspace,
                 schema,
-            )
-            .await;
-        if let Err(ThreadError::Lost { cause, written: false }) = started {
+            );
+            tokio::pin!(start);
+            let early = tokio::select! {
+                biased;
+                started = &mut start => Some(started),
+                struck = clocks.strike(Some(handed_over)) => {
+                    cause = Some(struck);
+                    None
+                }
+            };
+            match early {
+                Some(started) => Some(started),
+                None => tokio::time::timeout(self.settings.interrupt_grace, start).await.ok(),
+            }
+        };
+        if let Some(Err(ThreadError::Lost { cause, written: false })) = started {
             // Nothing was said of this thread yet: the caller never learns of the failed attempt.
             return Ran::NeverBegan(cause);
         }
@@ -75,10 +102,20 @@ impl Engine {
         }
         let thread_started = Event::ThreadStarted { thread_id: thread_id.to_string(), origin };
         turn.log.append(thread_started);
+        for warning in warnings {
+            turn.log.append(warning);
+        }
 
         let codex_turn_id = match started {
-            Ok(codex_turn_id) => codex_turn_id,
-            Err(ThreadError::Lost { cause, .. }) => {
+            Some(Ok(codex_turn_id)) => codex_turn_id,
+            None => {
+                self.give_up(worker, &thread_id).await;
+                thread.loaded = None;
+                let cause = cause.unwrap_or(Cause::TurnTimeout);
+                // It was told of the turn; what it did with it can't be known.
+                return Ran::Over(Outcome::Ended(clocks.outcome(cause, Default::default(), true)));
+            }
+            Some(Err(ThreadError::Lost { cause, .. })) => {
                 let exit = if worker.is_alive() {
                     // It did not answer: whether the turn runs there can't be known.
                     worker.kill("it did not answer turn/start");
@@ -93,13 +130,13 @@ impl Engine {
                     (Usage::default(), Usage::default()),
                 )));
             }
-            Err(error) => {
+            Some(Err(error)) => {
                 return Ran::Over(Outcome::Ended(refused_by_codex(&error)));
             }
         };
         turn.log.append(Event::TurnStarted { codex_turn_id: codex_turn_id.clone() });
-        turn.set_live(Some(Live {
-            worker: std::sync::Arc::clone(worker),
+        turn.set_phase(Phase::Live(Live {
+            worker: Arc::clone(worker),
             thread_id: thread_id.clone(),
             codex_turn_id: codex_turn_id.clone(),
         }));
@@ -118,7 +155,7 @@ impl Engine {
             raised: 0,
             last_progress: Instant::now(),
         };
-        let end = self.pump(&mut run, &mut route, &thread_id, worker, clocks, stop).await;
+        let end = self.pump(&mut run, &mut route, &thread_id, worker, clocks, cause).await;
         thread.is_blank &= !run.has_begun;
         if run.usage_before.is_some() {
             thread.usage = Some(run.usage_total);
@@ -126,24 +163,26 @@ impl Engine {
         let event = match end {
             Ended::Codex(end, cause) => {
                 worker.note_turn_completed();
-                if end != TurnEnd::Completed && !run.running_commands.is_empty() {
-                    // An interruption leaves the turn's commands alive.
-                    let ending = worker.end_commands(&thread_id, &run.running_commands);
-                    let _ = tokio::time::timeout(Duration::from_secs(2), ending).await;
+                if end != TurnEnd::Completed {
+                    run.end_commands(worker, &thread_id).await;
                 }
                 run.close_plan();
                 run.terminal(end, cause, clocks)
             }
             Ended::Unresponsive(cause) => {
                 thread.loaded = None;
+                run.close_plan();
                 run.terminal(TurnEnd::Interrupted, Some(cause), clocks)
             }
             Ended::WorkerLost(exit) => {
+                run.close_plan();
                 worker_lost(&exit, "", run.side_effects, (run.usage(), run.usage_total))
             }
         };
         if request.ephemeral {
-            worker.forget_thread(&thread_id).await;
+            // Not worth more than a moment: it is for the worker's memory only.
+            let forgetting = worker.forget_thread(&thread_id);
+            let _ = tokio::time::timeout(self.settings.interrupt_grace, forgetting).await;
             self.pool.threads().forget(&thread_id);
         }
         Ran::Over(Outcome::Ended(event))
@@ -154,57 +193,88 @@ impl Engine {
         run: &mut Run<'_>,
         route: &mut Route,
         thread_id: &ThreadId,
-        worker: &std::sync::Arc<crate::worker::Worker>,
-        clocks: &Clocks,
-        stop: &mut watch::Receiver<Option<InterruptReason>>,
+        worker: &Arc<Worker>,
+        clocks: &mut Clocks,
+        mut cause: Option<Cause>,
     ) -> Ended {
-        // Why it is being stopped, and until when it may take to end.
-        let mut stopping: Option<(Cause, Instant)> = None;
+        let mut stopping: Option<Stopping> = None;
+        let mut in_a_row = 0_u32;
         loop {
-            let idle_deadline = clocks.idle_timeout.map(|timeout| run.last_progress + timeout);
-            let is_running = stopping.is_none();
-            let cause = tokio::select! {
+            if let Some(cause) = cause.take().filter(|_| stopping.is_none()) {
+                stopping = Some(Stopping {
+                    cause,
+                    deadline: Instant::now() + self.settings.interrupt_grace,
+                    _interrupting: self.interrupt(worker, thread_id, &run.codex_turn_id),
+                });
+            }
+            let give_up_at = stopping.as_ref().map(|stopping| stopping.deadline);
+            if in_a_row >= FLOOD {
+                in_a_row = 0;
+                match &stopping {
+                    None => cause = clocks.has_struck(Some(run.last_progress)),
+                    Some(Stopping { cause, deadline, .. }) if *deadline <= Instant::now() => {
+                        run.end_commands(worker, thread_id).await;
+                        self.give_up(worker, thread_id).await;
+                        return Ended::Unresponsive(*cause);
+                    }
+                    Some(_) => {}
+                }
+                if cause.is_some() {
+                    continue;
+                }
+            }
+            tokio::select! {
                 biased;
                 // First what has happened: an end already here beats every clock.
                 message = route.recv() => {
+                    in_a_row += 1;
                     let end = match message {
                         Some(ThreadMessage::Notification(notification)) => run.take(&notification),
                         Some(ThreadMessage::Request(request)) => { run.decline(worker, &request); None }
                         None => return Ended::WorkerLost(worker.exited().await),
                     };
-                    match end {
-                        Some(end) => return Ended::Codex(end, stopping.map(|(cause, _)| cause)),
-                        None => continue,
+                    if let Some(end) = end {
+                        return Ended::Codex(end, stopping.map(|stopping| stopping.cause));
                     }
                 }
-                reason = stopped(stop), if is_running => Cause::Asked(reason),
-                () = until(clocks.turn_deadline), if is_running => Cause::TurnTimeout,
-                () = until(idle_deadline), if is_running => Cause::IdleTimeout,
-                () = until(stopping.map(|(_, deadline)| deadline)), if !is_running => {
-                    let Some((cause, _)) = stopping else { continue };
-                    return self.give_up(worker, thread_id, cause).await;
+                struck = clocks.strike(Some(run.last_progress)), if stopping.is_none() => {
+                    in_a_row = 0;
+                    cause = Some(struck);
                 }
-            };
-            stopping = Some((cause, Instant::now() + self.settings.interrupt_grace));
-            // Not waited for here: events must go on being read, and the end comes as one.
-            let (worker, thread_id) = (std::sync::Arc::clone(worker), thread_id.clone());
-            let codex_turn_id = run.codex_turn_id.clone();
-            self.tasks.spawn(async move {
-                if let Err(error) = worker.interrupt_turn(&thread_id, &codex_turn_id).await {
-                    tracing::debug!(%error, "the turn could not be interrupted");
-                }
-            });
+                // Seen above.
+                () = until(give_up_at), if stopping.is_some() => in_a_row = FLOOD,
+            }
         }
+    }
+
+    /// Tells Codex to stop the turn. Not waited for: events must go on being read, and the end comes
+    /// as one. Ends when the guard is dropped.
+    fn interrupt(
+        &self,
+        worker: &Arc<Worker>,
+        thread_id: &ThreadId,
+        codex_turn_id: &str,
+    ) -> Option<DropGuard> {
+        let over = CancellationToken::new();
+        let guard = over.clone().drop_guard();
+        let (worker, thread_id) = (Arc::clone(worker), thread_id.clone());
+        let codex_turn_id = codex_turn_id.to_owned();
+        let interrupting = async move {
+            while let Err(error) = worker.interrupt_turn(&thread_id, &codex_turn_id).await {
+                tracing::debug!(%error, "the turn could not be interrupted");
+                if !worker.is_alive() {
+                    return;
+                }
+                tokio::time::sleep(INTERRUPT_AGAIN).await;
+            }
+        };
+        self.tasks.spawn(async move { over.run_until_cancelled(interrupting).await });
+        Some(guard)
     }
 
     /// The turn did not end although it was told to. A worker that still answers is asked to let go
     /// of the thread, which disturbs no other turn; one that doesn't is killed.
-    async fn give_up(
-        &self,
-        worker: &std::sync::Arc<crate::worker::Worker>,
-        thread_id: &ThreadId,
-        cause: Cause,
-    ) -> Ended {
+    async fn give_up(&self, worker: &Worker, thread_id: &ThreadId) {
         let released =
             tokio::time::timeout(self.settings.interrupt_grace, worker.release_thread(thread_id))
                 .await;
@@ -212,7 +282,6 @@ impl Engine {
             worker.kill("it did not end a turn that it was told to interrupt");
             worker.exited().await;
         }
-        Ended::Unresponsive(cause)
     }
 }
 
@@ -223,7 +292,7 @@ enum Ended {
     /// Codex did not end it in time.
     Unresponsive(Cause),
     /// The worker ended.
-    WorkerLost(std::sync::Arc<WorkerExit>),
+    WorkerLost(Arc<WorkerExit>),
 }
 
 /// What is known of a running turn.
@@ -302,6 +371,7 @@ impl Run<'_> {
                     self.running_commands.push(item.id.clone());
                 }
             }
+            Event::ItemUpdated(item) => self.side_effects |= item.has_side_effects(),
             Event::ItemCompleted(item) => {
                 self.side_effects |= item.has_side_effects();
                 self.running_commands.retain(|id| *id != item.id);
@@ -337,8 +407,16 @@ impl Run<'_> {
         Some(Item { id: TODO_LIST_ID.to_owned(), kind })
     }
 
+    /// Ends the commands that still run: an interruption leaves them alive.
+    async fn end_commands(&self, worker: &Worker, thread_id: &ThreadId) {
+        if !self.running_commands.is_empty() {
+            let ending = worker.end_commands(thread_id, &self.running_commands);
+            let _ = tokio::time::timeout(Duration::from_secs(2), ending).await;
+        }
+    }
+
     /// Says no to what Codex asks: an unanswered request would hang the turn for ever.
-    fn decline(&mut self, worker: &crate::worker::Worker, request: &ServerRequest) {
+    fn decline(&mut self, worker: &Worker, request: &ServerRequest) {
         self.last_progress = Instant::now();
         self.raised += 1;
         let id = self.raised.to_string();
@@ -368,18 +446,8 @@ impl Run<'_> {
                 error.side_effects_possible = self.side_effects;
                 Event::TurnFailed { error, usage, thread_usage: self.usage_total }
             }
-            (TurnEnd::Interrupted, Some(Cause::Asked(reason))) => {
-                Event::TurnInterrupted { reason, usage, thread_usage: self.usage_total }
-            }
-            (TurnEnd::Interrupted, Some(Cause::TurnTimeout)) => {
-                let message = clocks.turn_timeout_message();
-                self.timed_out(FailureReason::TurnTimeout, message, usage)
-            }
-            (TurnEnd::Interrupted, Some(Cause::IdleTimeout)) => {
-                let timeout = humantime::format_duration(clocks.idle_timeout.unwrap_or_default());
-                let message =
-                    format!("the turn made no progress for its idle_timeout of {timeout}");
-                self.timed_out(FailureReason::IdleTimeout, message, usage)
+            (TurnEnd::Interrupted, Some(cause)) => {
+                clocks.outcome(cause, (usage, self.usage_total), self.side_effects)
             }
             (TurnEnd::Interrupted, None) => Event::TurnInterrupted {
                 reason: InterruptReason::Codex,
@@ -387,19 +455,6 @@ impl Run<'_> {
                 thread_usage: self.usage_total,
             },
         }
-    }
-
-    fn timed_out(&self, reason: FailureReason, message: String, usage: Usage) -> Event {
-        let error = TurnError {
-            reason,
-            message,
-            details: String::new(),
-            retryable: true,
-            retry_after: None,
-            side_effects_possible: self.side_effects,
-            http_status: None,
-        };
-        Event::TurnFailed { error, usage, thread_usage: self.usage_total }
     }
 }
 
@@ -431,6 +486,7 @@ fn refused_by_codex(error: &ThreadError) -> Event {
     let (reason, retryable) = match error {
         ThreadError::Overloaded(_) => (FailureReason::ServerOverloaded, true),
         ThreadError::NotFound(_)
+        | ThreadError::Archived(_)
         | ThreadError::HeldElsewhere(_)
         | ThreadError::Refused(_)
         | ThreadError::Lost { .. } => (FailureReason::BadRequest, false),

@@ -1,0 +1,406 @@
+//! What the benchmarks share: a sidecar as a process of its own, the same Codex CLI spoken to
+//! straight, and the offline model that answers both.
+//!
+//! Both sides get the same binary, the same flags, the same model and a fresh CODEX_HOME each; they
+//! send Codex the same requests. What is measured differs in the sidecar alone.
+
+#![allow(dead_code, reason = "no benchmark uses all of it")]
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use codex_sidecar::app_server::decode::{self, Decoded, TurnEnd};
+use codex_sidecar::app_server::message::Inbound;
+use codex_sidecar::app_server::method::{self, Baseline, LoadOptions, WorkspaceWriteConfig};
+use codex_sidecar::app_server::peer::{Peer, PeerLimits};
+use codex_sidecar::codex_cli;
+use codex_sidecar::offline_model::OfflineModel;
+use codex_sidecar::options::{ApprovalPolicy, SandboxMode, ThreadOptions};
+use codex_sidecar::pb;
+use codex_sidecar::pb::codex_service_client::CodexServiceClient;
+use codex_sidecar::process::{Pipes, Process, ProcessSpec};
+use codex_sidecar::turn::event::UserInput;
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::sync::oneshot;
+use tonic::transport::{Channel, Endpoint};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+
+/// Why a benchmark can't go on.
+pub(crate) type Fault = Box<dyn Error + Send + Sync>;
+
+/// The sidecar gives every worker this, because it wants ephemeral threads unloaded soon.
+const WORKER_OVERRIDE: &str = "thread_unload_delay_secs=1";
+/// How long a worker or a sidecar may take to start, on a machine that others use, too.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Whether to take only a few samples: with `--quick`, and whenever it is not `cargo bench` that
+/// runs the benchmark (`cargo test --benches` does, to see that it works).
+pub(crate) fn is_quick() -> bool {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let has = |flag: &str| arguments.iter().any(|argument| argument == flag);
+    has("--quick") || !has("--bench")
+}
+
+/// The place of one run, and what both sides have in common.
+pub(crate) struct Bed {
+    place: TempDir,
+    codex: PathBuf,
+    model: OfflineModel,
+    work: PathBuf,
+}
+
+impl Bed {
+    /// Finds (or installs) the CLI and starts the model.
+    pub(crate) async fn make() -> Result<Bed, Fault> {
+        let configured = std::env::var_os("CODEX_PATH").filter(|path| !path.is_empty());
+        let found = codex_cli::find(
+            configured.as_deref().map(std::path::Path::new),
+            std::env::var_os("PATH").as_deref(),
+        );
+        let codex = match found {
+            Ok(codex) => codex,
+            Err(error) if configured.is_some() => return Err(error.into()),
+            Err(_) => tokio::task::spawn_blocking(codex_cli::install).await??,
+        };
+        let version = codex_cli::version(&codex).await?;
+        let cores = std::thread::available_parallelism()?;
+        let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+        let load = load.split_whitespace().next().unwrap_or("unknown").to_owned();
+        say(&format!("Codex CLI {version}, {cores} cores, load {load}"));
+        let place = tempfile::tempdir()?;
+        let work = place.path().join("work");
+        std::fs::create_dir(&work)?;
+        let model = OfflineModel::start(([127, 0, 0, 1], 0).into()).await?;
+        Ok(Bed { place, codex, model, work })
+    }
+
+    fn home(&self, name: &str) -> Result<PathBuf, Fault> {
+        let home = self.place.path().join(name);
+        std::fs::create_dir_all(&home)?;
+        Ok(home)
+    }
+
+    /// How turns run, on both sides.
+    fn options(&self) -> ThreadOptions {
+        ThreadOptions {
+            working_directory: Some(self.work.clone()),
+            skip_git_repo_check: Some(true),
+            sandbox_mode: Some(SandboxMode::ReadOnly),
+            approval_policy: Some(ApprovalPolicy::Never),
+            ..ThreadOptions::default()
+        }
+    }
+}
+
+/// The variables that would make the two sides differ, taken out.
+fn environment(home: PathBuf) -> Vec<(OsString, Option<OsString>)> {
+    let ours = std::env::vars_os()
+        .map(|(name, _)| name)
+        .filter(|name| name.to_string_lossy().starts_with("CODEX_"))
+        .chain(["OPENAI_API_KEY".into()]);
+    let mut environment: Vec<_> = ours.map(|name| (name, None)).collect();
+    environment.push(("CODEX_HOME".into(), Some(home.into_os_string())));
+    environment
+}
+
+/// A sidecar, as a process of its own, as its users run it.
+pub(crate) struct Sidecar {
+    child: tokio::process::Child,
+    client: CodexServiceClient<Channel>,
+    options: pb::ThreadOptions,
+}
+
+impl Sidecar {
+    /// Starts one; returns when it is ready for turns.
+    pub(crate) async fn start(bed: &Bed, workers: usize) -> Result<Sidecar, Fault> {
+        let config = bed.place.path().join("sidecar.toml");
+        // As its users would configure a provider.
+        let overrides = bed.model.config_overrides().join("\n");
+        std::fs::write(&config, format!("[worker.config]\n{overrides}\n"))?;
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_codex-sidecar"));
+        command
+            .args(["serve", "--listen", "127.0.0.1:0", "--log-format", "text"])
+            .args(["--workers", &workers.to_string(), "--drain-grace", "1s"])
+            .arg("--codex-path")
+            .arg(&bed.codex)
+            .arg("--config")
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        for (name, value) in environment(bed.home("sidecar-home")?) {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        let mut child = command.spawn()?;
+        let log = child.stderr.take().ok_or("the sidecar has no stderr")?;
+        let address = tokio::time::timeout(START_TIMEOUT, address_in(log)).await??;
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))?;
+        let channel = endpoint.connect().await?;
+        tokio::time::timeout(START_TIMEOUT, ready(channel.clone())).await??;
+        let client = CodexServiceClient::new(channel).max_decoding_message_size(usize::MAX);
+        let mut options = pb::ThreadOptions {
+            working_directory: Some(bed.work.to_string_lossy().into_owned()),
+            skip_git_repo_check: Some(true),
+            ..pb::ThreadOptions::default()
+        };
+        options.set_sandbox_mode(pb::SandboxMode::ReadOnly);
+        options.set_approval_policy(pb::ApprovalPolicy::Never);
+        Ok(Sidecar { child, client, options })
+    }
+
+    /// A client of it, on a connection that is open.
+    pub(crate) fn client(&self) -> CodexServiceClient<Channel> {
+        self.client.clone()
+    }
+
+    /// A request for a turn.
+    pub(crate) fn request(&self, context_id: &str, prompt: &str) -> pb::RunTurnRequest {
+        let text = pb::user_input::Input::Text(prompt.to_owned());
+        pb::RunTurnRequest {
+            context_id: context_id.to_owned(),
+            inputs: vec![pb::UserInput { input: Some(text) }],
+            thread_options: Some(self.options.clone()),
+            ..pb::RunTurnRequest::default()
+        }
+    }
+
+    /// Runs one turn to the end of its stream.
+    pub(crate) async fn turn(&self, context_id: &str, prompt: &str) -> Result<(), Fault> {
+        let mut client = self.client();
+        let mut stream = client.run_turn(self.request(context_id, prompt)).await?.into_inner();
+        let mut last = None;
+        while let Some(response) = stream.message().await? {
+            last = response.event.and_then(|event| event.event);
+        }
+        match last {
+            Some(pb::turn_event::Event::TurnCompleted(_)) => Ok(()),
+            other => Err(format!("the turn ended with {other:?}").into()),
+        }
+    }
+
+    /// The CPU time that it has used, its workers not counted.
+    pub(crate) fn cpu(&self) -> Result<Duration, Fault> {
+        cpu(self.child.id().ok_or("the sidecar has ended")?)
+    }
+
+    /// Ends it as an orchestrator would.
+    pub(crate) async fn stop(mut self) -> Result<(), Fault> {
+        let pid = self.child.id().and_then(|pid| i32::try_from(pid).ok());
+        if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
+            rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        }
+        let status = tokio::time::timeout(START_TIMEOUT, self.child.wait()).await??;
+        if status.success() {
+            Ok(())
+        } else {
+            Err(format!("the sidecar ended with {status}").into())
+        }
+    }
+}
+
+/// Reads the log up to where it says the address, and goes on reading in the background.
+async fn address_in(log: tokio::process::ChildStderr) -> Result<String, Fault> {
+    let mut lines = BufReader::new(log).lines();
+    while let Some(line) = lines.next_line().await? {
+        if let Some((_, address)) = line.split_once("listening on ") {
+            let address = address.trim().to_owned();
+            tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+            return Ok(address);
+        }
+    }
+    Err("the sidecar ended before it listened".into())
+}
+
+async fn ready(channel: Channel) -> Result<(), Fault> {
+    let service = codex_sidecar::app::READINESS_SERVICE.to_owned();
+    let request = HealthCheckRequest { service };
+    let mut statuses = HealthClient::new(channel).watch(request).await?.into_inner();
+    while let Some(response) = statuses.message().await? {
+        if response.status() == ServingStatus::Serving {
+            return Ok(());
+        }
+    }
+    Err("the sidecar ended before it was ready".into())
+}
+
+type Ends = Arc<Mutex<HashMap<String, oneshot::Sender<Result<(), String>>>>>;
+
+/// A `codex app-server` that is spoken to straight, with as little as that can be done with.
+pub(crate) struct Straight {
+    process: Process,
+    peer: Peer,
+    ends: Ends,
+    options: ThreadOptions,
+    work: PathBuf,
+}
+
+/// A thread of it.
+pub(crate) struct Thread {
+    id: String,
+    baseline: Baseline,
+}
+
+impl Straight {
+    /// Starts one; returns when it has shaken hands.
+    pub(crate) async fn start(bed: &Bed, disabled: &[&str]) -> Result<Straight, Fault> {
+        let mut args: Vec<OsString> =
+            vec!["app-server".into(), "-c".into(), WORKER_OVERRIDE.into()];
+        for value in bed.model.config_overrides() {
+            args.extend(["-c".into(), value.into()]);
+        }
+        for feature in disabled {
+            args.extend(["--disable".into(), feature.into()]);
+        }
+        let spec = ProcessSpec {
+            program: bed.codex.clone(),
+            args,
+            env: environment(bed.home("straight-home")?),
+            current_dir: None,
+        };
+        let (process, Pipes { stdin, stdout, stderr }) = Process::spawn(spec).await?;
+        tokio::spawn(async move {
+            let mut lines = BufReader::new(stderr).lines();
+            while let Ok(Some(_)) = lines.next_line().await {}
+        });
+        let ends = Ends::default();
+        let peer = Peer::start(stdout, stdin, PeerLimits::default(), {
+            let ends = Arc::clone(&ends);
+            move |message| note_end(&ends, &message)
+        });
+        let _: method::Initialized =
+            peer.request(method::INITIALIZE, &method::initialize_params(), START_TIMEOUT).await?;
+        peer.notify(method::INITIALIZED)?;
+        let (options, work) = (bed.options(), bed.work.clone());
+        Ok(Straight { process, peer, ends, options, work })
+    }
+
+    /// Starts a thread.
+    pub(crate) async fn open(&self) -> Result<Thread, Fault> {
+        let load = LoadOptions::of(&self.options);
+        let params = method::thread_start_params(&self.options, &load, &self.work, false);
+        let opened: method::ThreadOpened =
+            self.peer.request(method::THREAD_START, &params, REQUEST_TIMEOUT).await?;
+        let baseline = Baseline {
+            model: opened.model,
+            effort: opened.reasoning_effort,
+            approval_policy: opened.approval_policy,
+            sandbox_policy: opened.sandbox,
+            workspace_write: WorkspaceWriteConfig::default(),
+        };
+        Ok(Thread { id: opened.thread.id, baseline })
+    }
+
+    /// Runs one turn to its end.
+    pub(crate) async fn turn(&self, thread: &Thread, prompt: &str) -> Result<(), Fault> {
+        let params = method::turn_start_params(
+            &thread.id,
+            &[UserInput::Text(prompt.to_owned())],
+            &self.options,
+            &thread.baseline,
+            (&self.work, &[]),
+            None,
+            false,
+        );
+        let (end, ended) = oneshot::channel();
+        self.ends.lock().unwrap_or_else(PoisonError::into_inner).insert(thread.id.clone(), end);
+        let _: method::TurnStarted =
+            self.peer.request(method::TURN_START, &params, REQUEST_TIMEOUT).await?;
+        ended.await?.map_err(Fault::from)
+    }
+
+    /// The CPU time that it has used.
+    pub(crate) fn cpu(&self) -> Result<Duration, Fault> {
+        cpu(self.process.pid())
+    }
+}
+
+impl Drop for Straight {
+    fn drop(&mut self) {
+        self.process.kill();
+    }
+}
+
+fn note_end(ends: &Ends, message: &Inbound) {
+    let Inbound::Notification(notification) = message else { return };
+    if notification.method != "turn/completed" {
+        return;
+    }
+    let thread_id = decode::scope(&notification.params).thread_id.unwrap_or_default();
+    let end = ends.lock().unwrap_or_else(PoisonError::into_inner).remove(&thread_id);
+    let outcome = match decode::notification(notification) {
+        Decoded::TurnEnded(TurnEnd::Completed) => Ok(()),
+        other => Err(format!("the turn ended with {other:?}")),
+    };
+    if let Some(end) = end {
+        let _ = end.send(outcome);
+    }
+}
+
+/// The CPU time of a process, in user and system mode, its own children not counted.
+fn cpu(pid: u32) -> Result<Duration, Fault> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name in parentheses may hold anything; what follows it are plain numbers from field 3 on.
+    let (_, fields) = stat.rsplit_once(')').ok_or("no name in /proc/PID/stat")?;
+    let ticks: u64 = fields
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .map(str::parse::<u64>)
+        .sum::<Result<u64, _>>()?;
+    let per_second = rustix::param::clock_ticks_per_second();
+    Ok(Duration::from_millis(ticks * 1000 / per_second.max(1)))
+}
+
+/// How long each of many things took.
+#[derive(Debug, Default)]
+pub(crate) struct Samples(Vec<f64>);
+
+impl Samples {
+    /// Adds one.
+    pub(crate) fn add(&mut self, took: Duration) {
+        self.add_milliseconds(took.as_secs_f64() * 1000.0);
+    }
+
+    /// Adds one, which may be negative.
+    pub(crate) fn add_milliseconds(&mut self, took: f64) {
+        let at = self.0.partition_point(|other| *other < took);
+        self.0.insert(at, took);
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The sample below which this share of all lies, in milliseconds; not a number without any.
+    pub(crate) fn quantile(&self, share: f64) -> f64 {
+        let last = self.0.len().saturating_sub(1);
+        let at = (last as f64 * share).round() as usize;
+        self.0.get(at).copied().unwrap_or(f64::NAN)
+    }
+
+    /// The one in the middle.
+    pub(crate) fn p50(&self) -> f64 {
+        self.quantile(0.5)
+    }
+}
+
+/// Prints a line.
+pub(crate) fn say(line: &str) {
+    // Nobody needs a benchmark whose output is closed.
+    let _ = writeln!(std::io::stdout(), "{line}");
+}

@@ -1,0 +1,332 @@
+//! Turns that outlive their streams: `AttachTurn`, and what is retained for it.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking, and says where"
+)]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use codex_sidecar::pb;
+use codex_sidecar::pb::turn_event::Event;
+use codex_sidecar::process;
+use support::attached::{assert_follows, by_context, by_id, said};
+use support::turn::{is_terminal, kind_of};
+use support::{Client, PATIENCE, Sidecar, eventually, prompt, scripted, within};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tonic::Code;
+
+fn outliving(request: pb::RunTurnRequest) -> pb::RunTurnRequest {
+    pb::RunTurnRequest { disconnect_policy: pb::DisconnectPolicy::Continue.into(), ..request }
+}
+
+/// Hands bytes on to a sidecar until all of its connections are cut at once, with a reset.
+struct Wire {
+    address: String,
+    cut: watch::Sender<()>,
+}
+
+impl Wire {
+    async fn to(sidecar: &Sidecar) -> Wire {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let upstream = sidecar.addresses[0].to_string();
+        let cut = watch::Sender::new(());
+        let cuts = cut.clone();
+        tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                let mut far = TcpStream::connect(&upstream).await.unwrap();
+                let mut cut = cuts.subscribe();
+                tokio::spawn(async move {
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                        _ = cut.changed() => {
+                            near.set_zero_linger().unwrap();
+                            far.set_zero_linger().unwrap();
+                        }
+                    }
+                });
+            }
+        });
+        Wire { address, cut }
+    }
+
+    async fn client(&self, sidecar: &Sidecar) -> Client {
+        Client::connect(&self.address, sidecar.place.work()).await
+    }
+
+    fn cut(&self) {
+        self.cut.send_replace(());
+    }
+}
+
+#[tokio::test]
+async fn a_turn_is_whole_although_its_connection_is_cut_three_times() {
+    const WORDS: usize = 2000;
+    let sidecar = Sidecar::start().await;
+    let wire = Wire::to(&sidecar).await;
+
+    let client = wire.client(&sidecar).await;
+    let mut turn =
+        client.begin(outliving(prompt("a", &format!("[[words {WORDS}]] [[slow 1]]")))).await;
+    let mut events = Vec::new();
+    let cut_after = fastrand::usize(1..400);
+    while events.len() < cut_after {
+        events.push(turn.try_next().await.unwrap().expect("an event"));
+    }
+    wire.cut();
+    // What was under way still arrives; then the stream is broken, not ended.
+    let mut at_risk = loop {
+        match turn.try_next().await {
+            Ok(event) => events.push(event.expect("no end before the turn's")),
+            Err(status) => break status,
+        }
+    };
+    let turn_id = turn.turn_id().to_owned();
+
+    let mut cuts = 1;
+    let mut ended = false;
+    while !ended {
+        let client = wire.client(&sidecar).await;
+        let after = events.last().unwrap().sequence;
+        let mut attached = client.attach(by_id(&turn_id), after).await;
+        let cut_after = fastrand::usize(1..500);
+        loop {
+            if cuts < 3 && attached.events.len() == cut_after {
+                wire.cut();
+                cuts += 1;
+            }
+            match attached.try_next().await {
+                Ok(Some(_)) => {}
+                Ok(None) => {
+                    ended = true;
+                    break;
+                }
+                Err(status) => {
+                    at_risk = status;
+                    break;
+                }
+            }
+        }
+        events.append(&mut attached.events);
+    }
+    assert_eq!(cuts, 3, "{at_risk:?}");
+
+    let told = support::Told { events };
+    told.assert_well_formed();
+    let deltas = told.kinds().iter().filter(|kind| **kind == "agent_message_delta").count();
+    assert_eq!(deltas, WORDS);
+    assert_eq!(said(&told.events), told.final_response());
+    assert_eq!(sidecar.model.requests(), 1);
+    sidecar.stop().await;
+}
+
+#[tokio::test]
+async fn any_number_of_readers_see_one_turn_alike_while_it_runs_and_after_its_end() {
+    let sidecar = Sidecar::start().await;
+    let mut turn = sidecar.begin(prompt("a", "[[words 300]] [[slow 1]]")).await;
+    let turn_id = turn.started().await;
+    while turn.events.len() < 4 {
+        turn.try_next().await.unwrap();
+    }
+
+    let attached = |target, after| {
+        let client: Client = (*sidecar).clone();
+        tokio::spawn(async move { client.attach(target, after).await.rest().await })
+    };
+    let early: Vec<_> = (0..8)
+        .map(|n| attached(if n % 2 == 0 { by_id(&turn_id) } else { by_context("a") }, n / 2))
+        .collect();
+    let whole = turn.rest().await;
+    for (n, reading) in early.into_iter().enumerate() {
+        assert_eq!(reading.await.unwrap(), whole.events[n / 2..], "reader {n}");
+    }
+
+    // A finished turn replays to its terminal event, from anywhere, by its id or its context.
+    let last = whole.events.len() as u64;
+    for after in [0, 1, last - 1] {
+        let replayed = sidecar.attach(by_context("a"), after).await.rest().await;
+        assert_eq!(replayed, whole.events[usize::try_from(after).unwrap()..]);
+    }
+    let again = sidecar.attach(by_id(&turn_id), last).await.rest().await;
+    assert_eq!(again, whole.events[whole.events.len() - 1..], "the terminal event comes always");
+
+    let beyond = sidecar.try_attach(by_id(&turn_id), last + 1).await.unwrap_err();
+    beyond.assert(Code::InvalidArgument, "INVALID_INPUT");
+    assert_eq!(beyond.field_paths(), ["after_sequence"]);
+    let nobody = uuid::Uuid::now_v7().to_string();
+    let unknown = sidecar.try_attach(by_id(&nobody), 0).await.unwrap_err();
+    unknown.assert(Code::NotFound, "TURN_NOT_FOUND");
+    sidecar
+        .try_attach(by_context("b"), 0)
+        .await
+        .unwrap_err()
+        .assert(Code::NotFound, "TURN_NOT_FOUND");
+    sidecar
+        .try_attach(by_id("x"), 0)
+        .await
+        .unwrap_err()
+        .assert(Code::InvalidArgument, "INVALID_INPUT");
+
+    // The context's latest turn from now on.
+    let second = sidecar.say("a", "again").await;
+    assert_eq!(sidecar.attach(by_context("a"), 0).await.rest().await, second.events);
+    assert_eq!(sidecar.attach(by_id(&turn_id), 0).await.rest().await, whole.events);
+    sidecar.stop().await;
+}
+
+#[tokio::test]
+async fn who_falls_behind_what_is_retained_is_told_of_the_gap() {
+    let sidecar = scripted::with(|config| config.retention.max_bytes_per_turn = 64 << 10).await;
+    let mut live = sidecar.begin(prompt("a", "[[items 64 4096]]")).await;
+    let mut seen = 0;
+    while let Some(event) = live.try_next().await.unwrap() {
+        // Even this reader may fall behind, as little as is kept here.
+        assert_follows(seen, &event);
+        seen = event.sequence;
+    }
+    let replayed = sidecar.attach(by_context("a"), 0).await.rest().await;
+    let kinds: Vec<_> =
+        replayed.iter().filter_map(|event| event.event.as_ref()).map(kind_of).collect();
+    assert_eq!(kinds[..2], ["thread_started", "gap"], "{kinds:?}");
+    assert_eq!(kinds.iter().filter(|kind| **kind == "gap").count(), 1, "{kinds:?}");
+    assert_eq!(replayed[0], live.events[0]);
+    assert_eq!(replayed.last(), live.events.last());
+    // What is still there is what was told live.
+    let told = |sequence| {
+        live.events
+            .iter()
+            .find(|event| event.sequence == sequence && !matches!(event.event, Some(Event::Gap(_))))
+    };
+    for event in &replayed[2..] {
+        assert!(told(event.sequence).is_none_or(|told| told == event));
+    }
+    let retained = sidecar.counts().await.retained_bytes;
+    assert!((32 << 10..=80 << 10).contains(&retained), "{retained} bytes are retained");
+    sidecar.stop().await;
+}
+
+#[tokio::test]
+async fn turns_are_kept_for_their_time_and_not_longer() {
+    let sidecar =
+        scripted::with(|config| config.retention.after_end = Duration::from_secs(2)).await;
+    let told = sidecar.say("a", "hello").await;
+    let ended = Instant::now();
+    assert_eq!(sidecar.counts().await.retained_turns, 1);
+    assert_eq!(sidecar.attach(by_id(told.turn_id()), 0).await.rest().await, told.events);
+    let refused = eventually("the end of the turn's time", || async {
+        sidecar.try_attach(by_id(told.turn_id()), 0).await.err()
+    })
+    .await;
+    refused.assert(Code::NotFound, "TURN_NOT_FOUND");
+    assert!(ended.elapsed() >= Duration::from_millis(1900), "after {:?}", ended.elapsed());
+    let counts = sidecar.counts().await;
+    assert_eq!((counts.retained_turns, counts.retained_bytes, counts.contexts), (0, 0, 1));
+    sidecar.stop().await;
+}
+
+/// The built binary, so that its memory is not the test's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_nobody_reads_costs_no_more_than_what_is_retained() {
+    let binary = support::binary::Binary::with(|command| {
+        command.env("CODEX_PATH", scripted::fake_cli());
+    })
+    .await;
+    let mut baseline = Vec::new();
+    for _ in 0..20 {
+        let began = Instant::now();
+        binary.say("b", "hello").await;
+        baseline.push(began.elapsed());
+    }
+
+    let resident = || process::resident_bytes(binary.pid()).expect("the sidecar runs");
+    let before = resident();
+    // Each message comes as a delta and, whole, with its end: 100 MiB.
+    let request = prompt("a", "[[items 800 65536]]");
+    // Held to the end, and not read once.
+    let unread = binary.begin(request).await;
+    let mut most = 0;
+    let mut meanwhile = Vec::new();
+    let done = async {
+        loop {
+            let began = Instant::now();
+            binary.say("b", "hello").await;
+            meanwhile.push(began.elapsed());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            most = most.max(resident());
+            let context = binary.context("a").await.expect("the context");
+            if context.running_turn_id.is_empty() {
+                return;
+            }
+        }
+    };
+    within(PATIENCE, "the end of a turn that nobody reads", done).await;
+    let grown = most.saturating_sub(before);
+    baseline.sort();
+    meanwhile.sort();
+    println!(
+        "resident {} KiB before, at most {} KiB more; a turn of another context took {:?} before, \
+         {:?} meanwhile ({} of them)",
+        before >> 10,
+        grown >> 10,
+        baseline[baseline.len() / 2],
+        meanwhile[meanwhile.len() / 2],
+        meanwhile.len(),
+    );
+    // 4 MiB are retained; the rest is room for buffers on the way and for the allocator.
+    assert!(grown < 48 << 20, "grew by {} KiB", grown >> 10);
+    assert!(meanwhile.len() >= 2, "the others stood still");
+
+    let replayed = binary.attach(by_context("a"), 0).await.rest().await;
+    assert!(matches!(replayed.last().unwrap().event, Some(Event::TurnCompleted(_))));
+    // And the one that nobody read has not been given up: it goes on, over one gap.
+    let mut late = unread;
+    let mut seen = 0;
+    let mut gaps = 0;
+    while let Some(event) = late.try_next().await.unwrap() {
+        assert_follows(seen, &event);
+        seen = event.sequence;
+        gaps += usize::from(matches!(event.event, Some(Event::Gap(_))));
+    }
+    assert!(is_terminal(late.events.last().unwrap()) && gaps == 1, "{gaps} gaps");
+    let held: usize = replayed.iter().map(prost::Message::encoded_len).sum();
+    assert!(held <= 4 << 20, "{held} bytes are retained");
+    binary.stop().await;
+}
+
+#[tokio::test]
+async fn leaving_an_attached_stream_does_not_touch_the_turn() {
+    let sidecar = scripted::start().await;
+    let mut turn = sidecar.begin(prompt("a", "[[words 3]] [[wait 300]] [[say done]]")).await;
+    let turn_id = turn.started().await;
+    let mut attached = sidecar.attach(by_id(&turn_id), 0).await;
+    attached.try_next().await.unwrap();
+    drop(attached);
+    assert_eq!(turn.rest().await.final_response(), "done");
+
+    // Nor does it keep the turn alive when its caller leaves.
+    let mut turn = sidecar.begin(prompt("a", "[[hang]]")).await;
+    let turn_id = turn.started().await;
+    let watching = sidecar.attach(by_id(&turn_id), 0).await;
+    drop(turn);
+    let seen = watching.rest().await;
+    let reason = match &seen.last().unwrap().event {
+        Some(Event::TurnInterrupted(interrupted)) => interrupted.reason(),
+        other => panic!("{other:#?}"),
+    };
+    assert_eq!(reason, pb::InterruptReason::CallerDisconnected);
+
+    // Under CONTINUE it runs on.
+    let mut turn = sidecar.begin(outliving(prompt("a", "[[wait 300]] [[say on]]"))).await;
+    let turn_id = turn.started().await;
+    drop(turn);
+    let seen = sidecar.attach(by_id(&turn_id), 0).await.rest().await;
+    assert!(matches!(&seen.last().unwrap().event,
+        Some(Event::TurnCompleted(completed)) if completed.final_response == "on"));
+    sidecar.stop().await;
+}
