@@ -4,6 +4,13 @@
 //! `cargo bench --bench exec [-- ROUNDS]`. Ends with 1 when the drop-in is not at least 2.5 times
 //! faster than `codex exec`, or costs more than 15 ms by itself (p50 each).
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a bench fails by panicking, and says where"
+)]
+
 #[path = "../tests/support/mod.rs"]
 mod support;
 

@@ -1,6 +1,13 @@
 //! `codex-sidecar exec` against the real `codex exec`: the same command lines on the same scripted
 //! model must print the same JSONL and end with the same exit status. And the SDKs that start it.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking, and says where"
+)]
+
 mod support;
 
 use std::collections::HashMap;
