@@ -1,6 +1,10 @@
 //! One turn through the drop-in, through `codex exec`, and through a connection that is there:
 //! the same prompt on the same scripted model, one after the other, round by round.
 //!
+//! What the process itself costs is measured on a turn that the sidecar refuses at once, so that
+//! what Codex does is not in it: from the process's start to its end, less the same call on a
+//! connection that is there.
+//!
 //! `cargo bench --bench exec [-- ROUNDS]`. Ends with 1 when the drop-in is not at least 2.5 times
 //! faster than `codex exec`, or costs more than 15 ms by itself (p50 each).
 
@@ -51,13 +55,14 @@ async fn main() -> ExitCode {
         command
     };
 
-    let mut times: [Vec<Duration>; 4] = Default::default();
+    let mut times: [Vec<Duration>; 5] = Default::default();
     for round in 0..=rounds {
         let measured = [
             run(real()).await,
             run(drop_in()).await,
             through_a_connection(&sidecar).await,
-            start_only(drop_in()).await,
+            refused(drop_in()).await,
+            refused_on_a_connection(&sidecar).await,
         ];
         // The first one finds everything cold.
         if round > 0 {
@@ -67,16 +72,22 @@ async fn main() -> ExitCode {
         }
     }
 
-    let names = ["codex exec", "codex-sidecar exec", "RunTurn, connected", "its start alone"];
-    println!("{:<20} {:>9} {:>9} {:>9}", "one turn", "p50", "p90", "max");
+    let names = [
+        "codex exec",
+        "codex-sidecar exec",
+        "RunTurn, connected",
+        "codex-sidecar exec, refused",
+        "RunTurn, connected, refused",
+    ];
+    println!("{:<28} {:>9} {:>9} {:>9}", "one turn", "p50", "p90", "max");
     for (name, times) in names.iter().zip(&mut times) {
         times.sort();
         let [p50, p90, max] = [0.5, 0.9, 1.0].map(|part| show(at(times, part)));
-        println!("{name:<20} {p50:>9} {p90:>9} {max:>9}");
+        println!("{name:<28} {p50:>9} {p90:>9} {max:>9}");
     }
-    let [real, drop_in, connected, _] = times.each_ref().map(|times| at(times, 0.5));
+    let [real, drop_in, _, refused, connected] = times.each_ref().map(|times| at(times, 0.5));
     let speedup = real.as_secs_f64() / drop_in.as_secs_f64();
-    let own = drop_in.saturating_sub(connected);
+    let own = refused.saturating_sub(connected);
     println!(
         "speedup {speedup:.2} (at least {LEAST_SPEEDUP}), own cost {} (at most 15 ms)",
         show(own)
@@ -120,14 +131,27 @@ async fn through_a_connection(sidecar: &Sidecar) -> Duration {
     began.elapsed()
 }
 
-/// The process up to where it needs a sidecar: it is told that there is nothing to say.
-async fn start_only(mut command: Command) -> Duration {
-    command.args(["exec", "--experimental-json", "-"]).stdin(Stdio::null()).stderr(Stdio::null());
+/// A directory that is not there.
+const NOWHERE: &str = "/nowhere/at/all";
+
+async fn refused(mut command: Command) -> Duration {
+    command.args(["exec", "--experimental-json", "--cd", NOWHERE, PROMPT]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let began = Instant::now();
     let status = command.status().await.unwrap();
     let took = began.elapsed();
     assert_eq!(status.code(), Some(1));
     took
+}
+
+async fn refused_on_a_connection(sidecar: &Sidecar) -> Duration {
+    let mut request = support::prompt("", PROMPT);
+    request.unbound = true;
+    let options = request.thread_options.get_or_insert_default();
+    options.working_directory = Some(NOWHERE.to_owned());
+    let began = Instant::now();
+    sidecar.refused(request).await;
+    began.elapsed()
 }
 
 fn at(sorted: &[Duration], part: f64) -> Duration {
