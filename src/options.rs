@@ -106,6 +106,9 @@ pub struct ThreadOptions {
     /// Functions that the caller lends to the model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dynamic_tools: Option<Vec<DynamicTool>>,
+    /// What Codex files a new thread under.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub thread_source: Option<String>,
 }
 
 impl ThreadOptions {
@@ -128,6 +131,7 @@ impl ThreadOptions {
             developer_instructions,
             config,
             dynamic_tools,
+            thread_source,
         } = self;
         let says_web_search = web_search_mode.is_some() || web_search_enabled.is_some();
         let config = match (config, defaults.config.clone()) {
@@ -163,6 +167,7 @@ impl ThreadOptions {
                 .or_else(|| defaults.developer_instructions.clone()),
             config,
             dynamic_tools: dynamic_tools.or_else(|| defaults.dynamic_tools.clone()),
+            thread_source: thread_source.or_else(|| defaults.thread_source.clone()),
         }
     }
 

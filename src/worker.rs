@@ -621,11 +621,11 @@ async fn run(
             }
         }
     };
-    // Also what the worker started and left behind in its group.
-    process.kill();
     peer.close(cause.clone());
     // No route can be made from now on, and those that are end after what they hold already.
     *routes.table() = None;
+    // Also what the worker started and left behind.
+    process.kill().await;
     let _ = process.wait().await;
     // A descendant may still hold the pipe open.
     let _ = tokio::time::timeout(Duration::from_millis(200), drained).await;

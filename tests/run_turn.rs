@@ -376,11 +376,26 @@ async fn an_output_schema_reaches_the_model_made_strict_and_for_this_turn_only()
 /// One option: how a turn sets it, and what of the model's request tells it.
 struct Probe {
     option: &'static str,
-    pointer: &'static str,
+    group: u8,
+    part: &'static str,
     set: fn(&mut pb::ThreadOptions, &Path),
     read: fn(&Value) -> Value,
     /// What is read of the turn that sets it.
     expected: fn(&Path) -> Value,
+}
+
+const MODEL: &str = "/model";
+const REASONING: &str = "/reasoning";
+const TOOLS: &str = "/tools";
+const INPUT: &str = "/input";
+
+/// What a turn's messages show, by part of the model's request.
+fn shown(told: &Told) -> std::collections::BTreeMap<&'static str, Value> {
+    let messages = told.items().into_iter().filter_map(|(_, kind)| match kind {
+        Kind::AgentMessage(message) => Some(serde_json::from_str(&message.text).expect("JSON")),
+        _ => None,
+    });
+    [MODEL, REASONING, TOOLS, INPUT].into_iter().zip(messages).collect()
 }
 
 /// The text of the last message of this kind that Codex itself put into the conversation.
@@ -413,35 +428,40 @@ fn web_search_told(tools: &Value) -> Value {
 const PROBES: &[Probe] = &[
     Probe {
         option: "model",
-        pointer: "/model",
+        group: 0,
+        part: MODEL,
         set: |options, _| options.model = Some("another-model".into()),
         read: Value::clone,
         expected: |_| "another-model".into(),
     },
     Probe {
         option: "model_reasoning_effort",
-        pointer: "/reasoning/effort",
+        group: 0,
+        part: REASONING,
         set: |options, _| options.set_model_reasoning_effort(pb::ReasoningEffort::High),
-        read: Value::clone,
+        read: |reasoning| reasoning["effort"].clone(),
         expected: |_| "high".into(),
     },
     Probe {
         option: "model_reasoning_effort_name",
-        pointer: "/reasoning/effort",
+        group: 1,
+        part: REASONING,
         set: |options, _| options.model_reasoning_effort_name = "xhigh".into(),
-        read: Value::clone,
+        read: |reasoning| reasoning["effort"].clone(),
         expected: |_| "xhigh".into(),
     },
     Probe {
         option: "sandbox_mode",
-        pointer: "/input",
+        group: 0,
+        part: INPUT,
         set: |options, _| options.set_sandbox_mode(pb::SandboxMode::DangerFullAccess),
         read: sandbox_told,
         expected: |_| serde_json::json!({ "mode": "danger-full-access", "network": true }),
     },
     Probe {
         option: "network_access_enabled",
-        pointer: "/input",
+        group: 1,
+        part: INPUT,
         set: |options, _| {
             options.set_sandbox_mode(pb::SandboxMode::WorkspaceWrite);
             options.network_access_enabled = Some(true);
@@ -451,7 +471,8 @@ const PROBES: &[Probe] = &[
     },
     Probe {
         option: "additional_directories",
-        pointer: "/input",
+        group: 1,
+        part: INPUT,
         set: |options, directory| {
             options.set_sandbox_mode(pb::SandboxMode::WorkspaceWrite);
             options.additional_directories = vec![directory.display().to_string()];
@@ -464,14 +485,16 @@ const PROBES: &[Probe] = &[
     },
     Probe {
         option: "approval_policy",
-        pointer: "/input",
+        group: 0,
+        part: INPUT,
         set: |options, _| options.set_approval_policy(pb::ApprovalPolicy::Never),
         read: approval_told,
         expected: |_| true.into(),
     },
     Probe {
         option: "working_directory",
-        pointer: "/input",
+        group: 0,
+        part: INPUT,
         set: |options, directory| options.working_directory = Some(directory.display().to_string()),
         read: |input| {
             let environment = latest(input, "<environment_context>");
@@ -483,35 +506,33 @@ const PROBES: &[Probe] = &[
     },
     Probe {
         option: "web_search_mode",
-        pointer: "/tools",
+        group: 0,
+        part: TOOLS,
         set: |options, _| options.set_web_search_mode(pb::WebSearchMode::Live),
         read: web_search_told,
         expected: |_| true.into(),
     },
     Probe {
         option: "web_search_enabled",
-        pointer: "/tools",
+        group: 1,
+        part: TOOLS,
         set: |options, _| options.web_search_enabled = Some(true),
         read: web_search_told,
         expected: |_| true.into(),
     },
     Probe {
         option: "base_instructions",
-        pointer: "",
+        group: 0,
+        part: INPUT,
         set: |options, _| options.base_instructions = Some("Base of this turn.".into()),
-        read: |request| {
-            // Where they stand differs between models; what is in the history does not count.
-            let first = latest(&request["input"], "You are a scripted model.");
-            let instructions = request["instructions"].as_str().unwrap_or(&first).to_owned();
-            let replaced = request["input"][0].to_string().contains("Base of this turn.")
-                || instructions.contains("Base of this turn.");
-            Value::from(replaced)
-        },
+        // The first message of all; what the history quotes does not count.
+        read: |input| Value::from(input[0].to_string().contains("Base of this turn.")),
         expected: |_| true.into(),
     },
     Probe {
         option: "config",
-        pointer: "/tools",
+        group: 0,
+        part: TOOLS,
         set: |options, _| {
             let off = prost_types::Value { kind: Some(prost_types::value::Kind::BoolValue(false)) };
             options.config = Some(prost_types::Struct {
@@ -532,28 +553,41 @@ async fn no_option_of_one_turn_sticks_to_the_next() {
     let elsewhere = sidecar.place.path().join("elsewhere");
     std::fs::create_dir(&elsewhere).unwrap();
     std::fs::create_dir(elsewhere.join(".git")).unwrap();
+    let show = |request: pb::RunTurnRequest| {
+        let inputs = [MODEL, REASONING, TOOLS, INPUT].map(|part| text(&format!("[[show {part}]]")));
+        let request = pb::RunTurnRequest { inputs: inputs.to_vec(), ..request };
+        async { shown(&sidecar.run(request).await) }
+    };
     let mut wrong = Vec::new();
-    for Probe { option, pointer, set, read, expected } in PROBES {
-        let plain = || prompt(option, "");
-        let overriding = || with_options(plain(), |options| set(options, &elsewhere));
-        let before = read(&sidecar.shown(pointer, plain()).await);
-        let during = read(&sidecar.shown(pointer, overriding()).await);
-        let after = read(&sidecar.shown(pointer, plain()).await);
+    // Options that contradict each other are set by different turns, on threads of their own.
+    for group in [0, 1] {
+        let probes: Vec<&Probe> = PROBES.iter().filter(|probe| probe.group == group).collect();
+        let plain = |context: &str| prompt(&format!("{context}-{group}"), "");
+        let overriding = |context: &str| {
+            with_options(plain(context), |options| {
+                probes.iter().for_each(|probe| (probe.set)(options, &elsewhere));
+            })
+        };
+        let before = show(plain("later")).await;
+        let during = show(overriding("later")).await;
+        let after = show(plain("later")).await;
         // From the thread's first turn on, too: what a thread is started with must not stay.
-        let fresh = || pb::RunTurnRequest { context_id: format!("{option}-first"), ..plain() };
-        let first = with_options(fresh(), |options| set(options, &elsewhere));
-        let first = read(&sidecar.shown(pointer, first).await);
-        let later = read(&sidecar.shown(pointer, fresh()).await);
-        let expected = expected(&elsewhere);
-        let seen = [&before, &during, &after, &first, &later];
-        // Codex writes the base instructions that a thread is started with into its rollout, and
-        // has no request that takes them out again.
-        let kept = if *option == "base_instructions" { &expected } else { &before };
-        if before == expected || seen != [&before, &expected, &before, &expected, kept] {
-            wrong.push(format!("{option}: expected {expected}, saw {seen:?}"));
+        let first = show(overriding("first")).await;
+        let next = show(plain("first")).await;
+        for Probe { option, part, read, expected, .. } in probes {
+            let [before, during, after, first, next] =
+                [&before, &during, &after, &first, &next].map(|shown| read(&shown[*part]));
+            let expected = expected(&elsewhere);
+            // Codex writes the base instructions that a thread is started with into its rollout,
+            // and has no request that takes them out again.
+            let kept = if *option == "base_instructions" { &expected } else { &before };
+            let seen = [&before, &during, &after, &first, &next];
+            if before == expected || seen != [&before, &expected, &before, &expected, kept] {
+                wrong.push(format!("{option}: expected {expected}, saw {seen:?}"));
+            }
         }
     }
-    assert!(wrong.is_empty(), "before, during, after, first, later:\n{}", wrong.join("\n"));
+    assert!(wrong.is_empty(), "before, during, after, first, next:\n{}", wrong.join("\n"));
     sidecar.stop().await;
 }
 

@@ -107,6 +107,9 @@ pub struct CliConfig {
     /// `approval_policy`, as Codex spells it.
     #[serde(default)]
     pub approval_policy: Option<Value>,
+    /// `openai_base_url`.
+    #[serde(default)]
+    pub openai_base_url: Option<String>,
     /// `sandbox_workspace_write`.
     #[serde(default)]
     pub sandbox_workspace_write: Option<WorkspaceWriteConfig>,
@@ -260,6 +263,9 @@ pub fn thread_start_params(
     }
     if ephemeral {
         params.insert("ephemeral".to_owned(), json!(true));
+    }
+    if let Some(source) = &options.thread_source {
+        params.insert("threadSource".to_owned(), json!(source));
     }
     if let Some(tools) = options.dynamic_tools.as_deref().filter(|tools| !tools.is_empty()) {
         params.insert("dynamicTools".to_owned(), tools.iter().map(dynamic_tool).collect());

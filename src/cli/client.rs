@@ -12,6 +12,9 @@ use super::failure::Failure;
 use crate::pb::codex_service_client::CodexServiceClient;
 use crate::pb::pool_service_client::PoolServiceClient;
 
+/// Where a sidecar listens unless it is told otherwise.
+pub(super) const DEFAULT_ADDR: &str = "127.0.0.1:50061";
+
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Which sidecar to talk to.
@@ -22,7 +25,7 @@ pub(super) struct AddrArgs {
         long,
         value_name = "ADDR",
         env = "CODEX_SIDECAR_ADDR",
-        default_value = "127.0.0.1:50061"
+        default_value = DEFAULT_ADDR
     )]
     pub(super) addr: String,
 }
@@ -45,18 +48,26 @@ pub(super) async fn pool(addr: &str) -> Result<PoolServiceClient<Channel>, Failu
 
 /// Connects now, so that a sidecar which isn't there is told as that.
 pub(super) async fn connect(addr: &str) -> Result<Channel, Failure> {
+    connect_within(addr, CONNECT_TIMEOUT, "--addr or CODEX_SIDECAR_ADDR").await
+}
+
+/// The same with a bound of its own; `how` tells what names another sidecar.
+pub(super) async fn connect_within(
+    addr: &str,
+    timeout: Duration,
+    how: &str,
+) -> Result<Channel, Failure> {
     let unreachable = |cause: &str| {
         Failure::told(format!(
             "can't reach a sidecar at {addr}: {cause}; start one with `codex-sidecar serve` (with \
-             --offline-model it needs no key), or name another with --addr or CODEX_SIDECAR_ADDR"
+             --offline-model it needs no key), or name another with {how}"
         ))
     };
     let connection = match addr.trim().strip_prefix("unix:") {
         Some(path) => {
             let path = PathBuf::from(path);
             // The address is never looked up: the connector below goes to the socket.
-            let endpoint =
-                Endpoint::from_static("http://localhost").connect_timeout(CONNECT_TIMEOUT);
+            let endpoint = Endpoint::from_static("http://localhost").connect_timeout(timeout);
             let connector = tower::service_fn(move |_: Uri| {
                 let path = path.clone();
                 async move { UnixStream::connect(path).await.map(TokioIo::new) }
@@ -75,7 +86,7 @@ pub(super) async fn connect(addr: &str) -> Result<Channel, Failure> {
                     message: format!("{addr:?} is no address; wants HOST:PORT or unix:PATH"),
                     code: super::USAGE,
                 })?;
-            endpoint.connect_timeout(CONNECT_TIMEOUT).connect().await
+            endpoint.connect_timeout(timeout).connect().await
         }
     };
     connection.map_err(|error| unreachable(&root_cause(&error)))

@@ -6,6 +6,7 @@
 mod client;
 mod contexts;
 mod demo;
+mod exec;
 mod failure;
 mod health;
 mod json;
@@ -16,6 +17,7 @@ mod table;
 mod words;
 mod workers;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -45,6 +47,13 @@ enum Command {
     Serve(Box<ServeArgs>),
     /// Run one turn and print what it does
     Run(Box<run::RunArgs>),
+    /// Run one turn as `codex exec` does, for the SDKs that start that
+    // For the list of subcommands; `main` sees to it before this is parsed.
+    #[command(disable_help_flag = true)]
+    Exec {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Look at and change which thread a context continues
     Contexts(contexts::ContextsArgs),
     /// List the Codex processes of the pool
@@ -57,6 +66,11 @@ enum Command {
 
 /// Runs the subcommand that the process's arguments name.
 pub fn main() -> ExitCode {
+    // By itself, because it is started once per turn and has the exit codes of another program.
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|word| word == "exec") {
+        return exec::main(arguments);
+    }
     let command = match CommandLine::try_parse() {
         Ok(CommandLine { command }) => command,
         Err(error) => {
@@ -67,6 +81,10 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if asked_for { 0 } else { USAGE });
         }
     };
+    let command = match command {
+        Command::Exec { arguments } => return exec::main(arguments.into_iter()),
+        command => command,
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -76,6 +94,8 @@ pub fn main() -> ExitCode {
     let result = runtime.block_on(async {
         match command {
             Command::Serve(args) => serve::serve(*args).await,
+            // Seen to above.
+            Command::Exec { .. } => Ok(0),
             Command::Run(args) => run::run(*args).await,
             Command::Contexts(args) => contexts::contexts(args).await,
             Command::Workers(args) => workers::workers(args).await,

@@ -389,6 +389,13 @@ pub struct ApiKey {
     pub source: &'static str,
 }
 
+/// What tells a key from others without telling the key: the first 16 hexadecimal digits of its
+/// SHA-256.
+pub fn key_fingerprint(key: &str) -> String {
+    use sha2::{Digest as _, Sha256};
+    Sha256::digest(key).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
 impl fmt::Debug for ApiKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ApiKey([redacted] from {})", self.source)

@@ -296,6 +296,7 @@ fn the_list_of_thread_option_keys_is_complete() {
         developer_instructions: Some(String::new()),
         config: Some(serde_json::Map::new()),
         dynamic_tools: Some(Vec::<DynamicTool>::new()),
+        thread_source: Some(String::new()),
     };
     let json = serde_json::to_value(all).unwrap();
     let keys: BTreeSet<&str> = json.as_object().unwrap().keys().map(String::as_str).collect();

@@ -9,7 +9,7 @@ use super::{Fault, Origins, ToolDefaults};
 use crate::options::{DynamicTool, ThreadOptions};
 
 /// The keys of `ThreadOptions`; a test keeps the list true.
-pub(super) const THREAD_OPTION_KEYS: [&str; 14] = [
+pub(super) const THREAD_OPTION_KEYS: [&str; 15] = [
     "model",
     "sandbox_mode",
     "working_directory",
@@ -24,6 +24,7 @@ pub(super) const THREAD_OPTION_KEYS: [&str; 14] = [
     "developer_instructions",
     "config",
     "dynamic_tools",
+    "thread_source",
 ];
 
 /// The keys of a tool beside them.

@@ -159,14 +159,14 @@ impl CodexService for CodexApi {
             &self.limits,
             Tenant::default(),
         )?;
-        let caller = deadline::unary(deadline, self.engine.run_turn(turn)).await?;
+        let caller = deadline::answer(deadline, self.engine.run_turn(turn)).await?;
         if let Some(deadline) = deadline {
             caller.leave_at(deadline);
         }
         let turn = Arc::clone(caller.turn());
         // Headers only once something is to be said: a refusal without them may be retried by any
         // gRPC client on its own.
-        let begun = deadline::before(deadline, turn.log.begun()).await;
+        let begun = deadline::headers(deadline, turn.log.begun()).await;
         if begun.is_some() && turn.log.last_sequence() == 0 {
             if let Some(End::Refused(refusal)) = turn.log.end() {
                 return Err(refusal.into());
@@ -240,7 +240,7 @@ impl CodexService for CodexApi {
         let pb::InterruptTurnRequest { turn_id } = request.into_inner();
         let turn = self.engine.turn(&turn_id_of(&turn_id)?)?;
         turn.interrupt(InterruptReason::Requested);
-        let terminal = deadline::unary(deadline, terminal(&turn)).await?;
+        let terminal = deadline::answer(deadline, terminal(&turn)).await?;
         let terminal_event = Some(convert::turn_event(&turn.id, &terminal));
         Ok(Response::new(pb::InterruptTurnResponse { terminal_event }))
     }
@@ -253,7 +253,7 @@ impl CodexService for CodexApi {
         let pb::SteerTurnRequest { turn_id, inputs } = request.into_inner();
         let inputs = convert::user_inputs(inputs, &self.limits)?;
         let turn = self.engine.turn(&turn_id_of(&turn_id)?)?;
-        let codex_turn_id = deadline::unary(deadline, self.engine.steer(&turn, &inputs)).await?;
+        let codex_turn_id = deadline::answer(deadline, self.engine.steer(&turn, &inputs)).await?;
         Ok(Response::new(pb::SteerTurnResponse { codex_turn_id }))
     }
 

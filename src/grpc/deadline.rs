@@ -11,9 +11,13 @@ use tonic::metadata::MetadataMap;
 
 use crate::turn::refusal::Refusal;
 
-/// How long before the deadline a call must have answered with headers or an error of its own, so
-/// that tonic's clock, which starts a little earlier than ours, never strikes first.
-const MARGIN: Duration = Duration::from_millis(10);
+/// How long before the deadline a stream has its headers, if there is nothing to say yet: what comes
+/// after them is no more tonic's matter. Both tonic's clocks, the client's above all, started earlier
+/// than ours.
+const HEADERS_MARGIN: Duration = Duration::from_millis(100);
+
+/// The same for a call with a single answer, whose refusal must not come much too early.
+const ANSWER_MARGIN: Duration = Duration::from_millis(25);
 
 /// When the call must be over, from its `grpc-timeout`; `None` where it has none. A malformed one
 /// counts as none, as in tonic.
@@ -22,26 +26,32 @@ pub fn of(metadata: &MetadataMap) -> Option<Instant> {
     parse(text).and_then(|timeout| Instant::now().checked_add(timeout))
 }
 
-/// Waits, but not longer than until shortly before the deadline.
-pub async fn before<T>(deadline: Option<Instant>, future: impl Future<Output = T>) -> Option<T> {
-    match deadline {
-        None => Some(future.await),
-        Some(deadline) => {
-            let then = deadline.checked_sub(MARGIN).unwrap_or(deadline);
-            tokio::time::timeout_at(then, future).await.ok()
-        }
-    }
+/// Waits for something to send headers for, but not longer than until shortly before the deadline.
+pub async fn headers<T>(deadline: Option<Instant>, future: impl Future<Output = T>) -> Option<T> {
+    before(deadline, HEADERS_MARGIN, future).await
 }
 
-/// As [`before`], with the refusal that a unary call answers when the time is over.
+/// Waits for the answer of a unary call, or for what must be known before a stream can begin.
 ///
 /// # Errors
 /// [`Refusal::DeadlineExceeded`], or the future's own.
-pub async fn unary<T>(
+pub async fn answer<T>(
     deadline: Option<Instant>,
     future: impl Future<Output = Result<T, Refusal>>,
 ) -> Result<T, Refusal> {
-    before(deadline, future).await.unwrap_or(Err(Refusal::DeadlineExceeded))
+    let answer = before(deadline, ANSWER_MARGIN, future).await;
+    answer.unwrap_or(Err(Refusal::DeadlineExceeded))
+}
+
+/// Of a short time, the margin takes no more than a quarter.
+async fn before<T>(
+    deadline: Option<Instant>,
+    margin: Duration,
+    future: impl Future<Output = T>,
+) -> Option<T> {
+    let Some(deadline) = deadline else { return Some(future.await) };
+    let left = deadline.saturating_duration_since(Instant::now());
+    tokio::time::timeout(left - margin.min(left / 4), future).await.ok()
 }
 
 /// At most eight digits and a unit, as the gRPC specification says (`PROTOCOL-HTTP2`).

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use secrecy::ExposeSecret as _;
 use tonic::{Request, Response, Status};
 
-use crate::config::Config;
+use crate::config::{Config, key_fingerprint};
 use crate::pb;
 use crate::pb::pool_service_server::PoolService;
 use crate::pool::{Readiness, SlotState, SlotStatus, Trouble};
@@ -72,6 +73,7 @@ impl PoolService for PoolApi {
         Ok(Response::new(pb::GetServerInfoResponse {
             sidecar_version: env!("CARGO_PKG_VERSION").to_owned(),
             cli_version: ready_worker
+                .as_ref()
                 .map(|worker| worker.cli_version().to_owned())
                 .unwrap_or_default(),
             codex_path: (self.config.codex_path.as_ref())
@@ -86,6 +88,12 @@ impl PoolService for PoolApi {
             counts: Some(self.counts()),
             start_time: Some(self.started_at.into()),
             offline_model: self.config.offline_model,
+            api_key_fingerprint: (self.config.api_key.as_ref())
+                .map(|key| key_fingerprint(key.secret.expose_secret()))
+                .unwrap_or_default(),
+            openai_base_url: ready_worker
+                .and_then(|worker| worker.defaults().config.openai_base_url)
+                .unwrap_or_default(),
         }))
     }
 }

@@ -114,11 +114,7 @@ impl Pool {
         });
         let home_fault = self.home_fault.borrow().clone();
         self.readiness.send_if_modified(|readiness| {
-            // What was wrong with CODEX_HOME says nothing about the start.
-            let was_ready = match readiness {
-                Readiness::Ready => true,
-                Readiness::NotReady { kind, .. } => *kind == Trouble::HomeUnusable,
-            };
+            let was_ready = *readiness == Readiness::Ready;
             let next = if let Some(cause) = home_fault {
                 Readiness::NotReady { kind: Trouble::HomeUnusable, cause }
             } else if any_ready && (was_ready || all_tried) {

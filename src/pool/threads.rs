@@ -21,6 +21,8 @@ use crate::worker::thread::LoadedThread;
 pub struct ThreadState {
     /// Where it is loaded. Only true while that incarnation of the worker runs.
     pub loaded: Option<LoadedThread>,
+    /// The worker that was asked to load it and has not been heard of since: it may have done so.
+    pub asked: Option<WorkerId>,
     /// Its token counts after the last turn that was seen here.
     pub usage: Option<Usage>,
     /// Made here, and Codex was never seen to work on a turn of it: its worker may have died before
@@ -55,6 +57,7 @@ impl Cell {
             !state.is_blank
                 && (knows_counts || state.usage.is_none())
                 && state.loaded.as_ref().is_none_or(|loaded| !runs(&loaded.worker))
+                && state.asked.as_ref().is_none_or(|worker| !runs(worker))
         })
     }
 }

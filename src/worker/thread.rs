@@ -4,6 +4,7 @@
 //! holds for the later turns of a loaded thread. [`LoadedThread`] is what must be known to undo it.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -11,6 +12,7 @@ use crate::app_server::decode;
 use crate::app_server::method::{self, Baseline, LoadOptions};
 use crate::app_server::peer::{OVERLOADED, RequestError};
 use crate::options::ThreadOptions;
+use crate::process;
 use crate::turn::event::UserInput;
 use crate::turn::request::ThreadId;
 use crate::worker::{Worker, WorkerId};
@@ -218,6 +220,13 @@ impl Worker {
         workspace: &Workspace,
         output_schema: Option<&Value>,
     ) -> Result<String, ThreadError> {
+        // A worker that was killed a moment ago takes what is written to it, and nobody could say
+        // any more whether the turn had begun.
+        if process::is_dying(self.pid()) {
+            let exit = tokio::time::timeout(Duration::from_secs(2), self.exited()).await;
+            let cause = exit.map_or_else(|_| "it is ending".to_owned(), |exit| exit.cause.clone());
+            return Err(ThreadError::Lost { cause, written: false });
+        }
         let params = method::turn_start_params(
             thread_id.as_str(),
             inputs,

@@ -49,6 +49,7 @@ pub(super) fn thread_options(
         developer_instructions,
         config,
         dynamic_tools,
+        thread_source,
     } = options;
 
     ThreadOptions {
@@ -72,6 +73,7 @@ pub(super) fn thread_options(
         developer_instructions,
         config: config.map(|config| config_overrides(config, faults)),
         dynamic_tools: lent_functions(dynamic_tools, faults),
+        thread_source: Some(thread_source.trim().to_owned()).filter(|source| !source.is_empty()),
     }
 }
 

@@ -53,6 +53,7 @@ pub fn turn_request(
         disconnect_policy: disconnect,
         missing_thread_policy: missing_thread,
         include_raw_events,
+        unbound,
     } = request;
 
     let tool_name = tool_of("tool_name", &tool_name, &mut faults);
@@ -61,7 +62,8 @@ pub fn turn_request(
     let context_id = context_id.trim();
     let explicit_thread = thread_id_of("thread_id", &thread_id, &mut faults);
 
-    if ephemeral {
+    if ephemeral || unbound {
+        let what = if ephemeral { "ephemeral" } else { "unbound" };
         for (field, value) in [
             ("context_id", context_id),
             ("thread_id", thread_id.trim()),
@@ -71,17 +73,22 @@ pub fn turn_request(
                 faults.add(
                     field,
                     format!(
-                        "{} can't be combined with ephemeral, whose thread is neither continued \
-                         nor bound; leave one of the two out",
+                        "{} can't be combined with {what}, whose thread is neither continued nor \
+                         bound; leave one of the two out",
                         show(value)
                     ),
                 );
             }
         }
+        if ephemeral && unbound {
+            faults
+                .add("unbound", "true can't be combined with ephemeral; leave one of the two out");
+        }
     } else if context_id.is_empty() && thread_id.trim().is_empty() {
         faults.add(
             "context_id",
-            "\"\" names no conversation; give 1 to 256 bytes, or a thread_id, or set ephemeral",
+            "\"\" names no conversation; give 1 to 256 bytes, or a thread_id, or set ephemeral or \
+             unbound",
         );
     }
     check_length("context_id", context_id, &mut faults);
@@ -104,9 +111,10 @@ pub fn turn_request(
         context_id: context_id.to_owned(),
         thread_key: thread_key.unwrap_or_default(),
     });
-    // An ephemeral turn continues nothing, the tool's thread neither.
+    // These turns continue nothing, the tool's thread neither.
+    let starts_anew = ephemeral || unbound;
     let configured_thread =
-        tool.thread_id.as_deref().filter(|_| !ephemeral).and_then(ThreadId::parse);
+        tool.thread_id.as_deref().filter(|_| !starts_anew).and_then(ThreadId::parse);
     faults.or_refuse(TurnRequest {
         tenant,
         context,

@@ -216,6 +216,23 @@ fn the_thread_key_is_the_given_one_or_the_configured_or_the_tools() {
 }
 
 #[test]
+fn an_unbound_turn_starts_anew_and_names_nothing() {
+    let unbound = || pb::RunTurnRequest { context_id: String::new(), unbound: true, ..plain() };
+    let tool = ToolDefaults {
+        thread_id: Some("01a2027d-3c05-7d20-bbab-2c1375cd12d9".to_owned()),
+        ..ToolDefaults::default()
+    };
+    let turn = validate_with(unbound(), tool).unwrap();
+    assert_eq!((turn.context, turn.explicit_thread, turn.configured_thread), (None, None, None));
+    assert!(!turn.ephemeral);
+
+    let fault = the_fault("context_id", pb::RunTurnRequest { unbound: true, ..plain() });
+    assert!(fault.contains("can't be combined with unbound"), "{fault}");
+    let both = pb::RunTurnRequest { ephemeral: true, ..unbound() };
+    assert!(the_fault("unbound", both).contains("leave one of the two out"));
+}
+
+#[test]
 fn every_fault_of_a_request_is_named_at_once() {
     let request = pb::RunTurnRequest {
         context_id: "ä".repeat(129),
@@ -274,6 +291,7 @@ fn every_fault_of_a_request_is_named_at_once() {
         disconnect_policy: 7,
         missing_thread_policy: 7,
         include_raw_events: false,
+        unbound: false,
     };
     let faults = validate(request).unwrap_err();
     let fields: Vec<_> = faults.iter().map(|(field, _)| field.as_str()).collect();

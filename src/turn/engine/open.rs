@@ -261,6 +261,7 @@ impl Engine {
             None => ties.unless_abandoned(self.pool.threads().lock(thread_id)).await?,
         };
         let holder = thread.loaded.as_ref().map(|loaded| loaded.worker.clone());
+        let holder = holder.or(thread.asked.take());
         if let Some(holder) = &holder {
             // No other worker could have the thread, and this one takes no turns.
             ties.unless_abandoned(self.pool.settled(holder)).await?;
@@ -288,7 +289,11 @@ impl Engine {
                         .map_err(|error| open_error(error, Some(thread_id)))?;
                 }
                 thread.loaded = None;
-                self.resume(worker, request, workspace, thread_id, ties).await?
+                let resumed = self.resume(worker, request, workspace, thread_id, ties).await;
+                if matches!(resumed, Err(OpenError::Lost(_))) {
+                    thread.asked = Some(worker.id().clone());
+                }
+                resumed?
             }
         };
         if let (Some(wanted), Some(made_with)) = (&options.dynamic_tools, &thread.dynamic_tools) {

@@ -1,0 +1,167 @@
+//! Failed turns: every kind of failure that Codex knows has its reason here.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking, and says where"
+)]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::process::Command;
+
+use codex_sidecar::app_server::decode::{self, Decoded};
+use codex_sidecar::app_server::message::Notification;
+use codex_sidecar::pb;
+use codex_sidecar::turn::event::{Event, TurnError};
+use serde_json::{Value, json};
+use support::{Sidecar, codex_path, prompt, scripted};
+
+/// The kinds of failure in the schema of the installed CLI, and whether they have a status.
+fn kinds_of_the_cli() -> BTreeMap<String, bool> {
+    let directory = tempfile::tempdir().unwrap();
+    let generated = Command::new(codex_path())
+        .args(["app-server", "generate-json-schema", "--out"])
+        .arg(directory.path())
+        .env("CODEX_HOME", directory.path())
+        .output()
+        .expect("the CLI runs");
+    assert!(generated.status.success(), "{generated:?}");
+    let schema = directory.path().join("codex_app_server_protocol.v2.schemas.json");
+    let schema: Value = serde_json::from_slice(&std::fs::read(schema).unwrap()).unwrap();
+    let info = &schema["definitions"]["CodexErrorInfo"];
+    let alternatives = info["oneOf"].as_array().or(info["anyOf"].as_array()).expect("alternatives");
+    let mut kinds = BTreeMap::new();
+    for alternative in alternatives {
+        for name in alternative["enum"].as_array().into_iter().flatten() {
+            kinds.insert(name.as_str().unwrap().to_owned(), false);
+        }
+        for (name, value) in alternative["properties"].as_object().into_iter().flatten() {
+            let has_status = value["properties"].get("httpStatusCode").is_some();
+            kinds.insert(name.clone(), has_status);
+        }
+    }
+    kinds
+}
+
+fn decoded(info: &Value, message: &str) -> TurnError {
+    let params = json!({
+        "threadId": "t", "turnId": "u", "willRetry": false,
+        "error": { "message": message, "codexErrorInfo": info, "additionalDetails": null },
+    });
+    let params = serde_json::value::to_raw_value(&params).unwrap();
+    match decode::notification(&Notification { method: "error".to_owned(), params }) {
+        Decoded::Event(Event::ThreadError { error, .. }) => error,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// `responseStreamDisconnected` as a reason.
+fn upper_snake(name: &str) -> String {
+    name.chars().fold(String::new(), |mut reason, letter| {
+        if letter.is_ascii_uppercase() {
+            reason.push('_');
+        }
+        reason.push(letter.to_ascii_uppercase());
+        reason
+    })
+}
+
+#[test]
+fn every_kind_of_the_installed_cli_has_a_reason_of_its_own() {
+    let kinds = kinds_of_the_cli();
+    assert!(kinds.len() >= 20, "{kinds:?}");
+    for (name, has_status) in &kinds {
+        let bare = decoded(&json!(name), "it failed");
+        let expected = if name == "other" { "CODEX_ERROR".to_owned() } else { upper_snake(name) };
+        assert_eq!(bare.reason.as_str(), expected, "a kind that the table does not know: {name}");
+        assert_eq!((bare.retry_after, bare.http_status), (None, None), "{name}");
+        if *has_status {
+            for status in [401, 404, 429, 503] {
+                let error = decoded(&json!({ name: { "httpStatusCode": status } }), "it failed");
+                assert_eq!(error.reason, bare.reason);
+                assert_eq!(error.http_status, Some(status), "{name}");
+                let retryable = matches!(status, 429 | 503)
+                    || matches!(name.as_str(), "responseStreamDisconnected");
+                assert_eq!(error.retryable, retryable, "{name} with {status}");
+            }
+        }
+    }
+    // What nobody can do anything about by asking again.
+    for name in
+        ["contextWindowExceeded", "unauthorized", "badRequest", "cyberPolicy", "sandboxError"]
+    {
+        assert!(!decoded(&json!(name), "").retryable, "{name}");
+    }
+    for name in ["serverOverloaded", "rateLimitExceeded", "internalServerError"] {
+        assert!(decoded(&json!(name), "").retryable, "{name}");
+    }
+    assert_eq!(decoded(&json!("hologramFailed"), "").reason.as_str(), "CODEX_ERROR");
+    assert_eq!(decoded(&Value::Null, "").reason.as_str(), "CODEX_ERROR");
+}
+
+#[tokio::test]
+async fn a_failure_says_what_may_have_been_done_and_when_to_try_again() {
+    let sidecar = scripted::start().await;
+    let fail = |before: &str, info: &Value, message: &str| {
+        prompt("a", &format!("{before} [[fail {info} {message}]]"))
+    };
+    let limited = json!({ "responseTooManyFailedAttempts": { "httpStatusCode": 429 } });
+    let told = sidecar.run(fail("", &limited, "Please try again in 7.5s.")).await;
+    let error = told.failed();
+    assert_eq!(error.reason, "RESPONSE_TOO_MANY_FAILED_ATTEMPTS");
+    assert_eq!(error.http_status, Some(429));
+    assert_eq!(error.retry_after.map(|after| (after.seconds, after.nanos)), Some((7, 500_000_000)));
+    assert!(error.retryable && !error.side_effects_possible, "{error:#?}");
+
+    for (before, side_effects) in [
+        ("[[say hello]] [[reason why]] [[plan a; b]]", false),
+        ("[[command inProgress]]", true),
+        ("[[filechange]]", true),
+        ("[[mcp failed]]", true),
+        ("[[unknown-item]]", true),
+    ] {
+        let told = sidecar.run(fail(before, &json!("usageLimitExceeded"), "no more")).await;
+        let error = told.failed();
+        assert_eq!(
+            (error.reason.as_str(), error.message.as_str()),
+            ("USAGE_LIMIT_EXCEEDED", "no more")
+        );
+        assert_eq!(error.side_effects_possible, side_effects, "{before}");
+        assert!(!error.retryable && error.retry_after.is_none());
+    }
+    // The thread is the context's all the same.
+    assert_eq!(sidecar.context("a").await.unwrap().turn_count, 6);
+    sidecar.say("a", "hello").await.completed();
+    sidecar.stop().await;
+}
+
+#[tokio::test]
+async fn failures_of_the_provider_arrive_as_they_are_through_the_real_cli() {
+    let sidecar = Sidecar::start().await;
+    for (prompt_text, reason, status, retryable) in [
+        ("[[status 401]]", "HTTP_CONNECTION_FAILED", Some(401), false),
+        ("[[status 429 7]]", "RESPONSE_TOO_MANY_FAILED_ATTEMPTS", Some(429), true),
+        ("[[status 500]]", "INTERNAL_SERVER_ERROR", None, true),
+        ("[[status 400]]", "CODEX_ERROR", Some(400), false),
+        ("[[fail context_length_exceeded]]", "CONTEXT_WINDOW_EXCEEDED", None, false),
+        ("[[fail insufficient_quota]]", "USAGE_LIMIT_EXCEEDED", None, false),
+    ] {
+        let told = sidecar.run(prompt(prompt_text, prompt_text)).await;
+        let error = told.failed();
+        println!("{prompt_text}: {error:?}");
+        assert_eq!(error.reason, reason, "{prompt_text}: {error:#?}");
+        assert_eq!(error.http_status, status, "{prompt_text}: {error:#?}");
+        assert_eq!(error.retryable, retryable, "{prompt_text}: {error:#?}");
+        assert!(!error.side_effects_possible && !error.message.is_empty(), "{error:#?}");
+    }
+    let told = sidecar.run(prompt("a", "[[run true]] [[status 500]]")).await;
+    assert!(told.failed().side_effects_possible);
+    let rate = "[[fail rate_limit_exceeded Rate limit reached. Please try again in 20ms.]]";
+    let told = sidecar.run(prompt("b", rate)).await;
+    println!("{rate}: {:?}", told.terminal());
+    let _: &pb::TurnError = told.failed();
+    sidecar.stop().await;
+}
