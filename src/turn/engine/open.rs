@@ -48,7 +48,7 @@ impl From<Refusal> for OpenError {
 
 /// How often Codex is asked again while it says that it is overloaded, or that another process
 /// (which may be a worker of ours that is just dying) writes the thread.
-const PATIENCE: [Duration; 5] = [
+pub(super) const PATIENCE: [Duration; 5] = [
     Duration::from_millis(50),
     Duration::from_millis(100),
     Duration::from_millis(200),
@@ -261,6 +261,10 @@ impl Engine {
         };
         let holder = thread.loaded.as_ref().map(|loaded| loaded.worker.clone());
         let holder = holder.or(thread.asked.take());
+        if let Some(holder) = &holder {
+            // No other worker could have the thread, and this one takes no turns.
+            ties.unless_abandoned(self.pool.settled(holder)).await?;
+        }
         if let Some(retiring) = holder.as_ref().and_then(|id| self.pool.retiring(id)) {
             // Its successor could not resume the thread while it is held there. One that is lost
             // meanwhile holds nothing any more.
