@@ -30,6 +30,7 @@ use crate::pb;
 use crate::pb::codex_service_server::CodexServiceServer;
 use crate::pb::pool_service_server::PoolServiceServer;
 use crate::pool::{Pool, PoolSettings, Readiness, Recycling};
+use crate::process;
 use crate::registry::Registry;
 use crate::turn::admission::{Admission, AdmissionLimits};
 use crate::turn::directory::Directory;
@@ -168,6 +169,11 @@ impl App {
             None
         };
 
+        let home = config.codex_home.clone();
+        let cleared = tokio::task::spawn_blocking(move || process::clear_leftovers(&home)).await;
+        if let Ok(cleared @ 1..) = cleared {
+            tracing::warn!(cleared, "killed processes that an earlier sidecar left behind");
+        }
         let config = Arc::new(config);
         let spec = worker_spec(&config, offline_model.as_ref());
         let pool = Pool::start(spec, pool_settings(&config));
@@ -424,6 +430,13 @@ fn pool_settings(config: &Config) -> PoolSettings {
     }
 }
 
+/// This program, where it is the sidecar and not one that has the sidecar inside.
+fn own_binary() -> Option<PathBuf> {
+    let name = std::env::current_exe().ok()?;
+    // By this path it is there even after its file was replaced.
+    (name.file_stem()? == env!("CARGO_PKG_NAME")).then(|| PathBuf::from("/proc/self/exe"))
+}
+
 fn worker_spec(config: &Config, offline_model: Option<&OfflineModel>) -> WorkerSpec {
     let mut config_overrides = Vec::new();
     // Above the offline model's, so that what the owner configured for the workers wins.
@@ -440,9 +453,14 @@ fn worker_spec(config: &Config, offline_model: Option<&OfflineModel>) -> WorkerS
         env.push(("CODEX_API_KEY".into(), Some(secret.clone().into())));
         secrets.push(secret);
     }
+    match process::instance_variable(&config.codex_home) {
+        Ok((name, value)) => env.push((name, Some(value))),
+        Err(error) => tracing::debug!(%error, "workers are not marked"),
+    }
     let configured = config.codex_path.clone();
     let codex_home = config.codex_home.clone();
     WorkerSpec {
+        guard: config.guard.clone().or_else(own_binary),
         check_home: Arc::new(move || check_home(&codex_home)),
         locate: Arc::new(move || {
             codex_cli::find(configured.as_deref(), std::env::var_os("PATH").as_deref())

@@ -39,6 +39,9 @@ pub struct WorkerSpec {
     pub check_home: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
     /// Looks at the version that the handshake told; the error says what is wrong with it.
     pub check_version: Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>,
+    /// The binary that guards it, so that nothing of what it starts outlives it; see
+    /// [`ProcessSpec::guard`].
+    pub guard: Option<PathBuf>,
     /// Values for `-c`.
     pub config_overrides: Vec<String>,
     /// Variables to set for it, or to take out of its environment.
@@ -267,6 +270,7 @@ impl Worker {
             args,
             env: spec.env.clone(),
             current_dir: None,
+            guard: spec.guard.clone(),
         };
         let (process, Pipes { stdin, stdout, stderr }) =
             Process::spawn(process_spec).await.map_err(|error| SpawnError::Os {
@@ -609,13 +613,13 @@ async fn run(
             format!("killed: {cause}")
         }
         // Above the broken pipe: an exit already seen explains it.
-        status = process.wait() => match status {
+        status = process.exited() => match status {
             Ok(status) => process::describe(status),
             Err(error) => format!("its end can't be waited for: {error}"),
         },
         cause = peer.closed() => {
             // Most often the pipe breaks a moment before the exit can be seen.
-            match tokio::time::timeout(Duration::from_millis(200), process.wait()).await {
+            match tokio::time::timeout(Duration::from_millis(200), process.exited()).await {
                 Ok(Ok(status)) => process::describe(status),
                 Ok(Err(_)) | Err(_) => cause,
             }
@@ -625,7 +629,7 @@ async fn run(
     // No route can be made from now on, and those that are end after what they hold already.
     *routes.table() = None;
     // Also what the worker started and left behind.
-    process.kill().await;
+    process.kill();
     let _ = process.wait().await;
     // A descendant may still hold the pipe open.
     let _ = tokio::time::timeout(Duration::from_millis(200), drained).await;

@@ -266,6 +266,7 @@ impl Straight {
             args.extend(["--disable".into(), feature.into()]);
         }
         let spec = ProcessSpec {
+            guard: None,
             program: bed.codex.clone(),
             args,
             env: environment(bed.home("straight-home")?),
