@@ -17,7 +17,7 @@ mod request;
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -120,7 +120,7 @@ fn asked(args: &ExecArgs) -> Result<Asked, Failure> {
     request::ask(args, Caller { directory: &directory, context_id }, prompt, schema)
 }
 
-fn read_schema(path: &PathBuf) -> Result<String, Failure> {
+fn read_schema(path: &Path) -> Result<String, Failure> {
     let text = std::fs::read_to_string(path).map_err(|error| {
         failed(format!("Failed to read output schema file {}: {error}", path.display()))
     })?;
@@ -130,8 +130,7 @@ fn read_schema(path: &PathBuf) -> Result<String, Failure> {
     Ok(text)
 }
 
-fn write_last_message(path: &PathBuf, message: Option<&str>) {
-    let path = path.as_path();
+fn write_last_message(path: &Path, message: Option<&str>) {
     if message.is_none() {
         let path = path.display();
         tell(&format!("Warning: no last agent message; wrote empty content to {path}"));

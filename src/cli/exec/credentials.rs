@@ -1,11 +1,12 @@
 //! The caller's credentials: never forwarded, but compared with what the sidecar serves with, so
 //! that nobody believes to pay with another key, or to talk to another provider, than is the case.
 
+use tonic::transport::Channel;
+
 use super::tell;
 use crate::config::key_fingerprint;
 use crate::pb;
 use crate::pb::pool_service_client::PoolServiceClient;
-use tonic::transport::Channel;
 
 /// Where the CLI goes when nobody says otherwise.
 const DEFAULT_BASE_URL: &str = "https://api.openai.com/v1";
@@ -48,16 +49,15 @@ impl Wanted {
                 ));
             }
         }
-        if let Some(key) = api_key {
-            if info.api_key_fingerprint != key_fingerprint(key) {
-                let served = match info.api_key_fingerprint.as_str() {
-                    "" => "no key from its environment, but with what its CODEX_HOME says",
-                    _ => "another one",
-                };
-                differences.push(format!(
-                    "CODEX_API_KEY is not forwarded: the sidecar serves with {served}"
-                ));
-            }
+        let other_key =
+            api_key.as_deref().is_some_and(|key| info.api_key_fingerprint != key_fingerprint(key));
+        if other_key {
+            let served = match info.api_key_fingerprint.as_str() {
+                "" => "no key from its environment, but with what its CODEX_HOME says",
+                _ => "another one",
+            };
+            differences
+                .push(format!("CODEX_API_KEY is not forwarded: the sidecar serves with {served}"));
         }
         differences
     }
