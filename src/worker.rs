@@ -625,6 +625,10 @@ async fn run(
             }
         }
     };
+    let cause = match peer.misconduct() {
+        Some(misconduct) if !killed.token.is_cancelled() => misconduct.to_owned(),
+        _ => cause,
+    };
     peer.close(cause.clone());
     // No route can be made from now on, and those that are end after what they hold already.
     *routes.table() = None;
