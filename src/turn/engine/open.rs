@@ -292,16 +292,16 @@ impl Engine {
                 resumed?
             }
         };
-        if let (Some(wanted), Some(made_with)) = (&options.dynamic_tools, &thread.dynamic_tools) {
-            if wanted != made_with {
-                let message = "dynamic_tools belong to a thread from its start; this thread keeps \
+        if let (Some(wanted), Some(made_with)) = (&options.dynamic_tools, &thread.dynamic_tools)
+            && wanted != made_with
+        {
+            let message = "dynamic_tools belong to a thread from its start; this thread keeps \
                                those that it was started with";
-                turn.log.append(Event::Warning {
-                    code: WarningCode::DynamicToolsIgnored,
-                    message: message.to_owned(),
-                    details: String::new(),
-                });
-            }
+            turn.log.append(Event::Warning {
+                code: WarningCode::DynamicToolsIgnored,
+                message: message.to_owned(),
+                details: String::new(),
+            });
         }
         opened(thread_id.clone(), origin, loaded, lease, thread)
     }

@@ -20,13 +20,8 @@ use crate::turn::request::{ThreadId, TurnRequest};
 use crate::worker::thread::{ThreadError, Workspace};
 use crate::worker::{Route, ThreadMessage, Worker, WorkerExit};
 
-/// What became of a turn on an open thread.
-pub(super) enum Ran {
-    /// It is over.
-    Over(Outcome),
-    /// The worker died before it could have seen the turn.
-    NeverBegan(String),
-}
+/// The worker died before it could have seen the turn; for this cause.
+pub(super) struct NeverBegan(pub(super) String);
 
 /// A turn that is being stopped.
 #[derive(Debug)]
@@ -57,7 +52,7 @@ impl Engine {
         workspace: &Workspace,
         opened: Opened,
         clocks: &mut Clocks,
-    ) -> Ran {
+    ) -> Result<Outcome, NeverBegan> {
         let Opened { thread_id, origin, mut loaded, mut route, lease, mut thread } = opened;
         let worker = lease.worker();
         let schema = request.turn_options.output_schema.as_ref();
@@ -89,7 +84,7 @@ impl Engine {
         };
         if let Some(Err(ThreadError::Lost { cause, written: false })) = started {
             // Nothing was said of this thread yet: the caller never learns of the failed attempt.
-            return Ran::NeverBegan(cause);
+            return Err(NeverBegan(cause));
         }
         thread.loaded = Some(loaded);
         thread.publish_holder();
@@ -109,7 +104,7 @@ impl Engine {
                 thread.loaded = None;
                 let cause = cause.unwrap_or(Cause::TurnTimeout);
                 // It was told of the turn; what it did with it can't be known.
-                return Ran::Over(Outcome::Ended(clocks.outcome(cause, Default::default(), true)));
+                return Ok(Outcome::Ended(clocks.outcome(cause, Default::default(), true)));
             }
             Some(Err(ThreadError::Lost { cause, .. })) => {
                 let exit = if worker.is_alive() {
@@ -119,7 +114,7 @@ impl Engine {
                 } else {
                     worker.exited().await
                 };
-                return Ran::Over(Outcome::Ended(worker_lost(
+                return Ok(Outcome::Ended(worker_lost(
                     &exit,
                     &cause,
                     true,
@@ -127,7 +122,7 @@ impl Engine {
                 )));
             }
             Some(Err(error)) => {
-                return Ran::Over(Outcome::Ended(refused_by_codex(&error)));
+                return Ok(Outcome::Ended(refused_by_codex(&error)));
             }
         };
         turn.log.append(Event::TurnStarted { codex_turn_id: codex_turn_id.clone() });
@@ -181,7 +176,7 @@ impl Engine {
             let _ = tokio::time::timeout(self.settings.interrupt_grace, forgetting).await;
             self.pool.threads().forget(&thread_id);
         }
-        Ran::Over(Outcome::Ended(event))
+        Ok(Outcome::Ended(event))
     }
 
     async fn pump(
