@@ -405,28 +405,8 @@ async fn a_guard_that_is_stuck_is_given_up() {
 
 #[tokio::test]
 async fn adopted_zombies_are_reaped_and_nobody_elses_status_is_taken() {
-    process::adopt_orphans().unwrap();
-    let mark = Mark::new();
-    let mut own = Command::new("sh").args(["-c", "exit 3"]).spawn().unwrap();
-    let own_pid = own.id().try_into().unwrap();
-    until("a zombie of our own", || stat(own_pid).is_some_and(|(state, _)| state == 'Z')).await;
-    let mut foreign = Vec::new();
-    for _ in 0..5 {
-        // Orphaned alive, to die as ours.
-        let script = "setsid -f sh -c 'echo $$; read line'";
-        let mut shell = Command::new("sh");
-        shell.args(["-c", script]).env(MARK, &mark.0).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut shell = shell.spawn().unwrap();
-        let mut line = String::new();
-        let mut output = std::io::BufReader::new(shell.stdout.take().unwrap());
-        std::io::BufRead::read_line(&mut output, &mut line).unwrap();
-        let pid = line.trim().parse::<i32>().unwrap();
-        assert!(shell.wait().unwrap().success());
-        until("the adoption", || stat(pid).is_some_and(|(_, parent)| parent == me())).await;
-        foreign.push(pid);
-    }
-    until("their funeral", || foreign.iter().all(|pid| stat(*pid).is_none())).await;
-    assert_eq!(own.wait().unwrap().code(), Some(3));
+    // In a process of its own: where a guard is killed, what is adopted meanwhile is killed too.
+    assert_eq!(play("funeral", &Mark::new(), Path::new("")), "3");
 }
 
 fn me() -> i32 {
@@ -435,7 +415,7 @@ fn me() -> i32 {
 
 #[tokio::test]
 async fn somebody_elses_orphan_survives_the_death_of_a_guard() {
-    // In a process of its own: elsewhere a guard may be killed while this one is being adopted.
+    // In a process of its own, like the last.
     assert_eq!(play("bystander", &Mark::new(), Path::new("")), "alive");
 }
 
@@ -610,10 +590,38 @@ async fn helper_process() {
             let error = Process::spawn(spec).await.unwrap_err();
             error.raw_os_error().map_or_else(|| error.to_string(), |errno| errno.to_string())
         }
+        "funeral" => funeral(&mark).await,
         "bystander" => bystander(&mark).await,
         unknown => panic!("{unknown}"),
     };
     std::fs::write(std::env::var_os(ANSWER).unwrap(), answer).unwrap();
+}
+
+/// Adopts, and reaps those and only those.
+async fn funeral(mark: &Mark) -> String {
+    process::adopt_orphans().unwrap();
+    let mut own = Command::new("sh").args(["-c", "exit 3"]).spawn().unwrap();
+    let own_pid = own.id().try_into().unwrap();
+    until("a zombie of our own", || stat(own_pid).is_some_and(|(state, _)| state == 'Z')).await;
+    let mut foreign = Vec::new();
+    for _ in 0..5 {
+        // Orphaned alive, to die as ours.
+        let script = "setsid -f sh -c 'echo $$; read line'";
+        let mut shell = Command::new("sh");
+        shell.args(["-c", script]).env(MARK, &mark.0).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut shell = shell.spawn().unwrap();
+        let leash = shell.stdin.take();
+        let mut line = String::new();
+        let mut output = std::io::BufReader::new(shell.stdout.take().unwrap());
+        std::io::BufRead::read_line(&mut output, &mut line).unwrap();
+        let pid = line.trim().parse::<i32>().unwrap();
+        assert!(shell.wait().unwrap().success());
+        until("the adoption", || stat(pid).is_some_and(|(_, parent)| parent == me())).await;
+        drop(leash);
+        foreign.push(pid);
+    }
+    until("their funeral", || foreign.iter().all(|pid| stat(*pid).is_none())).await;
+    own.wait().unwrap().code().unwrap().to_string()
 }
 
 /// A live orphan that is none of a guard's, such as somebody may leave in a container.

@@ -3,8 +3,8 @@
 //! It is the sidecar's own binary, started again, with one thread and without a runtime. Its life:
 //! become a subreaper, start the worker, give its own copies of the worker's streams up, wait for one
 //! of three ends (the worker's, an order, the sidecar's), kill every descendant until none is left,
-//! exit with 0, which says so. It ignores the signals that a terminal or a service manager
-//! sends to everyone: the sidecar decides when a worker ends.
+//! exit with 0, which says so. It ignores the signals that a terminal or a service manager sends to
+//! everyone: the sidecar decides when a worker ends.
 //!
 //! The worker is not reaped before its group is killed: until then its id, and so its group's, can be
 //! nobody else's.
@@ -231,8 +231,10 @@ impl Guard {
         let _ = rustix::process::setpriority_process(None, -10);
         // The worker is not reaped yet, so that the group is its own.
         let _ = rustix::process::kill_process_group(self.worker, Signal::KILL);
-        let mut sweep = Sweep::new(self.me);
         let mut rest = Duration::from_millis(1);
+        // Most often that was all, and nobody need be looked for.
+        self.pause(Some(rest));
+        let mut sweep = Sweep::new(self.me);
         while !self.reap_all() {
             if sweep.pass(|_| true).is_ok_and(|pass| pass.new > 0) {
                 rest = Duration::from_millis(1);

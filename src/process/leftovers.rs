@@ -2,6 +2,7 @@
 //!
 //! A second line of defence only: whoever starts a process decides what it finds in there.
 
+use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
@@ -113,18 +114,23 @@ pub fn kill_started_by(pid: u32, name: &str, value: &str) -> usize {
     })
 }
 
-/// Kills what `find` finds, until it finds nothing and there is nothing else to wait for.
+/// Kills what `find` finds, until it finds nothing, what was killed is dead, and there is nothing else
+/// to wait for.
 fn kill_until_gone(find: impl Fn() -> (Vec<Stat>, bool)) -> usize {
     let begun = Instant::now();
-    let mut killed = std::collections::HashSet::new();
+    let mut killed = HashSet::new();
     loop {
         let (found, wait) = find();
-        let found: Vec<Stat> = found.into_iter().filter(|stat| !stat.zombie).collect();
-        for stat in &found {
+        let mut again = wait;
+        for stat in found.iter().filter(|stat| !stat.zombie) {
             stat.kill();
             killed.insert(stat.identity);
+            again = true;
         }
-        if (found.is_empty() && !wait) || begun.elapsed() > PATIENCE {
+        let dying = |identity: &Identity| {
+            Stat::read(identity.pid).is_some_and(|now| now.identity == *identity && !now.zombie)
+        };
+        if !(again || killed.iter().any(dying)) || begun.elapsed() > PATIENCE {
             return killed.len();
         }
         std::thread::sleep(Duration::from_millis(5));

@@ -296,16 +296,16 @@ impl Engine {
             }
         };
         let mut warnings = Vec::new();
-        if let (Some(wanted), Some(made_with)) = (&options.dynamic_tools, &thread.dynamic_tools) {
-            if wanted != made_with {
-                let message = "dynamic_tools belong to a thread from its start; this thread keeps \
+        if let (Some(wanted), Some(made_with)) = (&options.dynamic_tools, &thread.dynamic_tools)
+            && wanted != made_with
+        {
+            let message = "dynamic_tools belong to a thread from its start; this thread keeps \
                                those that it was started with";
-                warnings.push(Event::Warning {
-                    code: WarningCode::DynamicToolsIgnored,
-                    message: message.to_owned(),
-                    details: String::new(),
-                });
-            }
+            warnings.push(Event::Warning {
+                code: WarningCode::DynamicToolsIgnored,
+                message: message.to_owned(),
+                details: String::new(),
+            });
         }
         let mut opened = opened(thread_id.clone(), origin, loaded, lease, thread)?;
         opened.warnings = warnings;

@@ -21,13 +21,8 @@ use crate::turn::request::{ThreadId, TurnRequest};
 use crate::worker::thread::{ThreadError, Workspace};
 use crate::worker::{Route, ThreadMessage, Worker, WorkerExit};
 
-/// What became of a turn on an open thread.
-pub(super) enum Ran {
-    /// It is over.
-    Over(Outcome),
-    /// The worker died before it could have seen the turn.
-    NeverBegan(String),
-}
+/// The worker died before it could have seen the turn; for this cause.
+pub(super) struct NeverBegan(pub(super) String);
 
 /// A turn that is being stopped.
 #[derive(Debug)]
@@ -58,7 +53,7 @@ impl Engine {
         workspace: &Workspace,
         opened: Opened,
         clocks: &mut Clocks,
-    ) -> Ran {
+    ) -> Result<Outcome, NeverBegan> {
         let Opened { thread_id, origin, mut loaded, warnings, mut route, lease, mut thread } =
             opened;
         let worker = lease.worker();
@@ -106,7 +101,7 @@ impl Engine {
         };
         if let Some(Err(ThreadError::Lost { cause, written: false })) = started {
             // Nothing was said of this thread yet: the caller never learns of the failed attempt.
-            return Ran::NeverBegan(cause);
+            return Err(NeverBegan(cause));
         }
         thread.loaded = Some(loaded);
         thread.publish_holder();
@@ -118,7 +113,7 @@ impl Engine {
         if let Some(Err(ThreadError::Overloaded(said))) = started {
             // Nothing has begun, nor been told.
             self.forget_ephemeral(request, worker, &thread_id).await;
-            return Ran::Over(match cause {
+            return Ok(match cause {
                 Some(cause) => Outcome::Ended(clocks.outcome(cause, Default::default(), false)),
                 None => Outcome::Refused(Refusal::WorkerUnavailable {
                     cause: format!("Codex is overloaded: {said}"),
@@ -142,7 +137,7 @@ impl Engine {
                 thread.loaded = None;
                 let cause = cause.unwrap_or(Cause::TurnTimeout);
                 // It was told of the turn; what it did with it can't be known.
-                return Ran::Over(Outcome::Ended(clocks.outcome(cause, Default::default(), true)));
+                return Ok(Outcome::Ended(clocks.outcome(cause, Default::default(), true)));
             }
             Some(Err(ThreadError::Lost { cause, .. })) => {
                 let exit = if worker.is_alive() {
@@ -152,7 +147,7 @@ impl Engine {
                 } else {
                     worker.exited().await
                 };
-                return Ran::Over(Outcome::Ended(worker_lost(
+                return Ok(Outcome::Ended(worker_lost(
                     &exit,
                     &cause,
                     true,
@@ -161,7 +156,7 @@ impl Engine {
             }
             Some(Err(error)) => {
                 self.forget_ephemeral(request, worker, &thread_id).await;
-                return Ran::Over(Outcome::Ended(refused_by_codex(&error)));
+                return Ok(Outcome::Ended(refused_by_codex(&error)));
             }
         };
         turn.log.append(Event::TurnStarted { codex_turn_id: codex_turn_id.clone() });
@@ -210,7 +205,7 @@ impl Engine {
             }
         };
         self.forget_ephemeral(request, worker, &thread_id).await;
-        Ran::Over(Outcome::Ended(event))
+        Ok(Outcome::Ended(event))
     }
 
     async fn forget_ephemeral(&self, request: &TurnRequest, worker: &Worker, thread_id: &ThreadId) {
