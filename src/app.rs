@@ -443,17 +443,18 @@ fn worker_spec(config: &Config, offline_model: Option<&OfflineModel>) -> WorkerS
     let configured = config.codex_path.clone();
     let codex_home = config.codex_home.clone();
     WorkerSpec {
+        check_home: Arc::new(move || check_home(&codex_home)),
         locate: Arc::new(move || {
-            // Codex refuses a CODEX_HOME that does not exist.
-            std::fs::create_dir_all(&codex_home).map_err(|error| {
-                format!("CODEX_HOME {} can't be made: {error}", codex_home.display())
-            })?;
             codex_cli::find(configured.as_deref(), std::env::var_os("PATH").as_deref())
                 .map_err(|error| error.to_string())
         }),
         check_version: Arc::new(|version| {
             let parsed: CliVersion = version.parse().map_err(|error| format!("{error}"))?;
             if parsed.is_supported() {
+                return Ok(());
+            }
+            if parsed.is_unversioned() {
+                tracing::warn!("the CLI was built from source and does not know its version");
                 return Ok(());
             }
             let oldest = codex_cli::OLDEST_SUPPORTED;
@@ -472,4 +473,21 @@ fn worker_spec(config: &Config, offline_model: Option<&OfflineModel>) -> WorkerS
             ..WorkerLimits::default()
         },
     }
+}
+
+/// Whether Codex can write into its home: it is made if it is missing, which Codex would refuse, and a
+/// file of the size of a short turn's rollout is written and removed.
+fn check_home(home: &std::path::Path) -> Result<(), String> {
+    let shown = home.display();
+    std::fs::create_dir_all(home).map_err(|error| {
+        format!("CODEX_HOME {shown} can't be made: {error}; name another one, or make it")
+    })?;
+    let probe = home.join(format!(".codex-sidecar-probe-{}", uuid::Uuid::new_v4()));
+    let written = std::fs::write(&probe, [b' '; 64 * 1024]);
+    let removed = std::fs::remove_file(&probe);
+    written.and(removed).map_err(|error| {
+        format!(
+            "CODEX_HOME {shown} can't be written: {error}; make room or give the right to write"
+        )
+    })
 }

@@ -68,7 +68,7 @@ async fn the_second_turn_of_a_context_continues_its_thread() {
 async fn every_kind_of_item_that_codex_makes_is_typed() {
     let sidecar = Sidecar::start().await;
     let work = sidecar.place.work().display().to_string();
-    let script = "[[reason let me look]] [[run echo out; echo err >&2]] [[run exit 3]] \
+    let script = "[[reason let me look]] [[run echo out; sleep 0.2; echo err >&2]] [[run exit 3]] \
                   [[write notes.txt hello]] [[plan A; B]] [[plan A; B; C]] [[say done]]";
     let told = sidecar.run(unsandboxed("items", script)).await;
     assert_eq!(told.final_response(), "done");
@@ -588,6 +588,28 @@ async fn no_option_of_one_turn_sticks_to_the_next() {
         }
     }
     assert!(wrong.is_empty(), "before, during, after, first, next:\n{}", wrong.join("\n"));
+    sidecar.stop().await;
+}
+
+#[tokio::test]
+async fn no_option_sticks_when_the_worker_is_lost_in_between() {
+    let sidecar = Sidecar::start().await;
+    let before = sandbox_told(&sidecar.shown(INPUT, prompt("a", "")).await);
+    let overriding = with_options(prompt("a", ""), |options| {
+        options.set_sandbox_mode(pb::SandboxMode::DangerFullAccess);
+        options.set_approval_policy(pb::ApprovalPolicy::Never);
+        options.set_model_reasoning_effort(pb::ReasoningEffort::High);
+        options.model = Some("another-model".into());
+    });
+    let during = sandbox_told(&sidecar.shown(INPUT, overriding.clone()).await);
+    assert_eq!(during["mode"], "danger-full-access");
+    let worker = sidecar.workers().await.remove(0);
+    support::processes::signal(worker.pid, rustix::process::Signal::KILL);
+    let after = sidecar.shown(INPUT, prompt("a", "")).await;
+    assert_eq!(sandbox_told(&after), before, "the sandbox of the turn before");
+    assert_eq!(approval_told(&after), false);
+    assert_eq!(sidecar.shown("/model", prompt("a", "")).await, "offline-model");
+    assert_eq!(sidecar.shown("/reasoning/effort", prompt("a", "")).await, "medium");
     sidecar.stop().await;
 }
 

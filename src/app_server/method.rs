@@ -273,6 +273,15 @@ pub fn thread_start_params(
     Value::Object(params)
 }
 
+/// The parameters of a [`THREAD_START`] that only asks what a thread would use: the thread gets no
+/// turn, so nothing is started for it and nothing is kept of it.
+pub fn thread_probe_params(load: &LoadOptions, working_directory: &Path) -> Value {
+    let mut config = load.config.clone();
+    config.insert("mcp_servers".to_owned(), json!({}));
+    config.insert("features.shell_snapshot".to_owned(), json!(false));
+    json!({ "cwd": working_directory, "ephemeral": true, "config": config })
+}
+
 /// The parameters of [`THREAD_RESUME`].
 pub fn thread_resume_params(
     thread_id: &str,

@@ -414,7 +414,7 @@ impl Engine {
         turn.set_phase(Phase::Opening);
         let mut clocks = Clocks::start(request, stop);
         for attempt in 1.. {
-            let mut opening = self.start_opening(turn, request, workspace);
+            let mut opening = self.start_opening(request, workspace);
             let opened = tokio::select! {
                 biased;
                 cause = clocks.strike(None) => {

@@ -24,6 +24,8 @@ pub struct LoadedThread {
     pub worker: WorkerId,
     load: LoadOptions,
     baseline: Baseline,
+    /// Where the baseline holds.
+    directory: PathBuf,
     /// Whether its next turn would use an effort other than the baseline's if it sent none.
     effort_is_set: bool,
 }
@@ -103,6 +105,16 @@ impl From<RequestError> for ThreadError {
     }
 }
 
+impl ThreadError {
+    /// The same of a request that went ahead of `turn/start`: whatever was written, no turn was.
+    fn before_the_turn(self) -> ThreadError {
+        match self {
+            ThreadError::Lost { cause, written: _ } => ThreadError::Lost { cause, written: false },
+            other => other,
+        }
+    }
+}
+
 impl Worker {
     /// Starts a new thread.
     ///
@@ -118,22 +130,16 @@ impl Worker {
         let directory = &workspace.working_directory;
         let params = method::thread_start_params(options, &load, directory, ephemeral);
         let opened: method::ThreadOpened = self.request(method::THREAD_START, &params).await?;
-        self.note_thread_loaded();
         let thread_id = ThreadId::from_codex(opened.thread.id.clone());
-        // What was sent along is an override, not a default.
-        let model = match &options.model {
-            Some(_) => self.configured_model(directory).await.unwrap_or(opened.model),
-            None => opened.model,
-        };
-        let baseline = Baseline {
-            model,
-            effort: opened.reasoning_effort,
-            approval_policy: opened.approval_policy,
-            workspace_write: self.workspace_write(&opened.sandbox),
-            sandbox_policy: opened.sandbox,
-        };
-        let worker = self.id().clone();
-        Ok((thread_id, LoadedThread { worker, load, baseline, effort_is_set: false }))
+        self.note_thread_loaded(&thread_id);
+        let mut baseline = self.baseline_of(opened);
+        if options.model.is_some() {
+            // What was sent along is an override, not a default.
+            baseline.model = self.configured_model(directory).await.unwrap_or(baseline.model);
+        }
+        let (worker, directory) = (self.id().clone(), directory.clone());
+        let loaded = LoadedThread { worker, load, baseline, directory, effort_is_set: false };
+        Ok((thread_id, loaded))
     }
 
     /// Loads a thread from its rollout.
@@ -150,29 +156,37 @@ impl Worker {
         let directory = &workspace.working_directory;
         let params = method::thread_resume_params(thread_id.as_str(), &load, directory);
         let opened: method::ThreadOpened = self.request(method::THREAD_RESUME, &params).await?;
-        self.note_thread_loaded();
-        // Codex resumes with the model, effort and approval policy of the thread's last turn, which
-        // may have been another caller's override. The CLI's own configuration is the baseline.
-        let read = self.read_config(directory).await;
-        let configured = read.unwrap_or_else(|| self.defaults().config);
-        let model = configured
-            .model
-            .or_else(|| self.defaults().default_model)
-            .unwrap_or_else(|| opened.model.clone());
-        let effort_is_set = opened.reasoning_effort != configured.model_reasoning_effort;
-        let approval_policy = configured
-            .approval_policy
-            .filter(|policy| !policy.is_null())
-            .unwrap_or_else(|| json!("on-request"));
-        let baseline = Baseline {
-            model,
-            effort: configured.model_reasoning_effort,
-            approval_policy,
-            workspace_write: configured.sandbox_workspace_write.unwrap_or_default(),
-            // The one setting that Codex does not resume from the rollout.
+        self.note_thread_loaded(thread_id);
+        // Codex resumes with the model, effort, approval policy and sandbox of the thread's last
+        // turn, which may have been another caller's override.
+        let baseline = self.baseline(&load, directory).await?;
+        let effort_is_set = opened.reasoning_effort != baseline.effort;
+        let (worker, directory) = (self.id().clone(), directory.clone());
+        Ok(LoadedThread { worker, load, baseline, directory, effort_is_set })
+    }
+
+    /// What a new thread in this directory uses where nobody says anything: found out with one that
+    /// gets no turn, because it depends on more than the configuration tells (whether the directory
+    /// is in a project that the user trusts, for one).
+    async fn baseline(
+        &self,
+        load: &LoadOptions,
+        directory: &Path,
+    ) -> Result<Baseline, ThreadError> {
+        let params = method::thread_probe_params(load, directory);
+        let opened: method::ThreadOpened = self.request(method::THREAD_START, &params).await?;
+        self.forget_thread(&ThreadId::from_codex(opened.thread.id.clone())).await;
+        Ok(self.baseline_of(opened))
+    }
+
+    fn baseline_of(&self, opened: method::ThreadOpened) -> Baseline {
+        Baseline {
+            model: opened.model,
+            effort: opened.reasoning_effort,
+            approval_policy: opened.approval_policy,
+            workspace_write: self.workspace_write(&opened.sandbox),
             sandbox_policy: opened.sandbox,
-        };
-        Ok(LoadedThread { worker: self.id().clone(), load, baseline, effort_is_set })
+        }
     }
 
     /// Makes the worker let go of a thread, so that any worker may resume it. Unsubscribing would
@@ -183,7 +197,7 @@ impl Worker {
     pub async fn release_thread(&self, thread_id: &ThreadId) -> Result<(), ThreadError> {
         let params = json!({ "threadId": thread_id.as_str() });
         let _: method::Ignored = self.request(method::THREAD_ARCHIVE, &params).await?;
-        self.note_thread_released();
+        self.note_thread_released(thread_id);
         self.unarchive_thread(thread_id).await
     }
 
@@ -201,7 +215,7 @@ impl Worker {
     pub async fn forget_thread(&self, thread_id: &ThreadId) {
         let params = json!({ "threadId": thread_id.as_str() });
         match self.request::<method::Ignored>(method::THREAD_UNSUBSCRIBE, &params).await {
-            Ok(_) => self.note_thread_released(),
+            Ok(_) => self.note_thread_released(thread_id),
             Err(error) => tracing::debug!(%thread_id, %error, "a thread could not be unsubscribed"),
         }
     }
@@ -226,6 +240,12 @@ impl Worker {
             let exit = tokio::time::timeout(Duration::from_secs(2), self.exited()).await;
             let cause = exit.map_or_else(|_| "it is ending".to_owned(), |exit| exit.cause.clone());
             return Err(ThreadError::Lost { cause, written: false });
+        }
+        if thread.directory != workspace.working_directory {
+            // Another directory may be trusted otherwise.
+            let baseline = self.baseline(&thread.load, &workspace.working_directory).await;
+            thread.baseline = baseline.map_err(ThreadError::before_the_turn)?;
+            thread.directory.clone_from(&workspace.working_directory);
         }
         let params = method::turn_start_params(
             thread_id.as_str(),

@@ -30,7 +30,13 @@ impl From<CodexTurnError> for TurnError {
                 .map_or(("other", &Value::Null), |(name, info)| (name.as_str(), info)),
             _ => ("other", &Value::Null),
         };
-        let reason = failure_reason(name);
+        let reason = match failure_reason(name) {
+            // Codex has a name for this failure, and says `other` all the same.
+            FailureReason::CodexError if message.starts_with(STREAM_DISCONNECTED) => {
+                FailureReason::ResponseStreamDisconnected
+            }
+            reason => reason,
+        };
         let details = additional_details.unwrap_or_default();
         let http_status = info["httpStatusCode"]
             .as_u64()
@@ -48,6 +54,9 @@ impl From<CodexTurnError> for TurnError {
         }
     }
 }
+
+/// How Codex's message begins when the provider broke off in the middle of an answer.
+const STREAM_DISCONNECTED: &str = "stream disconnected before completion";
 
 /// The reasons by their names in `CodexErrorInfo` of the CLI's schema.
 pub(crate) fn failure_reason(name: &str) -> FailureReason {

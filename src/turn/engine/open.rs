@@ -9,7 +9,6 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::pool::Lease;
 use crate::pool::threads::{ThreadGuard, ThreadState};
-use crate::turn::directory::Turn;
 use crate::turn::engine::Engine;
 use crate::turn::event::{Event, ThreadOrigin, WarningCode};
 use crate::turn::refusal::Refusal;
@@ -23,6 +22,8 @@ pub(super) struct Opened {
     pub(super) thread_id: ThreadId,
     pub(super) origin: ThreadOrigin,
     pub(super) loaded: LoadedThread,
+    // For after `thread_started`, which nothing but `queued` may precede.
+    pub(super) warnings: Vec<Event>,
     pub(super) route: Route,
     // Declared after the route: what may still come for the thread has nowhere to go before
     // another turn may use it.
@@ -47,7 +48,7 @@ impl From<Refusal> for OpenError {
 
 /// How often Codex is asked again while it says that it is overloaded, or that another process
 /// (which may be a worker of ours that is just dying) writes the thread.
-const PATIENCE: [Duration; 5] = [
+pub(super) const PATIENCE: [Duration; 5] = [
     Duration::from_millis(50),
     Duration::from_millis(100),
     Duration::from_millis(200),
@@ -123,17 +124,16 @@ impl Engine {
     /// Starts to open the turn's thread.
     pub(super) fn start_opening(
         self: &Arc<Engine>,
-        turn: &Arc<Turn>,
         request: &Arc<TurnRequest>,
         workspace: &Arc<Workspace>,
     ) -> Opening {
         let ties = Ties::default();
         let abandon = ties.abandoned.clone().drop_guard();
-        let (engine, turn) = (Arc::clone(self), Arc::clone(turn));
+        let engine = Arc::clone(self);
         let (request, workspace) = (Arc::clone(request), Arc::clone(workspace));
         let task = self.tasks.spawn(async move {
             let opened = {
-                let open = engine.open(&turn, &request, &workspace, &ties);
+                let open = engine.open(&request, &workspace, &ties);
                 tokio::pin!(open);
                 tokio::select! {
                     biased;
@@ -177,7 +177,6 @@ impl Engine {
     /// The request's thread beats the context's, which beats the tool's, which beats a new one.
     async fn open(
         &self,
-        turn: &Turn,
         request: &TurnRequest,
         workspace: &Workspace,
         ties: &Ties,
@@ -192,19 +191,20 @@ impl Engine {
         } else {
             return self.open_new(request, workspace, ties).await;
         };
-        match self.open_existing(turn, request, workspace, &thread_id, origin, ties).await {
+        match self.open_existing(request, workspace, &thread_id, origin, ties).await {
             Err(OpenError::Refused(Refusal::ThreadNotFound { thread_id, cause }))
                 if request.missing_thread_policy == MissingThreadPolicy::StartNew
                     || self.is_blank(&thread_id) =>
             {
-                turn.log.append(Event::Warning {
+                let mut opened = self.open_new(request, workspace, ties).await?;
+                opened.warnings.push(Event::Warning {
                     code: WarningCode::ThreadReplaced,
                     details: String::new(),
                     message: format!(
                         "thread {thread_id} was not found ({cause}); a new thread takes its place"
                     ),
                 });
-                self.open_new(request, workspace, ties).await
+                Ok(opened)
             }
             other => other,
         }
@@ -244,7 +244,6 @@ impl Engine {
 
     async fn open_existing(
         &self,
-        turn: &Turn,
         request: &TurnRequest,
         workspace: &Workspace,
         thread_id: &ThreadId,
@@ -262,6 +261,10 @@ impl Engine {
         };
         let holder = thread.loaded.as_ref().map(|loaded| loaded.worker.clone());
         let holder = holder.or(thread.asked.take());
+        if let Some(holder) = &holder {
+            // No other worker could have the thread, and this one takes no turns.
+            ties.unless_abandoned(self.pool.settled(holder)).await?;
+        }
         if let Some(retiring) = holder.as_ref().and_then(|id| self.pool.retiring(id)) {
             // Its successor could not resume the thread while it is held there. One that is lost
             // meanwhile holds nothing any more.
@@ -292,18 +295,21 @@ impl Engine {
                 resumed?
             }
         };
+        let mut warnings = Vec::new();
         if let (Some(wanted), Some(made_with)) = (&options.dynamic_tools, &thread.dynamic_tools)
             && wanted != made_with
         {
             let message = "dynamic_tools belong to a thread from its start; this thread keeps \
-                               those that it was started with";
-            turn.log.append(Event::Warning {
+                           those that it was started with";
+            warnings.push(Event::Warning {
                 code: WarningCode::DynamicToolsIgnored,
                 message: message.to_owned(),
                 details: String::new(),
             });
         }
-        opened(thread_id.clone(), origin, loaded, lease, thread)
+        let mut opened = opened(thread_id.clone(), origin, loaded, lease, thread)?;
+        opened.warnings = warnings;
+        Ok(opened)
     }
 
     async fn resume(
@@ -349,7 +355,10 @@ fn opened(
     // Also for a turn that ends before Codex takes it.
     thread.loaded = Some(loaded.clone());
     match lease.worker().route(thread_id.as_str()) {
-        Some(route) => Ok(Opened { thread_id, origin, loaded, route, lease, thread }),
+        Some(route) => {
+            let warnings = Vec::new();
+            Ok(Opened { thread_id, origin, loaded, warnings, route, lease, thread })
+        }
         None => Err(OpenError::Lost("the worker ended".to_owned())),
     }
 }

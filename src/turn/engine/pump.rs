@@ -9,13 +9,14 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::app_server::decode::{self, Decoded, TurnEnd};
 use crate::app_server::message::{Notification, ServerRequest};
 use crate::turn::directory::{Live, Phase, Turn};
-use crate::turn::engine::open::Opened;
+use crate::turn::engine::open::{Opened, PATIENCE};
 use crate::turn::engine::{Cause, Clocks, Engine, Outcome, until};
 use crate::turn::event::{
     Event, FailureReason, InterruptReason, Item, ItemKind, Request, Resolution, TodoItem,
     TurnError, Usage,
 };
 use crate::turn::log::Log;
+use crate::turn::refusal::Refusal;
 use crate::turn::request::{ThreadId, TurnRequest};
 use crate::worker::thread::{ThreadError, Workspace};
 use crate::worker::{Route, ThreadMessage, Worker, WorkerExit};
@@ -53,13 +54,15 @@ impl Engine {
         opened: Opened,
         clocks: &mut Clocks,
     ) -> Result<Outcome, NeverBegan> {
-        let Opened { thread_id, origin, mut loaded, mut route, lease, mut thread } = opened;
+        let Opened { thread_id, origin, mut loaded, warnings, mut route, lease, mut thread } =
+            opened;
         let worker = lease.worker();
         let schema = request.turn_options.output_schema.as_ref();
         let handed_over = Instant::now();
         // A cause that comes while Codex is being told waits for what it says, but not for long.
         let mut cause = None;
-        let started = {
+        let mut patience = PATIENCE.iter();
+        let started = loop {
             let start = worker.start_turn(
                 &thread_id,
                 &mut loaded,
@@ -68,7 +71,7 @@ impl Engine {
                 workspace,
                 schema,
             );
-            tokio::pin!(start);
+            let mut start = Box::pin(start);
             let early = tokio::select! {
                 biased;
                 started = &mut start => Some(started),
@@ -77,9 +80,23 @@ impl Engine {
                     None
                 }
             };
-            match early {
+            let started = match early {
                 Some(started) => Some(started),
                 None => tokio::time::timeout(self.settings.interrupt_grace, start).await.ok(),
+            };
+            // It has not taken the turn: asking again can do no harm.
+            let pause = match &started {
+                Some(Err(ThreadError::Overloaded(_))) if cause.is_none() => patience.next(),
+                _ => None,
+            };
+            let Some(pause) = pause else { break started };
+            tokio::select! {
+                biased;
+                struck = clocks.strike(Some(handed_over)) => {
+                    cause = Some(struck);
+                    break started;
+                }
+                () = tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64())) => {}
             }
         };
         if let Some(Err(ThreadError::Lost { cause, written: false })) = started {
@@ -92,10 +109,26 @@ impl Engine {
         // From here on the thread counts as this context's, also when the turn fails.
         if let Some(key) = request.context.as_ref().filter(|_| !request.ephemeral) {
             self.registry.bind(key, &thread_id);
+        }
+        if let Some(Err(ThreadError::Overloaded(said))) = started {
+            // Nothing has begun, nor been told.
+            self.forget_ephemeral(request, worker, &thread_id).await;
+            return Ok(match cause {
+                Some(cause) => Outcome::Ended(clocks.outcome(cause, Default::default(), false)),
+                None => Outcome::Refused(Refusal::WorkerUnavailable {
+                    cause: format!("Codex is overloaded: {said}"),
+                    retry_after: Duration::from_secs(2),
+                }),
+            });
+        }
+        if let Some(key) = request.context.as_ref().filter(|_| !request.ephemeral) {
             self.registry.note_turn(key, &turn.id);
         }
         let thread_started = Event::ThreadStarted { thread_id: thread_id.to_string(), origin };
         turn.log.append(thread_started);
+        for warning in warnings {
+            turn.log.append(warning);
+        }
 
         let codex_turn_id = match started {
             Some(Ok(codex_turn_id)) => codex_turn_id,
@@ -122,6 +155,7 @@ impl Engine {
                 )));
             }
             Some(Err(error)) => {
+                self.forget_ephemeral(request, worker, &thread_id).await;
                 return Ok(Outcome::Ended(refused_by_codex(&error)));
             }
         };
@@ -170,13 +204,17 @@ impl Engine {
                 worker_lost(&exit, "", run.side_effects, (run.usage(), run.usage_total))
             }
         };
+        self.forget_ephemeral(request, worker, &thread_id).await;
+        Ok(Outcome::Ended(event))
+    }
+
+    async fn forget_ephemeral(&self, request: &TurnRequest, worker: &Worker, thread_id: &ThreadId) {
         if request.ephemeral {
             // Not worth more than a moment: it is for the worker's memory only.
-            let forgetting = worker.forget_thread(&thread_id);
+            let forgetting = worker.forget_thread(thread_id);
             let _ = tokio::time::timeout(self.settings.interrupt_grace, forgetting).await;
-            self.pool.threads().forget(&thread_id);
+            self.pool.threads().forget(thread_id);
         }
-        Ok(Outcome::Ended(event))
     }
 
     async fn pump(
