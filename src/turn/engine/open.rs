@@ -300,7 +300,7 @@ impl Engine {
             && wanted != made_with
         {
             let message = "dynamic_tools belong to a thread from its start; this thread keeps \
-                               those that it was started with";
+                           those that it was started with";
             warnings.push(Event::Warning {
                 code: WarningCode::DynamicToolsIgnored,
                 message: message.to_owned(),
