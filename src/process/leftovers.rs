@@ -99,6 +99,26 @@ pub fn clear_leftovers(codex_home: &Path) -> usize {
 /// they are gone, two seconds at most; not for a runtime's thread. Codex gives the commands of a
 /// thread its id as `CODEX_THREAD_ID`.
 pub fn kill_started_by(pid: u32, name: &str, value: &str) -> usize {
+    kill_started_since(pid, name, value, Moment(0))
+}
+
+/// A moment, by the clock by which the system dates the start of processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Moment(u64);
+
+impl Moment {
+    /// Now; the beginning of all if the system does not tell.
+    pub fn now() -> Moment {
+        let uptime = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
+        let seconds: f64 =
+            uptime.split(' ').next().and_then(|text| text.parse().ok()).unwrap_or_default();
+        // Rounded down, as the start of a process is.
+        Moment((seconds * rustix::param::clock_ticks_per_second() as f64) as u64)
+    }
+}
+
+/// As [`kill_started_by`], but only what was started at that moment or later.
+pub fn kill_started_since(pid: u32, name: &str, value: &str, since: Moment) -> usize {
     let Some(worker) = i32::try_from(pid).ok().and_then(Stat::read) else { return 0 };
     // Who left the worker's tree is a child of its guard.
     let root = Stat::read(worker.parent).filter(is_guard).unwrap_or(worker);
@@ -107,6 +127,7 @@ pub fn kill_started_by(pid: u32, name: &str, value: &str) -> usize {
         let mut started: Vec<Stat> = tree::below(&all, [root.identity.pid])
             .into_iter()
             .filter(|stat| stat.identity != worker.identity && !stat.zombie)
+            .filter(|stat| stat.identity.started >= since.0)
             .filter(|stat| variable(stat, name).is_some_and(|found| found == value.as_bytes()))
             .collect();
         started.extend(tree::below(&all, started.iter().map(|stat| stat.identity.pid)));

@@ -47,7 +47,9 @@ pub use dying::is_dying;
 #[cfg(target_os = "linux")]
 pub use guard::guard_if_asked;
 #[cfg(target_os = "linux")]
-pub use leftovers::{clear_leftovers, instance_variable, kill_started_by};
+pub use leftovers::{
+    Moment, clear_leftovers, instance_variable, kill_started_by, kill_started_since,
+};
 
 /// What to start.
 #[derive(Debug, Clone, Default)]
@@ -380,9 +382,27 @@ mod elsewhere {
     pub fn kill_started_by(_pid: u32, _variable: &str, _value: &str) -> usize {
         0
     }
+
+    /// A moment; there is no use for it here.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+    pub struct Moment(());
+
+    impl Moment {
+        /// Now.
+        pub fn now() -> Moment {
+            Moment(())
+        }
+    }
+
+    /// Descendants can't be found here.
+    pub fn kill_started_since(_pid: u32, _variable: &str, _value: &str, _since: Moment) -> usize {
+        0
+    }
 }
 #[cfg(not(target_os = "linux"))]
-pub use elsewhere::{clear_leftovers, guard_if_asked, instance_variable, kill_started_by};
+pub use elsewhere::{
+    Moment, clear_leftovers, guard_if_asked, instance_variable, kill_started_by, kill_started_since,
+};
 
 #[cfg(test)]
 mod tests {

@@ -316,6 +316,22 @@ impl Worker {
         }
     }
 
+    /// Kills what commands of this thread have started since a moment and left running: what has made
+    /// itself a daemon, and with CLIs before 0.150, which can't list their commands, the commands
+    /// themselves.
+    pub async fn kill_commands(&self, thread_id: &ThreadId, since: process::Moment) {
+        let (pid, thread) = (self.pid(), thread_id.to_string());
+        let killing = tokio::task::spawn_blocking(move || {
+            process::kill_started_since(pid, "CODEX_THREAD_ID", &thread, since)
+        });
+        match killing.await {
+            Ok(0) | Err(_) => {}
+            Ok(count) => {
+                tracing::info!(%thread_id, count, "killed what a stopped turn left behind")
+            }
+        }
+    }
+
     /// The answer that says no to a request of Codex.
     pub fn decline(&self, request: &crate::app_server::message::ServerRequest) {
         self.answer(&request.id, decode::decline(&request.method));

@@ -8,6 +8,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::app_server::decode::{self, Decoded, TurnEnd};
 use crate::app_server::message::{Notification, ServerRequest};
+use crate::process;
 use crate::turn::directory::{Live, Phase, Turn};
 use crate::turn::engine::open::{Opened, PATIENCE};
 use crate::turn::engine::{Cause, Clocks, Engine, Outcome, until};
@@ -59,6 +60,7 @@ impl Engine {
         let worker = lease.worker();
         let schema = request.turn_options.output_schema.as_ref();
         let handed_over = Instant::now();
+        let began_at = process::Moment::now();
         // A cause that comes while Codex is being told waits for what it says, but not for long.
         let mut cause = None;
         let mut patience = PATIENCE.iter();
@@ -176,6 +178,8 @@ impl Engine {
             has_begun: false,
             side_effects: false,
             running_commands: Vec::new(),
+            ran_commands: false,
+            began_at,
             plan: None,
             raised: 0,
             last_progress: Instant::now(),
@@ -337,6 +341,9 @@ struct Run<'a> {
     has_begun: bool,
     side_effects: bool,
     running_commands: Vec<String>,
+    ran_commands: bool,
+    // Before Codex could have started a command for it.
+    began_at: process::Moment,
     plan: Option<(Vec<TodoItem>, Option<String>)>,
     raised: u64,
     last_progress: Instant,
@@ -398,6 +405,7 @@ impl Run<'_> {
                 self.side_effects |= item.has_side_effects();
                 if matches!(item.kind, ItemKind::CommandExecution(_)) {
                     self.running_commands.push(item.id.clone());
+                    self.ran_commands = true;
                 }
             }
             Event::ItemUpdated(item) => self.side_effects |= item.has_side_effects(),
@@ -441,6 +449,10 @@ impl Run<'_> {
         if !self.running_commands.is_empty() {
             let ending = worker.end_commands(thread_id, &self.running_commands);
             let _ = tokio::time::timeout(Duration::from_secs(2), ending).await;
+        }
+        if self.ran_commands {
+            let killing = worker.kill_commands(thread_id, self.began_at);
+            let _ = tokio::time::timeout(Duration::from_secs(2), killing).await;
         }
     }
 
