@@ -28,6 +28,9 @@ use crate::app_server::{decode, method};
 use crate::process::{self, Pipes, Process, ProcessSpec};
 use crate::turn::request::ThreadId;
 
+/// Says of a version what is wrong with it.
+pub type CheckVersion = dyn Fn(&str) -> Result<(), String> + Send + Sync;
+
 /// How to start a worker.
 #[derive(Clone)]
 pub struct WorkerSpec {
@@ -38,7 +41,7 @@ pub struct WorkerSpec {
     /// says what is wrong with it, and what to do.
     pub check_home: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
     /// Looks at the version that the handshake told; the error says what is wrong with it.
-    pub check_version: Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>,
+    pub check_version: Arc<CheckVersion>,
     /// The binary that guards it, so that nothing of what it starts outlives it; see
     /// [`ProcessSpec::guard`].
     pub guard: Option<PathBuf>,

@@ -141,12 +141,12 @@ impl Supervision {
             if asked_at.elapsed() >= self.pool.settings.liveness_interval {
                 self.check(&worker).await;
                 asked_at = Instant::now();
-            } else if let Some(reason) = self.recycling_reason(&worker, ready_at) {
-                if let Some(successor) = self.replace(&worker, reason).await {
-                    worker = successor;
-                    ready_at = Instant::now();
-                    asked_at = ready_at;
-                }
+            } else if let Some(reason) = self.recycling_reason(&worker, ready_at)
+                && let Some(successor) = self.replace(&worker, reason).await
+            {
+                worker = successor;
+                ready_at = Instant::now();
+                asked_at = ready_at;
             }
         }
     }
