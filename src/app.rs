@@ -38,7 +38,7 @@ use crate::turn::engine::{Engine, EngineSettings};
 use crate::turn::log::Retained;
 use crate::turn::output_schema;
 use crate::turn::request::RequestLimits;
-use crate::worker::{WorkerLimits, WorkerSpec};
+use crate::worker::{WorkerLimits, WorkerSpec, is_out_of_resources};
 
 /// The service whose health says whether turns are taken.
 pub const READINESS_SERVICE: &str = "codex.sidecar.v1.CodexService";
@@ -503,9 +503,12 @@ fn check_home(home: &std::path::Path) -> Result<(), String> {
     let probe = home.join(format!(".codex-sidecar-probe-{}", uuid::Uuid::new_v4()));
     let written = std::fs::write(&probe, [b' '; 64 * 1024]);
     let removed = std::fs::remove_file(&probe);
-    written.and(removed).map_err(|error| {
-        format!(
+    match written.and(removed) {
+        Ok(()) => Ok(()),
+        // Not the fault of the home: the start of a worker tells of it.
+        Err(error) if is_out_of_resources(&error) => Ok(()),
+        Err(error) => Err(format!(
             "CODEX_HOME {shown} can't be written: {error}; make room or give the right to write"
-        )
-    })
+        )),
+    }
 }

@@ -739,7 +739,8 @@ async fn drain_stderr(id: WorkerId, mut stderr: impl AsyncRead + Unpin, tail: Ar
     take(&line);
 }
 
-fn is_out_of_resources(error: &std::io::Error) -> bool {
+/// Whether the machine is out of processes, memory or file descriptors.
+pub fn is_out_of_resources(error: &std::io::Error) -> bool {
     use rustix::io::Errno;
     let exhausted = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN];
     exhausted.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))

@@ -309,23 +309,23 @@ async fn a_full_and_a_read_only_codex_home_are_told_and_survived() {
     assert_eq!(second.thread_id(), first.thread_id());
     assert_eq!(second.final_response(), "You said: again (user messages so far: 2)");
 
-    let remount = |how: &str| {
-        let mut nsenter = std::process::Command::new("nsenter");
-        let options = format!("remount,{how}");
-        nsenter.args(["--mount", "--target", &sidecar.pid().to_string()]);
-        nsenter.args(["mount", "-o", &options]).arg(&home).output()
-    };
-    // Files that are open for writing keep it from becoming read-only on some machines.
-    match remount("ro") {
-        Ok(output) if output.status.success() => {
-            home_is_unusable(&sidecar, "Read-only").await;
-            assert!(remount("rw").unwrap().status.success());
-            sidecar.ready().await;
-        }
-        other => eprintln!("SKIPPED: a read-only CODEX_HOME: {other:?}"),
-    }
-    let third = sidecar.say("a", "and again").await;
-    assert_eq!(third.thread_id(), first.thread_id());
+    sidecar.stop().await;
+
+    // One that finds it read-only, until it no longer is.
+    let place = Place::new();
+    let home = place.codex_home();
+    let mount = "mount -t tmpfs -o ro tmpfs \"$CODEX_HOME\" && exec \"$@\"";
+    let sidecar = Binary::cold(place, |command| {
+        through(command, &["unshare", "--mount", "sh", "-c", mount, "sh"]);
+    })
+    .await;
+    home_is_unusable(&sidecar, "Read-only").await;
+    let mut remount = std::process::Command::new("nsenter");
+    remount.args(["--mount", "--target", &sidecar.pid().to_string()]);
+    remount.args(["mount", "-o", "remount,rw"]).arg(&home);
+    assert!(remount.status().unwrap().success());
+    sidecar.ready().await;
+    sidecar.say("a", "hello").await.completed();
     sidecar.stop().await;
 }
 

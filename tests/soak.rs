@@ -154,7 +154,18 @@ async fn soak(codex: &std::path::Path, soak: Soak) {
         ended.unwrap();
     }
     println!("{:?} after {:?}", tally, began.elapsed());
+    at_rest(&sidecar, soak.workers).await;
 
+    // What turns that ended well have left running goes with its worker, and not before.
+    for worker in sidecar.workers().await {
+        processes::signal(worker.pid, Signal::KILL);
+        eventually("its successor", async || {
+            let workers = sidecar.workers().await;
+            let now = workers.iter().find(|other| other.worker_id == worker.worker_id)?;
+            (now.pid != worker.pid && now.state() == pb::WorkerState::Ready).then_some(())
+        })
+        .await;
+    }
     // Every context goes on with its thread.
     for (name, thread) in names.iter().zip(&threads) {
         let told = sidecar.say(name, "are you there?").await;
