@@ -42,7 +42,10 @@ async fn main() -> ExitCode {
     let sidecar = Sidecar::start().await;
     let home = sidecar.place.path().join("plain-home");
     std::fs::create_dir(&home).unwrap();
-    std::fs::write(home.join("config.toml"), sidecar.model.config_overrides().join("\n")).unwrap();
+    let mut settings = sidecar.model.config_overrides();
+    // As in the sidecar: a login shell per thread, left behind when its Codex ends.
+    settings.push("features.shell_snapshot=false".to_owned());
+    std::fs::write(home.join("config.toml"), settings.join("\n")).unwrap();
     let (work, address) = (sidecar.place.work(), sidecar.addresses[0].to_string());
     let real = || {
         let mut command = Command::new(codex_path());

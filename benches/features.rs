@@ -54,9 +54,10 @@ impl Cost {
 async fn main() -> Result<(), Fault> {
     let (rounds, turns) = if is_quick() { (1, 5) } else { (3, 40) };
     let bed = Bed::make().await?;
-    let mut sets: Vec<(String, Vec<&str>)> = vec![("none".to_owned(), Vec::new())];
-    sets.extend(FEATURES.map(|feature| (feature.to_owned(), vec![feature])));
-    sets.push(("all of them".to_owned(), FEATURES.to_vec()));
+    let all = FEATURES.map(str::to_owned);
+    let mut sets = vec![("none".to_owned(), Vec::new())];
+    sets.extend(all.clone().map(|feature| (feature.clone(), vec![feature])));
+    sets.push(("all of them".to_owned(), all.to_vec()));
 
     let mut costs: Vec<Option<Cost>> = vec![None; sets.len()];
     for _ in 0..rounds {
@@ -76,7 +77,7 @@ async fn main() -> Result<(), Fault> {
     Ok(())
 }
 
-async fn measure(bed: &Bed, disabled: &[&str], turns: usize) -> Result<Cost, Fault> {
+async fn measure(bed: &Bed, disabled: &[String], turns: usize) -> Result<Cost, Fault> {
     let codex = Straight::start(bed, disabled).await?;
     let thread = codex.open().await?;
     for _ in 0..3 {

@@ -8,7 +8,7 @@ mod support;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use support::{Bed, Fault, Samples, Sidecar, Straight, is_quick, say};
+use support::{Bed, Fault, Samples, Sidecar, Straight, disabled_by_default, is_quick, say};
 
 const CONTEXTS: usize = 16;
 const WORKERS: usize = 2;
@@ -22,7 +22,7 @@ async fn main() -> Result<(), Fault> {
     let bed = Bed::make().await?;
     let mut processes = Vec::new();
     for _ in 0..WORKERS {
-        processes.push(Arc::new(Straight::start(&bed, &[]).await?));
+        processes.push(Arc::new(Straight::start(&bed, &disabled_by_default()).await?));
     }
     let sidecar = Arc::new(Sidecar::start(&bed, WORKERS).await?);
 

@@ -1,7 +1,9 @@
 //! What the sidecar adds to a turn: one turn through gRPC against the same turn spoken straight to
 //! `codex app-server`.
 //!
-//!     cargo bench --bench turn [-- --quick]
+//!     cargo bench --bench turn [-- [--quick] [WORD]]
+//!
+//! With a word, only the cases with it in their name.
 //!
 //! The two take turns on the machine (A, B, B, A, …), so that what else runs there hits both. The
 //! sidecar is a process of its own; a turn through it is over when its stream is.
@@ -10,7 +12,9 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use support::{Bed, Fault, Samples, Sidecar, Straight, is_quick, say};
+use support::{
+    Bed, Fault, Samples, Sidecar, Straight, disabled_by_default, is_quick, is_wanted, say,
+};
 
 /// At most this much longer, at p50, may a turn take through the sidecar.
 const ALLOWED: f64 = 1.10;
@@ -52,11 +56,11 @@ async fn main() -> Result<(), Fault> {
     ];
 
     let bed = Bed::make().await?;
-    let straight = Straight::start(&bed, &[]).await?;
+    let straight = Straight::start(&bed, &disabled_by_default()).await?;
     let sidecar = Sidecar::start(&bed, 1).await?;
     say("milliseconds                            p10      p50      p90      ratio of p50s");
     let mut contexts = 0;
-    for case in &cases {
+    for case in cases.iter().filter(|case| is_wanted(case.name)) {
         run(case, &straight, &sidecar, &mut contexts).await?;
     }
     sidecar.stop().await

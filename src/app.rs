@@ -30,6 +30,7 @@ use crate::pb;
 use crate::pb::codex_service_server::CodexServiceServer;
 use crate::pb::pool_service_server::PoolServiceServer;
 use crate::pool::{Pool, PoolSettings, Readiness, Recycling};
+use crate::process;
 use crate::registry::Registry;
 use crate::turn::admission::{Admission, AdmissionLimits};
 use crate::turn::directory::Directory;
@@ -37,7 +38,7 @@ use crate::turn::engine::{Engine, EngineSettings};
 use crate::turn::log::Retained;
 use crate::turn::output_schema;
 use crate::turn::request::RequestLimits;
-use crate::worker::{WorkerLimits, WorkerSpec};
+use crate::worker::{WorkerLimits, WorkerSpec, is_out_of_resources};
 
 /// The service whose health says whether turns are taken.
 pub const READINESS_SERVICE: &str = "codex.sidecar.v1.CodexService";
@@ -168,6 +169,11 @@ impl App {
             None
         };
 
+        let home = config.codex_home.clone();
+        let cleared = tokio::task::spawn_blocking(move || process::clear_leftovers(&home)).await;
+        if let Ok(cleared @ 1..) = cleared {
+            tracing::warn!(cleared, "killed processes that an earlier sidecar left behind");
+        }
         let config = Arc::new(config);
         let spec = worker_spec(&config, offline_model.as_ref());
         let pool = Pool::start(spec, pool_settings(&config));
@@ -424,6 +430,13 @@ fn pool_settings(config: &Config) -> PoolSettings {
     }
 }
 
+/// This program, where it is the sidecar and not one that has the sidecar inside.
+fn own_binary() -> Option<PathBuf> {
+    let name = std::env::current_exe().ok()?;
+    // By this path it is there even after its file was replaced.
+    (name.file_stem()? == env!("CARGO_PKG_NAME")).then(|| PathBuf::from("/proc/self/exe"))
+}
+
 fn worker_spec(config: &Config, offline_model: Option<&OfflineModel>) -> WorkerSpec {
     let mut config_overrides = Vec::new();
     // Above the offline model's, so that what the owner configured for the workers wins.
@@ -440,20 +453,26 @@ fn worker_spec(config: &Config, offline_model: Option<&OfflineModel>) -> WorkerS
         env.push(("CODEX_API_KEY".into(), Some(secret.clone().into())));
         secrets.push(secret);
     }
+    match process::instance_variable(&config.codex_home) {
+        Ok((name, value)) => env.push((name, Some(value))),
+        Err(error) => tracing::debug!(%error, "workers are not marked"),
+    }
     let configured = config.codex_path.clone();
     let codex_home = config.codex_home.clone();
     WorkerSpec {
+        guard: config.guard.clone().or_else(own_binary),
+        check_home: Arc::new(move || check_home(&codex_home)),
         locate: Arc::new(move || {
-            // Codex refuses a CODEX_HOME that does not exist.
-            std::fs::create_dir_all(&codex_home).map_err(|error| {
-                format!("CODEX_HOME {} can't be made: {error}", codex_home.display())
-            })?;
             codex_cli::find(configured.as_deref(), std::env::var_os("PATH").as_deref())
                 .map_err(|error| error.to_string())
         }),
         check_version: Arc::new(|version| {
             let parsed: CliVersion = version.parse().map_err(|error| format!("{error}"))?;
             if parsed.is_supported() {
+                return Ok(());
+            }
+            if parsed.is_unversioned() {
+                tracing::warn!("the CLI was built from source and does not know its version");
                 return Ok(());
             }
             let oldest = codex_cli::OLDEST_SUPPORTED;
@@ -471,5 +490,25 @@ fn worker_spec(config: &Config, offline_model: Option<&OfflineModel>) -> WorkerS
             start_timeout: config.timeouts.worker_start,
             ..WorkerLimits::default()
         },
+    }
+}
+
+/// Whether Codex can write into its home: it is made if it is missing, which Codex would refuse, and a
+/// file of the size of a short turn's rollout is written and removed.
+fn check_home(home: &std::path::Path) -> Result<(), String> {
+    let shown = home.display();
+    std::fs::create_dir_all(home).map_err(|error| {
+        format!("CODEX_HOME {shown} can't be made: {error}; name another one, or make it")
+    })?;
+    let probe = home.join(format!(".codex-sidecar-probe-{}", uuid::Uuid::new_v4()));
+    let written = std::fs::write(&probe, [b' '; 64 * 1024]);
+    let removed = std::fs::remove_file(&probe);
+    match written.and(removed) {
+        Ok(()) => Ok(()),
+        // Not the fault of the home: the start of a worker tells of it.
+        Err(error) if is_out_of_resources(&error) => Ok(()),
+        Err(error) => Err(format!(
+            "CODEX_HOME {shown} can't be written: {error}; make room or give the right to write"
+        )),
     }
 }

@@ -193,6 +193,11 @@ impl CliVersion {
     pub fn is_supported(&self) -> bool {
         *self >= OLDEST_SUPPORTED
     }
+
+    /// Whether it is what a build from source calls itself.
+    pub fn is_unversioned(&self) -> bool {
+        (self.major, self.minor, self.patch) == (0, 0, 0)
+    }
 }
 
 /// A text that is no version of the CLI.

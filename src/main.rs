@@ -1,5 +1,9 @@
 //! The binary: parses the command line, runs one subcommand, gives its exit code.
 
 fn main() -> std::process::ExitCode {
-    codex_sidecar::cli::main()
+    // Before anything else exists: a worker's guard is this same binary, with one thread.
+    match codex_sidecar::process::guard_if_asked(std::env::args_os()) {
+        Some(code) => code,
+        None => codex_sidecar::cli::main(),
+    }
 }

@@ -8,10 +8,10 @@
 
 pub mod thread;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -26,6 +26,10 @@ use crate::app_server::message::{Inbound, Notification, ServerRequest};
 use crate::app_server::peer::{Peer, PeerLimits, RequestError};
 use crate::app_server::{decode, method};
 use crate::process::{self, Pipes, Process, ProcessSpec};
+use crate::turn::request::ThreadId;
+
+/// Says of a version what is wrong with it.
+pub type CheckVersion = dyn Fn(&str) -> Result<(), String> + Send + Sync;
 
 /// How to start a worker.
 #[derive(Clone)]
@@ -33,8 +37,14 @@ pub struct WorkerSpec {
     /// Finds the native CLI; asked anew for every start, so that a CLI that is installed later is
     /// found then. The error says what was looked for, where, and what to do.
     pub locate: Arc<dyn Fn() -> Result<PathBuf, String> + Send + Sync>,
+    /// Looks whether CODEX_HOME can be written, before a start and now and then; may block. The error
+    /// says what is wrong with it, and what to do.
+    pub check_home: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
     /// Looks at the version that the handshake told; the error says what is wrong with it.
-    pub check_version: Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>,
+    pub check_version: Arc<CheckVersion>,
+    /// The binary that guards it, so that nothing of what it starts outlives it; see
+    /// [`ProcessSpec::guard`].
+    pub guard: Option<PathBuf>,
     /// Values for `-c`.
     pub config_overrides: Vec<String>,
     /// Variables to set for it, or to take out of its environment.
@@ -188,7 +198,8 @@ pub struct Worker {
     running_turns: watch::Sender<usize>,
     started_turns: AtomicU64,
     completed_turns: AtomicU64,
-    loaded_threads: AtomicUsize,
+    // By id, so that no path that loads or releases twice makes the count drift.
+    loaded_threads: Mutex<HashSet<ThreadId>>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -262,6 +273,7 @@ impl Worker {
             args,
             env: spec.env.clone(),
             current_dir: None,
+            guard: spec.guard.clone(),
         };
         let (process, Pipes { stdin, stdout, stderr }) =
             Process::spawn(process_spec).await.map_err(|error| SpawnError::Os {
@@ -319,7 +331,7 @@ impl Worker {
             running_turns: watch::Sender::new(0),
             started_turns: AtomicU64::new(0),
             completed_turns: AtomicU64::new(0),
-            loaded_threads: AtomicUsize::new(0),
+            loaded_threads: Mutex::default(),
         };
         match handshake.await {
             Ok(initialized) => worker.user_agent = initialized.user_agent,
@@ -346,9 +358,12 @@ impl Worker {
     }
 
     async fn read_defaults(&self) -> CliDefaults {
-        let read = self
-            .request::<method::ConfigRead>(method::CONFIG_READ, &json!({ "includeLayers": false }))
-            .await;
+        /// The worker is up; what it may be slow with (its provider's list of models) must not keep
+        /// it from the first turn for long.
+        const WITHIN: Duration = Duration::from_secs(5);
+        let params = json!({ "includeLayers": false });
+        let read =
+            self.request_within::<method::ConfigRead>(method::CONFIG_READ, &params, WITHIN).await;
         let config = match read {
             Ok(read) => read.config,
             Err(error) => {
@@ -360,7 +375,7 @@ impl Worker {
         let default_model = match &config.model {
             Some(model) => Some(model.clone()),
             None => self
-                .request::<method::ModelList>(method::MODEL_LIST, &json!({}))
+                .request_within::<method::ModelList>(method::MODEL_LIST, &json!({}), WITHIN)
                 .await
                 .ok()
                 .and_then(|list| list.data.into_iter().find(|model| model.is_default))
@@ -513,19 +528,22 @@ impl Worker {
 
     /// How many threads it holds.
     pub fn loaded_threads(&self) -> usize {
-        self.loaded_threads.load(Ordering::Relaxed)
+        self.loaded().len()
     }
 
     /// Notes that a thread was loaded into it.
-    pub fn note_thread_loaded(&self) {
-        self.loaded_threads.fetch_add(1, Ordering::Relaxed);
+    pub fn note_thread_loaded(&self, thread_id: &ThreadId) {
+        self.loaded().insert(thread_id.clone());
     }
 
     /// Notes that a thread was released from it.
-    pub fn note_thread_released(&self) {
-        let _ = self.loaded_threads.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
-            Some(count.saturating_sub(1))
-        });
+    pub fn note_thread_released(&self, thread_id: &ThreadId) {
+        self.loaded().remove(thread_id);
+    }
+
+    fn loaded(&self) -> MutexGuard<'_, HashSet<ThreadId>> {
+        // A panic elsewhere can't leave the set half changed.
+        self.loaded_threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn begin_turn(&self) {
@@ -598,23 +616,27 @@ async fn run(
             format!("killed: {cause}")
         }
         // Above the broken pipe: an exit already seen explains it.
-        status = process.wait() => match status {
+        status = process.exited() => match status {
             Ok(status) => process::describe(status),
             Err(error) => format!("its end can't be waited for: {error}"),
         },
         cause = peer.closed() => {
             // Most often the pipe breaks a moment before the exit can be seen.
-            match tokio::time::timeout(Duration::from_millis(200), process.wait()).await {
+            match tokio::time::timeout(Duration::from_millis(200), process.exited()).await {
                 Ok(Ok(status)) => process::describe(status),
                 Ok(Err(_)) | Err(_) => cause,
             }
         }
     };
+    let cause = match peer.misconduct() {
+        Some(misconduct) if !killed.token.is_cancelled() => misconduct.to_owned(),
+        _ => cause,
+    };
     peer.close(cause.clone());
     // No route can be made from now on, and those that are end after what they hold already.
     *routes.table() = None;
     // Also what the worker started and left behind.
-    process.kill().await;
+    process.kill();
     let _ = process.wait().await;
     // A descendant may still hold the pipe open.
     let _ = tokio::time::timeout(Duration::from_millis(200), drained).await;
@@ -717,7 +739,8 @@ async fn drain_stderr(id: WorkerId, mut stderr: impl AsyncRead + Unpin, tail: Ar
     take(&line);
 }
 
-fn is_out_of_resources(error: &std::io::Error) -> bool {
+/// Whether the machine is out of processes, memory or file descriptors.
+pub fn is_out_of_resources(error: &std::io::Error) -> bool {
     use rustix::io::Errno;
     let exhausted = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN];
     exhausted.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))

@@ -361,7 +361,10 @@ async fn sides(sidecar: &Sidecar) -> [Side; 2] {
     let root = sidecar.place.path();
     let home = root.join("plain-home");
     std::fs::create_dir(&home).unwrap();
-    std::fs::write(home.join("config.toml"), sidecar.model.config_overrides().join("\n")).unwrap();
+    let mut settings = sidecar.model.config_overrides();
+    // As in the sidecar: a login shell per thread, left behind when its Codex ends.
+    settings.push("features.shell_snapshot=false".to_owned());
+    std::fs::write(home.join("config.toml"), settings.join("\n")).unwrap();
     let address = sidecar.addresses[0].to_string();
     ["one-work", "two-work"].map(|name| {
         let work = root.join(name);

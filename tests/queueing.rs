@@ -150,6 +150,14 @@ async fn the_real_cli_takes_what_a_running_turn_is_steered_with() {
     };
     assert_eq!(codex_turn_id, started.codex_turn_id);
 
+    // All of it is looked at before Codex sees any.
+    let image = pb::user_input::Input::LocalImage(pb::LocalImage { path: "/no/image".to_owned() });
+    let inputs = vec![text("look"), pb::UserInput { input: Some(image) }];
+    let request = pb::SteerTurnRequest { turn_id: turn_id.clone(), inputs };
+    let refused = support::Refused::from(sidecar.codex().steer_turn(request).await.unwrap_err());
+    refused.assert(Code::InvalidArgument, "INVALID_INPUT");
+    assert_eq!(refused.field_paths(), ["inputs[1].local_image.path"]);
+
     // The same by the policy: it joins the turn, from its first event.
     let joined = sidecar.begin(under(pb::BusyPolicy::Steer, prompt("a", "[[say both]]"))).await;
     let (told, joined) = tokio::join!(running.rest(), joined.rest());

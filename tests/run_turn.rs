@@ -402,8 +402,8 @@ fn shown(told: &Told) -> std::collections::BTreeMap<&'static str, Value> {
 fn latest(input: &Value, mark: &str) -> String {
     let messages = input.as_array().expect("a list of messages").iter();
     let texts = messages.filter_map(|message| message["content"].as_array()).flatten();
-    let texts = texts.filter_map(|part| part["text"].as_str());
-    texts.filter(|text| text.starts_with(mark)).next_back().unwrap_or_default().to_owned()
+    let mut texts = texts.filter_map(|part| part["text"].as_str());
+    texts.rfind(|text| text.starts_with(mark)).unwrap_or_default().to_owned()
 }
 
 fn sandbox_told(input: &Value) -> Value {

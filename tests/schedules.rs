@@ -340,7 +340,7 @@ fn whatever_callers_do_streams_keep_their_rules_and_nothing_is_left() {
         // Small enough that readers fall behind, and ended turns have to make room.
         config.retention.max_bytes_per_turn = 12_000;
         config.retention.max_bytes = 30_000;
-        config.retention.after_end = Duration::from_secs(15);
+        config.retention.after_end = Duration::from_secs(8);
         config.timeouts.interrupt_grace = Duration::from_millis(150);
         config.pool.backoff_initial = Duration::from_millis(10);
         config.pool.backoff_max = Duration::from_millis(50);

@@ -20,6 +20,7 @@ use codex_sidecar::app_server::message::Inbound;
 use codex_sidecar::app_server::method::{self, Baseline, LoadOptions, WorkspaceWriteConfig};
 use codex_sidecar::app_server::peer::{Peer, PeerLimits};
 use codex_sidecar::codex_cli;
+use codex_sidecar::config::WorkerConfig;
 use codex_sidecar::offline_model::OfflineModel;
 use codex_sidecar::options::{ApprovalPolicy, SandboxMode, ThreadOptions};
 use codex_sidecar::pb;
@@ -49,6 +50,12 @@ pub(crate) fn is_quick() -> bool {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let has = |flag: &str| arguments.iter().any(|argument| argument == flag);
     has("--quick") || !has("--bench")
+}
+
+/// Whether to measure the case of this name: all of them, unless the command line has words.
+pub(crate) fn is_wanted(name: &str) -> bool {
+    let mut words = std::env::args().skip(1).filter(|word| !word.starts_with('-')).peekable();
+    words.peek().is_none() || words.any(|word| name.contains(&word))
 }
 
 /// The place of one run, and what both sides have in common.
@@ -100,6 +107,11 @@ impl Bed {
             ..ThreadOptions::default()
         }
     }
+}
+
+/// The features that a sidecar switches off unless it is told otherwise.
+pub(crate) fn disabled_by_default() -> Vec<String> {
+    WorkerConfig::default().disable_features
 }
 
 /// The variables that would make the two sides differ, taken out.
@@ -239,7 +251,8 @@ async fn ready(channel: Channel) -> Result<(), Fault> {
 
 type Ends = Arc<Mutex<HashMap<String, oneshot::Sender<Result<(), String>>>>>;
 
-/// A `codex app-server` that is spoken to straight, with as little as that can be done with.
+/// A `codex app-server` that is spoken to straight, with as little as that can be done with. It is
+/// killed when this is dropped.
 pub(crate) struct Straight {
     process: Process,
     peer: Peer,
@@ -256,16 +269,15 @@ pub(crate) struct Thread {
 
 impl Straight {
     /// Starts one; returns when it has shaken hands.
-    pub(crate) async fn start(bed: &Bed, disabled: &[&str]) -> Result<Straight, Fault> {
+    pub(crate) async fn start(bed: &Bed, disabled: &[String]) -> Result<Straight, Fault> {
         let mut args: Vec<OsString> =
             vec!["app-server".into(), "-c".into(), WORKER_OVERRIDE.into()];
-        for value in bed.model.config_overrides() {
+        let disabled = disabled.iter().map(|feature| format!("features.{feature}=false"));
+        for value in bed.model.config_overrides().into_iter().chain(disabled) {
             args.extend(["-c".into(), value.into()]);
         }
-        for feature in disabled {
-            args.extend(["--disable".into(), feature.into()]);
-        }
         let spec = ProcessSpec {
+            guard: None,
             program: bed.codex.clone(),
             args,
             env: environment(bed.home("straight-home")?),
@@ -325,12 +337,6 @@ impl Straight {
     /// The CPU time that it has used.
     pub(crate) fn cpu(&self) -> Result<Duration, Fault> {
         cpu(self.process.pid())
-    }
-}
-
-impl Drop for Straight {
-    fn drop(&mut self) {
-        self.process.kill();
     }
 }
 

@@ -1,7 +1,7 @@
 //! From Codex's notifications and requests to this project's events.
 //!
 //! A newer CLI never breaks anything here: an item of an unknown type becomes
-//! [`ItemKind::Unknown`], a notification of an unknown method becomes [`Decoded::Untyped`].
+//! [`ItemKind::Unknown`](crate::turn::event::ItemKind::Unknown), a notification of an unknown method becomes [`Decoded::Untyped`].
 
 mod failure;
 mod item;

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -105,6 +105,8 @@ struct Inner {
     // Milliseconds from the start to the last line that came.
     last_heard: AtomicU64,
     closed: watch::Sender<Option<String>>,
+    // Why this side closed it: what the other side did wrong.
+    misconduct: OnceLock<String>,
 }
 
 #[derive(Debug)]
@@ -135,6 +137,12 @@ impl Inner {
     fn pending(&self) -> MutexGuard<'_, HashMap<u64, Pending>> {
         // A panic elsewhere can't leave the map half changed.
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn give_up(&self, cause: String) {
+        // First, so that whoever sees the close finds it.
+        let _ = self.misconduct.set(cause.clone());
+        self.close(cause);
     }
 
     fn close(&self, cause: String) {
@@ -174,6 +182,7 @@ impl Peer {
             started_at: Instant::now(),
             last_heard: AtomicU64::new(0),
             closed: watch::Sender::new(None),
+            misconduct: OnceLock::new(),
         });
         tokio::spawn(write_lines(Arc::clone(&inner), writer, queue, limits.write_timeout));
         tokio::spawn(read_lines(Arc::clone(&inner), reader, limits, on_message));
@@ -263,6 +272,12 @@ impl Peer {
         self.inner.closed.borrow().clone()
     }
 
+    /// What the other side did that made this side close; `None` where a stream merely ended. A process
+    /// whose streams are closed on it ends, most often well: that end explains nothing.
+    pub fn misconduct(&self) -> Option<&str> {
+        self.inner.misconduct.get().map(String::as_str)
+    }
+
     /// Waits until the peer is closed, and tells why.
     pub async fn closed(&self) -> String {
         let mut closed = self.inner.closed.subscribe();
@@ -343,7 +358,7 @@ async fn write_lines(
             Ok(Err(error)) => return inner.close(format!("its standard input is closed: {error}")),
             Err(_) => {
                 let timeout = humantime::format_duration(timeout);
-                return inner.close(format!("it did not read its standard input for {timeout}"));
+                return inner.give_up(format!("it did not read its standard input for {timeout}"));
             }
         }
     }
@@ -373,7 +388,7 @@ async fn read_lines(
             Some(Err(AnyDelimiterCodecError::MaxChunkLengthExceeded)) => {
                 let limit = limits.max_line_bytes;
                 return inner
-                    .close(format!("it wrote a line longer than the limit of {limit} bytes"));
+                    .give_up(format!("it wrote a line longer than the limit of {limit} bytes"));
             }
             Some(Err(AnyDelimiterCodecError::Io(error))) => {
                 return inner.close(format!("its standard output can't be read: {error}"));
@@ -408,7 +423,7 @@ async fn read_lines(
                     );
                 }
                 if count >= limits.max_garbage_lines {
-                    return inner.close(format!("it wrote {count} lines that are no messages"));
+                    return inner.give_up(format!("it wrote {count} lines that are no messages"));
                 }
             }
         }

@@ -9,6 +9,7 @@ use super::failure::{Failure, Outcome, tell};
 use super::{INTERRUPTED, USAGE};
 use crate::app::App;
 use crate::config::{Config, ServeArgs};
+use crate::process;
 use crate::telemetry;
 
 /// Runs `serve`.
@@ -35,6 +36,10 @@ pub(super) async fn serve(args: ServeArgs) -> Outcome {
     let shutdown = CancellationToken::new();
     cancel_on_signal(shutdown.clone())?;
 
+    // Also whatever the kernel gives to process 1 of a container.
+    if let Err(error) = process::adopt_orphans() {
+        tracing::warn!(%error, "orphaned processes can't be adopted");
+    }
     let app = match App::start(config).await {
         Ok(app) => app,
         Err(error) => {

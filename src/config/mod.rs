@@ -77,6 +77,10 @@ pub struct Config {
     /// The key for the model provider: CODEX_API_KEY, else OPENAI_API_KEY. `None` where neither is
     /// given, for example because CODEX_HOME has a login.
     pub api_key: Option<ApiKey>,
+    /// The binary that guards the workers, so that nothing of what they start outlives them: the
+    /// sidecar's own. Found by itself where the sidecar runs as a program; to be named where it runs
+    /// inside another one. No user's setting.
+    pub guard: Option<PathBuf>,
 }
 
 impl Config {
@@ -128,6 +132,7 @@ impl Default for Config {
             worker: WorkerConfig::default(),
             tools: BTreeMap::new(),
             api_key: None,
+            guard: None,
         }
     }
 }

@@ -65,6 +65,7 @@ pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
         worker,
         tools: _,
         api_key: _,
+        guard: _,
     } = config;
     let any_name = AbsolutePath { bare_name_allowed: true };
     let any_path = AbsolutePath { bare_name_allowed: false };

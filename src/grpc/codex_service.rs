@@ -167,10 +167,11 @@ impl CodexService for CodexApi {
         // Headers only once something is to be said: a refusal without them may be retried by any
         // gRPC client on its own.
         let begun = deadline::headers(deadline, turn.log.begun()).await;
-        if begun.is_some() && turn.log.last_sequence() == 0 {
-            if let Some(End::Refused(refusal)) = turn.log.end() {
-                return Err(refusal.into());
-            }
+        if begun.is_some()
+            && turn.log.last_sequence() == 0
+            && let Some(End::Refused(refusal)) = turn.log.end()
+        {
+            return Err(refusal.into());
         }
         let streaming = Streaming {
             turn_id: turn.id.clone(),

@@ -120,6 +120,7 @@ fn code(trouble: Trouble) -> &'static str {
         Trouble::CodexNotFound => "CODEX_NOT_FOUND",
         Trouble::CodexTooOld => "CODEX_TOO_OLD",
         Trouble::CodexUnusable => "CODEX_UNUSABLE",
+        Trouble::HomeUnusable => "CODEX_HOME_UNUSABLE",
         Trouble::OutOfResources => "OUT_OF_RESOURCES",
         Trouble::WorkersFailing => "WORKERS_FAILING",
         Trouble::Stopped => "DRAINING",

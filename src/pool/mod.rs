@@ -104,6 +104,8 @@ pub enum Trouble {
     CodexTooOld,
     /// The CLI does not start, or does not speak its protocol.
     CodexUnusable,
+    /// CODEX_HOME can't be written.
+    HomeUnusable,
     /// The machine is out of processes, memory or file descriptors.
     OutOfResources,
     /// Workers start, and end again and again.
@@ -178,6 +180,8 @@ pub struct Pool {
     // Changes whenever any slot does; waiters look again.
     changed: watch::Sender<u64>,
     readiness: watch::Sender<Readiness>,
+    // What is wrong with CODEX_HOME.
+    home_fault: watch::Sender<Option<String>>,
     starts: Semaphore,
     widened: AtomicBool,
     // One worker is recycled at a time.
@@ -211,6 +215,7 @@ impl Pool {
             settings,
             changed: watch::Sender::new(0),
             readiness: watch::Sender::new(starting),
+            home_fault: watch::Sender::new(None),
             // One at first: processes that start at once on a fresh CODEX_HOME lock each other out
             // of its database.
             starts: Semaphore::new(1),
@@ -222,6 +227,7 @@ impl Pool {
             threads: threads::Threads::default(),
         });
         let spec = Arc::new(spec);
+        pool.tasks.spawn(supervise::watch_home(Arc::clone(&pool), Arc::clone(&spec)));
         for index in 0..pool.slots.len() {
             pool.tasks.spawn(supervise::run(Arc::clone(&pool), index, Arc::clone(&spec)));
         }
@@ -253,6 +259,32 @@ impl Pool {
             }
             _ => None,
         }
+    }
+
+    /// Waits while the worker of this id gives no sign of life: what it holds it holds until it is back
+    /// or killed, one of which is soon.
+    pub async fn settled(&self, id: &WorkerId) {
+        let mut changed = self.changed.subscribe();
+        loop {
+            changed.mark_unchanged();
+            let is_stuck = self.slots.get(id.slot).is_some_and(|slot| {
+                matches!(&slot.status.borrow().state, SlotState::Unresponsive(worker) if worker.id() == id)
+            });
+            if !is_stuck || changed.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Whether this incarnation may still hold a thread.
+    fn runs(&self, id: &WorkerId) -> bool {
+        let is_current = self.slots.get(id.slot).is_some_and(|slot| {
+            matches!(
+                &slot.status.borrow().state,
+                SlotState::Ready(worker) | SlotState::Unresponsive(worker) if worker.id() == id
+            )
+        });
+        is_current || self.retiring(id).is_some()
     }
 
     /// The worker of this id, if it has been replaced and still runs. A thread that it holds must be

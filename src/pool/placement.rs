@@ -38,10 +38,15 @@ impl Pool {
     /// # Errors
     /// [`Unavailable`] with the cause and when to try again.
     pub async fn lease(&self, preferred: Option<&WorkerId>) -> Result<Lease, Unavailable> {
+        let deadline = tokio::time::Instant::now() + self.settings.worker_wait;
+        if let Some(cause) = self.home_fault.borrow().clone() {
+            // Codex could not write down what the turn says.
+            let retry_after = Duration::from_secs(5);
+            return Err(Unavailable { cause, retry_after, out_of_resources: false });
+        }
         if let Some(worker) = preferred.and_then(|id| self.worker(id)) {
             return Ok(Lease::new(worker));
         }
-        let deadline = tokio::time::Instant::now() + self.settings.worker_wait;
         let mut changed = self.changed.subscribe();
         loop {
             changed.mark_unchanged();
@@ -107,9 +112,12 @@ impl Pool {
         let all_tried = statuses.iter().all(|status| {
             matches!(status.state, SlotState::Ready(_)) || status.last_failure.is_some()
         });
+        let home_fault = self.home_fault.borrow().clone();
         self.readiness.send_if_modified(|readiness| {
             let was_ready = *readiness == Readiness::Ready;
-            let next = if any_ready && (was_ready || all_tried) {
+            let next = if let Some(cause) = home_fault {
+                Readiness::NotReady { kind: Trouble::HomeUnusable, cause }
+            } else if any_ready && (was_ready || all_tried) {
                 Readiness::Ready
             } else {
                 let (kind, cause) = trouble(&statuses);
@@ -124,13 +132,23 @@ impl Pool {
 }
 
 fn trouble(statuses: &[SlotStatus]) -> (Trouble, String) {
-    let worst = statuses.iter().max_by_key(|status| status.failures);
-    match worst {
+    let stuck = statuses.iter().find_map(|status| match &status.state {
+        SlotState::Unresponsive(worker) => Some(worker.id()),
+        _ => None,
+    });
+    let without_worker = |status: &&SlotStatus| {
+        !matches!(status.state, SlotState::Ready(_) | SlotState::Unresponsive(_))
+    };
+    match statuses.iter().filter(without_worker).max_by_key(|status| status.failures) {
         Some(SlotStatus { failures: failures @ 1.., last_failure: Some(failure), .. }) => {
             (failure.kind, format!("{} ({failures} failures in a row)", failure.message))
         }
         Some(SlotStatus { state: SlotState::Stopped, .. }) => {
             (Trouble::Stopped, "the pool is shut down".to_owned())
+        }
+        _ if stuck.is_some() => {
+            let worker = stuck.map(ToString::to_string).unwrap_or_default();
+            (Trouble::WorkersFailing, format!("worker {worker} gives no sign of life"))
         }
         _ => (Trouble::Starting, "the workers are being started".to_owned()),
     }

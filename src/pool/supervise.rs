@@ -2,7 +2,7 @@
 //!
 //! It starts a worker, looks after it (signs of life, recycling), and starts the next one when it
 //! has ended: at once after a single death, with growing pauses after failures in a row, and with
-//! long ones once the breaker is open.
+//! long ones once the breaker is open. While CODEX_HOME can't be written it starts none.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,6 +16,21 @@ use crate::worker::{SpawnError, Worker, WorkerId, WorkerSpec};
 
 /// How often a healthy worker is looked at.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// Looks at CODEX_HOME until the pool stops: often while something is wrong with it.
+pub(super) async fn watch_home(pool: Arc<Pool>, spec: Arc<WorkerSpec>) {
+    let stop = pool.stop.clone();
+    let watching = async {
+        loop {
+            pool.look_at_home(&spec).await;
+            let is_usable = pool.home_fault.borrow().is_none();
+            let interval = pool.settings.liveness_interval;
+            let pause = if is_usable { interval } else { LOOK.min(interval) };
+            tokio::time::sleep(pause).await;
+        }
+    };
+    stop.run_until_cancelled(watching).await;
+}
 
 /// Starts workers in one slot, one after the other, until the pool stops.
 pub(super) async fn run(pool: Arc<Pool>, index: usize, spec: Arc<WorkerSpec>) {
@@ -42,6 +57,9 @@ impl Supervision {
     async fn keep_alive(&mut self) {
         loop {
             self.pool.update(self.index, |status| status.state = SlotState::Starting);
+            self.pool.look_at_home(&self.spec).await;
+            // That is no failure of a worker: the first one comes as soon as it is put right.
+            let _ = self.pool.home_fault.subscribe().wait_for(Option::is_none).await;
             let pause = match self.start().await {
                 Ok(worker) => self.attend(worker).await,
                 Err(error) => {
@@ -99,6 +117,7 @@ impl Supervision {
     /// Looks after a worker until it ends; returns the pause before the next start.
     async fn attend(&mut self, mut worker: Arc<Worker>) -> Duration {
         let mut ready_at = Instant::now();
+        let mut asked_at = ready_at;
         let mut look = tokio::time::interval(LOOK.min(self.pool.settings.liveness_interval));
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -110,22 +129,30 @@ impl Supervision {
                     let healthy = ready_at.elapsed() >= self.pool.settings.stable_after
                         || worker.completed_turns() > 0;
                     let message = format!("worker {} ended: {exit}", worker.id());
+                    self.pool.threads.forget_unheld(|id| id != worker.id() && self.pool.runs(id));
                     return self.pool.fail(self.index, Trouble::WorkersFailing, message, healthy);
                 }
                 _ = look.tick() => {}
             }
-            if worker.silence() >= self.pool.settings.liveness_interval {
+            if ready_at.elapsed() >= self.pool.settings.stable_after {
+                self.pool.note_stable(self.index);
+            }
+            // Also one that talks: a worker can go on telling of its turns and take no new ones.
+            if asked_at.elapsed() >= self.pool.settings.liveness_interval {
                 self.check(&worker).await;
-            } else if let Some(reason) = self.recycling_reason(&worker, ready_at) {
-                if let Some(successor) = self.replace(&worker, reason).await {
-                    worker = successor;
-                    ready_at = Instant::now();
-                }
+                asked_at = Instant::now();
+            } else if let Some(reason) = self.recycling_reason(&worker, ready_at)
+                && let Some(successor) = self.replace(&worker, reason).await
+            {
+                worker = successor;
+                ready_at = Instant::now();
+                asked_at = ready_at;
             }
         }
     }
 
-    /// Asks a silent worker for a sign of life; one that gives none twice is killed.
+    /// Asks a worker for a sign of life. One that gives none gets no new turns; it is killed when it
+    /// gives none a second time and nothing is heard of its turns either.
     async fn check(&self, worker: &Arc<Worker>) {
         let timeout = self.pool.settings.liveness_timeout;
         let Err(error) = worker.ping(timeout).await else { return };
@@ -135,15 +162,21 @@ impl Supervision {
         tracing::warn!(worker = %worker.id(), %error, "worker gives no sign of life; it gets no new turns");
         let given_up = Arc::clone(worker);
         self.pool.update(self.index, |status| status.state = SlotState::Unresponsive(given_up));
-        match worker.ping(timeout).await {
-            Ok(()) => {
-                tracing::info!(worker = %worker.id(), "worker is back");
-                let back = Arc::clone(worker);
-                self.pool.update(self.index, |status| status.state = SlotState::Ready(back));
-            }
-            Err(_) => {
-                let total = humantime::format_duration(timeout * 2);
-                worker.kill(format!("it gave no sign of life for {total}"));
+        loop {
+            match worker.ping(timeout).await {
+                Ok(()) => {
+                    tracing::info!(worker = %worker.id(), "worker is back");
+                    let back = Arc::clone(worker);
+                    return self
+                        .pool
+                        .update(self.index, |status| status.state = SlotState::Ready(back));
+                }
+                Err(_) if !worker.is_alive() => return,
+                Err(_) if worker.running_turns() > 0 && worker.silence() < timeout => {}
+                Err(_) => {
+                    let total = humantime::format_duration(timeout * 2);
+                    return worker.kill(format!("it gave no sign of life for {total}"));
+                }
             }
         }
     }
@@ -184,16 +217,30 @@ impl Supervision {
         };
         let (pool, old) = (Arc::clone(&self.pool), Arc::clone(old));
         tokio::spawn(async move {
-            tokio::select! {
-                () = old.idle() => {}
-                _ = old.exited() => {}
-            }
-            old.kill("it was recycled");
+            let cause = tokio::select! {
+                () = old.idle() => "it was recycled",
+                _ = old.exited() => "it has ended",
+                () = given_up(&old, &pool.settings) => "it gave no sign of life while it was drained",
+            };
+            old.kill(cause);
             old.exited().await;
             pool.retired().retain(|worker| !Arc::ptr_eq(worker, &old));
             drop(turn);
         });
         Some(successor)
+    }
+}
+
+/// Returns when a worker that is being drained gives no sign of life twice.
+async fn given_up(worker: &Worker, settings: &PoolSettings) {
+    let mut unanswered = 0;
+    while unanswered < 2 {
+        if unanswered == 0 {
+            tokio::time::sleep(settings.liveness_interval).await;
+        }
+        let is_silent = worker.ping(settings.liveness_timeout).await.is_err()
+            && worker.silence() >= settings.liveness_timeout;
+        unanswered = if is_silent { unanswered + 1 } else { 0 };
     }
 }
 
@@ -218,6 +265,32 @@ impl Pool {
         if let Some(slot) = self.slots.get(index) {
             slot.status.send_modify(change);
             self.note_change();
+        }
+    }
+
+    /// Looks at CODEX_HOME, and tells if what is wrong with it has changed.
+    async fn look_at_home(&self, spec: &WorkerSpec) {
+        let check = Arc::clone(&spec.check_home);
+        let looked = tokio::task::spawn_blocking(move || check()).await;
+        let fault = looked.map_or_else(|error| Some(error.to_string()), Result::err);
+        let changed = self.home_fault.send_if_modified(|known| {
+            let changed = *known != fault;
+            *known = fault;
+            changed
+        });
+        if changed {
+            self.note_change();
+        }
+    }
+
+    /// Notes that the worker of this slot has lived long enough to be no part of a crash loop.
+    fn note_stable(&self, index: usize) {
+        let failures = self.slots.get(index).map_or(0, |slot| slot.status.borrow().failures);
+        if failures > 0 {
+            if failures >= self.settings.breaker_failures {
+                tracing::info!(worker = index, "breaker closed");
+            }
+            self.update(index, |status| status.failures = 0);
         }
     }
 

@@ -245,14 +245,27 @@ impl Engine {
             &self.settings.default_directory,
         )
         .await?;
+        let request = Arc::new(request);
+        let mut claim = claim;
         if request.busy_policy == BusyPolicy::Steer {
-            if let Some(joined) = self.steer_running(&request).await? {
-                // Repeated, it must not steer twice.
-                if let Some(claim) = claim {
-                    claim.settle(joined.turn());
+            let (engine, request) = (Arc::clone(self), Arc::clone(&request));
+            // In a task of its own: a call that is cut off here, and repeated, must not steer twice.
+            let steering = self.tasks.spawn(async move {
+                let joined = engine.steer_running(&request).await?;
+                match (joined, claim) {
+                    (Some(joined), Some(claim)) => {
+                        claim.settle(joined.turn());
+                        Ok::<_, Refusal>((Some(joined), None))
+                    }
+                    (joined, claim) => Ok((joined, claim)),
                 }
+            });
+            let fault = |error: tokio::task::JoinError| Refusal::Internal(error.to_string());
+            let (joined, unsettled) = steering.await.map_err(fault)??;
+            if let Some(joined) = joined {
                 return Ok(joined);
             }
+            claim = unsettled;
         }
         if self.is_draining() {
             return Err(Refusal::Draining { retry_after: Duration::from_secs(1) });
@@ -268,7 +281,7 @@ impl Engine {
         if let Some(claim) = claim {
             claim.settle(&turn);
         }
-        let (request, workspace) = (Arc::new(request), Arc::new(workspace));
+        let workspace = Arc::new(workspace);
         self.tasks.spawn(Arc::clone(self).drive(turn, request, workspace, ticket));
         Ok(caller)
     }
@@ -276,8 +289,9 @@ impl Engine {
     /// Adds input to a running turn; returns Codex's id of it.
     ///
     /// # Errors
-    /// [`Refusal::NotSteerable`] when it waits, has ended, or Codex can't.
+    /// What is wrong with an image; [`Refusal::NotSteerable`] when it waits, has ended, or Codex can't.
     pub async fn steer(&self, turn: &Arc<Turn>, inputs: &[UserInput]) -> Result<String, Refusal> {
+        workspace::check_images(inputs).await?;
         let refused = |cause: String| Refusal::NotSteerable { turn_id: turn.id.clone(), cause };
         let live = turn.live().await.map_err(|cause| refused(cause.to_owned()))?;
         let steered = live.worker.steer_turn(&live.thread_id, &live.codex_turn_id, inputs).await;
@@ -411,8 +425,8 @@ impl Engine {
             let lost = match opened {
                 Ok(opened) => {
                     match self.run_opened(turn, request, workspace, opened, &mut clocks).await {
-                        pump::Ran::Over(outcome) => return outcome,
-                        pump::Ran::NeverBegan(cause) => cause,
+                        Ok(outcome) => return outcome,
+                        Err(pump::NeverBegan(cause)) => cause,
                     }
                 }
                 Err(open::OpenError::Refused(refusal)) => return Outcome::Refused(refusal),

@@ -86,6 +86,18 @@ pub async fn check(
     }
 }
 
+/// Looks at the images of `inputs` alone, as [`check`] does: for a turn that has its directories.
+///
+/// # Errors
+/// As [`check`].
+pub async fn check_images(inputs: &[UserInput]) -> Result<(), Refusal> {
+    if !inputs.iter().any(|input| matches!(input, UserInput::LocalImage(_))) {
+        return Ok(());
+    }
+    let anywhere = ThreadOptions { skip_git_repo_check: Some(true), ..ThreadOptions::default() };
+    check(&anywhere, inputs, Path::new("/")).await.map(drop)
+}
+
 /// Everything that one look looks at. Blocks.
 struct Look {
     workspace: Workspace,

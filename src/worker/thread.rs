@@ -130,8 +130,8 @@ impl Worker {
         let directory = &workspace.working_directory;
         let params = method::thread_start_params(options, &load, directory, ephemeral);
         let opened: method::ThreadOpened = self.request(method::THREAD_START, &params).await?;
-        self.note_thread_loaded();
         let thread_id = ThreadId::from_codex(opened.thread.id.clone());
+        self.note_thread_loaded(&thread_id);
         let mut baseline = self.baseline_of(opened);
         if options.model.is_some() {
             // What was sent along is an override, not a default.
@@ -156,7 +156,7 @@ impl Worker {
         let directory = &workspace.working_directory;
         let params = method::thread_resume_params(thread_id.as_str(), &load, directory);
         let opened: method::ThreadOpened = self.request(method::THREAD_RESUME, &params).await?;
-        self.note_thread_loaded();
+        self.note_thread_loaded(thread_id);
         // Codex resumes with the model, effort, approval policy and sandbox of the thread's last
         // turn, which may have been another caller's override.
         let baseline = self.baseline(&load, directory).await?;
@@ -175,7 +175,6 @@ impl Worker {
     ) -> Result<Baseline, ThreadError> {
         let params = method::thread_probe_params(load, directory);
         let opened: method::ThreadOpened = self.request(method::THREAD_START, &params).await?;
-        self.note_thread_loaded();
         self.forget_thread(&ThreadId::from_codex(opened.thread.id.clone())).await;
         Ok(self.baseline_of(opened))
     }
@@ -198,7 +197,7 @@ impl Worker {
     pub async fn release_thread(&self, thread_id: &ThreadId) -> Result<(), ThreadError> {
         let params = json!({ "threadId": thread_id.as_str() });
         let _: method::Ignored = self.request(method::THREAD_ARCHIVE, &params).await?;
-        self.note_thread_released();
+        self.note_thread_released(thread_id);
         self.unarchive_thread(thread_id).await
     }
 
@@ -216,7 +215,7 @@ impl Worker {
     pub async fn forget_thread(&self, thread_id: &ThreadId) {
         let params = json!({ "threadId": thread_id.as_str() });
         match self.request::<method::Ignored>(method::THREAD_UNSUBSCRIBE, &params).await {
-            Ok(_) => self.note_thread_released(),
+            Ok(_) => self.note_thread_released(thread_id),
             Err(error) => tracing::debug!(%thread_id, %error, "a thread could not be unsubscribed"),
         }
     }
@@ -313,6 +312,22 @@ impl Worker {
                 self.request::<method::Ignored>(method::TERMINALS_TERMINATE, &params).await
             {
                 tracing::debug!(%thread_id, %error, "a running command can't be ended");
+            }
+        }
+    }
+
+    /// Kills what commands of this thread have started since a moment and left running: what has made
+    /// itself a daemon, and with CLIs before 0.150, which can't list their commands, the commands
+    /// themselves.
+    pub async fn kill_commands(&self, thread_id: &ThreadId, since: process::Moment) {
+        let (pid, thread) = (self.pid(), thread_id.to_string());
+        let killing = tokio::task::spawn_blocking(move || {
+            process::kill_started_since(pid, "CODEX_THREAD_ID", &thread, since)
+        });
+        match killing.await {
+            Ok(0) | Err(_) => {}
+            Ok(count) => {
+                tracing::info!(%thread_id, count, "killed what a stopped turn left behind")
             }
         }
     }

@@ -62,7 +62,9 @@ impl Binary {
     pub async fn cold(place: Place, change: impl FnOnce(&mut Command)) -> Binary {
         let mut command = command(&place);
         command
-            .args(["serve", "--offline-model", "--workers", "1", "--listen", "127.0.0.1:0"])
+            .args(["serve", "--offline-model", "--listen", "127.0.0.1:0"])
+            // Not a flag, which would win.
+            .env("CODEX_SIDECAR_WORKERS", "1")
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
         change(&mut command);

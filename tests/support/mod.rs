@@ -351,6 +351,7 @@ impl Sidecar {
             codex_path: Some(codex_path().to_owned()),
             codex_home: place.codex_home(),
             workers: 1,
+            guard: Some(env!("CARGO_BIN_EXE_codex-sidecar").into()),
             ..Config::default()
         };
         // The test's own model, and not `offline_model`: its requests can be counted from here.

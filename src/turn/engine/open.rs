@@ -48,7 +48,7 @@ impl From<Refusal> for OpenError {
 
 /// How often Codex is asked again while it says that it is overloaded, or that another process
 /// (which may be a worker of ours that is just dying) writes the thread.
-const PATIENCE: [Duration; 5] = [
+pub(super) const PATIENCE: [Duration; 5] = [
     Duration::from_millis(50),
     Duration::from_millis(100),
     Duration::from_millis(200),
@@ -261,6 +261,10 @@ impl Engine {
         };
         let holder = thread.loaded.as_ref().map(|loaded| loaded.worker.clone());
         let holder = holder.or(thread.asked.take());
+        if let Some(holder) = &holder {
+            // No other worker could have the thread, and this one takes no turns.
+            ties.unless_abandoned(self.pool.settled(holder)).await?;
+        }
         if let Some(retiring) = holder.as_ref().and_then(|id| self.pool.retiring(id)) {
             // Its successor could not resume the thread while it is held there. One that is lost
             // meanwhile holds nothing any more.
@@ -292,16 +296,16 @@ impl Engine {
             }
         };
         let mut warnings = Vec::new();
-        if let (Some(wanted), Some(made_with)) = (&options.dynamic_tools, &thread.dynamic_tools) {
-            if wanted != made_with {
-                let message = "dynamic_tools belong to a thread from its start; this thread keeps \
-                               those that it was started with";
-                warnings.push(Event::Warning {
-                    code: WarningCode::DynamicToolsIgnored,
-                    message: message.to_owned(),
-                    details: String::new(),
-                });
-            }
+        if let (Some(wanted), Some(made_with)) = (&options.dynamic_tools, &thread.dynamic_tools)
+            && wanted != made_with
+        {
+            let message = "dynamic_tools belong to a thread from its start; this thread keeps \
+                           those that it was started with";
+            warnings.push(Event::Warning {
+                code: WarningCode::DynamicToolsIgnored,
+                message: message.to_owned(),
+                details: String::new(),
+            });
         }
         let mut opened = opened(thread_id.clone(), origin, loaded, lease, thread)?;
         opened.warnings = warnings;

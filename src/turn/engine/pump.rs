@@ -8,25 +8,22 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::app_server::decode::{self, Decoded, TurnEnd};
 use crate::app_server::message::{Notification, ServerRequest};
+use crate::process;
 use crate::turn::directory::{Live, Phase, Turn};
-use crate::turn::engine::open::Opened;
+use crate::turn::engine::open::{Opened, PATIENCE};
 use crate::turn::engine::{Cause, Clocks, Engine, Outcome, until};
 use crate::turn::event::{
     Event, FailureReason, InterruptReason, Item, ItemKind, Request, Resolution, TodoItem,
     TurnError, Usage,
 };
 use crate::turn::log::Log;
+use crate::turn::refusal::Refusal;
 use crate::turn::request::{ThreadId, TurnRequest};
 use crate::worker::thread::{ThreadError, Workspace};
 use crate::worker::{Route, ThreadMessage, Worker, WorkerExit};
 
-/// What became of a turn on an open thread.
-pub(super) enum Ran {
-    /// It is over.
-    Over(Outcome),
-    /// The worker died before it could have seen the turn.
-    NeverBegan(String),
-}
+/// The worker died before it could have seen the turn; for this cause.
+pub(super) struct NeverBegan(pub(super) String);
 
 /// A turn that is being stopped.
 #[derive(Debug)]
@@ -57,15 +54,17 @@ impl Engine {
         workspace: &Workspace,
         opened: Opened,
         clocks: &mut Clocks,
-    ) -> Ran {
+    ) -> Result<Outcome, NeverBegan> {
         let Opened { thread_id, origin, mut loaded, warnings, mut route, lease, mut thread } =
             opened;
         let worker = lease.worker();
         let schema = request.turn_options.output_schema.as_ref();
         let handed_over = Instant::now();
+        let began_at = process::Moment::now();
         // A cause that comes while Codex is being told waits for what it says, but not for long.
         let mut cause = None;
-        let started = {
+        let mut patience = PATIENCE.iter();
+        let started = loop {
             let start = worker.start_turn(
                 &thread_id,
                 &mut loaded,
@@ -74,7 +73,7 @@ impl Engine {
                 workspace,
                 schema,
             );
-            tokio::pin!(start);
+            let mut start = Box::pin(start);
             let early = tokio::select! {
                 biased;
                 started = &mut start => Some(started),
@@ -83,14 +82,28 @@ impl Engine {
                     None
                 }
             };
-            match early {
+            let started = match early {
                 Some(started) => Some(started),
                 None => tokio::time::timeout(self.settings.interrupt_grace, start).await.ok(),
+            };
+            // It has not taken the turn: asking again can do no harm.
+            let pause = match &started {
+                Some(Err(ThreadError::Overloaded(_))) if cause.is_none() => patience.next(),
+                _ => None,
+            };
+            let Some(pause) = pause else { break started };
+            tokio::select! {
+                biased;
+                struck = clocks.strike(Some(handed_over)) => {
+                    cause = Some(struck);
+                    break started;
+                }
+                () = tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64())) => {}
             }
         };
         if let Some(Err(ThreadError::Lost { cause, written: false })) = started {
             // Nothing was said of this thread yet: the caller never learns of the failed attempt.
-            return Ran::NeverBegan(cause);
+            return Err(NeverBegan(cause));
         }
         thread.loaded = Some(loaded);
         thread.publish_holder();
@@ -98,6 +111,19 @@ impl Engine {
         // From here on the thread counts as this context's, also when the turn fails.
         if let Some(key) = request.context.as_ref().filter(|_| !request.ephemeral) {
             self.registry.bind(key, &thread_id);
+        }
+        if let Some(Err(ThreadError::Overloaded(said))) = started {
+            // Nothing has begun, nor been told.
+            self.forget_ephemeral(request, worker, &thread_id).await;
+            return Ok(match cause {
+                Some(cause) => Outcome::Ended(clocks.outcome(cause, Default::default(), false)),
+                None => Outcome::Refused(Refusal::WorkerUnavailable {
+                    cause: format!("Codex is overloaded: {said}"),
+                    retry_after: Duration::from_secs(2),
+                }),
+            });
+        }
+        if let Some(key) = request.context.as_ref().filter(|_| !request.ephemeral) {
             self.registry.note_turn(key, &turn.id);
         }
         let thread_started = Event::ThreadStarted { thread_id: thread_id.to_string(), origin };
@@ -113,7 +139,7 @@ impl Engine {
                 thread.loaded = None;
                 let cause = cause.unwrap_or(Cause::TurnTimeout);
                 // It was told of the turn; what it did with it can't be known.
-                return Ran::Over(Outcome::Ended(clocks.outcome(cause, Default::default(), true)));
+                return Ok(Outcome::Ended(clocks.outcome(cause, Default::default(), true)));
             }
             Some(Err(ThreadError::Lost { cause, .. })) => {
                 let exit = if worker.is_alive() {
@@ -123,7 +149,7 @@ impl Engine {
                 } else {
                     worker.exited().await
                 };
-                return Ran::Over(Outcome::Ended(worker_lost(
+                return Ok(Outcome::Ended(worker_lost(
                     &exit,
                     &cause,
                     true,
@@ -131,7 +157,8 @@ impl Engine {
                 )));
             }
             Some(Err(error)) => {
-                return Ran::Over(Outcome::Ended(refused_by_codex(&error)));
+                self.forget_ephemeral(request, worker, &thread_id).await;
+                return Ok(Outcome::Ended(refused_by_codex(&error)));
             }
         };
         turn.log.append(Event::TurnStarted { codex_turn_id: codex_turn_id.clone() });
@@ -151,6 +178,8 @@ impl Engine {
             has_begun: false,
             side_effects: false,
             running_commands: Vec::new(),
+            ran_commands: false,
+            began_at,
             plan: None,
             raised: 0,
             last_progress: Instant::now(),
@@ -179,13 +208,17 @@ impl Engine {
                 worker_lost(&exit, "", run.side_effects, (run.usage(), run.usage_total))
             }
         };
+        self.forget_ephemeral(request, worker, &thread_id).await;
+        Ok(Outcome::Ended(event))
+    }
+
+    async fn forget_ephemeral(&self, request: &TurnRequest, worker: &Worker, thread_id: &ThreadId) {
         if request.ephemeral {
             // Not worth more than a moment: it is for the worker's memory only.
-            let forgetting = worker.forget_thread(&thread_id);
+            let forgetting = worker.forget_thread(thread_id);
             let _ = tokio::time::timeout(self.settings.interrupt_grace, forgetting).await;
-            self.pool.threads().forget(&thread_id);
+            self.pool.threads().forget(thread_id);
         }
-        Ran::Over(Outcome::Ended(event))
     }
 
     async fn pump(
@@ -308,6 +341,9 @@ struct Run<'a> {
     has_begun: bool,
     side_effects: bool,
     running_commands: Vec<String>,
+    ran_commands: bool,
+    // Before Codex could have started a command for it.
+    began_at: process::Moment,
     plan: Option<(Vec<TodoItem>, Option<String>)>,
     raised: u64,
     last_progress: Instant,
@@ -369,6 +405,7 @@ impl Run<'_> {
                 self.side_effects |= item.has_side_effects();
                 if matches!(item.kind, ItemKind::CommandExecution(_)) {
                     self.running_commands.push(item.id.clone());
+                    self.ran_commands = true;
                 }
             }
             Event::ItemUpdated(item) => self.side_effects |= item.has_side_effects(),
@@ -412,6 +449,10 @@ impl Run<'_> {
         if !self.running_commands.is_empty() {
             let ending = worker.end_commands(thread_id, &self.running_commands);
             let _ = tokio::time::timeout(Duration::from_secs(2), ending).await;
+        }
+        if self.ran_commands {
+            let killing = worker.kill_commands(thread_id, self.began_at);
+            let _ = tokio::time::timeout(Duration::from_secs(2), killing).await;
         }
     }
 

@@ -1,0 +1,364 @@
+//! Faults around the sidecar's own process and its machine: signals, what is left behind, PID 1, a disk
+//! that is full, no file descriptors.
+
+#![cfg(target_os = "linux")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking, and says where"
+)]
+
+mod support;
+
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use codex_sidecar::app::READINESS_SERVICE;
+use codex_sidecar::pb;
+use rustix::process::{Pid, Resource, Rlimit, Signal};
+use support::binary::Binary;
+use support::{Client, Place, eventually, processes, prompt, scripted};
+use tokio::process::Command;
+use tonic::Code;
+use tonic_health::pb::health_check_response::ServingStatus;
+
+/// Starts the command through another one, which must replace itself by it.
+fn through(command: &mut Command, wrapper: &[&str]) {
+    let inner = command.as_std();
+    let mut outer = Command::new(wrapper[0]);
+    outer.args(&wrapper[1..]).arg(inner.get_program()).args(inner.get_args());
+    for (name, value) in inner.get_envs() {
+        match value {
+            Some(value) => outer.env(name, value),
+            None => outer.env_remove(name),
+        };
+    }
+    outer.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+    *command = outer;
+}
+
+/// Whether this machine lets us; says so if not.
+fn permitted(what: &str, command: &[&str]) -> bool {
+    let tried = std::process::Command::new(command[0]).args(&command[1..]).output();
+    let permitted = tried.as_ref().is_ok_and(|output| output.status.success());
+    if !permitted {
+        eprintln!("SKIPPED: {what}: `{}` is not permitted here: {tried:?}", command.join(" "));
+    }
+    permitted
+}
+
+/// Row 19.
+#[tokio::test]
+async fn sigterm_under_load_ends_every_stream_with_its_terminal_event() {
+    let mut sidecar = Binary::with(|command| {
+        command.env("CODEX_SIDECAR_WORKERS", "2").args(["--drain-grace", "3s"]);
+    })
+    .await;
+    let mut brief = Vec::new();
+    for number in 0..4 {
+        let context = format!("brief{number}");
+        brief.push(sidecar.begin(prompt(&context, "[[run sleep 1]] [[say in time]]")).await);
+    }
+    let mut endless = Vec::new();
+    for words in ["[[run sleep 300]]", "[[hang]]"] {
+        endless.push(sidecar.begin(prompt(words, words)).await);
+    }
+    for turn in brief.iter_mut().chain(&mut endless) {
+        turn.started().await;
+    }
+    endless[0].command_started().await;
+
+    sidecar.signal(Signal::TERM);
+    eventually("NOT_SERVING", async || {
+        let health = sidecar.health_of(READINESS_SERVICE).await.ok()?;
+        (health == ServingStatus::NotServing).then_some(())
+    })
+    .await;
+    sidecar.refused(prompt("new", "hello")).await.assert(Code::Unavailable, "DRAINING");
+    for turn in brief {
+        assert_eq!(turn.rest().await.final_response(), "in time");
+    }
+    for turn in endless {
+        assert_eq!(turn.rest().await.interrupted(), pb::InterruptReason::Draining);
+    }
+    let status = sidecar.exited(Duration::from_secs(20)).await;
+    assert_eq!(status.code(), Some(0), "{}", sidecar.log());
+    processes::assert_none_left(&sidecar.place.codex_home()).await;
+}
+
+/// Turns with commands under way, each of its own kind: in the foreground, in the background, and a
+/// daemon in a session of its own.
+async fn with_commands(client: &Client) -> Vec<support::Turn> {
+    let mut turns = Vec::new();
+    for (context, words) in [
+        ("a", "[[run sleep 300]]"),
+        ("b", "[[run sleep 301 & sleep 302]]"),
+        ("c", "[[run setsid -f sleep 303; sleep 304]]"),
+    ] {
+        // Not the sandbox: what it runs dies with it by itself.
+        let mut request = prompt(context, words);
+        let options = request.thread_options.get_or_insert_default();
+        options.sandbox_mode = pb::SandboxMode::DangerFullAccess.into();
+        let mut turn = client.begin(request).await;
+        turn.command_started().await;
+        turns.push(turn);
+    }
+    turns
+}
+
+async fn all_run(home: &std::path::Path) {
+    eventually("all commands", async || {
+        let running = processes::of_home(home);
+        (300..=304)
+            .all(|nap| running.iter().any(|process| process.command == format!("sleep {nap}")))
+            .then_some(())
+    })
+    .await;
+}
+
+/// Row 20.
+#[tokio::test]
+async fn sigkill_of_the_sidecar_leaves_nothing_alive_and_nothing_in_the_way_of_the_next() {
+    let mut sidecar = Binary::with(|command| {
+        command.env("CODEX_SIDECAR_WORKERS", "2");
+    })
+    .await;
+    let first = sidecar.say("a", "hello").await;
+    let turns = with_commands(&sidecar).await;
+    let home = sidecar.place.codex_home();
+    all_run(&home).await;
+    let before = processes::of_home(&home).len();
+
+    sidecar.signal(Signal::KILL);
+    let killed = Instant::now();
+    let _ = sidecar.exited(Duration::from_secs(10)).await;
+    loop {
+        let left = processes::of_home(&home);
+        if left.is_empty() {
+            break;
+        }
+        assert!(killed.elapsed() < Duration::from_secs(2), "alive after 2 s: {left:#?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    println!("{before} processes, none alive {:?} after the SIGKILL", killed.elapsed());
+    drop(turns);
+
+    let Binary { place, .. } = sidecar;
+    let next = Binary::cold(place, |_| {}).await;
+    next.ready().await;
+    let mut request = prompt("a", "hello again");
+    request.thread_id = first.thread_id().to_owned();
+    let told = next.run(request).await;
+    assert!(told.final_response().starts_with("You said: hello again"));
+    next.stop().await;
+}
+
+/// Row 21.
+#[tokio::test]
+async fn an_interrupted_turn_takes_its_commands_along_and_a_worker_all_that_it_started() {
+    let sidecar = Binary::start().await;
+    let home = sidecar.place.codex_home();
+    let turns = with_commands(&sidecar).await;
+    all_run(&home).await;
+    let naps = |naps: &'static [u32]| {
+        let running = processes::of_home(&home);
+        let of =
+            |nap: &u32| running.iter().any(|process| process.command == format!("sleep {nap}"));
+        naps.iter().filter(|nap| of(nap)).count()
+    };
+    for turn in turns {
+        sidecar.interrupt(turn.turn_id()).await.unwrap();
+        turn.rest().await.interrupted();
+    }
+    // The turns' own commands; and what has made itself a daemon goes at the latest with its worker.
+    eventually("the end of the turns' commands", async || {
+        (naps(&[300, 301, 302, 304]) == 0).then_some(())
+    })
+    .await;
+
+    let mut request = prompt("d", "[[run setsid -f sleep 303; true]] [[say left it behind]]");
+    let options = request.thread_options.get_or_insert_default();
+    options.sandbox_mode = pb::SandboxMode::DangerFullAccess.into();
+    sidecar.run(request).await.completed();
+    assert_eq!(naps(&[303]), 1);
+    let pid = sidecar.workers().await[0].pid;
+    processes::signal(pid, Signal::KILL);
+    eventually("the end of the daemon", async || (naps(&[303]) == 0).then_some(())).await;
+    sidecar.ready().await;
+    sidecar.say("a", "hello").await.completed();
+    sidecar.stop().await;
+}
+
+/// Row 22.
+#[tokio::test]
+async fn as_pid_1_it_reaps_what_nobody_else_does() {
+    const UNSHARE: &[&str] = &["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"];
+    if !permitted("the sidecar as PID 1", &[UNSHARE, &["true"]].concat()) {
+        return;
+    }
+    let sidecar = Binary::with(|command| through(command, UNSHARE)).await;
+    // By its parent, `unshare`.
+    let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", sidecar.pid()));
+    let one: u32 = children.unwrap().trim().parse().expect("one child: the sidecar");
+    for number in 0..5 {
+        // Orphans, which PID 1 inherits, and which end at once.
+        let words = "[[run for i in 1 2 3 4 5; do setsid -f sleep 0.01; done; true]] [[say done]]";
+        let mut request = prompt(&format!("c{number}"), words);
+        let options = request.thread_options.get_or_insert_default();
+        options.sandbox_mode = pb::SandboxMode::DangerFullAccess.into();
+        assert_eq!(sidecar.run(request).await.final_response(), "done");
+    }
+    let zombies = || {
+        let children = std::fs::read_to_string(format!("/proc/{one}/task/{one}/children"));
+        let children = children.unwrap_or_default();
+        let pids = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+        pids.filter(|pid| !processes::is_alive(*pid)).count()
+    };
+    eventually("no zombie", async || (zombies() == 0).then_some(())).await;
+    // The workers' ends are still seen: what reaps orphans takes nobody else's child.
+    let worker = sidecar.workers().await.remove(0);
+    let inner: u32 = worker.pid;
+    let outer = processes::of_home(&sidecar.place.codex_home())
+        .into_iter()
+        .find(|process| process.command.contains("app-server") && has_inner_pid(process.pid, inner))
+        .expect("the worker");
+    processes::signal(outer.pid, Signal::KILL);
+    eventually("the next incarnation", async || {
+        let worker = sidecar.workers().await.remove(0);
+        (worker.generation == 2 && worker.state() == pb::WorkerState::Ready).then_some(())
+    })
+    .await;
+    let told = sidecar.workers().await.remove(0);
+    assert!(told.last_error.contains("signal 9"), "{told:#?}");
+    sidecar.say("c0", "hello").await.completed();
+    processes::signal(one, Signal::TERM);
+    let home = sidecar.place.codex_home();
+    eventually("its end", async || (!processes::is_alive(one)).then_some(())).await;
+    processes::assert_none_left(&home).await;
+}
+
+/// Whether the process has this id in its own namespace.
+fn has_inner_pid(pid: u32, inner: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    ids.and_then(|ids| ids.split_whitespace().last()?.parse().ok()) == Some(inner)
+}
+
+async fn home_is_unusable(sidecar: &Client, cause: &str) {
+    let message = eventually("CODEX_HOME_UNUSABLE", async || {
+        let info = sidecar.info().await;
+        (info.not_ready_reason == "CODEX_HOME_UNUSABLE").then_some(info.not_ready_message)
+    })
+    .await;
+    assert!(message.contains("CODEX_HOME") && message.contains(cause), "{message}");
+    let health = sidecar.health_of(READINESS_SERVICE).await.unwrap();
+    assert_eq!(health, ServingStatus::NotServing);
+    let refused = sidecar.refused(prompt("a", "hello")).await;
+    refused.assert(Code::Unavailable, "WORKER_UNAVAILABLE");
+    assert!(refused.message.contains(cause) && refused.retry_after.is_some(), "{refused:#?}");
+}
+
+/// Row 23.
+#[tokio::test]
+async fn a_codex_home_that_cannot_be_made_is_told_and_used_once_it_can() {
+    let place = Place::new();
+    let home = place.codex_home();
+    std::fs::remove_dir(&home).unwrap();
+    std::fs::write(&home, "in the way").unwrap();
+    let sidecar = Binary::cold(place, |command| {
+        command.env("CODEX_PATH", scripted::fake_cli());
+    })
+    .await;
+    home_is_unusable(&sidecar, "can't be made").await;
+    std::fs::remove_file(&home).unwrap();
+    sidecar.ready().await;
+    sidecar.say("a", "hello").await.completed();
+    sidecar.stop().await;
+}
+
+/// Row 23, with a disk of its own.
+#[tokio::test]
+async fn a_full_and_a_read_only_codex_home_are_told_and_survived() {
+    if !permitted("a disk of its own", &["unshare", "--mount", "true"]) {
+        return;
+    }
+    let place = Place::new();
+    let home = place.codex_home();
+    let config = place.path().join("sidecar.toml");
+    std::fs::write(&config, "[pool]\nliveness_interval = \"300ms\"\n").unwrap();
+    let mount = "mount -t tmpfs -o size=48m tmpfs \"$CODEX_HOME\" && exec \"$@\"";
+    let sidecar = Binary::cold(place, |command| {
+        command.arg("--config").arg(&config);
+        through(command, &["unshare", "--mount", "sh", "-c", mount, "sh"]);
+    })
+    .await;
+    sidecar.ready().await;
+    let first = sidecar.say("a", "hello").await;
+    // Its disk, seen from here.
+    let disk = std::path::PathBuf::from(format!("/proc/{}/root{}", sidecar.pid(), home.display()));
+    assert!(!home.join("config.toml").exists() && disk.is_dir());
+
+    let filler = disk.join("filler");
+    let full = std::fs::write(&filler, vec![b'x'; 64 << 20]).unwrap_err();
+    assert_eq!(full.raw_os_error(), Some(rustix::io::Errno::NOSPC.raw_os_error()));
+    home_is_unusable(&sidecar, "No space left").await;
+    std::fs::remove_file(&filler).unwrap();
+    sidecar.ready().await;
+    let second = sidecar.say("a", "again").await;
+    assert_eq!(second.thread_id(), first.thread_id());
+    assert_eq!(second.final_response(), "You said: again (user messages so far: 2)");
+
+    sidecar.stop().await;
+
+    // One that finds it read-only, until it no longer is.
+    let place = Place::new();
+    let home = place.codex_home();
+    let mount = "mount -t tmpfs -o ro tmpfs \"$CODEX_HOME\" && exec \"$@\"";
+    let sidecar = Binary::cold(place, |command| {
+        through(command, &["unshare", "--mount", "sh", "-c", mount, "sh"]);
+    })
+    .await;
+    home_is_unusable(&sidecar, "Read-only").await;
+    let mut remount = std::process::Command::new("nsenter");
+    remount.args(["--mount", "--target", &sidecar.pid().to_string()]);
+    remount.args(["mount", "-o", "remount,rw"]).arg(&home);
+    assert!(remount.status().unwrap().success());
+    sidecar.ready().await;
+    sidecar.say("a", "hello").await.completed();
+    sidecar.stop().await;
+}
+
+/// Row 24.
+#[tokio::test]
+async fn without_file_descriptors_turns_are_refused_until_there_are_some() {
+    let sidecar = Binary::with(|command| {
+        command.env("CODEX_PATH", scripted::fake_cli());
+    })
+    .await;
+    let first = sidecar.say("a", "hello").await;
+    let pid = Pid::from_raw(i32::try_from(sidecar.pid()).unwrap());
+    let limit = |current: Option<u64>| {
+        let now = rustix::process::getrlimit(Resource::Nofile);
+        let limits = Rlimit { current: current.or(now.current), maximum: now.maximum };
+        rustix::process::prlimit(pid, Resource::Nofile, limits).expect("prlimit");
+    };
+    // No number above those that are in use now.
+    limit(Some(12));
+    processes::signal(sidecar.workers().await[0].pid, Signal::KILL);
+    let message = eventually("OUT_OF_RESOURCES", async || {
+        let info = sidecar.info().await;
+        (info.not_ready_reason == "OUT_OF_RESOURCES").then_some(info.not_ready_message)
+    })
+    .await;
+    assert!(message.contains("Too many open files"), "{message}");
+    let refused = sidecar.refused(prompt("a", "hello")).await;
+    refused.assert(Code::ResourceExhausted, "OUT_OF_RESOURCES");
+    assert!(refused.retry_after.is_some(), "{refused:#?}");
+
+    limit(None);
+    sidecar.ready().await;
+    let next = sidecar.say("a", "again").await;
+    assert_eq!(next.thread_id(), first.thread_id());
+    sidecar.stop().await;
+}

@@ -1,0 +1,214 @@
+//! Faults of one worker: how it dies, what it writes, what it does not read. In every case the other
+//! turns go on, the context keeps its thread, and the next turn is served.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking, and says where"
+)]
+
+mod support;
+
+use std::time::Duration;
+
+use codex_sidecar::config::Config;
+use codex_sidecar::pb;
+use rustix::process::Signal;
+use serde_json::json;
+use support::binary::Binary;
+use support::{Client, Sidecar, eventually, processes, prompt, scripted};
+
+/// The worker that runs a turn.
+async fn busy(client: &Client) -> pb::Worker {
+    let workers = client.workers().await;
+    let busy = workers.iter().find(|worker| worker.running_turns > 0);
+    busy.unwrap_or_else(|| panic!("none runs a turn: {workers:#?}")).clone()
+}
+
+fn replaced_soon(config: &mut Config) {
+    config.pool.backoff_initial = Duration::from_millis(10);
+}
+
+/// Row 1, on the real CLI.
+#[tokio::test]
+async fn a_killed_worker_fails_its_turn_alone_and_the_context_goes_on_with_its_thread() {
+    let sidecar = Sidecar::with(|config| config.workers = 2).await;
+    let first = sidecar.say("a", "hello").await;
+    let mut turn = sidecar.begin(prompt("a", "[[run sleep 300]]")).await;
+    turn.command_started().await;
+    let victim = busy(&sidecar).await;
+    let mut other = sidecar.begin(prompt("b", "[[run sleep 2]] [[say undisturbed]]")).await;
+    other.command_started().await;
+
+    processes::signal(victim.pid, Signal::KILL);
+    let told = turn.rest().await;
+    let error = told.failed();
+    assert_eq!(error.reason, "WORKER_LOST", "{error:#?}");
+    assert!(error.side_effects_possible && error.retryable, "{error:#?}");
+    assert!(error.message.contains("signal 9"), "{error:#?}");
+
+    // While the other one still runs, on another worker than the one that died.
+    let next = sidecar.say("a", "are you there?").await;
+    assert_eq!(next.thread_id(), first.thread_id());
+    assert_eq!(next.origin(), pb::ThreadOrigin::Resumed);
+    assert_eq!(next.final_response(), "You said: are you there? (user messages so far: 3)");
+    assert_eq!(other.rest().await.final_response(), "undisturbed");
+    eventually("the next incarnation", async || {
+        let workers = sidecar.workers().await;
+        workers.iter().all(|worker| worker.state() == pb::WorkerState::Ready).then_some(())
+    })
+    .await;
+    let workers = sidecar.workers().await;
+    let place = workers.iter().find(|worker| worker.worker_id == victim.worker_id).unwrap();
+    assert_eq!((place.generation, place.restarts), (2, 1));
+    assert!(place.last_error.contains("signal 9"), "{place:#?}");
+    sidecar.stop().await;
+}
+
+/// Row 2: the caller learns nothing of a worker that died before it had the turn.
+#[tokio::test]
+async fn a_death_before_the_turn_was_written_is_not_seen_and_one_after_it_is_told() {
+    let sidecar = scripted::with(replaced_soon).await;
+    let death = json!({"signal": "KILL", "times": 1});
+    scripted::set_faults(&sidecar, &json!({"die_on": {"thread/start": death}}));
+    let first = sidecar.say("a", "hello").await;
+    assert_eq!(first.final_response(), "You said: hello (user messages so far: 1)");
+    assert_eq!(first.origin(), pb::ThreadOrigin::New);
+
+    // Its worker dies between two turns; the next one that loads the thread dies of it.
+    scripted::set_faults(&sidecar, &json!({"die_on": {"thread/resume": death}}));
+    processes::signal(sidecar.workers().await[0].pid, Signal::KILL);
+    let second = sidecar.say("a", "again").await;
+    assert_eq!(second.final_response(), "You said: again (user messages so far: 2)");
+    assert_eq!(second.thread_id(), first.thread_id());
+
+    // The worker had read the turn: nobody can say what it did with it.
+    scripted::set_faults(&sidecar, &json!({"crash": {"code": 3}}));
+    let lost = sidecar.say("a", "[[stderr-text no luck today]] [[die-before-answer 3]]").await;
+    let error = lost.failed();
+    assert_eq!(error.reason, "WORKER_LOST", "{error:#?}");
+    assert!(error.message.contains("exit status 3") && error.side_effects_possible, "{error:#?}");
+    let next = sidecar.say("a", "and again").await;
+    assert_eq!(next.thread_id(), first.thread_id());
+    sidecar.stop().await;
+}
+
+/// Rows 5 and 6.
+#[tokio::test]
+async fn unknown_requests_are_refused_and_garbage_is_skipped_until_it_is_too_much() {
+    let sidecar = scripted::with(replaced_soon).await;
+    let told = sidecar.say("a", "[[ask mystery/request {\"x\": 1}]]").await;
+    let response = told.final_response();
+    assert!(response.contains("mystery/request was refused"), "{response}");
+    let told = sidecar.say("a", "[[garbage 600]] [[say still here]]").await;
+    assert_eq!(told.final_response(), "still here");
+    assert_eq!(sidecar.workers().await[0].generation, 1);
+
+    // Another turn on the same worker goes with it, and both contexts go on.
+    let mut other = sidecar.begin(prompt("b", "[[wait 60s]]")).await;
+    other.started().await;
+    let told = sidecar.say("a", "[[garbage 1200]] [[wait 60s]]").await;
+    for told in [told, other.rest().await] {
+        let error = told.failed();
+        assert_eq!(error.reason, "WORKER_LOST", "{error:#?}");
+        assert!(error.message.contains("lines that are no messages"), "{error:#?}");
+    }
+    for context in ["a", "b"] {
+        assert_eq!(sidecar.say(context, "hello").await.origin(), pb::ThreadOrigin::Resumed);
+    }
+    assert_eq!(sidecar.workers().await[0].generation, 2);
+    sidecar.stop().await;
+}
+
+/// Rows 7 and 9: what a worker writes costs bounded memory and a bounded log, whatever it is.
+#[tokio::test]
+async fn endless_lines_and_floods_of_complaints_are_bounded() {
+    let sidecar = Binary::with(|command| {
+        command.env("CODEX_PATH", scripted::fake_cli());
+    })
+    .await;
+    // Exactly the limit, 8 MiB by default.
+    let told = sidecar.say("a", "[[line 8388608]] [[say read]]").await;
+    assert_eq!(told.final_response(), "read");
+    assert_eq!(sidecar.workers().await[0].generation, 1);
+
+    let resident = || resident_mib(sidecar.pid());
+    let before = resident();
+    let told = sidecar.say("a", "[[line 67108864]] [[wait 60s]]").await;
+    let error = told.failed();
+    assert_eq!(error.reason, "WORKER_LOST", "{error:#?}");
+    assert!(error.message.contains("limit of 8388608 bytes"), "{error:#?}");
+    let after = resident();
+    assert!(after < before + 48, "{before} MiB before, {after} MiB after");
+
+    let flood = "[[stderr 20971520]] [[stderr-line 1048576]] [[stderr-text the last words]] \
+                 [[wait 200]] [[die 7]]";
+    let told = sidecar.say("a", flood).await;
+    let error = told.failed();
+    assert!(error.message.contains("exit status 7"), "{error:#?}");
+    assert!(error.details.ends_with("the last words"), "{error:#?}");
+    assert!(error.details.len() < 16 * 1024, "{}", error.details.len());
+    assert_eq!(sidecar.say("a", "hello").await.origin(), pb::ThreadOrigin::Resumed);
+    let log = sidecar.log();
+    assert!(log.len() < 256 * 1024, "{} bytes of log", log.len());
+    assert!(log.contains("suppressed"), "{log}");
+    println!("resident {before} -> {} MiB, log {} bytes", resident(), log.len());
+    sidecar.stop().await;
+}
+
+/// The rest of row 7: the limit can be raised to 64 MiB, and then that passes.
+#[tokio::test]
+async fn a_line_of_64_mib_passes_where_that_is_the_limit() {
+    let sidecar = scripted::with(|config| config.limits.max_line_bytes = 64 << 20).await;
+    let told = sidecar.say("a", "[[line 67108864]] [[say read]]").await;
+    assert_eq!(told.final_response(), "read");
+    assert_eq!(sidecar.workers().await[0].generation, 1);
+    sidecar.stop().await;
+}
+
+/// Row 8.
+#[tokio::test]
+async fn lines_and_characters_may_be_split_at_any_byte() {
+    let sidecar = scripted::start().await;
+    for size in [1, 2, 3, 7] {
+        let words = format!("[[split {size}]] [[say žluťoučký kůň 🐎 ✓ {size}]]");
+        let told = sidecar.say("a", &words).await;
+        assert_eq!(told.final_response(), format!("žluťoučký kůň 🐎 ✓ {size}"));
+    }
+    sidecar.stop().await;
+}
+
+/// Row 10.
+#[tokio::test]
+async fn a_worker_that_stops_reading_is_replaced() {
+    let sidecar = scripted::with(|config| {
+        replaced_soon(config);
+        config.pool.write_timeout = Duration::from_millis(300);
+    })
+    .await;
+    let contexts = ["a", "b", "c"];
+    let mut threads = Vec::new();
+    for context in contexts {
+        threads.push(sidecar.say(context, "hello").await.thread_id().to_owned());
+    }
+    let mut deaf = sidecar.begin(prompt("a", "[[stop-reading]] [[wait 60s]]")).await;
+    deaf.started().await;
+    // More than a pipe holds. It may have been waiting for a line when it stopped, and takes that one.
+    let long = "x".repeat(900_000);
+    let (one, two) = tokio::join!(sidecar.say("b", &long), sidecar.say("c", &long));
+    for told in [one, two, deaf.rest().await] {
+        let error = told.failed();
+        assert_eq!(error.reason, "WORKER_LOST", "{error:#?}");
+        assert!(error.message.contains("did not read its standard input"), "{error:#?}");
+    }
+    for (context, thread) in contexts.into_iter().zip(&threads) {
+        assert_eq!(sidecar.say(context, "hello").await.thread_id(), thread);
+    }
+    sidecar.stop().await;
+}
+
+fn resident_mib(pid: u32) -> u64 {
+    let resident = codex_sidecar::process::resident_bytes(pid).expect("it runs");
+    resident / (1 << 20)
+}

@@ -1,0 +1,353 @@
+//! The CLIs that the sidecar supports, from the oldest to the pinned one: each serves the same turns,
+//! and each one's own schema is compared with what the sidecar asks and reads.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking, and says where"
+)]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use codex_sidecar::app_server::method::{self, Baseline, LoadOptions};
+use codex_sidecar::options::{DynamicTool, ThreadOptions};
+use codex_sidecar::pb;
+use codex_sidecar::turn::event::UserInput;
+use rustix::process::Signal;
+use serde_json::{Map, Value, json};
+use support::{Sidecar, eventually, processes, prompt};
+
+/// The binary of this version, installed through npm if it is not there.
+async fn installed(version: &'static str) -> PathBuf {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/install-codex.sh");
+    let installing = tokio::task::spawn_blocking(move || {
+        let mut command = Command::new(script);
+        command.arg(version).stdin(Stdio::null()).stderr(Stdio::inherit()).output()
+    });
+    let output = installing.await.unwrap().expect("the script starts");
+    assert!(output.status.success(), "{version} could not be installed");
+    PathBuf::from(String::from_utf8(output.stdout).unwrap().trim_end())
+}
+
+async fn serves(version: &'static str) {
+    let codex = installed(version).await;
+    let sidecar = Sidecar::with(|config| {
+        config.codex_path = Some(codex);
+        config.pool.backoff_initial = std::time::Duration::from_millis(10);
+    })
+    .await;
+    assert_eq!(sidecar.info().await.cli_version, version);
+
+    let first = sidecar.say("a", "hello").await;
+    assert_eq!(first.origin(), pb::ThreadOrigin::New);
+    assert_eq!(first.final_response(), "You said: hello (user messages so far: 1)");
+    let second = sidecar.say("a", "again").await;
+    assert_eq!(second.thread_id(), first.thread_id());
+    assert_eq!(second.final_response(), "You said: again (user messages so far: 2)");
+    assert!(second.completed().usage.is_some_and(|usage| usage.output_tokens > 0));
+
+    let told = sidecar.say("a", "[[run echo one; exit 3]] [[say done]]").await;
+    assert_eq!(told.final_response(), "done");
+    let command = told.command();
+    assert_eq!(command.exit_code, Some(3), "{command:#?}");
+    assert!(command.aggregated_output.contains("one"), "{command:#?}");
+
+    // A number that no other test's command has.
+    let nap = format!("30{}", version.replace('.', ""));
+    let mut turn = sidecar.begin(prompt("a", &format!("[[run sleep {nap}]]"))).await;
+    turn.command_started().await;
+    let home = sidecar.place.codex_home();
+    let sleeps = || {
+        let running = processes::of_home(&home).into_iter();
+        running.filter(|process| process.command.contains(&nap)).count()
+    };
+    eventually("the command", async || (sleeps() > 0).then_some(())).await;
+    sidecar.interrupt(turn.turn_id()).await.unwrap();
+    assert_eq!(turn.rest().await.interrupted(), pb::InterruptReason::InterruptRequested);
+    eventually("the end of the command", async || (sleeps() == 0).then_some(())).await;
+
+    let failed = sidecar.say("a", "[[status 400]]").await;
+    assert!(!failed.failed().message.is_empty(), "{failed:#?}");
+
+    processes::signal(sidecar.workers().await[0].pid, Signal::KILL);
+    let last = sidecar.say("a", "still there?").await;
+    assert_eq!(last.thread_id(), first.thread_id());
+    assert!(last.final_response().starts_with("You said: still there?"));
+    sidecar.stop().await;
+}
+
+/// What a CLI's generated schema lacks of what the sidecar uses, a line each.
+fn gone(schema: &Path) -> BTreeSet<String> {
+    let read = |name: &str| -> Value {
+        let text = std::fs::read_to_string(schema.join(name));
+        text.ok().and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default()
+    };
+    let requests = read("ClientRequest.json");
+    let mut gone = BTreeSet::new();
+
+    let known: BTreeSet<String> = methods(&requests)
+        .chain(methods(&read("ClientNotification.json")))
+        .map(|(method, _)| method)
+        .collect();
+    for method in method::METHODS.iter().filter(|method| !known.contains(**method)) {
+        gone.insert(format!("method {method}"));
+    }
+    for (method, params) in sent() {
+        let Some((_, entry)) = methods(&requests).find(|(known, _)| known == method) else {
+            continue;
+        };
+        let definition = resolve(&requests, &entry["properties"]["params"]);
+        for field in
+            params.keys().filter(|field| definition["properties"][field.as_str()].is_null())
+        {
+            gone.insert(format!("{method}: parameter {field}"));
+        }
+    }
+    for (answer, fields) in ANSWERS {
+        let schema = read(&format!("v2/{answer}.json"));
+        if schema.is_null() {
+            // Told as a method, above.
+            continue;
+        }
+        for field in *fields {
+            let found = field.split('.').try_fold(schema.clone(), |at, name| {
+                let at = resolve(&schema, &at);
+                let at = if at["items"].is_null() { at } else { resolve(&schema, &at["items"]) };
+                let next = at["properties"][name].clone();
+                (!next.is_null()).then_some(next)
+            });
+            if found.is_none() {
+                gone.insert(format!("{answer}: field {field}"));
+            }
+        }
+    }
+    let told: BTreeSet<String> =
+        methods(&read("ServerNotification.json")).map(|(method, _)| method).collect();
+    for method in NOTIFICATIONS.iter().filter(|method| !told.contains(**method)) {
+        gone.insert(format!("notification {method}"));
+    }
+    let asked: BTreeSet<String> =
+        methods(&read("ServerRequest.json")).map(|(method, _)| method).collect();
+    for method in REQUESTS.iter().filter(|method| !asked.contains(**method)) {
+        gone.insert(format!("server request {method}"));
+    }
+    gone
+}
+
+/// What a turn can't do without: the notifications that make its events and its end.
+const NOTIFICATIONS: &[&str] = &[
+    "turn/started",
+    "turn/completed",
+    "turn/plan/updated",
+    "turn/diff/updated",
+    "item/started",
+    "item/completed",
+    "item/agentMessage/delta",
+    "item/reasoning/textDelta",
+    "item/reasoning/summaryTextDelta",
+    "item/commandExecution/outputDelta",
+    "thread/tokenUsage/updated",
+    "error",
+    "warning",
+];
+
+/// What Codex asks, and is answered with more than an error.
+const REQUESTS: &[&str] = &[
+    "item/commandExecution/requestApproval",
+    "item/fileChange/requestApproval",
+    "item/permissions/requestApproval",
+    "item/tool/requestUserInput",
+    "item/tool/call",
+    "mcpServer/elicitation/request",
+];
+
+/// What is read of the answers.
+const ANSWERS: &[(&str, &[&str])] = &[
+    (
+        "ThreadStartResponse",
+        &["thread.id", "model", "reasoningEffort", "approvalPolicy", "sandbox"],
+    ),
+    (
+        "ThreadResumeResponse",
+        &["thread.id", "model", "reasoningEffort", "approvalPolicy", "sandbox"],
+    ),
+    ("TurnStartResponse", &["turn.id"]),
+    (
+        "ConfigReadResponse",
+        &[
+            "config.model",
+            "config.model_reasoning_effort",
+            "config.approval_policy",
+            "config.sandbox_workspace_write",
+        ],
+    ),
+    ("ModelListResponse", &["data.model", "data.isDefault"]),
+    ("ThreadBackgroundTerminalsListResponse", &["data.itemId", "data.processId"]),
+    ("TurnCompletedNotification", &["threadId", "turn.id", "turn.status", "turn.error"]),
+    ("ItemStartedNotification", &["threadId", "turnId", "item"]),
+    ("ErrorNotification", &["threadId", "turnId", "error", "willRetry"]),
+    ("ThreadTokenUsageUpdatedNotification", &["tokenUsage.total", "tokenUsage.last"]),
+];
+
+/// The parameters that the sidecar sends, with every option set.
+fn sent() -> Vec<(&'static str, Map<String, Value>)> {
+    let options = ThreadOptions {
+        model: Some("m".to_owned()),
+        base_instructions: Some("b".to_owned()),
+        developer_instructions: Some("d".to_owned()),
+        config: Some([("k".to_owned(), json!("v"))].into_iter().collect()),
+        thread_source: Some("s".to_owned()),
+        dynamic_tools: Some(vec![DynamicTool {
+            name: "t".to_owned(),
+            description: "d".to_owned(),
+            input_schema: json!({}),
+        }]),
+        ..ThreadOptions::default()
+    };
+    let load = LoadOptions::of(&options);
+    let directory = Path::new("/w");
+    let baseline = Baseline {
+        model: "m".to_owned(),
+        effort: Some("high".to_owned()),
+        approval_policy: json!("never"),
+        sandbox_policy: json!({"type": "readOnly"}),
+        workspace_write: Default::default(),
+    };
+    let inputs = [UserInput::Text("hello".to_owned())];
+    let turn = |baseline: &Baseline| {
+        let schema = json!({});
+        let workspace: (&Path, &[PathBuf]) = (directory, &[]);
+        method::turn_start_params("t", &inputs, &options, baseline, workspace, Some(&schema), true)
+    };
+    let without_effort = Baseline { effort: None, ..baseline.clone() };
+    let all = [
+        (method::THREAD_START, method::thread_start_params(&options, &load, directory, true)),
+        (method::THREAD_RESUME, method::thread_resume_params("t", &load, directory)),
+        (method::TURN_START, turn(&baseline)),
+        (method::TURN_START, turn(&without_effort)),
+        (method::TURN_STEER, method::turn_steer_params("t", "u", &inputs)),
+        (method::TURN_INTERRUPT, json!({"threadId": "t", "turnId": "u"})),
+        (method::THREAD_ARCHIVE, json!({"threadId": "t"})),
+        (method::THREAD_UNARCHIVE, json!({"threadId": "t"})),
+        (method::THREAD_UNSUBSCRIBE, json!({"threadId": "t"})),
+        (method::CONFIG_READ, json!({"includeLayers": false, "cwd": "/w"})),
+        (method::TERMINALS_LIST, json!({"threadId": "t"})),
+        (method::TERMINALS_TERMINATE, json!({"threadId": "t", "processId": "p"})),
+        (method::INITIALIZE, method::initialize_params()),
+    ];
+    all.into_iter()
+        .map(|(method, params)| match params {
+            Value::Object(params) => (method, params),
+            other => panic!("{method}: {other}"),
+        })
+        .collect()
+}
+
+/// Every method that a schema of messages has, with its entry.
+fn methods(schema: &Value) -> impl Iterator<Item = (String, Value)> {
+    let entries = schema["oneOf"].as_array().cloned().unwrap_or_default();
+    entries.into_iter().flat_map(|entry| {
+        let names = entry["properties"]["method"]["enum"].as_array().cloned().unwrap_or_default();
+        names.into_iter().filter_map(move |name| Some((name.as_str()?.to_owned(), entry.clone())))
+    })
+}
+
+/// Follows a reference within the schema, also one that may be null.
+fn resolve(schema: &Value, at: &Value) -> Value {
+    let alternatives = ["anyOf", "allOf", "oneOf"].iter().find_map(|key| at[*key].as_array());
+    if let Some(alternatives) = alternatives.filter(|_| at["properties"].is_null()) {
+        let found = alternatives.iter().find(|alternative| alternative["type"] != "null");
+        return found.map_or(Value::Null, |found| resolve(schema, found));
+    }
+    match at["$ref"].as_str() {
+        Some(reference) => {
+            let pointer = reference.trim_start_matches('#');
+            schema.pointer(pointer).map_or(Value::Null, |found| resolve(schema, found))
+        }
+        None => at.clone(),
+    }
+}
+
+async fn gone_from(version: &'static str) -> BTreeSet<String> {
+    let codex = installed(version).await;
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let home = directory.path().join("home");
+    let out = directory.path().join("schema");
+    std::fs::create_dir_all(&home).unwrap();
+    let mut command = Command::new(codex);
+    command
+        .args(["app-server", "generate-json-schema", "--experimental", "--out"])
+        .arg(&out)
+        .env("CODEX_HOME", &home)
+        .stdin(Stdio::null());
+    let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    gone(&out)
+}
+
+/// The pinned CLI has all that is used; of the older ones it is known what they lack, and the code
+/// does without: nothing else may go.
+#[tokio::test]
+async fn every_schema_has_what_the_sidecar_uses() {
+    let terminals =
+        ["list", "terminate"].map(|name| format!("method thread/backgroundTerminals/{name}"));
+    let early = [
+        "notification warning",
+        "thread/resume: parameter excludeTurns",
+        "thread/start: parameter threadSource",
+    ]
+    .map(str::to_owned);
+    let first = [
+        "method thread/unsubscribe",
+        "server request item/permissions/requestApproval",
+        "server request mcpServer/elicitation/request",
+    ]
+    .map(str::to_owned);
+    let known: [(&'static str, Vec<&[String]>); 5] = [
+        ("0.100.0", vec![&terminals, &early, &first]),
+        ("0.115.0", vec![&terminals, &early]),
+        ("0.130.0", vec![&terminals]),
+        ("0.150.0", vec![]),
+        ("0.169.0", vec![]),
+    ];
+    for (version, known) in known {
+        let gone = gone_from(version).await;
+        println!("{version} lacks {gone:#?}");
+        let known: BTreeSet<String> = known.into_iter().flatten().cloned().collect();
+        assert_eq!(gone, known, "{version} lacks something else than is known");
+    }
+    // The check itself: a schema that has nothing lacks everything.
+    let empty = tempfile::tempdir().unwrap();
+    let all = gone(empty.path());
+    assert!(method::METHODS.iter().all(|method| all.contains(&format!("method {method}"))));
+}
+
+#[tokio::test]
+async fn version_0_100_0_serves() {
+    serves("0.100.0").await;
+}
+
+#[tokio::test]
+async fn version_0_115_0_serves() {
+    serves("0.115.0").await;
+}
+
+#[tokio::test]
+async fn version_0_130_0_serves() {
+    serves("0.130.0").await;
+}
+
+#[tokio::test]
+async fn version_0_150_0_serves() {
+    serves("0.150.0").await;
+}
+
+#[tokio::test]
+async fn version_0_169_0_serves() {
+    serves("0.169.0").await;
+}
