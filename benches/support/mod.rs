@@ -331,7 +331,11 @@ impl Straight {
         self.ends.lock().unwrap_or_else(PoisonError::into_inner).insert(thread.id.clone(), end);
         let _: method::TurnStarted =
             self.peer.request(method::TURN_START, &params, REQUEST_TIMEOUT).await?;
-        ended.await?.map_err(Fault::from)
+        tokio::select! {
+            ended = ended => ended?.map_err(Fault::from),
+            // Else a process that dies in the middle of a turn would be waited for without end.
+            cause = self.peer.closed() => Err(cause.into()),
+        }
     }
 
     /// The CPU time that it has used.
