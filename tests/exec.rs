@@ -179,12 +179,7 @@ while read -r line; do
         result='{"protocolVersion":"'$version'","capabilities":{"tools":{}},"serverInfo":{"name":"t","version":"1"}}' ;;
     *\"tools/list\"*)
         schema='{"type":"object","properties":{"x":{"type":"string"}}}'
-        result='{"tools":[{"name":"echo","description":"e","inputSchema":'$schema'},{"name":"ask","description":"a","inputSchema":'$schema'}]}' ;;
-    *\"tools/call\"*\"ask\"* | *\"ask\"*\"tools/call\"*)
-        printf '{"jsonrpc":"2.0","id":99,"method":"elicitation/create","params":{"message":"may I?","requestedSchema":{"type":"object","properties":{}}}}\n'
-        read -r answer
-        answer=${answer#*\"action\":\"}
-        result='{"content":[{"type":"text","text":"it said '${answer%%\"*}'"}]}' ;;
+        result='{"tools":[{"name":"echo","description":"e","inputSchema":'$schema'}]}' ;;
     *\"tools/call\"*)
         result='{"content":[{"type":"text","text":"hi"}],"structuredContent":{"z":1,"a":[null]}}' ;;
     *\"notifications/*) continue ;;
@@ -336,15 +331,6 @@ fn cases() -> Vec<Case> {
                  -c mcp_servers.t.startup_timeout_sec=60 -c mcp_servers.t.required=true -",
             )],
             "structured_content\":{\"z\":1,\"a\":[null]}",
-        ),
-        case(
-            "a question of an MCP server",
-            vec![with(
-                "[[tool t.ask {}]]",
-                "-c mcp_servers.t.command=\"sh\" -c mcp_servers.t.args=[\"{work}/mcp.sh\"] \
-                 -c mcp_servers.t.startup_timeout_sec=60 -c mcp_servers.t.required=true -",
-            )],
-            "it said",
         ),
         case("an ephemeral thread", vec![with("hello", "--ephemeral -")], "You said: hello"),
         failing("no schema there", with("hello", "--output-schema {work}/no -"), "No such file"),
