@@ -48,6 +48,43 @@ pub enum WebSearchMode {
     Live,
 }
 
+/// How much of its reasoning the model sums up (`model_reasoning_summary` of the CLI).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReasoningSummary {
+    /// As much as suits the model.
+    Auto,
+    /// A short one.
+    Concise,
+    /// A long one.
+    Detailed,
+    /// None.
+    None,
+}
+
+impl ReasoningSummary {
+    /// The CLI's word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ReasoningSummary::Auto => "auto",
+            ReasoningSummary::Concise => "concise",
+            ReasoningSummary::Detailed => "detailed",
+            ReasoningSummary::None => "none",
+        }
+    }
+
+    /// The value of the CLI's word.
+    pub fn from_word(word: &str) -> Option<ReasoningSummary> {
+        use ReasoningSummary::{Auto, Concise, Detailed};
+        [Auto, Concise, Detailed, ReasoningSummary::None]
+            .into_iter()
+            .find(|summary| summary.as_str() == word)
+    }
+}
+
+/// The key of `config` that says what [`ThreadOptions::reasoning_summary`] says.
+pub const REASONING_SUMMARY_KEY: &str = "model_reasoning_summary";
+
 /// A function that the caller lends to the model; Codex asks for it with `item/tool/call`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -109,12 +146,20 @@ pub struct ThreadOptions {
     /// What Codex files a new thread under.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub thread_source: Option<String>,
+    /// The permission profile of commands, by its name in the CLI's configuration; in place of the
+    /// sandbox.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub permission_profile: Option<String>,
+    /// How much of its reasoning the model sums up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_summary: Option<ReasoningSummary>,
 }
 
 impl ThreadOptions {
     /// These options, with `defaults` where they say nothing. Fields are taken whole, except that
-    /// `config` is merged key by key, and that the two web search fields are one choice: a layer
-    /// that says either of them hides both of the layer below.
+    /// `config` is merged key by key, and that the two web search fields are one choice, and the
+    /// sandbox and the permission profile another: a layer that says either of two hides both of the
+    /// layer below.
     pub fn or(self, defaults: &ThreadOptions) -> ThreadOptions {
         let ThreadOptions {
             model,
@@ -132,7 +177,10 @@ impl ThreadOptions {
             config,
             dynamic_tools,
             thread_source,
+            permission_profile,
+            reasoning_summary,
         } = self;
+        let says_access = sandbox_mode.is_some() || permission_profile.is_some();
         let says_web_search = web_search_mode.is_some() || web_search_enabled.is_some();
         let config = match (config, defaults.config.clone()) {
             (Some(own), Some(mut below)) => {
@@ -143,7 +191,7 @@ impl ThreadOptions {
         };
         ThreadOptions {
             model: model.or_else(|| defaults.model.clone()),
-            sandbox_mode: sandbox_mode.or(defaults.sandbox_mode),
+            sandbox_mode: if says_access { sandbox_mode } else { defaults.sandbox_mode },
             working_directory: working_directory.or_else(|| defaults.working_directory.clone()),
             skip_git_repo_check: skip_git_repo_check.or(defaults.skip_git_repo_check),
             model_reasoning_effort: model_reasoning_effort
@@ -168,6 +216,12 @@ impl ThreadOptions {
             config,
             dynamic_tools: dynamic_tools.or_else(|| defaults.dynamic_tools.clone()),
             thread_source: thread_source.or_else(|| defaults.thread_source.clone()),
+            permission_profile: if says_access {
+                permission_profile
+            } else {
+                defaults.permission_profile.clone()
+            },
+            reasoning_summary: reasoning_summary.or(defaults.reasoning_summary),
         }
     }
 
@@ -177,6 +231,22 @@ impl ThreadOptions {
             Some(true) => Some(WebSearchMode::Live),
             Some(false) => Some(WebSearchMode::Disabled),
             None => None,
+        })
+    }
+
+    /// The summary that the field says, or else `config`.
+    pub fn summary(&self) -> Option<ReasoningSummary> {
+        self.reasoning_summary.or_else(|| {
+            let config = self.config.as_ref()?;
+            ReasoningSummary::from_word(config.get(REASONING_SUMMARY_KEY)?.as_str()?)
+        })
+    }
+
+    /// The instructions of the developer role that the field says, or else `config`.
+    pub fn asked_developer_instructions(&self) -> Option<&str> {
+        self.developer_instructions.as_deref().or_else(|| {
+            let config = self.config.as_ref()?;
+            config.get("developer_instructions")?.as_str()
         })
     }
 }

@@ -180,6 +180,9 @@ pub struct CliDefaults {
     pub config: method::CliConfig,
     /// The model that is used where none is configured.
     pub default_model: Option<String>,
+    /// Whether the CLI tells which settings came into force with a turn. Such a CLI has permission
+    /// profiles that can be picked by name, too.
+    pub tells_settings: bool,
 }
 
 /// A handle to one worker.
@@ -362,8 +365,10 @@ impl Worker {
         /// it from the first turn for long.
         const WITHIN: Duration = Duration::from_secs(5);
         let params = json!({ "includeLayers": false });
-        let read =
-            self.request_within::<method::ConfigRead>(method::CONFIG_READ, &params, WITHIN).await;
+        let (read, tells_settings) = tokio::join!(
+            self.request_within::<method::ConfigRead>(method::CONFIG_READ, &params, WITHIN),
+            self.tells_settings(WITHIN),
+        );
         let config = match read {
             Ok(read) => read.config,
             Err(error) => {
@@ -381,7 +386,20 @@ impl Worker {
                 .and_then(|list| list.data.into_iter().find(|model| model.is_default))
                 .map(|model| model.model),
         };
-        CliDefaults { config, default_model }
+        CliDefaults { config, default_model, tells_settings }
+    }
+
+    /// Asks for a change of settings of no thread at all: the CLIs that know this request are those
+    /// that tell their settings, also when they refuse it.
+    async fn tells_settings(&self, within: Duration) -> bool {
+        let params = json!({ "threadId": "none" });
+        let asked =
+            self.request_within::<method::Ignored>(method::SETTINGS_UPDATE, &params, within).await;
+        match asked {
+            Ok(_) => true,
+            Err(RequestError::Server { message, .. }) => !message.contains("unknown variant"),
+            Err(_) => false,
+        }
     }
 
     /// Which worker, and which incarnation of it.

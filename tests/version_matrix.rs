@@ -14,8 +14,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use codex_sidecar::app_server::method::{self, Baseline, LoadOptions};
-use codex_sidecar::options::{DynamicTool, ThreadOptions};
+use codex_sidecar::app_server::method::{self, Baseline, BaselineAccess, Lingering, LoadOptions};
+use codex_sidecar::options::{ApprovalPolicy, DynamicTool, SandboxMode, ThreadOptions};
 use codex_sidecar::pb;
 use codex_sidecar::turn::event::UserInput;
 use rustix::process::Signal;
@@ -152,6 +152,7 @@ const NOTIFICATIONS: &[&str] = &[
     "item/reasoning/summaryTextDelta",
     "item/commandExecution/outputDelta",
     "thread/tokenUsage/updated",
+    "thread/settings/updated",
     "error",
     "warning",
 ];
@@ -170,11 +171,31 @@ const REQUESTS: &[&str] = &[
 const ANSWERS: &[(&str, &[&str])] = &[
     (
         "ThreadStartResponse",
-        &["thread.id", "model", "reasoningEffort", "approvalPolicy", "sandbox"],
+        &[
+            "thread.id",
+            "model",
+            "reasoningEffort",
+            "approvalPolicy",
+            "approvalsReviewer",
+            "sandbox",
+            "activePermissionProfile",
+            "serviceTier",
+            "cwd",
+        ],
     ),
     (
         "ThreadResumeResponse",
-        &["thread.id", "model", "reasoningEffort", "approvalPolicy", "sandbox"],
+        &[
+            "thread.id",
+            "model",
+            "reasoningEffort",
+            "approvalPolicy",
+            "approvalsReviewer",
+            "sandbox",
+            "activePermissionProfile",
+            "serviceTier",
+            "cwd",
+        ],
     ),
     ("TurnStartResponse", &["turn.id"]),
     (
@@ -182,8 +203,21 @@ const ANSWERS: &[(&str, &[&str])] = &[
         &[
             "config.model",
             "config.model_reasoning_effort",
+            "config.model_reasoning_summary",
             "config.approval_policy",
             "config.sandbox_workspace_write",
+        ],
+    ),
+    ("PermissionProfileListResponse", &["data.id", "data.allowed"]),
+    (
+        "ThreadSettingsUpdatedNotification",
+        &[
+            "threadId",
+            "threadSettings.approvalPolicy",
+            "threadSettings.approvalsReviewer",
+            "threadSettings.sandboxPolicy",
+            "threadSettings.activePermissionProfile.id",
+            "threadSettings.cwd",
         ],
     ),
     ("ModelListResponse", &["data.model", "data.isDefault"]),
@@ -214,20 +248,46 @@ fn sent() -> Vec<(&'static str, Map<String, Value>)> {
     let baseline = Baseline {
         model: "m".to_owned(),
         effort: Some("high".to_owned()),
-        approval_policy: json!("never"),
-        sandbox_policy: json!({"type": "readOnly"}),
-        workspace_write: Default::default(),
+        reasoning_summary: Some("auto".to_owned()),
+        approval_policy: Some(json!("never")),
+        approvals_reviewer: Some(json!("user")),
+        service_tier: Some(json!("flex")),
+        access: Some(BaselineAccess { sandbox_policy: json!({"type": "readOnly"}), profile: None }),
+        workspace_write: None,
     };
     let inputs = [UserInput::Text("hello".to_owned())];
     let turn = |baseline: &Baseline| {
         let schema = json!({});
         let workspace: (&Path, &[PathBuf]) = (directory, &[]);
-        method::turn_start_params("t", &inputs, &options, baseline, workspace, Some(&schema), true)
+        let lingering = Lingering { effort: true, summary: true };
+        method::turn_start_params(
+            "t",
+            &inputs,
+            &options,
+            baseline,
+            workspace,
+            Some(&schema),
+            lingering,
+        )
     };
     let without_effort = Baseline { effort: None, ..baseline.clone() };
+    let profile = BaselineAccess { sandbox_policy: Value::Null, profile: Some("p".to_owned()) };
+    let with_profile = Baseline { access: Some(profile), ..baseline.clone() };
+    // Those that send a sandbox and an approval policy along with the thread.
+    let narrowed = ThreadOptions {
+        sandbox_mode: Some(SandboxMode::ReadOnly),
+        approval_policy: Some(ApprovalPolicy::Never),
+        ..options.clone()
+    };
     let all = [
-        (method::THREAD_START, method::thread_start_params(&options, &load, directory, true)),
-        (method::THREAD_RESUME, method::thread_resume_params("t", &load, directory)),
+        (method::THREAD_START, method::thread_start_params(&narrowed, &load, directory, true)),
+        (
+            method::THREAD_RESUME,
+            method::thread_resume_params("t", &load, directory, &json!("never")),
+        ),
+        (method::TURN_START, turn(&with_profile)),
+        (method::SETTINGS_UPDATE, json!({"threadId": "none"})),
+        (method::PROFILE_LIST, json!({"cwd": "/w"})),
         (method::TURN_START, turn(&baseline)),
         (method::TURN_START, turn(&without_effort)),
         (method::TURN_STEER, method::turn_steer_params("t", "u", &inputs)),

@@ -18,6 +18,8 @@
 //!   remembers its messages, its token counts and what `turn/start` set for it, all but the sandbox.
 //! - A thread has one writer among all processes of a CODEX_HOME: `thread … already has an active writer`. The end of
 //!   that process frees it, and so does archiving, which also ends its turn and its commands; unsubscribing does not.
+//! - What `turn/start` (or `thread/settings/update`) changes of a thread's settings is told by `thread/settings/updated`,
+//!   before the answer.
 //! - A second `turn/start` on a busy thread is steering: same turn id. What is steered is taken as one more user
 //!   message when the script so far is done, with the directives it has (of those that hold for a whole turn, only
 //!   `slow`).
@@ -112,9 +114,11 @@
 //! | `raw_answers` `{METHOD: "line"}` | it writes this line (`$id` is the request's id), and does nothing |
 //! | `delays` `{METHOD: "2s"}` | it answers so much later; other requests don't wait for it |
 //! | `mute` `[METHOD]` | it does not answer, and does nothing |
+//! | `imposes` `{METHOD: {"sandboxPolicy": …}}` | it takes these parameters in place of those that are sent; null takes one away, as if it did not know it |
+//! | `tells_no_settings` `true` | it knows neither `thread/settings/update` and `permissionProfile/list` nor `thread/settings/updated`, like CLIs before 0.150 |
 //! | `die_on` `{METHOD: DEATH}` | it ends when it reads this request |
 //! | `wedge` `true` | it answers and tells nothing; with `false` again, what its turns had to tell comes |
-//! | `stop_reading_after` N | it handles the first N lines (a whole handshake has four), then reads no more |
+//! | `stop_reading_after` N | it handles the first N lines (a whole handshake has five), then reads no more |
 //! | `close_stdout_after` N | it gives up its stdout after the first N lines |
 //! | `crash_after_turns` N | it dies as `crash` says when its N-th turn has ended |
 //! | `crash_after` `"50ms"` | it dies as `crash` says, so long after its start |

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::commands;
 use crate::output::guard;
@@ -68,6 +68,19 @@ impl Server {
                     state.terminals.iter().find(|one| params["processId"] == *one.process_id);
                 found.iter().for_each(|terminal| terminal.kill());
                 self.answer(id, Ok(json!({ "terminated": found.is_some() })));
+            }
+            "thread/settings/update" if !self.settings().tells_no_settings => {
+                let thread = self.thread(params)?;
+                let mut state = thread.state();
+                let before = state.settings.clone();
+                state.apply(params);
+                self.tell_settings(&thread, &state, &before);
+                self.answer(id, Ok(json!({})));
+            }
+            "permissionProfile/list" if !self.settings().tells_no_settings => {
+                let profiles = [":read-only", ":workspace", ":danger-full-access"]
+                    .map(|id| json!({ "id": id, "description": null, "allowed": true }));
+                self.answer(id, Ok(json!({ "data": profiles, "nextCursor": null })));
             }
             "turn/start" => self.turn_start(id, params)?,
             "turn/steer" => {
@@ -198,7 +211,9 @@ impl Server {
             return Err(RpcError { code: *code, message: message.clone(), data: Value::Null });
         }
         self.grow(settings.grow_mib);
+        let before = state.settings.clone();
         state.apply(params);
+        self.tell_settings(&thread, &state, &before);
         let turn = Arc::new(Turn::new(&script.manner));
         state.active = Some(Arc::clone(&turn));
         drop(state);
@@ -229,6 +244,16 @@ impl Server {
             server.turn_done();
         });
         Ok(())
+    }
+
+    /// Tells the settings of a thread if they are no longer what they were.
+    fn tell_settings(&self, thread: &Thread, state: &ThreadState, before: &Map<String, Value>) {
+        if self.settings().tells_no_settings || state.settings == *before {
+            return;
+        }
+        let settings = shapes::settings(state);
+        let params = json!({ "threadId": thread.id, "threadSettings": settings });
+        self.notify("thread/settings/updated", params, None);
     }
 
     fn thread(&self, params: &Value) -> Result<Arc<Thread>, RpcError> {

@@ -129,7 +129,13 @@ impl Server {
             return self.answer(id, Ok(answer.clone()));
         }
         let outcome = self.scripted_error(method, settings).map_or(Ok(()), Err);
-        if let Err(error) = outcome.and_then(|()| self.dispatch(id, method, params)) {
+        let mut params = params.clone();
+        if let (Some(imposed), Some(params)) =
+            (of(&settings.imposes, method), params.as_object_mut())
+        {
+            params.extend(imposed.clone());
+        }
+        if let Err(error) = outcome.and_then(|()| self.dispatch(id, method, &params)) {
             self.answer(id, Err(error));
         }
     }

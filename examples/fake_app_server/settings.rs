@@ -38,6 +38,8 @@ pub(crate) struct Settings {
     pub(crate) raw_answers: ByMethod<String>,
     pub(crate) delays: ByMethod<Span>,
     pub(crate) mute: Vec<String>,
+    pub(crate) imposes: ByMethod<Map<String, Value>>,
+    pub(crate) tells_no_settings: bool,
     pub(crate) die_on: ByMethod<Death>,
 
     pub(crate) wedge: bool,

@@ -96,6 +96,33 @@ pub(crate) fn opened(thread: Value, state: &ThreadState) -> Value {
     })
 }
 
+/// What `thread/settings/updated` tells.
+pub(crate) fn settings(state: &ThreadState) -> Value {
+    let setting = |key: &str| state.settings.get(key).cloned().unwrap_or_default();
+    json!({
+        "disabledPluginIds": [],
+        "cwd": state.cwd(),
+        "environments": null,
+        "approvalPolicy": setting("approvalPolicy"),
+        "approvalsReviewer": "user",
+        "sandboxPolicy": setting("sandboxPolicy"),
+        "activePermissionProfile": null,
+        "model": setting("model"),
+        "modelProvider": "fake",
+        "serviceTier": null,
+        "effort": setting("effort"),
+        "summary": setting("summary"),
+        "collaborationMode": {
+            "mode": "default",
+            "settings": {
+                "model": setting("model"), "reasoning_effort": setting("effort"), "developer_instructions": null,
+            },
+        },
+        "multiAgentMode": "explicitRequestOnly",
+        "personality": null,
+    })
+}
+
 /// A turn. The times are in milliseconds; absent before they have come.
 pub(crate) fn turn(
     id: &str,

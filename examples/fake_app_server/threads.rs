@@ -18,7 +18,7 @@ use crate::shapes::RpcError;
 use crate::turn::Turn;
 
 /// The settings that a turn may override, and that hold from then on.
-const STICKY: [&str; 5] = ["cwd", "model", "effort", "approvalPolicy", "sandboxPolicy"];
+const STICKY: [&str; 6] = ["cwd", "model", "effort", "summary", "approvalPolicy", "sandboxPolicy"];
 
 /// A loaded thread.
 #[derive(Debug)]
@@ -80,6 +80,19 @@ impl ThreadState {
             if let Some(value) = params.get(key).filter(|value| !value.is_null()) {
                 self.settings.insert(key.to_owned(), value.clone());
             }
+        }
+        // A thread is started and resumed with no more than the name of a sandbox.
+        let policy = match params["sandbox"].as_str() {
+            Some("read-only") => json!({ "type": "readOnly", "networkAccess": false }),
+            Some("danger-full-access") => json!({ "type": "dangerFullAccess" }),
+            Some("workspace-write") => json!({
+                "type": "workspaceWrite", "writableRoots": [], "networkAccess": false,
+                "excludeTmpdirEnvVar": false, "excludeSlashTmp": false,
+            }),
+            Some(_) | None => Value::Null,
+        };
+        if !policy.is_null() {
+            self.settings.insert("sandboxPolicy".to_owned(), policy);
         }
         // The only way to take an effort away.
         if let Some(mode) = params.pointer("/collaborationMode/settings") {

@@ -12,6 +12,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::app_server::message::Notification;
+use crate::app_server::settings::Settings;
 use crate::turn::event::{
     Delta, Event, FailureReason, ReasoningDelta, ReasoningPart, TodoItem, TodoStatus, TurnError,
     Usage, WarningCode,
@@ -86,6 +87,16 @@ pub enum Decoded {
     },
     /// The contract has no name for it.
     Untyped,
+}
+
+/// What came into force, where the notification tells that.
+pub fn settings(Notification { method, params }: &Notification) -> Option<Settings> {
+    if method != "thread/settings/updated" {
+        return None;
+    }
+    // What has no settings tells unknown ones.
+    let params: Value = serde_json::from_str(params.get()).unwrap_or_default();
+    Some(Settings::told(&params["threadSettings"]))
 }
 
 /// How Codex ended a turn.

@@ -5,10 +5,14 @@
 
 use std::path::Path;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
 
-use crate::options::{ApprovalPolicy, DynamicTool, SandboxMode, ThreadOptions, WebSearchMode};
+use crate::app_server::settings::{self, Settings};
+use crate::options::{
+    ApprovalPolicy, DynamicTool, REASONING_SUMMARY_KEY, ReasoningSummary, SandboxMode,
+    ThreadOptions, WebSearchMode,
+};
 use crate::turn::event::UserInput;
 
 /// `initialize`.
@@ -35,6 +39,10 @@ pub const THREAD_LOADED_LIST: &str = "thread/loaded/list";
 pub const TERMINALS_LIST: &str = "thread/backgroundTerminals/list";
 /// `thread/backgroundTerminals/terminate`.
 pub const TERMINALS_TERMINATE: &str = "thread/backgroundTerminals/terminate";
+/// `thread/settings/update`.
+pub const SETTINGS_UPDATE: &str = "thread/settings/update";
+/// `permissionProfile/list`.
+pub const PROFILE_LIST: &str = "permissionProfile/list";
 /// `turn/start`.
 pub const TURN_START: &str = "turn/start";
 /// `turn/steer`.
@@ -55,6 +63,8 @@ pub const METHODS: &[&str] = &[
     THREAD_LOADED_LIST,
     TERMINALS_LIST,
     TERMINALS_TERMINATE,
+    SETTINGS_UPDATE,
+    PROFILE_LIST,
     TURN_START,
     TURN_STEER,
     TURN_INTERRUPT,
@@ -110,6 +120,9 @@ pub struct CliConfig {
     /// `openai_base_url`.
     #[serde(default)]
     pub openai_base_url: Option<String>,
+    /// `model_reasoning_summary`.
+    #[serde(default)]
+    pub model_reasoning_summary: Option<String>,
     /// `sandbox_workspace_write`.
     #[serde(default)]
     pub sandbox_workspace_write: Option<WorkspaceWriteConfig>,
@@ -161,8 +174,67 @@ pub struct ThreadOpened {
     pub reasoning_effort: Option<String>,
     /// The approval policy that its next turn would use.
     pub approval_policy: Value,
+    /// Who would answer what its next turn asks.
+    #[serde(default)]
+    pub approvals_reviewer: Option<Value>,
     /// The sandbox policy that its next turn would use.
     pub sandbox: Value,
+    /// The permission profile that its next turn would use.
+    #[serde(default)]
+    pub active_permission_profile: Value,
+    /// The service tier that its next turn would use: `None` where the CLI does not say, null where
+    /// it has none.
+    #[serde(default, deserialize_with = "present")]
+    pub service_tier: Option<Value>,
+    /// Where its next turn would work.
+    #[serde(default)]
+    pub cwd: Value,
+}
+
+/// A field that is there, although it may be null.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
+    Value::deserialize(deserializer).map(Some)
+}
+
+impl ThreadOpened {
+    /// What its next turn may do.
+    pub fn settings(&self) -> Settings {
+        Settings::told(&json!({
+            "approvalPolicy": self.approval_policy,
+            "approvalsReviewer": self.approvals_reviewer,
+            "sandbox": self.sandbox,
+            "activePermissionProfile": self.active_permission_profile,
+            "cwd": self.cwd,
+        }))
+    }
+
+    /// The permission profile of `config.toml` that its next turn would use, by its name.
+    pub fn custom_profile(&self) -> Option<&str> {
+        let name = self.active_permission_profile["id"].as_str();
+        name.filter(|name| settings::is_custom_profile(name))
+    }
+}
+
+/// The answer to [`PROFILE_LIST`].
+#[derive(Debug, Clone, Deserialize)]
+pub struct Profiles {
+    /// The profiles that the configuration has.
+    #[serde(default)]
+    pub data: Vec<Profile>,
+}
+
+/// A permission profile.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Profile {
+    /// Its name.
+    pub id: String,
+    /// Whether the machine's administrator lets it be used.
+    #[serde(default = "yes")]
+    pub allowed: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// A thread, by its id.
@@ -223,6 +295,8 @@ impl LoadOptions {
         if let Some(mode) = options.web_search() {
             config.insert("web_search".to_owned(), json!(web_search(mode)));
         }
+        // `turn/start` has a field for it; loaded with the thread it would stay for later turns.
+        config.remove(REASONING_SUMMARY_KEY);
         LoadOptions {
             config,
             base_instructions: options.base_instructions.clone(),
@@ -245,8 +319,11 @@ impl LoadOptions {
 
 /// The parameters of [`THREAD_START`].
 ///
-/// The sandbox is left to `turn/start`: a `thread/start` with a working directory and the
-/// workspace-write sandbox would mark the directory as trusted in `config.toml`, and from then on a
+/// The approval policy goes along, and where a sandbox or a profile is asked for the read-only
+/// sandbox: MCP servers are started with them, and would else let a tool run that only the
+/// configuration's own rights allow. What is more than read-only is left to `turn/start`: a
+/// `thread/start` with a working directory and the workspace-write or no sandbox (by its name or by
+/// that of a profile) would mark the directory as trusted in `config.toml`, and from then on a
 /// hostile repository's own `.codex/config.toml` would be loaded. The model goes along, because
 /// Codex chooses the base instructions by it.
 pub fn thread_start_params(
@@ -260,6 +337,12 @@ pub fn thread_start_params(
     load.insert_into(&mut params);
     if let Some(model) = &options.model {
         params.insert("model".to_owned(), json!(model));
+    }
+    if let Some(policy) = options.approval_policy {
+        params.insert("approvalPolicy".to_owned(), approval_policy(policy));
+    }
+    if asks_for_access(options) {
+        params.insert("sandbox".to_owned(), json!("read-only"));
     }
     if ephemeral {
         params.insert("ephemeral".to_owned(), json!(true));
@@ -283,41 +366,131 @@ pub fn thread_probe_params(load: &LoadOptions, working_directory: &Path) -> Valu
 }
 
 /// The parameters of [`THREAD_RESUME`].
+///
+/// Without an approval policy and a sandbox Codex would take those of the thread's last turn, and
+/// start the MCP servers with them: the first turn would race with what its own `turn/start` changes.
+/// So it is loaded with the least, and the turn adds to that.
 pub fn thread_resume_params(
     thread_id: &str,
     load: &LoadOptions,
     working_directory: &Path,
+    approval_policy: &Value,
 ) -> Value {
     let mut params = Map::new();
     params.insert("threadId".to_owned(), json!(thread_id));
     params.insert("cwd".to_owned(), json!(working_directory));
     // The answer of a 60-turn thread shrinks from 156 kB to 2 kB.
     params.insert("excludeTurns".to_owned(), json!(true));
+    params.insert("approvalPolicy".to_owned(), approval_policy.clone());
+    params.insert("sandbox".to_owned(), json!("read-only"));
     load.insert_into(&mut params);
     Value::Object(params)
 }
 
-/// What a thread's turns use where neither the request nor the tool says anything.
+/// What a thread's turns use where neither the request nor the tool says anything. What a thread was
+/// started with an override of is not known.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Baseline {
     /// The model.
     pub model: String,
     /// The effort; `None` means the model's own.
     pub effort: Option<String>,
+    /// The summary of the reasoning; `None` means the model's own.
+    pub reasoning_summary: Option<String>,
     /// The approval policy, as Codex spells it.
-    pub approval_policy: Value,
+    pub approval_policy: Option<Value>,
+    /// Who answers what Codex asks; absent with CLIs that know no reviewers.
+    pub approvals_reviewer: Option<Value>,
+    /// The service tier: `None` with CLIs that do not say, null for none.
+    pub service_tier: Option<Value>,
+    /// What commands may touch.
+    pub access: Option<BaselineAccess>,
+    /// The defaults of the workspace-write sandbox.
+    pub workspace_write: Option<WorkspaceWriteConfig>,
+}
+
+/// What commands may touch where nobody says anything.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BaselineAccess {
     /// The sandbox policy, as Codex spells it.
     pub sandbox_policy: Value,
-    /// The defaults of the workspace-write sandbox.
-    pub workspace_write: WorkspaceWriteConfig,
+    /// The permission profile of `config.toml` that is in its place, by its name; only with CLIs that
+    /// can be given one.
+    pub profile: Option<String>,
+}
+
+impl Baseline {
+    /// Whether all is known that turns with these options need.
+    pub fn covers(&self, options: &ThreadOptions) -> bool {
+        let needs_workspace_write = options.sandbox_mode == Some(SandboxMode::WorkspaceWrite);
+        (options.approval_policy.is_some() || self.approval_policy.is_some())
+            && (asks_for_access(options) || self.access.is_some())
+            && (!needs_workspace_write || self.workspace_write.is_some())
+    }
+
+    /// The approval policy of turns with these options.
+    pub fn approval_policy(&self, options: &ThreadOptions) -> Value {
+        let asked = options.approval_policy.map(approval_policy);
+        asked.or_else(|| self.approval_policy.clone()).unwrap_or_default()
+    }
+
+    /// The permission profile of `config.toml` that turns with these options use.
+    pub fn profile<'a>(&'a self, options: &'a ThreadOptions) -> Option<&'a str> {
+        if asks_for_access(options) {
+            let asked = options.permission_profile.as_deref();
+            return asked.filter(|name| settings::is_custom_profile(name));
+        }
+        self.access.as_ref().and_then(|access| access.profile.as_deref())
+    }
+}
+
+/// Whether the options say what commands may touch.
+pub fn asks_for_access(options: &ThreadOptions) -> bool {
+    options.sandbox_mode.is_some() || options.permission_profile.is_some()
+}
+
+/// What earlier turns of the loaded thread (or its rollout) have set, and the next one must take
+/// away if it does not set it itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Lingering {
+    /// An effort other than the baseline's.
+    pub effort: bool,
+    /// A summary other than the baseline's.
+    pub summary: bool,
+}
+
+/// The part of the parameters of [`TURN_START`] that decides over the turn's rights.
+pub fn rights_params(
+    options: &ThreadOptions,
+    baseline: &Baseline,
+    (working_directory, additional_directories): (&Path, &[std::path::PathBuf]),
+) -> Map<String, Value> {
+    let mut params = Map::new();
+    params.insert("cwd".to_owned(), json!(working_directory));
+    params.insert("approvalPolicy".to_owned(), baseline.approval_policy(options));
+    if let Some(reviewer) = &baseline.approvals_reviewer {
+        params.insert("approvalsReviewer".to_owned(), reviewer.clone());
+    }
+    let profile = match &options.permission_profile {
+        Some(name) => Some(name.as_str()),
+        None => baseline.profile(options),
+    };
+    match profile {
+        // The legacy policy would take the profile's place, and allow more.
+        Some(name) => params.insert("permissions".to_owned(), json!(name)),
+        None => params.insert(
+            "sandboxPolicy".to_owned(),
+            sandbox_policy(options, baseline, additional_directories),
+        ),
+    };
+    params
 }
 
 /// The parameters of [`TURN_START`]: always the full set, because whatever one turn sets holds for
 /// all later turns of the thread that do not set it themselves.
 ///
-/// `effort_is_set` tells whether an earlier turn of the loaded thread (or its rollout) has an effort
-/// other than the baseline's: an effort can be replaced, but only a collaboration mode can take it
-/// away (its empty instructions add nothing to the history).
+/// An effort that lingers can be replaced, but only a collaboration mode can take it away (its empty
+/// instructions add nothing to the history). A summary can only be replaced.
 pub fn turn_start_params(
     thread_id: &str,
     inputs: &[UserInput],
@@ -325,27 +498,31 @@ pub fn turn_start_params(
     baseline: &Baseline,
     workspace: (&Path, &[std::path::PathBuf]),
     output_schema: Option<&Value>,
-    effort_is_set: bool,
+    lingering: Lingering,
 ) -> Value {
-    let (working_directory, additional_directories) = workspace;
     let model = options.model.as_ref().unwrap_or(&baseline.model);
-    let mut params = json!({
-        "threadId": thread_id,
-        "input": inputs_json(inputs),
-        "cwd": working_directory,
-        "model": model,
-        "approvalPolicy": options.approval_policy.map_or_else(|| baseline.approval_policy.clone(), approval_policy),
-        "sandboxPolicy": sandbox_policy(options, baseline, additional_directories),
-    });
+    let mut params = Value::Object(rights_params(options, baseline, workspace));
+    params["threadId"] = json!(thread_id);
+    params["input"] = json!(inputs_json(inputs));
+    params["model"] = json!(model);
+    if let Some(tier) = &baseline.service_tier {
+        params["serviceTier"] = tier.clone();
+    }
     let effort = options.model_reasoning_effort.as_ref().or(baseline.effort.as_ref());
     match effort {
         Some(effort) => params["effort"] = json!(effort),
-        None if effort_is_set => {
+        None if lingering.effort => {
             params["collaborationMode"] = json!({
                 "mode": "default",
                 "settings": { "model": model, "reasoning_effort": null, "developer_instructions": "" },
             });
         }
+        None => {}
+    }
+    let summary = options.summary().map(ReasoningSummary::as_str);
+    match summary.or(baseline.reasoning_summary.as_deref()) {
+        Some(summary) => params["summary"] = json!(summary),
+        None if lingering.summary => params["summary"] = json!(ReasoningSummary::Auto.as_str()),
         None => {}
     }
     if let Some(schema) = output_schema {
@@ -412,18 +589,21 @@ fn sandbox_policy(
     baseline: &Baseline,
     additional_directories: &[std::path::PathBuf],
 ) -> Value {
-    let baseline_is_workspace_write = baseline.sandbox_policy["type"] == "workspaceWrite";
-    match options.sandbox_mode {
-        Some(SandboxMode::ReadOnly) => json!({ "type": "readOnly", "networkAccess": false }),
-        Some(SandboxMode::DangerFullAccess) => json!({ "type": "dangerFullAccess" }),
-        None if !baseline_is_workspace_write => baseline.sandbox_policy.clone(),
-        Some(SandboxMode::WorkspaceWrite) | None => {
+    let read_only = json!({ "type": "readOnly", "networkAccess": false });
+    let own = baseline.access.as_ref().map(|access| &access.sandbox_policy);
+    match (options.sandbox_mode, own) {
+        (Some(SandboxMode::ReadOnly), _) => read_only,
+        (Some(SandboxMode::DangerFullAccess), _) => json!({ "type": "dangerFullAccess" }),
+        // Not known, and not asked for where it is needed: the least.
+        (None, None) => read_only,
+        (None, Some(own)) if own["type"] != "workspaceWrite" => own.clone(),
+        (Some(SandboxMode::WorkspaceWrite) | None, _) => {
             let WorkspaceWriteConfig {
                 writable_roots,
                 network_access,
                 exclude_tmpdir_env_var,
                 exclude_slash_tmp,
-            } = &baseline.workspace_write;
+            } = baseline.workspace_write.clone().unwrap_or_default();
             let roots: Vec<Value> = writable_roots
                 .iter()
                 .map(|root| json!(root))
@@ -432,7 +612,7 @@ fn sandbox_policy(
             json!({
                 "type": "workspaceWrite",
                 "writableRoots": roots,
-                "networkAccess": options.network_access_enabled.unwrap_or(*network_access),
+                "networkAccess": options.network_access_enabled.unwrap_or(network_access),
                 "excludeTmpdirEnvVar": exclude_tmpdir_env_var,
                 "excludeSlashTmp": exclude_slash_tmp,
             })
@@ -448,13 +628,23 @@ mod tests {
         Baseline {
             model: "m0".to_owned(),
             effort: None,
-            approval_policy: json!("on-request"),
-            sandbox_policy: json!({ "type": "readOnly", "networkAccess": false }),
-            workspace_write: WorkspaceWriteConfig::default(),
+            reasoning_summary: None,
+            approval_policy: Some(json!("on-request")),
+            approvals_reviewer: None,
+            service_tier: None,
+            access: Some(BaselineAccess {
+                sandbox_policy: json!({ "type": "readOnly", "networkAccess": false }),
+                profile: None,
+            }),
+            workspace_write: Some(WorkspaceWriteConfig::default()),
         }
     }
 
-    fn params(options: &ThreadOptions, effort_is_set: bool) -> Value {
+    fn params(options: &ThreadOptions, lingers: bool) -> Value {
+        params_over(&baseline(), options, Lingering { effort: lingers, summary: lingers })
+    }
+
+    fn params_over(baseline: &Baseline, options: &ThreadOptions, lingering: Lingering) -> Value {
         let inputs = [
             UserInput::Text("a".to_owned()),
             UserInput::LocalImage("/i.png".to_owned()),
@@ -465,10 +655,10 @@ mod tests {
             "t",
             &inputs,
             options,
-            &baseline(),
+            baseline,
             (Path::new("/w"), &extra),
             None,
-            effort_is_set,
+            lingering,
         )
     }
 
@@ -512,14 +702,65 @@ mod tests {
     }
 
     #[test]
-    fn the_sandbox_is_never_sent_with_thread_start() {
-        let options = ThreadOptions {
-            sandbox_mode: Some(SandboxMode::WorkspaceWrite),
-            web_search_enabled: Some(false),
-            ..Default::default()
+    fn a_summary_of_an_earlier_turn_is_replaced_and_one_in_config_is_the_turns_own() {
+        let nobody = ThreadOptions::default();
+        assert_eq!(params(&nobody, false).get("summary"), None);
+        assert_eq!(params(&nobody, true)["summary"], "auto");
+        let configured = Baseline { reasoning_summary: Some("none".to_owned()), ..baseline() };
+        let lingering = Lingering { effort: false, summary: true };
+        assert_eq!(params_over(&configured, &nobody, lingering)["summary"], "none");
+        let config = [("model_reasoning_summary".to_owned(), json!("detailed"))];
+        let asked =
+            ThreadOptions { config: Some(config.into_iter().collect()), ..Default::default() };
+        assert_eq!(params(&asked, false)["summary"], "detailed");
+        assert!(LoadOptions::of(&asked).config.is_empty(), "a thread must not be loaded with it");
+        let field = ThreadOptions { reasoning_summary: Some(ReasoningSummary::Concise), ..asked };
+        assert_eq!(params(&field, false)["summary"], "concise");
+    }
+
+    #[test]
+    fn a_profile_of_the_configuration_stays_unless_a_sandbox_is_asked_for() {
+        let access = BaselineAccess {
+            sandbox_policy: json!({ "type": "workspaceWrite", "writableRoots": ["/w/out"] }),
+            profile: Some("mine".to_owned()),
         };
-        let params =
-            thread_start_params(&options, &LoadOptions::of(&options), Path::new("/w"), false);
-        assert_eq!(params, json!({ "cwd": "/w", "config": { "web_search": "disabled" } }));
+        let baseline = Baseline { access: Some(access), ..baseline() };
+        let sent = |options: &ThreadOptions| {
+            let params = params_over(&baseline, options, Lingering::default());
+            (params["permissions"].clone(), params["sandboxPolicy"]["type"].clone())
+        };
+        assert_eq!(sent(&ThreadOptions::default()), (json!("mine"), Value::Null));
+        let other =
+            ThreadOptions { permission_profile: Some("other".to_owned()), ..Default::default() };
+        assert_eq!(sent(&other), (json!("other"), Value::Null));
+        let sandboxed =
+            ThreadOptions { sandbox_mode: Some(SandboxMode::ReadOnly), ..Default::default() };
+        assert_eq!(sent(&sandboxed), (Value::Null, json!("readOnly")));
+    }
+
+    #[test]
+    fn a_thread_is_loaded_with_the_least() {
+        let load = LoadOptions::default();
+        let started =
+            |options: &ThreadOptions| thread_start_params(options, &load, Path::new("/w"), false);
+        // What is not asked for is learned from the answer.
+        assert_eq!(started(&ThreadOptions::default()), json!({ "cwd": "/w" }));
+        for access in [
+            ThreadOptions { sandbox_mode: Some(SandboxMode::WorkspaceWrite), ..Default::default() },
+            ThreadOptions {
+                sandbox_mode: Some(SandboxMode::DangerFullAccess),
+                ..Default::default()
+            },
+            ThreadOptions { permission_profile: Some("mine".to_owned()), ..Default::default() },
+        ] {
+            // Anything else would mark the directory as trusted.
+            assert_eq!(started(&access), json!({ "cwd": "/w", "sandbox": "read-only" }));
+        }
+        let never =
+            ThreadOptions { approval_policy: Some(ApprovalPolicy::Never), ..Default::default() };
+        assert_eq!(started(&never), json!({ "cwd": "/w", "approvalPolicy": "never" }));
+        let resumed = thread_resume_params("t", &load, Path::new("/w"), &json!("never"));
+        assert_eq!(resumed["sandbox"], "read-only");
+        assert_eq!(resumed["approvalPolicy"], "never");
     }
 }

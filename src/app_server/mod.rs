@@ -1,10 +1,12 @@
 //! Codex's app-server protocol: newline-delimited JSON-RPC without the `jsonrpc` field.
 //!
 //! The only place that knows Codex's JSON. [`peer`] speaks it over any pair of byte streams,
-//! [`method`] names what is asked and answered, [`decode`] turns notifications into domain events.
+//! [`method`] names what is asked and answered, [`decode`] turns notifications into domain events,
+//! [`settings`] compares what came into force with what was asked.
 //! Nothing here knows processes, pools or gRPC.
 
 pub mod decode;
 pub mod message;
 pub mod method;
 pub mod peer;
+pub mod settings;

@@ -49,6 +49,12 @@ pub(super) struct RunArgs {
     /// What commands may touch
     #[arg(long, value_name = "MODE", value_parser = PossibleValuesParser::new(["read-only", "workspace-write", "danger-full-access"]))]
     sandbox: Option<String>,
+    /// The permission profile of the CLI's configuration, in place of a sandbox
+    #[arg(long, value_name = "NAME", conflicts_with = "sandbox")]
+    permission_profile: Option<String>,
+    /// How much of its reasoning the model sums up
+    #[arg(long, value_name = "SUMMARY", value_parser = PossibleValuesParser::new(["auto", "concise", "detailed", "none"]))]
+    reasoning_summary: Option<String>,
     /// How hard the model thinks: minimal, low, medium, high, xhigh, or what the CLI knows besides
     #[arg(long, value_name = "EFFORT")]
     effort: Option<String>,
@@ -238,6 +244,8 @@ fn request(args: &RunArgs) -> Result<pb::RunTurnRequest, Failure> {
         skip_git_repo_check,
         model,
         sandbox,
+        permission_profile,
+        reasoning_summary,
         effort,
         approval,
         image,
@@ -268,6 +276,7 @@ fn request(args: &RunArgs) -> Result<pb::RunTurnRequest, Failure> {
         model: model.clone(),
         working_directory: cd.as_deref().map(absolute).transpose()?,
         skip_git_repo_check: skip_git_repo_check.then_some(true),
+        permission_profile: permission_profile.clone().unwrap_or_default(),
         ..Default::default()
     };
     if let Some(mode) = sandbox
@@ -281,6 +290,11 @@ fn request(args: &RunArgs) -> Result<pb::RunTurnRequest, Failure> {
         .and_then(|text| pb::ApprovalPolicy::from_str_name(&enum_name("APPROVAL_POLICY_", text)))
     {
         thread_options.set_approval_policy(policy);
+    }
+    if let Some(summary) = reasoning_summary.as_deref().and_then(|text| {
+        pb::ReasoningSummary::from_str_name(&enum_name("REASONING_SUMMARY_", text))
+    }) {
+        thread_options.set_reasoning_summary(summary);
     }
     if let Some(effort) = effort {
         // By its number where it has one: an older sidecar knows those.

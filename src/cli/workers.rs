@@ -58,9 +58,14 @@ pub(super) async fn workers(WorkersArgs { addr, json }: WorkersArgs) -> Outcome 
         let reason = words::plain(&info.not_ready_reason);
         format!("not ready: {reason}: {}", words::plain(&info.not_ready_message))
     };
+    let verified = if info.settings_verified {
+        "settings of turns verified"
+    } else {
+        "settings of turns not verified"
+    };
     writeln!(
         out,
-        "\nsidecar {}, codex {} at {}, {state}",
+        "\nsidecar {}, codex {} at {}, {state}, {verified}",
         words::plain(&info.sidecar_version),
         words::or_dash(&info.cli_version),
         words::or_dash(&info.codex_path),

@@ -9,7 +9,7 @@ use clap::Parser as _;
 use secrecy::ExposeSecret as _;
 
 use super::*;
-use crate::options::{ApprovalPolicy, DynamicTool, SandboxMode, WebSearchMode};
+use crate::options::{ApprovalPolicy, DynamicTool, ReasoningSummary, SandboxMode, WebSearchMode};
 
 #[derive(clap::Parser)]
 struct Line {
@@ -297,6 +297,8 @@ fn the_list_of_thread_option_keys_is_complete() {
         config: Some(serde_json::Map::new()),
         dynamic_tools: Some(Vec::<DynamicTool>::new()),
         thread_source: Some(String::new()),
+        permission_profile: Some(String::new()),
+        reasoning_summary: Some(ReasoningSummary::Auto),
     };
     let json = serde_json::to_value(all).unwrap();
     let keys: BTreeSet<&str> = json.as_object().unwrap().keys().map(String::as_str).collect();

@@ -9,7 +9,7 @@ use super::{Fault, Origins, ToolDefaults};
 use crate::options::{DynamicTool, ThreadOptions};
 
 /// The keys of `ThreadOptions`; a test keeps the list true.
-pub(super) const THREAD_OPTION_KEYS: [&str; 15] = [
+pub(super) const THREAD_OPTION_KEYS: [&str; 17] = [
     "model",
     "sandbox_mode",
     "working_directory",
@@ -25,6 +25,8 @@ pub(super) const THREAD_OPTION_KEYS: [&str; 15] = [
     "config",
     "dynamic_tools",
     "thread_source",
+    "permission_profile",
+    "reasoning_summary",
 ];
 
 /// The keys of a tool beside them.
@@ -85,6 +87,16 @@ pub(super) fn read(
             THREAD_OPTION_KEYS.into_iter().chain(OWN_KEYS).collect();
         for key in unknown {
             faults.push(unknown_key(file.origin(&format!("{path}.{key}")), key, &known));
+        }
+        let options = &defaults.thread_options;
+        if let Some(profile) = options.permission_profile.as_ref()
+            && options.sandbox_mode.is_some()
+        {
+            faults.push(Fault {
+                origin: file.origin(&format!("{path}.permission_profile")).to_string(),
+                value: format!("{profile:?}"),
+                problem: "stands beside sandbox_mode; give one of the two".to_owned(),
+            });
         }
         if let Err(problem) = check_name(name, keys.contains_key("thread_id_key")) {
             faults.push(Fault {
@@ -149,12 +161,20 @@ fn read_key(key: &str, value: &toml::Value, defaults: &mut ToolDefaults) -> Read
     }
 }
 
-/// `or`, but for the two web search keys, of which a layer's one would hide the other: here both
-/// are of the same layer.
+/// `or`, but for keys of which a layer's one would hide the other: here both are of the same layer.
 fn merge(above: ThreadOptions, below: ThreadOptions) -> ThreadOptions {
     let web_search_mode = above.web_search_mode.or(below.web_search_mode);
     let web_search_enabled = above.web_search_enabled.or(below.web_search_enabled);
-    ThreadOptions { web_search_mode, web_search_enabled, ..above.or(&below) }
+    let sandbox_mode = above.sandbox_mode.or(below.sandbox_mode);
+    let permission_profile =
+        above.permission_profile.clone().or_else(|| below.permission_profile.clone());
+    ThreadOptions {
+        web_search_mode,
+        web_search_enabled,
+        sandbox_mode,
+        permission_profile,
+        ..above.or(&below)
+    }
 }
 
 fn read_duration(value: &toml::Value) -> Result<std::time::Duration, String> {
@@ -200,7 +220,7 @@ fn read_thread_option(key: &str, value: &toml::Value) -> Result<ThreadOptions, S
     let option: ThreadOptions = serde_json::from_value(serde_json::Value::Object(object))
         .map_err(|error| error.to_string())?;
 
-    let texts = [&option.model, &option.model_reasoning_effort];
+    let texts = [&option.model, &option.model_reasoning_effort, &option.permission_profile];
     if texts.into_iter().flatten().any(|text| text.trim().is_empty()) {
         return Err("wants a text that is not empty".to_owned());
     }

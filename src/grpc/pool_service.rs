@@ -91,6 +91,9 @@ impl PoolService for PoolApi {
             api_key_fingerprint: (self.config.api_key.as_ref())
                 .map(|key| key_fingerprint(key.secret.expose_secret()))
                 .unwrap_or_default(),
+            settings_verified: ready_worker
+                .as_ref()
+                .is_some_and(|worker| worker.defaults().tells_settings),
             openai_base_url: ready_worker
                 .and_then(|worker| worker.defaults().config.openai_base_url)
                 .unwrap_or_default(),

@@ -107,6 +107,9 @@ pub fn status(refusal: &Refusal) -> Status {
         Refusal::CodexRefused { cause: _ } => {
             says(Code::FailedPrecondition, "CODEX_REFUSED", refusal).status()
         }
+        Refusal::SettingsNotApplied { cause: _ } => {
+            says(Code::FailedPrecondition, "SETTINGS_NOT_APPLIED", refusal).status()
+        }
         Refusal::NotSteerable { turn_id, cause: _ } => {
             says(Code::FailedPrecondition, "TURN_NOT_STEERABLE", refusal)
                 .with("turn_id", turn_id)

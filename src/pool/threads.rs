@@ -30,6 +30,9 @@ pub struct ThreadState {
     pub is_blank: bool,
     /// The functions that it was made with, where it was made here.
     pub dynamic_tools: Option<Vec<DynamicTool>>,
+    /// The developer instructions that it was made with, empty for none, where it was made here; else
+    /// those that were asked for first, once that was warned of.
+    pub developer_instructions: Option<String>,
 }
 
 #[derive(Debug, Default)]

@@ -75,6 +75,8 @@ enum Cause {
     Asked(InterruptReason),
     TurnTimeout,
     IdleTimeout,
+    // More came into force than was asked.
+    SettingsNotApplied,
 }
 
 /// When a turn must be over; absent clocks never strike.
@@ -152,12 +154,17 @@ impl Clocks {
                     format!("the turn made no progress for its idle_timeout of {timeout}");
                 (FailureReason::IdleTimeout, message)
             }
+            Cause::SettingsNotApplied => {
+                let message = "Codex gave the turn more rights than it asked for".to_owned();
+                (FailureReason::SettingsNotApplied, message)
+            }
         };
         let error = TurnError {
             reason,
             message,
             details: String::new(),
-            retryable: true,
+            // The next turn would be given the same.
+            retryable: cause != Cause::SettingsNotApplied,
             retry_after: None,
             side_effects_possible,
             http_status: None,

@@ -255,6 +255,10 @@ pub enum WarningCode {
     ThreadReplaced,
     /// Dynamic tools of the request were not taken, because the thread has its own.
     DynamicToolsIgnored,
+    /// Developer instructions of the request were not taken, because the thread has its own.
+    DeveloperInstructionsIgnored,
+    /// Options of the sandbox were not taken, because a permission profile is in its place.
+    SandboxOptionsIgnored,
 }
 
 impl WarningCode {
@@ -268,6 +272,8 @@ impl WarningCode {
             WarningCode::ModelRerouted => "MODEL_REROUTED",
             WarningCode::ThreadReplaced => "THREAD_REPLACED",
             WarningCode::DynamicToolsIgnored => "DYNAMIC_TOOLS_IGNORED",
+            WarningCode::DeveloperInstructionsIgnored => "DEVELOPER_INSTRUCTIONS_IGNORED",
+            WarningCode::SandboxOptionsIgnored => "SANDBOX_OPTIONS_IGNORED",
         }
     }
 }
@@ -338,6 +344,8 @@ pub enum FailureReason {
     TurnTimeout,
     /// The worker refused or garbled a request of ours.
     WorkerProtocol,
+    /// More came into force than was asked.
+    SettingsNotApplied,
     /// `contextWindowExceeded`.
     ContextWindowExceeded,
     /// `sessionBudgetExceeded`.
@@ -394,6 +402,7 @@ impl FailureReason {
             FailureReason::IdleTimeout => "IDLE_TIMEOUT",
             FailureReason::TurnTimeout => "TURN_TIMEOUT",
             FailureReason::WorkerProtocol => "WORKER_PROTOCOL",
+            FailureReason::SettingsNotApplied => "SETTINGS_NOT_APPLIED",
             FailureReason::ContextWindowExceeded => "CONTEXT_WINDOW_EXCEEDED",
             FailureReason::SessionBudgetExceeded => "SESSION_BUDGET_EXCEEDED",
             FailureReason::UsageLimitExceeded => "USAGE_LIMIT_EXCEEDED",

@@ -146,6 +146,14 @@ pub enum Refusal {
         /// What Codex said.
         cause: String,
     },
+    /// Codex gives the thread more rights than the turn asked for, also after it was loaded anew.
+    #[error(
+        "Codex does not give the thread the rights that the turn asked for: {cause}; the turn was not started"
+    )]
+    SettingsNotApplied {
+        /// In which respect.
+        cause: String,
+    },
     /// The turn can't be steered now.
     #[error("turn {turn_id} can't be steered: {cause}")]
     NotSteerable {

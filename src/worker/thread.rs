@@ -9,9 +9,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::app_server::decode;
-use crate::app_server::method::{self, Baseline, LoadOptions};
+use crate::app_server::method::{self, Baseline, BaselineAccess, Lingering, LoadOptions};
 use crate::app_server::peer::{OVERLOADED, RequestError};
-use crate::options::ThreadOptions;
+use crate::app_server::settings::{Gate, Settings};
+use crate::options::{SandboxMode, ThreadOptions};
 use crate::process;
 use crate::turn::event::UserInput;
 use crate::turn::request::ThreadId;
@@ -26,14 +27,52 @@ pub struct LoadedThread {
     baseline: Baseline,
     /// Where the baseline holds.
     directory: PathBuf,
-    /// Whether its next turn would use an effort other than the baseline's if it sent none.
-    effort_is_set: bool,
+    /// What its next turn would use of an earlier one's if it did not say.
+    lingering: Lingering,
+    /// The most that it was given since it was loaded. Codex keeps some of it (MCP servers go on with
+    /// it) also for turns that ask for less.
+    granted: Settings,
+    /// What Codex said last that it uses; not known when that was not what was asked.
+    in_force: Option<Settings>,
 }
 
 impl LoadedThread {
-    /// Whether a turn with these options can run on it as it is loaded.
+    /// Whether it is loaded with what these options need; what a turn may do is another matter, see
+    /// [`LoadedThread::lingers`].
     pub fn fits(&self, options: &ThreadOptions) -> bool {
-        self.load == LoadOptions::of(options)
+        self.load == LoadOptions::of(options) && self.in_force.is_some()
+    }
+
+    /// In which respect an earlier turn had more than a turn with these options asks for; it must be
+    /// loaded anew then. [`Worker::prepare`] comes first.
+    pub fn lingers(&self, options: &ThreadOptions, workspace: &Workspace) -> Option<String> {
+        self.granted.lingers_beyond(&self.asked(options, workspace))
+    }
+
+    /// The permission profile of the CLI's configuration that turns with these options use.
+    pub fn profile(&self, options: &ThreadOptions) -> Option<String> {
+        self.baseline.profile(options).map(str::to_owned)
+    }
+
+    /// Takes over from what was loaded before what its turns have set: Codex keeps it with the thread.
+    pub fn succeed(&mut self, before: &LoadedThread) {
+        self.lingering.summary = before.lingering.summary;
+    }
+
+    /// What lets nothing of a turn with these options pass before it is known that no more came into
+    /// force.
+    pub fn gate(&self, options: &ThreadOptions, workspace: &Workspace, tells: bool) -> Gate {
+        Gate::new(self.asked(options, workspace), self.in_force.clone(), tells)
+    }
+
+    /// Notes what Codex said last that it uses; `None` when that was not what was asked.
+    pub fn note_in_force(&mut self, settings: Option<Settings>) {
+        self.in_force = settings;
+    }
+
+    fn asked(&self, options: &ThreadOptions, workspace: &Workspace) -> Settings {
+        let params = method::rights_params(options, &self.baseline, workspace.paths());
+        Settings::asked(&Value::Object(params))
     }
 }
 
@@ -44,6 +83,12 @@ pub struct Workspace {
     pub working_directory: PathBuf,
     /// Absolute, existing; writable beside it.
     pub additional_directories: Vec<PathBuf>,
+}
+
+impl Workspace {
+    fn paths(&self) -> (&Path, &[PathBuf]) {
+        (&self.working_directory, &self.additional_directories)
+    }
 }
 
 /// Why Codex did not do what was asked.
@@ -64,6 +109,12 @@ pub enum ThreadError {
     /// It refuses for another reason.
     #[error("{0}")]
     Refused(String),
+    /// It has no permission profile of the name that was asked for, or may not use it.
+    #[error("{0}")]
+    UnknownProfile(String),
+    /// It gives the thread more rights than were asked for, also when it loads it again.
+    #[error("{0}")]
+    NotApplied(String),
     /// The worker died or is stuck. Nothing was asked that could have had an effect, unless
     /// `written` says so.
     #[error("{cause}")]
@@ -128,18 +179,66 @@ impl Worker {
     ) -> Result<(ThreadId, LoadedThread), ThreadError> {
         let load = LoadOptions::of(options);
         let directory = &workspace.working_directory;
+        self.check_profile(options, &load, directory).await?;
         let params = method::thread_start_params(options, &load, directory, ephemeral);
-        let opened: method::ThreadOpened = self.request(method::THREAD_START, &params).await?;
-        let thread_id = ThreadId::from_codex(opened.thread.id.clone());
-        self.note_thread_loaded(&thread_id);
-        let mut baseline = self.baseline_of(opened);
-        if options.model.is_some() {
-            // What was sent along is an override, not a default.
-            baseline.model = self.configured_model(directory).await.unwrap_or(baseline.model);
+        let mut once_more = true;
+        loop {
+            let opened: method::ThreadOpened = self.request(method::THREAD_START, &params).await?;
+            let thread_id = ThreadId::from_codex(opened.thread.id.clone());
+            self.note_thread_loaded(&thread_id);
+            let granted = opened.settings();
+            let baseline = self.started_baseline(opened, options, directory).await;
+            let loaded = LoadedThread {
+                worker: self.id().clone(),
+                load: load.clone(),
+                baseline,
+                directory: directory.clone(),
+                lingering: Lingering::default(),
+                in_force: Some(granted.clone()),
+                granted,
+            };
+            let Some(wider) = started_wider(&loaded, options, workspace) else {
+                return Ok((thread_id, loaded));
+            };
+            self.forget_thread(&thread_id).await;
+            if !once_more {
+                return Err(ThreadError::NotApplied(wider));
+            }
+            tracing::warn!(worker = %self.id(), wider, "a thread was started with more rights than were asked for");
+            once_more = false;
         }
-        let (worker, directory) = (self.id().clone(), directory.clone());
-        let loaded = LoadedThread { worker, load, baseline, directory, effort_is_set: false };
-        Ok((thread_id, loaded))
+    }
+
+    /// What is known of the defaults by the answer to a `thread/start`: all but what was sent along,
+    /// which is an override.
+    async fn started_baseline(
+        &self,
+        opened: method::ThreadOpened,
+        options: &ThreadOptions,
+        directory: &Path,
+    ) -> Baseline {
+        let mut baseline = self.baseline_of(opened);
+        let asks_for_access = method::asks_for_access(options);
+        let needs_workspace_write = options.sandbox_mode == Some(SandboxMode::WorkspaceWrite);
+        let config = match options.model.is_some() || needs_workspace_write {
+            true => self.read_config(directory).await,
+            false => None,
+        };
+        if options.model.is_some() {
+            let configured = config.as_ref().and_then(|config| config.model.clone());
+            let default = || self.defaults().default_model;
+            baseline.model = configured.or_else(default).unwrap_or(baseline.model);
+        }
+        if options.approval_policy.is_some() {
+            baseline.approval_policy = None;
+        }
+        if asks_for_access {
+            baseline.access = None;
+            baseline.workspace_write = needs_workspace_write
+                .then(|| config.and_then(|config| config.sandbox_workspace_write))
+                .map(Option::unwrap_or_default);
+        }
+        baseline
     }
 
     /// Loads a thread from its rollout.
@@ -154,15 +253,108 @@ impl Worker {
     ) -> Result<LoadedThread, ThreadError> {
         let load = LoadOptions::of(options);
         let directory = &workspace.working_directory;
-        let params = method::thread_resume_params(thread_id.as_str(), &load, directory);
-        let opened: method::ThreadOpened = self.request(method::THREAD_RESUME, &params).await?;
-        self.note_thread_loaded(thread_id);
-        // Codex resumes with the model, effort, approval policy and sandbox of the thread's last
-        // turn, which may have been another caller's override.
+        self.check_profile(options, &load, directory).await?;
+        // Codex resumes with the model, effort, summary, approval policy and sandbox of the thread's
+        // last turn, which may have been another caller's override.
         let baseline = self.baseline(&load, directory).await?;
-        let effort_is_set = opened.reasoning_effort != baseline.effort;
-        let (worker, directory) = (self.id().clone(), directory.clone());
-        Ok(LoadedThread { worker, load, baseline, directory, effort_is_set })
+        let policy = baseline.approval_policy(options);
+        let params = method::thread_resume_params(thread_id.as_str(), &load, directory, &policy);
+        let mut once_more = true;
+        loop {
+            let opened: method::ThreadOpened = self.request(method::THREAD_RESUME, &params).await?;
+            self.note_thread_loaded(thread_id);
+            let granted = opened.settings();
+            // What the summary is it does not say.
+            let effort = opened.reasoning_effort != baseline.effort;
+            let loaded = LoadedThread {
+                worker: self.id().clone(),
+                load: load.clone(),
+                baseline: baseline.clone(),
+                directory: directory.clone(),
+                lingering: Lingering { effort, summary: true },
+                in_force: Some(granted.clone()),
+                granted,
+            };
+            let Some(wider) = loaded.lingers(options, workspace) else { return Ok(loaded) };
+            self.release_thread(thread_id).await?;
+            if !once_more {
+                return Err(ThreadError::NotApplied(wider));
+            }
+            tracing::warn!(worker = %self.id(), %thread_id, wider, "a thread was loaded with more rights than were asked for");
+            once_more = false;
+        }
+    }
+
+    /// Looks whether the permission profile that a turn asks for can be had.
+    async fn check_profile(
+        &self,
+        options: &ThreadOptions,
+        load: &LoadOptions,
+        directory: &Path,
+    ) -> Result<(), ThreadError> {
+        let Some(name) = &options.permission_profile else { return Ok(()) };
+        if !self.defaults().tells_settings {
+            let version = self.cli_version();
+            return Err(ThreadError::Refused(format!(
+                "the Codex CLI {version} can't be given a permission profile by its name"
+            )));
+        }
+        if load.config.keys().any(|key| key.split('.').next() == Some("permissions")) {
+            // It may be one of those, which only the thread will have.
+            return Ok(());
+        }
+        let params = json!({ "cwd": directory });
+        let profiles: method::Profiles = self.request(method::PROFILE_LIST, &params).await?;
+        match profiles.data.iter().find(|profile| profile.id == *name) {
+            Some(profile) if profile.allowed => Ok(()),
+            Some(_) => {
+                Err(ThreadError::UnknownProfile(format!("{name:?} is not allowed on this machine")))
+            }
+            None => {
+                let known: Vec<&str> =
+                    profiles.data.iter().map(|profile| profile.id.as_str()).collect();
+                Err(ThreadError::UnknownProfile(format!(
+                    "{name:?} is no permission profile of the CLI's configuration; it has {}",
+                    known.join(", ")
+                )))
+            }
+        }
+    }
+
+    /// Makes sure that what a turn with these options needs to know of the defaults is known, and that
+    /// there is the permission profile that it asks for.
+    ///
+    /// # Errors
+    /// See [`ThreadError`].
+    pub async fn prepare(
+        &self,
+        thread: &mut LoadedThread,
+        options: &ThreadOptions,
+        workspace: &Workspace,
+    ) -> Result<(), ThreadError> {
+        let directory = &workspace.working_directory;
+        let is_known = options
+            .permission_profile
+            .as_ref()
+            .is_none_or(|name| thread.directory == *directory && thread.granted.is_profile(name));
+        if !is_known {
+            self.check_profile(options, &thread.load, directory).await?;
+        }
+        self.know_baseline(thread, options, directory).await
+    }
+
+    async fn know_baseline(
+        &self,
+        thread: &mut LoadedThread,
+        options: &ThreadOptions,
+        directory: &Path,
+    ) -> Result<(), ThreadError> {
+        // Another directory may be trusted otherwise.
+        if thread.directory != *directory || !thread.baseline.covers(options) {
+            thread.baseline = self.baseline(&thread.load, directory).await?;
+            thread.directory = directory.to_owned();
+        }
+        Ok(())
     }
 
     /// What a new thread in this directory uses where nobody says anything: found out with one that
@@ -180,12 +372,19 @@ impl Worker {
     }
 
     fn baseline_of(&self, opened: method::ThreadOpened) -> Baseline {
+        let defaults = self.defaults();
+        // An older CLI can't be given a profile by its name.
+        let profile = opened.custom_profile().filter(|_| defaults.tells_settings);
+        let profile = profile.map(str::to_owned);
         Baseline {
             model: opened.model,
             effort: opened.reasoning_effort,
-            approval_policy: opened.approval_policy,
-            workspace_write: self.workspace_write(&opened.sandbox),
-            sandbox_policy: opened.sandbox,
+            reasoning_summary: defaults.config.model_reasoning_summary,
+            approval_policy: Some(opened.approval_policy),
+            approvals_reviewer: opened.approvals_reviewer,
+            service_tier: opened.service_tier,
+            workspace_write: Some(self.workspace_write(&opened.sandbox)),
+            access: Some(BaselineAccess { sandbox_policy: opened.sandbox, profile }),
         }
     }
 
@@ -241,26 +440,27 @@ impl Worker {
             let cause = exit.map_or_else(|_| "it is ending".to_owned(), |exit| exit.cause.clone());
             return Err(ThreadError::Lost { cause, written: false });
         }
-        if thread.directory != workspace.working_directory {
-            // Another directory may be trusted otherwise.
-            let baseline = self.baseline(&thread.load, &workspace.working_directory).await;
-            thread.baseline = baseline.map_err(ThreadError::before_the_turn)?;
-            thread.directory.clone_from(&workspace.working_directory);
-        }
+        let baseline = self.know_baseline(thread, options, &workspace.working_directory).await;
+        baseline.map_err(ThreadError::before_the_turn)?;
         let params = method::turn_start_params(
             thread_id.as_str(),
             inputs,
             options,
             &thread.baseline,
-            (&workspace.working_directory, &workspace.additional_directories),
+            workspace.paths(),
             output_schema,
-            thread.effort_is_set,
+            thread.lingering,
         );
+        // Before it is known whether Codex takes it.
+        thread.granted = Settings::asked(&params);
         let started: method::TurnStarted = self.request(method::TURN_START, &params).await?;
-        thread.effort_is_set = options
+        thread.lingering.effort = options
             .model_reasoning_effort
             .as_ref()
             .is_some_and(|effort| Some(effort) != thread.baseline.effort.as_ref());
+        thread.lingering.summary = options.summary().is_some_and(|summary| {
+            Some(summary.as_str()) != thread.baseline.reasoning_summary.as_deref()
+        });
         Ok(started.turn.id)
     }
 
@@ -343,11 +543,6 @@ impl Worker {
         read.ok().map(|read| read.config)
     }
 
-    async fn configured_model(&self, directory: &Path) -> Option<String> {
-        let read = self.read_config(directory).await;
-        read.and_then(|config| config.model).or_else(|| self.defaults().default_model)
-    }
-
     fn workspace_write(&self, sandbox: &Value) -> method::WorkspaceWriteConfig {
         // A thread in this sandbox tells its settings itself, those of a trusted project included.
         let flag = |key: &str| sandbox[key].as_bool().unwrap_or(false);
@@ -368,4 +563,22 @@ impl Worker {
             self.defaults().config.sandbox_workspace_write.unwrap_or_default()
         }
     }
+}
+
+/// In which respect a thread that was just started has more rights than the turn asks for that it was
+/// started for. Nothing is known of what was not sent along: there its answer is what is asked for.
+fn started_wider(
+    loaded: &LoadedThread,
+    options: &ThreadOptions,
+    workspace: &Workspace,
+) -> Option<String> {
+    let asked = loaded.asked(options, workspace);
+    let approvals = options
+        .approval_policy
+        .is_some()
+        .then(|| loaded.granted.asks_otherwise_than(&asked))
+        .flatten();
+    let access =
+        || method::asks_for_access(options).then(|| loaded.granted.loads_beyond(&asked)).flatten();
+    approvals.or_else(access)
 }

@@ -119,7 +119,8 @@ fn is_retryable(reason: FailureReason, http_status: Option<u16>) -> bool {
         | FailureReason::BadRequest
         | FailureReason::ThreadRollbackFailed
         | FailureReason::SandboxError
-        | FailureReason::ActiveTurnNotSteerable => false,
+        | FailureReason::ActiveTurnNotSteerable
+        | FailureReason::SettingsNotApplied => false,
     }
 }
 

@@ -11,7 +11,8 @@ use serde_json::{Map, Number, Value, json};
 use super::{Faults, show};
 use crate::config::ToolDefaults;
 use crate::options::{
-    ApprovalPolicy, DynamicTool, SandboxMode, ThreadOptions, TurnOptions, WebSearchMode,
+    ApprovalPolicy, DynamicTool, REASONING_SUMMARY_KEY, ReasoningSummary, SandboxMode,
+    ThreadOptions, TurnOptions, WebSearchMode,
 };
 use crate::pb;
 use crate::turn::output_schema;
@@ -24,6 +25,8 @@ const MOST_ENTRIES: usize = 256;
 /// The deepest nesting of JSON that is passed on to Codex. Its parser gives up at 128 levels of the
 /// whole message, and drops the message without an answer.
 const DEEPEST_JSON: usize = 100;
+
+const SANDBOX_MODE: &str = "thread_options.sandbox_mode";
 
 /// The request's own layer of thread options.
 pub(super) fn thread_options(
@@ -50,11 +53,16 @@ pub(super) fn thread_options(
         config,
         dynamic_tools,
         thread_source,
+        permission_profile,
+        reasoning_summary,
     } = options;
 
+    let model = model.and_then(|name| model_name(&name, faults));
+    let sandbox_mode = sandbox(sandbox_mode, faults);
+    let mut configured_summary = None;
     ThreadOptions {
-        model: model.and_then(|name| model_name(&name, faults)),
-        sandbox_mode: sandbox(sandbox_mode, faults),
+        model,
+        sandbox_mode,
         working_directory: working_directory.and_then(|path| {
             absolute_path("thread_options.working_directory", &path, faults).map(PathBuf::from)
         }),
@@ -71,9 +79,15 @@ pub(super) fn thread_options(
         additional_directories: directories(&additional_directories, faults),
         base_instructions,
         developer_instructions,
-        config: config.map(|config| config_overrides(config, faults)),
+        config: config.map(|config| {
+            let mut config = config_overrides(config, faults);
+            configured_summary = take_summary(&mut config, faults);
+            config
+        }),
         dynamic_tools: lent_functions(dynamic_tools, faults),
         thread_source: Some(thread_source.trim().to_owned()).filter(|source| !source.is_empty()),
+        permission_profile: profile(&permission_profile, sandbox_mode, faults),
+        reasoning_summary: summary(reasoning_summary, faults).or(configured_summary),
     }
 }
 
@@ -200,12 +214,53 @@ fn model_name(name: &str, faults: &mut Faults) -> Option<String> {
 
 fn sandbox(number: i32, faults: &mut Faults) -> Option<SandboxMode> {
     use pb::SandboxMode as Pb;
-    match value_of("thread_options.sandbox_mode", number, Pb::as_str_name, faults) {
+    match value_of(SANDBOX_MODE, number, Pb::as_str_name, faults) {
         Pb::Unspecified => None,
         Pb::ReadOnly => Some(SandboxMode::ReadOnly),
         Pb::WorkspaceWrite => Some(SandboxMode::WorkspaceWrite),
         Pb::DangerFullAccess => Some(SandboxMode::DangerFullAccess),
     }
+}
+
+fn profile(name: &str, sandbox: Option<SandboxMode>, faults: &mut Faults) -> Option<String> {
+    const FIELD: &str = "thread_options.permission_profile";
+    let name = name.trim();
+    if name.is_empty() {
+        return None;
+    }
+    if sandbox.is_some() {
+        for (field, other) in [(FIELD, "sandbox_mode"), (SANDBOX_MODE, "permission_profile")] {
+            faults.add(field, format!("stands beside {other}; give one of the two"));
+        }
+    }
+    if name.len() > 256 || name.chars().any(char::is_control) {
+        faults.add(FIELD, format!("{} is no profile's name; use at most 256 bytes", show(name)));
+    }
+    Some(name.to_owned())
+}
+
+fn summary(number: i32, faults: &mut Faults) -> Option<ReasoningSummary> {
+    use pb::ReasoningSummary as Pb;
+    match value_of("thread_options.reasoning_summary", number, Pb::as_str_name, faults) {
+        Pb::Unspecified => None,
+        Pb::Auto => Some(ReasoningSummary::Auto),
+        Pb::Concise => Some(ReasoningSummary::Concise),
+        Pb::Detailed => Some(ReasoningSummary::Detailed),
+        Pb::None => Some(ReasoningSummary::None),
+    }
+}
+
+/// Takes the summary out of the overrides: there it would stay for later turns.
+fn take_summary(config: &mut Map<String, Value>, faults: &mut Faults) -> Option<ReasoningSummary> {
+    let value = config.remove(REASONING_SUMMARY_KEY)?;
+    let summary = value.as_str().and_then(ReasoningSummary::from_word);
+    if summary.is_none() {
+        faults.add(
+            format!("thread_options.config[{}]", show(REASONING_SUMMARY_KEY)),
+            format!("{value} is no summary; use auto, concise, detailed or none"),
+        );
+    }
+    summary
 }
 
 fn web_search(number: i32, faults: &mut Faults) -> Option<WebSearchMode> {

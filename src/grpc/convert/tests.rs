@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::*;
 use crate::config::ToolDefaults;
-use crate::options::{SandboxMode, ThreadOptions, WebSearchMode};
+use crate::options::{ReasoningSummary, SandboxMode, ThreadOptions, WebSearchMode};
 use crate::pb;
 use crate::pb::turn_event::Event as PbEvent;
 use crate::turn::event::{
@@ -587,4 +587,69 @@ proptest! {
             Err(faults) => prop_assert!(!faults.is_empty()),
         }
     }
+}
+
+#[test]
+fn a_sandbox_and_a_profile_are_one_choice() {
+    let asking = |sandbox: pb::SandboxMode, profile: &str| pb::RunTurnRequest {
+        context_id: "c".to_owned(),
+        inputs: vec![text("hello")],
+        thread_options: Some(pb::ThreadOptions {
+            sandbox_mode: sandbox.into(),
+            permission_profile: profile.to_owned(),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let tool = |sandbox_mode: Option<SandboxMode>, profile: Option<&str>| ToolDefaults {
+        thread_options: ThreadOptions {
+            sandbox_mode,
+            permission_profile: profile.map(str::to_owned),
+            ..ThreadOptions::default()
+        },
+        ..ToolDefaults::default()
+    };
+    let read_only = Some(SandboxMode::ReadOnly);
+    let settled = |request: pb::RunTurnRequest, tool: ToolDefaults| {
+        let options = validate_with(request, tool).unwrap().thread_options;
+        (options.sandbox_mode, options.permission_profile)
+    };
+    let unspecified = pb::SandboxMode::Unspecified;
+    let mine = Some("mine".to_owned());
+    assert_eq!(settled(asking(unspecified, " mine "), tool(read_only, None)), (None, mine.clone()));
+    assert_eq!(
+        settled(asking(pb::SandboxMode::ReadOnly, ""), tool(None, Some("mine"))),
+        (read_only, None)
+    );
+    assert_eq!(settled(asking(unspecified, ""), tool(None, Some("mine"))), (None, mine));
+    let both = asking(pb::SandboxMode::ReadOnly, "mine");
+    let faults = validate_with(both, ToolDefaults::default()).unwrap_err();
+    let fields: Vec<&str> = faults.iter().map(|(field, _)| field.as_str()).collect();
+    assert_eq!(fields, ["thread_options.permission_profile", "thread_options.sandbox_mode"]);
+}
+
+#[test]
+fn a_summary_in_config_is_moved_into_its_field() {
+    let with = |word: &str, field: pb::ReasoningSummary| {
+        let value = prost_types::Value { kind: Some(Kind::StringValue(word.to_owned())) };
+        let fields = [("model_reasoning_summary".to_owned(), value)];
+        let request = pb::RunTurnRequest {
+            context_id: "c".to_owned(),
+            inputs: vec![text("hello")],
+            thread_options: Some(pb::ThreadOptions {
+                config: Some(prost_types::Struct { fields: fields.into_iter().collect() }),
+                reasoning_summary: field.into(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        validate_with(request, ToolDefaults::default())
+    };
+    let options = with("detailed", pb::ReasoningSummary::Unspecified).unwrap().thread_options;
+    assert_eq!(options.reasoning_summary, Some(ReasoningSummary::Detailed));
+    assert_eq!(options.config, Some(serde_json::Map::new()));
+    let options = with("detailed", pb::ReasoningSummary::None).unwrap().thread_options;
+    assert_eq!(options.reasoning_summary, Some(ReasoningSummary::None));
+    let faults = with("loud", pb::ReasoningSummary::Unspecified).unwrap_err();
+    assert_eq!(faults[0].0, "thread_options.config[\"model_reasoning_summary\"]");
 }

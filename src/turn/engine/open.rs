@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::options::ThreadOptions;
 use crate::pool::Lease;
 use crate::pool::threads::{ThreadGuard, ThreadState};
 use crate::turn::engine::Engine;
@@ -237,9 +238,15 @@ impl Engine {
             usage: Some(crate::turn::event::Usage::default()),
             is_blank: true,
             dynamic_tools: Some(options.dynamic_tools.clone().unwrap_or_default()),
+            developer_instructions: Some(
+                options.asked_developer_instructions().unwrap_or_default().to_owned(),
+            ),
             ..ThreadState::default()
         };
-        opened(thread_id, ThreadOrigin::New, loaded, lease, thread)
+        let warning = sandbox_options_ignored(&loaded, options);
+        let mut opened = opened(thread_id, ThreadOrigin::New, loaded, lease, thread)?;
+        opened.warnings.extend(warning);
+        Ok(opened)
     }
 
     async fn open_existing(
@@ -276,12 +283,22 @@ impl Engine {
         let lease = ties.lease(self, holder.as_ref()).await?;
         let worker = lease.worker();
 
-        let held = thread.loaded.clone().filter(|loaded| loaded.worker == *worker.id());
+        let before = thread.loaded.clone();
+        let mut held = before.clone().filter(|loaded| loaded.worker == *worker.id());
+        if let Some(loaded) = held.as_mut().filter(|loaded| loaded.fits(options)) {
+            let preparing = worker.prepare(loaded, options, workspace).await;
+            preparing.map_err(|error| open_error(error, Some(thread_id)))?;
+        }
         let loaded = match held {
-            Some(loaded) if loaded.fits(options) => loaded,
+            Some(loaded)
+                if loaded.fits(options) && loaded.lingers(options, workspace).is_none() =>
+            {
+                loaded
+            }
             held => {
                 if held.is_some() {
-                    // What a thread is loaded with can only be changed by loading it anew.
+                    // What a thread is loaded with can only be changed by loading it anew, and so can
+                    // what Codex keeps of the rights that an earlier turn had.
                     worker
                         .release_thread(thread_id)
                         .await
@@ -292,10 +309,15 @@ impl Engine {
                 if matches!(resumed, Err(OpenError::Lost(_))) {
                     thread.asked = Some(worker.id().clone());
                 }
-                resumed?
+                let mut resumed = resumed?;
+                if let Some(before) = &before {
+                    resumed.succeed(before);
+                }
+                resumed
             }
         };
-        let mut warnings = Vec::new();
+        let mut warnings = Vec::from_iter(sandbox_options_ignored(&loaded, options));
+        warnings.extend(developer_instructions_ignored(&mut thread, options));
         if let (Some(wanted), Some(made_with)) = (&options.dynamic_tools, &thread.dynamic_tools)
             && wanted != made_with
         {
@@ -363,11 +385,62 @@ fn opened(
     }
 }
 
+/// A warning where the sandbox's options have nothing to apply to. With a profile of the request
+/// itself, too: they may be the tool's.
+fn sandbox_options_ignored(loaded: &LoadedThread, options: &ThreadOptions) -> Option<Event> {
+    let profile = loaded.profile(options)?;
+    let network = options.network_access_enabled.map(|_| "network_access_enabled");
+    let directories = options.additional_directories.as_ref().map(|_| "additional_directories");
+    let ignored: Vec<&str> = network.into_iter().chain(directories).collect();
+    (!ignored.is_empty()).then(|| Event::Warning {
+        code: WarningCode::SandboxOptionsIgnored,
+        message: format!(
+            "{} not applied: the permission profile {profile:?} decides what commands may touch",
+            ignored.join(" and ")
+        ),
+        details: String::new(),
+    })
+}
+
+/// A warning where the thread has other instructions than those that the turn asks for.
+fn developer_instructions_ignored(
+    thread: &mut ThreadState,
+    options: &ThreadOptions,
+) -> Option<Event> {
+    let asked = options.asked_developer_instructions()?;
+    let made_with = thread.developer_instructions.as_deref();
+    if made_with == Some(asked) {
+        return None;
+    }
+    let message = match made_with {
+        Some(_) => {
+            "developer_instructions belong to a thread from its first turn; this thread keeps those \
+             that it was started with"
+        }
+        None => {
+            "developer_instructions belong to a thread from its first turn; this sidecar did not \
+             start the thread and can't tell whether it has these: they are not added"
+        }
+    };
+    if made_with.is_none() {
+        thread.developer_instructions = Some(asked.to_owned());
+    }
+    Some(Event::Warning {
+        code: WarningCode::DeveloperInstructionsIgnored,
+        message: message.to_owned(),
+        details: String::new(),
+    })
+}
+
 fn open_error(error: ThreadError, thread_id: Option<&ThreadId>) -> OpenError {
     match (error, thread_id) {
         (ThreadError::NotFound(cause), Some(thread_id)) => {
             Refusal::ThreadNotFound { thread_id: thread_id.clone(), cause }.into()
         }
+        (ThreadError::UnknownProfile(cause), _) => {
+            Refusal::field("thread_options.permission_profile", cause).into()
+        }
+        (ThreadError::NotApplied(cause), _) => Refusal::SettingsNotApplied { cause }.into(),
         // Opening a thread can be asked for again, even if the worker has seen it.
         (ThreadError::Lost { cause, .. }, _) => OpenError::Lost(cause),
         (ThreadError::Overloaded(cause), _) => Refusal::WorkerUnavailable {

@@ -8,6 +8,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::app_server::decode::{self, Decoded, TurnEnd};
 use crate::app_server::message::{Notification, ServerRequest};
+use crate::app_server::settings::Gate;
 use crate::process;
 use crate::turn::directory::{Live, Phase, Turn};
 use crate::turn::engine::open::{Opened, PATIENCE};
@@ -105,6 +106,8 @@ impl Engine {
             // Nothing was said of this thread yet: the caller never learns of the failed attempt.
             return Err(NeverBegan(cause));
         }
+        let tells_settings = worker.defaults().tells_settings;
+        let gate = loaded.gate(&request.thread_options, workspace, tells_settings);
         thread.loaded = Some(loaded);
         thread.publish_holder();
 
@@ -183,16 +186,23 @@ impl Engine {
             plan: None,
             raised: 0,
             last_progress: Instant::now(),
+            gate,
+            not_applied: None,
         };
         let end = self.pump(&mut run, &mut route, &thread_id, worker, clocks, cause).await;
         thread.is_blank &= !run.has_begun;
+        let as_asked = run.not_applied.is_none();
+        if let Some(loaded) = &mut thread.loaded {
+            // Where it was not what was asked, the thread is loaded anew before its next turn.
+            loaded.note_in_force(run.gate.clone().in_force().filter(|_| as_asked));
+        }
         if run.usage_before.is_some() {
             thread.usage = Some(run.usage_total);
         }
         let event = match end {
             Ended::Codex(end, cause) => {
                 worker.note_turn_completed();
-                if end != TurnEnd::Completed {
+                if end != TurnEnd::Completed || run.not_applied.is_some() {
                     run.end_commands(worker, &thread_id).await;
                 }
                 run.close_plan();
@@ -268,6 +278,9 @@ impl Engine {
                     };
                     if let Some(end) = end {
                         return Ended::Codex(end, stopping.map(|stopping| stopping.cause));
+                    }
+                    if run.not_applied.is_some() && stopping.is_none() {
+                        cause = Some(Cause::SettingsNotApplied);
                     }
                 }
                 struck = clocks.strike(Some(run.last_progress)), if stopping.is_none() => {
@@ -347,11 +360,19 @@ struct Run<'a> {
     plan: Option<(Vec<TodoItem>, Option<String>)>,
     raised: u64,
     last_progress: Instant,
+    // Nothing of the turn is told before this lets it pass.
+    gate: Gate,
+    // In which respect more came into force than was asked. From then on nothing is told but the end.
+    not_applied: Option<String>,
 }
 
 impl Run<'_> {
     /// Files a notification; returns the turn's end, if it is that.
     fn take(&mut self, notification: &Notification) -> Option<TurnEnd> {
+        if let Some(told) = decode::settings(notification) {
+            let heard = self.gate.hear(told);
+            self.hold_back(heard);
+        }
         let scope = decode::scope(&notification.params);
         if scope.turn_id.as_ref().is_some_and(|turn_id| *turn_id != self.codex_turn_id) {
             // A late word on an earlier turn of this thread.
@@ -366,9 +387,13 @@ impl Run<'_> {
         if scope.turn_id.is_some() && !is_retry {
             self.last_progress = Instant::now();
         }
+        if scope.turn_id.is_some() {
+            let passed = self.gate.pass();
+            self.hold_back(passed);
+        }
         match decoded {
+            Decoded::TurnEnded(end) => return Some(end),
             Decoded::Event(event) => self.file(event),
-            Decoded::Plan { items, explanation } => self.update_plan(items, explanation),
             Decoded::TokenUsage { total, last, model_context_window } => {
                 // Older CLIs begin a turn by repeating the counts of the one before.
                 if self.usage_before.is_some() && total == self.usage_total {
@@ -379,14 +404,18 @@ impl Run<'_> {
                 self.usage_total = total;
                 let turn = self.usage();
                 let last_request = last;
-                self.log.append(Event::TokenUsageUpdated {
+                let event = Event::TokenUsageUpdated {
                     turn,
                     thread: total,
                     last_request,
                     model_context_window,
-                });
+                };
+                if self.not_applied.is_none() {
+                    self.log.append(event);
+                }
             }
-            Decoded::TurnEnded(end) => return Some(end),
+            _ if self.not_applied.is_some() => {}
+            Decoded::Plan { items, explanation } => self.update_plan(items, explanation),
             // Every request is answered at once, so that there is none to be withdrawn.
             Decoded::TurnStarted | Decoded::RequestResolved { .. } => {}
             Decoded::Untyped if self.include_raw_events => {
@@ -419,7 +448,16 @@ impl Run<'_> {
             Event::ThreadError { error, .. } => error.side_effects_possible = self.side_effects,
             _ => {}
         }
-        self.log.append(event);
+        if self.not_applied.is_none() {
+            self.log.append(event);
+        }
+    }
+
+    /// Keeps the first thing that is wrong with what came into force.
+    fn hold_back(&mut self, checked: Result<(), String>) {
+        if let (Err(wrong), None) = (checked, &self.not_applied) {
+            self.not_applied = Some(wrong);
+        }
     }
 
     fn update_plan(&mut self, items: Vec<TodoItem>, explanation: Option<String>) {
@@ -433,7 +471,7 @@ impl Run<'_> {
 
     /// A plan is final when its turn is.
     fn close_plan(&mut self) {
-        if let Some(item) = self.plan_item() {
+        if let Some(item) = self.plan_item().filter(|_| self.not_applied.is_none()) {
             self.log.append(Event::ItemCompleted(item));
         }
     }
@@ -459,6 +497,12 @@ impl Run<'_> {
     /// Says no to what Codex asks: an unanswered request would hang the turn for ever.
     fn decline(&mut self, worker: &Worker, request: &ServerRequest) {
         self.last_progress = Instant::now();
+        let passed = self.gate.pass();
+        self.hold_back(passed);
+        if self.not_applied.is_some() {
+            worker.decline(request);
+            return;
+        }
         self.raised += 1;
         let id = self.raised.to_string();
         let (item_id, kind) = decode::request(request);
@@ -474,6 +518,14 @@ impl Run<'_> {
 
     fn terminal(&mut self, end: TurnEnd, cause: Option<Cause>, clocks: &Clocks) -> Event {
         let usage = self.usage();
+        if let Some(wrong) = self.not_applied.take() {
+            let counts = (usage, self.usage_total);
+            let mut event = clocks.outcome(Cause::SettingsNotApplied, counts, self.side_effects);
+            if let Event::TurnFailed { error, .. } = &mut event {
+                error.message = format!("{}: {wrong}", error.message);
+            }
+            return event;
+        }
         match (end, cause) {
             (TurnEnd::Completed, _) => Event::TurnCompleted {
                 final_response: self
@@ -530,6 +582,8 @@ fn refused_by_codex(error: &ThreadError) -> Event {
         | ThreadError::Archived(_)
         | ThreadError::HeldElsewhere(_)
         | ThreadError::Refused(_)
+        | ThreadError::UnknownProfile(_)
+        | ThreadError::NotApplied(_)
         | ThreadError::Lost { .. } => (FailureReason::BadRequest, false),
     };
     let error = TurnError {

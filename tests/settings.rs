@@ -1,0 +1,533 @@
+//! What a turn may do: no more than it asked for, whatever an earlier turn or the configuration has,
+//! and what Codex says that came into force is held against it.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking, and says where"
+)]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use codex_sidecar::config::ToolDefaults;
+use codex_sidecar::options::ThreadOptions;
+use codex_sidecar::pb;
+use codex_sidecar::pb::item::Kind;
+use serde_json::{Value, json};
+use support::{Place, Sidecar, Told, processes, prompt, scripted};
+use tonic::Code;
+
+fn asking(
+    mut request: pb::RunTurnRequest,
+    change: impl FnOnce(&mut pb::ThreadOptions),
+) -> pb::RunTurnRequest {
+    change(request.thread_options.get_or_insert_default());
+    request
+}
+
+/// A turn that is never asked for approval, in this sandbox.
+fn never(context: &str, words: &str, sandbox: pb::SandboxMode) -> pb::RunTurnRequest {
+    asking(prompt(context, words), |options| {
+        options.set_sandbox_mode(sandbox);
+        options.set_approval_policy(pb::ApprovalPolicy::Never);
+    })
+}
+
+/// A turn that is never asked for approval, under this profile; under the configuration's where the
+/// name is empty.
+fn under(context: &str, words: &str, profile: &str) -> pb::RunTurnRequest {
+    asking(prompt(context, words), |options| {
+        options.permission_profile = profile.to_owned();
+        options.set_approval_policy(pb::ApprovalPolicy::Never);
+    })
+}
+
+fn with_config_toml(text: &str) -> Place {
+    let place = Place::new();
+    std::fs::write(place.codex_home().join("config.toml"), text).unwrap();
+    place
+}
+
+// ---- MCP tools ----
+
+/// The smallest MCP server with a tool that says of itself that it destroys.
+const WIPER: &str = r#"
+import json, sys
+for line in sys.stdin:
+    message = json.loads(line)
+    method, params = message.get("method"), message.get("params") or {}
+    if method == "initialize":
+        result = {"protocolVersion": params["protocolVersion"], "capabilities": {"tools": {}},
+                  "serverInfo": {"name": "desk", "version": "1"}}
+    elif method == "tools/list":
+        result = {"tools": [{"name": "wipe", "description": "Wipes",
+                             "inputSchema": {"type": "object", "properties": {}},
+                             "annotations": {"destructiveHint": True}}]}
+    elif method == "tools/call":
+        result = {"content": [{"type": "text", "text": "wiped"}]}
+    else:
+        result = {}
+    if "id" in message:
+        print(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}), flush=True)
+"#;
+
+const WIPE: &str = "[[tool desk.wipe {}]] [[say done]]";
+
+/// A sidecar whose CODEX_HOME has the server, and besides this configuration.
+async fn with_wiper(config: &str) -> Sidecar {
+    let place = Place::new();
+    let server = place.path().join("server.py");
+    std::fs::write(&server, WIPER).unwrap();
+    let server = server.display().to_string();
+    let text =
+        format!("{config}\n[mcp_servers.desk]\ncommand = \"python3\"\nargs = [{server:?}]\n");
+    std::fs::write(place.codex_home().join("config.toml"), text).unwrap();
+    Sidecar::in_place(place, |_, _| {}).await
+}
+
+/// Whether the tool ran.
+fn has_wiped(told: &Told) -> bool {
+    assert_eq!(told.final_response(), "done");
+    let (_, call) = told.item("a call of the tool", |kind| match kind {
+        Kind::McpToolCall(call) => Some(call),
+        _ => None,
+    });
+    match call.status() {
+        pb::McpToolCallStatus::Completed => true,
+        pb::McpToolCallStatus::Failed => false,
+        other => panic!("{other:?}: {call:#?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_tool_that_one_turn_may_call_is_denied_to_the_next_that_may_not() {
+    use pb::SandboxMode::{DangerFullAccess, ReadOnly, WorkspaceWrite};
+    let sidecar = with_wiper("").await;
+    let wipes = async |context: &str, sandbox: pb::SandboxMode| {
+        has_wiped(&sidecar.run(never(context, WIPE, sandbox)).await)
+    };
+    assert!(!wipes("fresh", ReadOnly).await);
+    for round in 0..4 {
+        let context = format!("wide-{round}");
+        let told = [
+            wipes(&context, DangerFullAccess).await,
+            wipes(&context, ReadOnly).await,
+            wipes(&context, DangerFullAccess).await,
+            wipes(&context, WorkspaceWrite).await,
+        ];
+        assert_eq!(told, [true, false, true, false], "{context}");
+        // The other way round, which needs no new loading.
+        let context = format!("narrow-{round}");
+        let told = [
+            wipes(&context, ReadOnly).await,
+            wipes(&context, DangerFullAccess).await,
+            wipes(&context, ReadOnly).await,
+        ];
+        assert_eq!(told, [false, true, false], "{context}");
+    }
+    // All of one context went on with one thread.
+    let thread = sidecar.context("wide-0").await.unwrap().thread_id;
+    let told = sidecar.run(never("wide-0", "how many?", ReadOnly)).await;
+    assert_eq!(told.thread_id(), thread);
+    assert!(told.final_response().contains("messages so far: 5"), "{}", told.final_response());
+    sidecar.stop().await;
+}
+
+#[tokio::test]
+async fn a_tool_that_the_configuration_allows_is_denied_to_a_turn_that_may_not_call_it() {
+    use pb::SandboxMode::{DangerFullAccess, ReadOnly};
+    let sidecar =
+        with_wiper("sandbox_mode = \"danger-full-access\"\napproval_policy = \"never\"").await;
+    // Its MCP servers are started before its first turn: not with what the configuration says.
+    for round in 0..4 {
+        let context = format!("c{round}");
+        assert!(!has_wiped(&sidecar.run(never(&context, WIPE, ReadOnly)).await));
+        assert!(has_wiped(&sidecar.run(prompt(&context, WIPE)).await), "as configured");
+        assert!(!has_wiped(&sidecar.run(never(&context, WIPE, ReadOnly)).await));
+    }
+    // A worker that comes anew takes the thread from its rollout, whose last turn had everything.
+    assert!(has_wiped(&sidecar.run(never("c0", WIPE, DangerFullAccess)).await));
+    let worker = sidecar.workers().await.remove(0);
+    processes::signal(worker.pid, rustix::process::Signal::KILL);
+    assert!(!has_wiped(&sidecar.run(never("c0", WIPE, ReadOnly)).await));
+    sidecar.stop().await;
+}
+
+// ---- Permission profiles ----
+
+const PROFILES: &str = r#"
+default_permissions = "outbox"
+[permissions.outbox]
+extends = ":read-only"
+[permissions.outbox.filesystem.":workspace_roots"]
+"out" = "write"
+[permissions.desk]
+extends = ":read-only"
+[permissions.desk.filesystem.":workspace_roots"]
+"desk" = "write"
+"#;
+
+/// Tries to write into three directories of the working directory, and says which the sandbox let it.
+const WRITE: &str = "[[run for d in out desk .; do touch $d/x 2>/dev/null && echo wrote $d; done; \
+                     true]] [[say done]]";
+
+fn wrote(told: &Told) -> Vec<String> {
+    assert_eq!(told.final_response(), "done");
+    let output = &told.command().aggregated_output;
+    let mut wrote: Vec<String> =
+        output.lines().filter_map(|line| line.strip_prefix("wrote ")).map(str::to_owned).collect();
+    wrote.sort();
+    wrote
+}
+
+/// Whether Codex's sandbox works here at all: it needs namespaces, which a container may not allow.
+async fn can_sandbox(sidecar: &Sidecar) -> bool {
+    let told = sidecar.run(never("probe", "[[run echo works]]", pb::SandboxMode::ReadOnly)).await;
+    let works = told.command().aggregated_output.contains("works");
+    if !works {
+        eprintln!("skipped: Codex's sandbox does not work here: {:#?}", told.command());
+    }
+    works
+}
+
+fn make_directories(work: &Path) {
+    for directory in ["out", "desk"] {
+        std::fs::create_dir(work.join(directory)).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_profile_of_the_configuration_stays_in_force_and_one_of_the_request_takes_its_place() {
+    use pb::SandboxMode::{ReadOnly, WorkspaceWrite};
+    let place = with_config_toml(PROFILES);
+    make_directories(&place.work());
+    let sidecar = Sidecar::in_place(place, |_, config| {
+        let thread_options = ThreadOptions {
+            permission_profile: Some("desk".to_owned()),
+            ..ThreadOptions::default()
+        };
+        let tool = ToolDefaults { thread_options, ..ToolDefaults::default() };
+        config.tools.insert("codex_desk".to_owned(), tool);
+    })
+    .await;
+    if !can_sandbox(&sidecar).await {
+        return;
+    }
+    let run = async |request: pb::RunTurnRequest| wrote(&sidecar.run(request).await);
+    // Each after each other one, in both orders, on one thread.
+    for round in 0..2 {
+        assert_eq!(run(under("a", WRITE, "")).await, ["out"], "the configuration's, {round}");
+        assert_eq!(run(under("a", WRITE, "desk")).await, ["desk"], "the request's, {round}");
+        assert_eq!(run(under("a", WRITE, "")).await, ["out"], "after the request's, {round}");
+        let sandboxed = never("a", WRITE, WorkspaceWrite);
+        assert_eq!(run(sandboxed).await, [".", "desk", "out"], "a sandbox, {round}");
+        assert_eq!(run(under("a", WRITE, "desk")).await, ["desk"], "after a sandbox, {round}");
+        assert!(run(never("a", WRITE, ReadOnly)).await.is_empty(), "read-only, {round}");
+    }
+    // Of a tool; by one of Codex's own names; from a thread's first turn on.
+    let tool = pb::RunTurnRequest { tool_name: "codex_desk".to_owned(), ..under("b", WRITE, "") };
+    assert_eq!(run(tool.clone()).await, ["desk"]);
+    let beaten = asking(tool, |options| options.set_sandbox_mode(ReadOnly));
+    assert!(run(beaten).await.is_empty(), "the request beats the tool");
+    assert_eq!(run(under("c", WRITE, ":workspace")).await, [".", "desk", "out"]);
+    assert!(run(under("c", WRITE, ":read-only")).await.is_empty());
+    // Also when the thread comes from its rollout.
+    let worker = sidecar.workers().await.remove(0);
+    processes::signal(worker.pid, rustix::process::Signal::KILL);
+    assert_eq!(run(under("c", WRITE, "")).await, ["out"]);
+    sidecar.stop().await;
+}
+
+#[tokio::test]
+async fn a_profile_that_is_not_there_is_refused_by_its_name() {
+    let sidecar = Sidecar::in_place(with_config_toml(PROFILES), |_, _| {}).await;
+    let refused = sidecar.refused(under("a", "hello", "hologram")).await;
+    refused.assert(Code::InvalidArgument, "INVALID_INPUT");
+    assert_eq!(refused.field_paths(), ["thread_options.permission_profile"]);
+    assert!(refused.message.contains("hologram") && refused.message.contains("outbox"));
+    let thread = sidecar.run(under("a", "hello", "desk")).await.thread_id().to_owned();
+    // Of a thread that is there, too, and it goes on.
+    sidecar
+        .refused(under("a", "hello", "hologram"))
+        .await
+        .assert(Code::InvalidArgument, "INVALID_INPUT");
+    assert_eq!(sidecar.run(under("a", "again", "desk")).await.thread_id(), thread);
+
+    let both = asking(under("a", "hello", "desk"), |options| {
+        options.set_sandbox_mode(pb::SandboxMode::ReadOnly);
+    });
+    let refused = sidecar.refused(both).await;
+    refused.assert(Code::InvalidArgument, "INVALID_INPUT");
+    assert_eq!(
+        refused.field_paths(),
+        ["thread_options.permission_profile", "thread_options.sandbox_mode"]
+    );
+    sidecar.stop().await;
+}
+
+#[tokio::test]
+async fn options_of_the_sandbox_are_told_to_be_ignored_under_a_profile() {
+    let sidecar = Sidecar::in_place(with_config_toml(PROFILES), |_, _| {}).await;
+    let elsewhere = sidecar.place.path().join("elsewhere");
+    std::fs::create_dir(&elsewhere).unwrap();
+    for (profile, words) in [("", "first"), ("desk", "second")] {
+        let request = asking(under("a", words, profile), |options| {
+            options.network_access_enabled = Some(true);
+            options.additional_directories = vec![elsewhere.display().to_string()];
+        });
+        let told = sidecar.run(request).await;
+        let [warning] = told.warnings()[..] else { panic!("{:?}", told.warnings()) };
+        assert_eq!(warning.code, "SANDBOX_OPTIONS_IGNORED");
+        for named in ["network_access_enabled", "additional_directories"] {
+            assert!(warning.message.contains(named), "{warning:?}");
+        }
+    }
+    assert!(sidecar.run(under("a", "third", "desk")).await.warnings().is_empty());
+    sidecar.stop().await;
+}
+
+#[tokio::test]
+async fn no_directory_is_marked_as_trusted_whatever_is_asked_for() {
+    use pb::SandboxMode::{DangerFullAccess, ReadOnly, WorkspaceWrite};
+    let sidecar = Sidecar::in_place(with_config_toml(PROFILES), |_, _| {}).await;
+    for (at, sandbox) in
+        [WorkspaceWrite, DangerFullAccess, ReadOnly, WorkspaceWrite].into_iter().enumerate()
+    {
+        sidecar.run(never("one", "hello", sandbox)).await;
+        sidecar.run(never(&format!("c{at}"), "hello", sandbox)).await;
+    }
+    sidecar.run(under("profile", "hello", ":workspace")).await;
+    let config = std::fs::read_to_string(sidecar.place.codex_home().join("config.toml")).unwrap();
+    assert_eq!(config, PROFILES);
+    sidecar.stop().await;
+}
+
+// ---- What came into force ----
+
+#[tokio::test]
+async fn the_server_tells_whether_settings_are_verified() {
+    let real = Sidecar::start().await;
+    assert!(real.info().await.settings_verified);
+    real.stop().await;
+    let place = Place::new();
+    set_faults(&place, &json!({ "tells_no_settings": true }));
+    let old = scripted_in(place).await;
+    assert!(!old.info().await.settings_verified);
+    // Its turns run, with whatever they ask for.
+    use pb::SandboxMode::{DangerFullAccess, ReadOnly};
+    for sandbox in [ReadOnly, DangerFullAccess, ReadOnly] {
+        let told = old.run(never("a", "[[show /sandboxPolicy/type]]", sandbox)).await;
+        let expected = if sandbox == ReadOnly { "readOnly" } else { "dangerFullAccess" };
+        assert_eq!(told.final_response().trim_matches('"'), expected);
+    }
+    let refused = old.refused(under("b", "hello", ":workspace")).await;
+    refused.assert(Code::FailedPrecondition, "CODEX_REFUSED");
+    old.stop().await;
+}
+
+#[tokio::test]
+async fn more_than_was_asked_is_interrupted_before_anything_is_told() {
+    use pb::SandboxMode::{ReadOnly, WorkspaceWrite};
+    let sidecar = scripted::start().await;
+    assert!(sidecar.info().await.settings_verified);
+    sidecar.run(never("a", "hello", ReadOnly)).await;
+    let wider: [(&str, Value); 4] = [
+        ("danger-full-access", json!({ "sandboxPolicy": { "type": "dangerFullAccess" } })),
+        ("on-request", json!({ "approvalPolicy": "on-request" })),
+        ("hologram", json!({ "sandboxPolicy": { "type": "hologram" } })),
+        ("elsewhere", json!({ "cwd": "/elsewhere" })),
+    ];
+    for (what, imposed) in wider {
+        scripted::set_faults(&sidecar, &json!({ "imposes": { "turn/start": imposed } }));
+        for context in ["a", "new"] {
+            let words = "[[say first]] [[ask item/tool/requestUserInput]] [[hang]]";
+            let told = sidecar.run(never(context, words, WorkspaceWrite)).await;
+            let error = told.failed();
+            assert_eq!(error.reason, "SETTINGS_NOT_APPLIED", "{what}: {error:#?}");
+            assert!(error.message.contains(what), "{what}: {error:#?}");
+            assert!(!error.retryable, "{error:#?}");
+            let kinds = told.kinds();
+            assert_eq!(kinds, ["thread_started", "turn_started", "turn_failed"], "{what}");
+        }
+        // The thread is good again once Codex does what it is asked.
+        scripted::set_faults(&sidecar, &json!({}));
+        for context in ["a", "new"] {
+            let told = sidecar.run(never(context, "[[say fine]]", WorkspaceWrite)).await;
+            assert_eq!(told.final_response(), "fine", "{what}");
+        }
+    }
+    // Less than was asked is no harm.
+    let less = json!({ "sandboxPolicy": { "type": "readOnly", "networkAccess": false } });
+    scripted::set_faults(&sidecar, &json!({ "imposes": { "turn/start": less } }));
+    let told = sidecar.run(never("a", "[[say fine]]", WorkspaceWrite)).await;
+    assert_eq!(told.final_response(), "fine");
+    sidecar.stop().await;
+}
+
+#[tokio::test]
+async fn a_turn_that_ended_before_it_could_be_interrupted_has_failed_all_the_same() {
+    let sidecar = scripted::start().await;
+    let imposed = json!({ "sandboxPolicy": { "type": "dangerFullAccess" } });
+    scripted::set_faults(&sidecar, &json!({ "imposes": { "turn/start": imposed } }));
+    let request = never("a", "[[early]] [[command]] [[say done]]", pb::SandboxMode::ReadOnly);
+    let told = sidecar.run(request).await;
+    let error = told.failed();
+    assert_eq!((error.reason.as_str(), error.retryable), ("SETTINGS_NOT_APPLIED", false));
+    assert!(error.side_effects_possible, "a command had begun: {error:#?}");
+    assert_eq!(told.kinds(), ["thread_started", "turn_started", "turn_failed"]);
+    sidecar.stop().await;
+}
+
+#[tokio::test]
+async fn a_thread_that_has_too_much_is_loaded_anew_once_and_then_refused() {
+    use pb::SandboxMode::ReadOnly;
+    let sidecar = scripted::start().await;
+    std::fs::write(sidecar.place.codex_home().join("fake-log"), "").unwrap();
+    let requests = |method: &str| log_of(&sidecar).iter().filter(|line| *line == method).count();
+    // Kept: its rollout is what is resumed below.
+    sidecar.run(never("old", "hello", pb::SandboxMode::DangerFullAccess)).await;
+    let deaf = json!({ "sandbox": "danger-full-access" });
+    scripted::set_faults(
+        &sidecar,
+        &json!({ "imposes": { "thread/start": deaf, "thread/resume": deaf } }),
+    );
+    let (starts, resumes, turns) =
+        (requests("thread/start"), requests("thread/resume"), requests("turn/start"));
+    for (context, what) in [("new", "danger-full-access"), ("old", "danger-full-access")] {
+        let refused = sidecar.refused(never(context, "hello", ReadOnly)).await;
+        refused.assert(Code::FailedPrecondition, "SETTINGS_NOT_APPLIED");
+        assert!(refused.message.contains(what), "{refused:#?}");
+    }
+    assert_eq!(requests("turn/start"), turns, "a turn was started");
+    assert_eq!(requests("thread/resume"), resumes + 2, "loaded, and loaded anew once");
+    // Beside the two of the new context one that asks what the defaults are.
+    assert_eq!(requests("thread/start"), starts + 3);
+    // Nothing is bound by a refusal, and nothing is lost by it.
+    assert!(sidecar.context("new").await.is_err());
+    scripted::set_faults(&sidecar, &json!({}));
+    let told = sidecar.run(never("old", "again", ReadOnly)).await;
+    assert!(told.final_response().ends_with("(user messages so far: 2)"));
+    sidecar.stop().await;
+}
+
+/// The methods that the scripted workers were asked, in order.
+fn log_of(sidecar: &Sidecar) -> Vec<String> {
+    let entries = std::fs::read_dir(sidecar.place.codex_home()).unwrap();
+    let logs = entries.map(|entry| entry.unwrap().path()).filter(|path: &PathBuf| {
+        let name = path.file_name().unwrap().to_string_lossy();
+        name.starts_with("fake-") && name.ends_with(".log")
+    });
+    let lines: Vec<String> = logs
+        .flat_map(|path| {
+            let text = std::fs::read_to_string(path).unwrap();
+            text.lines().map(str::to_owned).collect::<Vec<_>>()
+        })
+        .collect();
+    let methods = lines.iter().filter_map(|line| {
+        let line: Value = serde_json::from_str(line).ok()?;
+        Some(line["method"].as_str()?.to_owned())
+    });
+    methods.collect()
+}
+
+fn set_faults(place: &Place, faults: &Value) {
+    std::fs::write(place.codex_home().join("fake.json"), faults.to_string()).unwrap();
+}
+
+async fn scripted_in(place: Place) -> Sidecar {
+    Sidecar::in_place(place, |_, config| {
+        config.codex_path = Some(scripted::fake_cli().to_owned());
+        config.pool.backoff_initial = Duration::from_millis(10);
+    })
+    .await
+}
+
+// ---- Instructions and summaries ----
+
+#[tokio::test]
+async fn developer_instructions_of_a_later_turn_are_told_to_be_ignored() {
+    let sidecar = Sidecar::start().await;
+    let with = |context: &str, instructions: &str| {
+        asking(prompt(context, "[[show /input]]"), |options| {
+            options.developer_instructions = Some(instructions.to_owned());
+        })
+    };
+    let codes = |told: &Told| {
+        told.warnings().iter().map(|warning| warning.code.clone()).collect::<Vec<_>>()
+    };
+    let ignored = ["DEVELOPER_INSTRUCTIONS_IGNORED"];
+    let first = sidecar.run(with("a", "Answer in Latin.")).await;
+    assert!(codes(&first).is_empty(), "{:?}", first.warnings());
+    assert!(first.final_response().contains("Answer in Latin."));
+    let same = sidecar.run(with("a", "Answer in Latin.")).await;
+    assert!(codes(&same).is_empty(), "{:?}", same.warnings());
+    let other = sidecar.run(with("a", "Answer in Greek.")).await;
+    assert_eq!(codes(&other), ignored);
+    assert!(!other.final_response().contains("Answer in Greek."), "then they need no warning");
+    assert!(codes(&sidecar.run(prompt("a", "hello")).await).is_empty());
+    // The thread was begun without any.
+    sidecar.run(prompt("b", "hello")).await;
+    assert_eq!(codes(&sidecar.run(with("b", "Answer in Greek.")).await), ignored);
+    // It is remembered when the worker is lost, and not known when the sidecar was.
+    let worker = sidecar.workers().await.remove(0);
+    processes::signal(worker.pid, rustix::process::Signal::KILL);
+    assert!(codes(&sidecar.run(with("a", "Answer in Latin.")).await).is_empty());
+    let thread = first.thread_id().to_owned();
+    let place = sidecar.stop().await;
+    let sidecar = Sidecar::in_place(place, |_, _| {}).await;
+    let explicit = |instructions: &str| pb::RunTurnRequest {
+        thread_id: thread.clone(),
+        ..with("a", instructions)
+    };
+    assert_eq!(codes(&sidecar.run(explicit("Answer in Latin.")).await), ignored);
+    assert!(codes(&sidecar.run(explicit("Answer in Latin.")).await).is_empty(), "told once");
+    sidecar.stop().await;
+}
+
+#[tokio::test]
+async fn a_summary_of_one_turn_is_not_the_next_ones_also_not_after_a_restart() {
+    let sidecar = Sidecar::start().await;
+    let summary = async |sidecar: &Sidecar, request: pb::RunTurnRequest| {
+        sidecar.shown("/reasoning/summary", request).await
+    };
+    let field = |context: &str, value: pb::ReasoningSummary| {
+        asking(prompt(context, ""), |options| options.set_reasoning_summary(value))
+    };
+    let key = |context: &str, value: &str| {
+        asking(prompt(context, ""), |options| {
+            let value = prost_types::value::Kind::StringValue(value.to_owned());
+            let value = prost_types::Value { kind: Some(value) };
+            let fields = [("model_reasoning_summary".to_owned(), value)].into();
+            options.config = Some(prost_types::Struct { fields });
+        })
+    };
+    let before = summary(&sidecar, prompt("a", "")).await;
+    assert_ne!(before, "detailed");
+    for _ in 0..2 {
+        assert_eq!(summary(&sidecar, key("a", "detailed")).await, "detailed");
+        assert_eq!(summary(&sidecar, prompt("a", "")).await, before);
+        let concise = field("a", pb::ReasoningSummary::Concise);
+        assert_eq!(summary(&sidecar, concise).await, "concise");
+    }
+    let worker = sidecar.workers().await.remove(0);
+    processes::signal(worker.pid, rustix::process::Signal::KILL);
+    assert_eq!(summary(&sidecar, prompt("a", "")).await, before);
+    assert_eq!(summary(&sidecar, key("a", "detailed")).await, "detailed");
+    let thread = sidecar.context("a").await.unwrap().thread_id;
+    let place = sidecar.stop().await;
+    let sidecar = Sidecar::in_place(place, |_, _| {}).await;
+    let explicit = pb::RunTurnRequest { thread_id: thread, ..prompt("a", "") };
+    assert_eq!(summary(&sidecar, explicit).await, before);
+    sidecar.stop().await;
+
+    let configured = with_config_toml("model_reasoning_summary = \"concise\"\n");
+    let sidecar = Sidecar::in_place(configured, |_, _| {}).await;
+    assert_eq!(summary(&sidecar, prompt("a", "")).await, "concise");
+    assert_eq!(summary(&sidecar, field("a", pb::ReasoningSummary::Detailed)).await, "detailed");
+    assert_eq!(summary(&sidecar, prompt("a", "")).await, "concise");
+    sidecar.stop().await;
+}
