@@ -388,6 +388,8 @@ const MODEL: &str = "/model";
 const REASONING: &str = "/reasoning";
 const TOOLS: &str = "/tools";
 const INPUT: &str = "/input";
+const SERVICE_TIER: &str = "/service_tier";
+const PARTS: [&str; 5] = [MODEL, REASONING, TOOLS, INPUT, SERVICE_TIER];
 
 /// What a turn's messages show, by part of the model's request.
 fn shown(told: &Told) -> std::collections::BTreeMap<&'static str, Value> {
@@ -395,7 +397,7 @@ fn shown(told: &Told) -> std::collections::BTreeMap<&'static str, Value> {
         Kind::AgentMessage(message) => Some(serde_json::from_str(&message.text).expect("JSON")),
         _ => None,
     });
-    [MODEL, REASONING, TOOLS, INPUT].into_iter().zip(messages).collect()
+    PARTS.into_iter().zip(messages).collect()
 }
 
 /// The text of the last message of this kind that Codex itself put into the conversation.
@@ -545,7 +547,46 @@ const PROBES: &[Probe] = &[
         },
         expected: |_| false.into(),
     },
+    Probe {
+        option: "permission_profile",
+        group: 2,
+        part: INPUT,
+        set: |options, _| options.permission_profile = ":workspace".into(),
+        read: sandbox_told,
+        expected: |_| serde_json::json!({ "mode": "workspace-write", "network": false }),
+    },
+    Probe {
+        option: "reasoning_summary",
+        group: 0,
+        part: REASONING,
+        set: |options, _| options.set_reasoning_summary(pb::ReasoningSummary::Detailed),
+        read: |reasoning| reasoning["summary"].clone(),
+        expected: |_| "detailed".into(),
+    },
+    Probe {
+        option: "model_reasoning_summary in config",
+        group: 1,
+        part: REASONING,
+        set: |options, _| options.config = Some(one("model_reasoning_summary", "concise")),
+        read: |reasoning| reasoning["summary"].clone(),
+        expected: |_| "concise".into(),
+    },
+    Probe {
+        option: "service_tier in config",
+        group: 2,
+        part: SERVICE_TIER,
+        set: |options, _| options.config = Some(one("service_tier", "flex")),
+        read: Value::clone,
+        expected: |_| "flex".into(),
+    },
 ];
+
+/// Overrides of one key.
+fn one(key: &str, value: &str) -> prost_types::Struct {
+    let kind = prost_types::value::Kind::StringValue(value.to_owned());
+    let value = prost_types::Value { kind: Some(kind) };
+    prost_types::Struct { fields: [(key.to_owned(), value)].into() }
+}
 
 #[tokio::test]
 async fn no_option_of_one_turn_sticks_to_the_next() {
@@ -554,13 +595,13 @@ async fn no_option_of_one_turn_sticks_to_the_next() {
     std::fs::create_dir(&elsewhere).unwrap();
     std::fs::create_dir(elsewhere.join(".git")).unwrap();
     let show = |request: pb::RunTurnRequest| {
-        let inputs = [MODEL, REASONING, TOOLS, INPUT].map(|part| text(&format!("[[show {part}]]")));
+        let inputs = PARTS.map(|part| text(&format!("[[show {part}]]")));
         let request = pb::RunTurnRequest { inputs: inputs.to_vec(), ..request };
         async { shown(&sidecar.run(request).await) }
     };
     let mut wrong = Vec::new();
     // Options that contradict each other are set by different turns, on threads of their own.
-    for group in [0, 1] {
+    for group in [0, 1, 2] {
         let probes: Vec<&Probe> = PROBES.iter().filter(|probe| probe.group == group).collect();
         let plain = |context: &str| prompt(&format!("{context}-{group}"), "");
         let overriding = |context: &str| {

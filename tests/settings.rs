@@ -414,8 +414,59 @@ async fn a_thread_that_has_too_much_is_loaded_anew_once_and_then_refused() {
     sidecar.stop().await;
 }
 
+#[tokio::test]
+async fn a_turn_that_asks_for_less_gets_its_thread_loaded_anew_with_the_least() {
+    use pb::SandboxMode::{DangerFullAccess, ReadOnly, WorkspaceWrite};
+    let sidecar = scripted::start().await;
+    std::fs::write(sidecar.place.codex_home().join("fake-log"), "").unwrap();
+    let elsewhere = sidecar.place.path().join("elsewhere");
+    std::fs::create_dir(&elsewhere).unwrap();
+    let also_elsewhere = || {
+        asking(never("a", "hello", WorkspaceWrite), |options| {
+            options.additional_directories = vec![elsewhere.display().to_string()];
+        })
+    };
+    let asked = |policy: pb::ApprovalPolicy| {
+        asking(never("a", "hello", ReadOnly), |options| options.set_approval_policy(policy))
+    };
+    let turns = [
+        ("the first", false, never("a", "hello", ReadOnly)),
+        ("the same", false, never("a", "hello", ReadOnly)),
+        ("more", false, never("a", "hello", WorkspaceWrite)),
+        ("a directory more", false, also_elsewhere()),
+        ("a directory less", true, never("a", "hello", WorkspaceWrite)),
+        ("all", false, never("a", "hello", DangerFullAccess)),
+        ("less than all", true, also_elsewhere()),
+        ("the least", true, never("a", "hello", ReadOnly)),
+        ("another policy", true, asked(pb::ApprovalPolicy::OnRequest)),
+        ("and back", true, asked(pb::ApprovalPolicy::Never)),
+    ];
+    let mut seen = 0;
+    for (what, anew, request) in turns {
+        sidecar.run(request).await;
+        let requests = requests_of(&sidecar);
+        let resumed: Vec<&Value> =
+            requests[seen..].iter().filter(|line| line["method"] == "thread/resume").collect();
+        assert_eq!(resumed.len(), usize::from(anew), "{what}: {:#?}", &requests[seen..]);
+        for resume in resumed {
+            let turn = requests.last().expect("turn/start");
+            assert_eq!(resume["params"]["sandbox"], "read-only", "{what}");
+            let policy = |line: &Value| line["params"]["approvalPolicy"].clone();
+            assert_eq!(policy(resume), policy(turn), "{what}");
+        }
+        seen = requests.len();
+    }
+    sidecar.stop().await;
+}
+
 /// The methods that the scripted workers were asked, in order.
 fn log_of(sidecar: &Sidecar) -> Vec<String> {
+    let requests = requests_of(sidecar).into_iter();
+    requests.filter_map(|line| line["method"].as_str().map(str::to_owned)).collect()
+}
+
+/// What the scripted workers read, in order.
+fn requests_of(sidecar: &Sidecar) -> Vec<Value> {
     let entries = std::fs::read_dir(sidecar.place.codex_home()).unwrap();
     let logs = entries.map(|entry| entry.unwrap().path()).filter(|path: &PathBuf| {
         let name = path.file_name().unwrap().to_string_lossy();
@@ -427,11 +478,7 @@ fn log_of(sidecar: &Sidecar) -> Vec<String> {
             text.lines().map(str::to_owned).collect::<Vec<_>>()
         })
         .collect();
-    let methods = lines.iter().filter_map(|line| {
-        let line: Value = serde_json::from_str(line).ok()?;
-        Some(line["method"].as_str()?.to_owned())
-    });
-    methods.collect()
+    lines.iter().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
 fn set_faults(place: &Place, faults: &Value) {
