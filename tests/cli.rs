@@ -182,6 +182,15 @@ async fn the_subcommands_work_with_a_running_sidecar() {
     for (at, line) in lines.iter().enumerate() {
         assert_eq!(line["sequence"].as_u64(), Some(at as u64 + 1), "{line:#}");
     }
+    // Also what a command printed in its first moments, which Codex doesn't stream.
+    let unconfined = ["--sandbox", "danger-full-access"];
+    let command = "[[run echo start; sleep 1; echo end]]";
+    let arguments = [run(&[]), unconfined.to_vec(), vec![command]].concat();
+    let shown = stdout(&client(&sidecar, &arguments).await);
+    for word in ["start", "end"] {
+        let lines = shown.lines().filter(|line| line.trim() == word).count();
+        assert_eq!(lines, 1, "{word} in {shown}");
+    }
     let failed = client(&sidecar, &run(&["[[status 400]]"])).await;
     assert_eq!(failed.status.code(), Some(1), "{failed:#?}");
     assert!(String::from_utf8_lossy(&failed.stderr).contains("CODEX_ERROR"), "{failed:#?}");
@@ -192,7 +201,7 @@ async fn the_subcommands_work_with_a_running_sidecar() {
     assert!(told.contains("WORKING_DIRECTORY_MISSING") && told.contains("/nonexistent"), "{told}");
 
     let bound = json_lines(&stdout(&client(&sidecar, &["contexts", "get", "cli", "--json"]).await));
-    assert_eq!((&bound[0]["context_id"], &bound[0]["turn_count"]), (&"cli".into(), &3.into()));
+    assert_eq!((&bound[0]["context_id"], &bound[0]["turn_count"]), (&"cli".into(), &4.into()));
     let thread_id = bound[0]["thread_id"].as_str().unwrap();
     let listed = stdout(&client(&sidecar, &["contexts", "list"]).await);
     assert!(listed.contains("cli") && listed.contains(thread_id), "{listed}");

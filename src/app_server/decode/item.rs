@@ -326,3 +326,23 @@ fn web_search_action(action: Value) -> WebSearchAction {
         _ => WebSearchAction::Other(action.to_string()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_shown_without_its_data() {
+        let cases = [
+            ("data:image/png;base64,QUJD", "data:image/png;base64,… (3 bytes)"),
+            ("DATA:image/png;base64,QQ==", "DATA:image/png;base64,… (1 bytes)"),
+            ("data:image/png;base64,", "data:image/png;base64,… (0 bytes)"),
+            ("https://example.com/a,b.png", "https://example.com/a,b.png"),
+            ("data:nothing", "data:nothing"),
+            ("☃,☃", "☃,☃"),
+        ];
+        for (url, shown) in cases {
+            assert_eq!(without_data(url.to_owned()), shown);
+        }
+    }
+}
