@@ -100,6 +100,17 @@ pub fn make_repository(directory: &Path) {
     std::fs::write(git.join("config"), "[core]\n\trepositoryformatversion = 0\n").unwrap();
 }
 
+/// A directory whose path leaves room for a socket's name: the system allows some hundred bytes,
+/// and the temporary directory may be anywhere.
+pub fn short_directory() -> TempDir {
+    let candidates = [std::env::temp_dir(), "/tmp".into(), "/var/tmp".into(), "/dev/shm".into()];
+    let short = candidates.iter().filter(|directory| directory.as_os_str().len() < 60);
+    short
+        .filter_map(|directory| tempfile::tempdir_in(directory).ok())
+        .next()
+        .expect("a directory with a short path that can be written to")
+}
+
 /// The directories of one sidecar; gone with it.
 #[derive(Debug)]
 pub struct Place {
