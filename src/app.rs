@@ -446,7 +446,8 @@ fn worker_spec(config: &Config, offline_model: Option<&OfflineModel>) -> WorkerS
     // have its memory back.
     config_overrides.insert(0, "thread_unload_delay_secs=1".to_owned());
 
-    let mut env = vec![("CODEX_HOME".into(), Some(config.codex_home.clone().into_os_string()))];
+    let mut env = config.worker_env.clone();
+    env.push(("CODEX_HOME".into(), Some(config.codex_home.clone().into_os_string())));
     let mut secrets = Vec::new();
     if let Some(key) = &config.api_key {
         let secret = key.secret.expose_secret().to_owned();

@@ -262,4 +262,6 @@ pub struct TurnOptions {
     pub turn_timeout: Option<Duration>,
     /// The longest time that a request of Codex waits for an answer.
     pub answer_timeout: Option<Duration>,
+    /// Leave the final response out of the turn's end: its items have it.
+    pub omit_final_response: bool,
 }

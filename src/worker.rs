@@ -6,6 +6,7 @@
 //! and every pending request fails. An incarnation is never revived: the pool starts another one with
 //! a higher generation, so that a late message of a dead one has nowhere to go.
 
+mod complaints;
 pub mod thread;
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -18,7 +19,7 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
-use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::io::AsyncRead;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -27,6 +28,7 @@ use crate::app_server::peer::{Peer, PeerLimits, RequestError};
 use crate::app_server::{decode, method};
 use crate::process::{self, Pipes, Process, ProcessSpec};
 use crate::turn::request::ThreadId;
+use crate::worker::complaints::Complaint;
 
 /// Says of a version what is wrong with it.
 pub type CheckVersion = dyn Fn(&str) -> Result<(), String> + Send + Sync;
@@ -719,42 +721,14 @@ fn without_escapes(text: &str) -> String {
     plain
 }
 
-async fn drain_stderr(id: WorkerId, mut stderr: impl AsyncRead + Unpin, tail: Arc<StderrTail>) {
-    // A line is kept only as far as it is shown; the rest of it is read and dropped.
-    const KEPT: usize = 4096;
-    const LOGGED_PER_SECOND: u32 = 5;
-    let mut buffer = vec![0; 16 * 1024];
-    let mut line = Vec::new();
-    let mut window = (tokio::time::Instant::now(), 0_u32);
-    let mut take = |line: &[u8]| {
-        let Some(text) = tail.push(line) else { return };
-        if window.0.elapsed() >= Duration::from_secs(1) {
-            if window.1 > LOGGED_PER_SECOND {
-                let suppressed = window.1 - LOGGED_PER_SECOND;
-                tracing::info!(worker = %id, suppressed, "more lines on the worker's stderr");
-            }
-            window = (tokio::time::Instant::now(), 0);
-        }
-        window.1 = window.1.saturating_add(1);
-        if window.1 <= LOGGED_PER_SECOND {
-            tracing::info!(worker = %id, stderr = text, "the worker complains");
+async fn drain_stderr(id: WorkerId, stderr: impl AsyncRead + Unpin, tail: Arc<StderrTail>) {
+    let tell = |complaint| match complaint {
+        Complaint::Line(stderr) => tracing::info!(worker = %id, stderr, "the worker complains"),
+        Complaint::Suppressed(suppressed) => {
+            tracing::info!(worker = %id, suppressed, "more lines on the worker's stderr");
         }
     };
-    loop {
-        let read = match stderr.read(&mut buffer).await {
-            Ok(0) | Err(_) => break,
-            Ok(read) => read,
-        };
-        for &byte in &buffer[..read] {
-            if byte == b'\n' {
-                take(&line);
-                line.clear();
-            } else if line.len() < KEPT {
-                line.push(byte);
-            }
-        }
-    }
-    take(&line);
+    complaints::drain(stderr, |line| tail.push(line), tell).await;
 }
 
 /// Whether the machine is out of processes, memory or file descriptors.

@@ -12,7 +12,7 @@ mod support;
 
 use std::collections::HashMap;
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
 
-use support::{PATIENCE, Sidecar, codex_path, eventually, processes, within};
+use support::{PATIENCE, Sidecar, codex_path, environment, eventually, processes, within};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_codex-sidecar");
 
@@ -46,23 +46,15 @@ struct Ran {
 
 impl Side {
     fn command(&self) -> Command {
-        let mut command = match &self.home {
-            Some(home) => {
-                let mut command = Command::new(codex_path());
-                command.env("CODEX_HOME", home);
-                command
-            }
-            None => {
-                let mut command = Command::new(BINARY);
-                command.env("CODEX_SIDECAR_ADDR", &self.address).env_remove("CODEX_HOME");
-                command
-            }
+        let (program, name, value) = match &self.home {
+            Some(home) => (codex_path(), "CODEX_HOME", home.as_os_str()),
+            None => (Path::new(BINARY), "CODEX_SIDECAR_ADDR", self.address.as_ref()),
         };
+        let mut command = Command::new(program);
         command
-            .env_remove("CODEX_API_KEY")
-            .env_remove("OPENAI_API_KEY")
-            .env_remove("OPENAI_BASE_URL")
-            .env_remove("CODEX_SIDECAR_CONTEXT")
+            .env_clear()
+            .envs(environment(Path::new(env!("CARGO_TARGET_TMPDIR"))))
+            .env(name, value)
             .arg("exec")
             .current_dir(&self.work)
             .stdin(Stdio::piped())

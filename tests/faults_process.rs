@@ -28,6 +28,8 @@ fn through(command: &mut Command, wrapper: &[&str]) {
     let inner = command.as_std();
     let mut outer = Command::new(wrapper[0]);
     outer.args(&wrapper[1..]).arg(inner.get_program()).args(inner.get_args());
+    // It does not tell that it was cleared.
+    outer.env_clear();
     for (name, value) in inner.get_envs() {
         match value {
             Some(value) => outer.env(name, value),

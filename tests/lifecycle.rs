@@ -117,7 +117,7 @@ async fn a_missing_cli_is_told_and_found_when_it_comes() {
 
 #[tokio::test]
 async fn health_and_reflection_tell_what_is_served() {
-    let socket_place = tempfile::tempdir().unwrap();
+    let socket_place = support::short_directory();
     let socket = socket_place.path().join("sidecar.sock");
     let path = socket.clone();
     let sidecar = Sidecar::with(|config| config.listen.push(ListenAddress::Unix(path))).await;

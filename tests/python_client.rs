@@ -19,12 +19,18 @@ use support::binary::Binary;
 const LIMIT: Duration = Duration::from_secs(600);
 
 #[tokio::test]
-async fn a_python_client_runs_two_turns_of_one_context() {
-    let sidecar = Binary::start().await;
+async fn a_python_client_sees_the_contract_survives_its_connection_and_reaches_a_unix_socket() {
+    let sockets = support::short_directory();
+    let socket = sockets.path().join("sidecar.sock");
+    let sidecar = Binary::with(|command| {
+        command.arg("--listen").arg(format!("unix:{}", socket.display()));
+    })
+    .await;
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/run.sh");
     let mut command = tokio::process::Command::new(script);
     command
         .env("CODEX_SIDECAR_ADDR", &sidecar.address)
+        .env("CODEX_SIDECAR_SOCKET", &socket)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -33,6 +39,6 @@ async fn a_python_client_runs_two_turns_of_one_context() {
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{}\n{told}", String::from_utf8_lossy(&output.stdout));
     // A run that tests nothing proves nothing.
-    assert!(told.contains("\nOK") && !told.contains("Ran 0 tests"), "{told}");
+    assert!(told.contains("\nOK\n") && !told.contains("Ran 0 tests"), "{told}");
     sidecar.stop().await;
 }

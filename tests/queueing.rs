@@ -152,11 +152,18 @@ async fn the_real_cli_takes_what_a_running_turn_is_steered_with() {
 
     // All of it is looked at before Codex sees any.
     let image = pb::user_input::Input::LocalImage(pb::LocalImage { path: "/no/image".to_owned() });
-    let inputs = vec![text("look"), pb::UserInput { input: Some(image) }];
-    let request = pb::SteerTurnRequest { turn_id: turn_id.clone(), inputs };
-    let refused = support::Refused::from(sidecar.codex().steer_turn(request).await.unwrap_err());
-    refused.assert(Code::InvalidArgument, "INVALID_INPUT");
-    assert_eq!(refused.field_paths(), ["inputs[1].local_image.path"]);
+    let remote = pb::user_input::Input::ImageUrl("https://example.com/image.png".to_owned());
+    for (image, field) in [(image, "local_image.path"), (remote, "image_url")] {
+        let inputs = vec![text("look"), pb::UserInput { input: Some(image) }];
+        let request = pb::SteerTurnRequest { turn_id: turn_id.clone(), inputs };
+        let refused = sidecar.codex().steer_turn(request).await.unwrap_err();
+        let refused = support::Refused::from(refused);
+        refused.assert(Code::InvalidArgument, "INVALID_INPUT");
+        assert_eq!(refused.field_paths(), [format!("inputs[1].{field}")]);
+        // What to do about it stands there, too.
+        let remedy = if field == "image_url" { "send data:image/" } else { "/no/image" };
+        assert!(refused.fields[0].1.contains(remedy), "{refused:#?}");
+    }
 
     // The same by the policy: it joins the turn, from its first event.
     let joined = sidecar.begin(under(pb::BusyPolicy::Steer, prompt("a", "[[say both]]"))).await;

@@ -293,6 +293,20 @@ async fn the_final_response_is_the_last_message_or_a_fixed_sentence() {
     assert_eq!(told.final_response(), "two");
     let told = sidecar.say("a", "[[reason nothing to say]] [[end]]").await;
     assert_eq!(told.final_response(), "Codex task completed with inputs.");
+
+    // Who reads the items need not have it twice.
+    for (words, said) in [("[[say three]]", &["three"][..]), ("[[reason nothing]] [[end]]", &[])] {
+        let mut request = prompt("a", words);
+        request.turn_options.get_or_insert_default().omit_final_response = true;
+        let told = sidecar.run(request).await;
+        assert_eq!(told.final_response(), "");
+        assert!(told.completed().usage.is_some(), "{told:#?}");
+        let items = told.items().into_iter().filter_map(|(_, kind)| match kind {
+            Kind::AgentMessage(message) => Some(message.text.as_str()),
+            _ => None,
+        });
+        assert_eq!(items.collect::<Vec<_>>(), said);
+    }
     sidecar.stop().await;
 }
 
@@ -329,6 +343,10 @@ async fn texts_are_joined_and_images_reach_the_model() {
         _ => None,
     });
     assert_eq!(said.inputs.len(), 3, "{said:#?}");
+    // Without its data: the caller has them.
+    let shown = format!("data:image/png;base64,… ({} bytes)", DOT.len());
+    let shown = pb::user_input::Input::ImageUrl(shown);
+    assert!(said.inputs.contains(&pb::UserInput { input: Some(shown) }), "{said:#?}");
     sidecar.stop().await;
 }
 
@@ -592,8 +610,7 @@ fn one(key: &str, value: &str) -> prost_types::Struct {
 async fn no_option_of_one_turn_sticks_to_the_next() {
     let sidecar = Sidecar::start().await;
     let elsewhere = sidecar.place.path().join("elsewhere");
-    std::fs::create_dir(&elsewhere).unwrap();
-    std::fs::create_dir(elsewhere.join(".git")).unwrap();
+    support::make_repository(&elsewhere);
     let show = |request: pb::RunTurnRequest| {
         let inputs = PARTS.map(|part| text(&format!("[[show {part}]]")));
         let request = pb::RunTurnRequest { inputs: inputs.to_vec(), ..request };
@@ -673,7 +690,7 @@ async fn developer_instructions_reach_the_model() {
 async fn the_request_beats_the_tool_which_beats_the_cli() {
     let place = support::Place::new();
     let elsewhere = place.path().join("tool-directory");
-    std::fs::create_dir_all(elsewhere.join(".git")).unwrap();
+    support::make_repository(&elsewhere);
     let directory = elsewhere.clone();
     let sidecar = Sidecar::in_place(place, move |_, config| {
         let thread_options = ThreadOptions {

@@ -99,8 +99,14 @@ const WRONG: &[Wrong] = &[
     invalid("an image from a file: address", &["inputs[0].image_url"], |request, _| {
         request.inputs = vec![input(Input::ImageUrl("file:///etc/passwd".into()))];
     }),
-    invalid("an image from nowhere", &["inputs[0].image_url"], |request, _| {
-        request.inputs = vec![input(Input::ImageUrl("https://".into()))];
+    invalid("an image from the web", &["inputs[1].image_url"], |request, _| {
+        request.inputs.push(input(Input::ImageUrl("https://example.com/image.png".into())));
+    }),
+    invalid("an image in no base64", &["inputs[0].image_url"], |request, _| {
+        request.inputs = vec![input(Input::ImageUrl("data:image/svg+xml,<svg/>".into()))];
+    }),
+    invalid("a text as an image", &["inputs[0].image_url"], |request, _| {
+        request.inputs = vec![input(Input::ImageUrl("data:text/plain;base64,aGVsbG8=".into()))];
     }),
     invalid("an unknown tool", &["tool_name"], |request, _| request.tool_name = "shell".into()),
     invalid("a tool without a suffix", &["tool_name"], |request, _| {

@@ -13,6 +13,7 @@ mod json;
 mod printer;
 mod run;
 mod serve;
+mod shown;
 mod table;
 mod words;
 mod workers;

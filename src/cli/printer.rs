@@ -3,9 +3,10 @@
 //! Text streams as it comes; everything else is a line or a few. What came from a model or a
 //! command is printed without control characters, which could play tricks on a terminal.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io::{self, IsTerminal as _, Write};
 
+use super::shown::{Missed, Shown};
 use super::words::{plain, show_error, show_request, show_time, show_usage, word};
 use crate::pb;
 use crate::pb::item::Kind;
@@ -24,8 +25,8 @@ pub(super) struct Printer<W> {
     /// The item whose text is being streamed; its line may be unfinished.
     streaming: Option<String>,
     at_line_start: bool,
-    /// Items that were streamed, so that their whole text is not printed again.
-    streamed: HashSet<String>,
+    /// What was streamed of items, so that it is not printed again with their whole text.
+    streamed: HashMap<String, Shown>,
     /// Items whose first line was printed.
     announced: HashSet<String>,
     /// The plan as it was printed last, which its completion repeats.
@@ -64,7 +65,7 @@ impl<W: Write> Printer<W> {
             colours,
             streaming: None,
             at_line_start: true,
-            streamed: HashSet::new(),
+            streamed: HashMap::new(),
             announced: HashSet::new(),
             plan: String::new(),
             answered: false,
@@ -188,7 +189,12 @@ impl<W: Write> Printer<W> {
             Kind::Reasoning(pb::Reasoning { summary, content }) => {
                 if completed {
                     let parts = if summary.is_empty() { content } else { summary };
-                    self.complete_text(id, Look::Dim, &parts.join("\n"), "")?;
+                    if self.streamed.remove(id).is_some() {
+                        // Its parts were told without what is between them here.
+                        self.finish_line()?;
+                    } else {
+                        self.complete_text(id, Look::Dim, &parts.join("\n"), "")?;
+                    }
                 }
             }
             Kind::CommandExecution(command) => {
@@ -348,16 +354,35 @@ impl<W: Write> Printer<W> {
             self.finish_line()?;
             self.streaming = Some(id.to_owned());
         }
-        self.streamed.insert(id.to_owned());
+        self.streamed.entry(id.to_owned()).or_default().push(text);
         self.write(look, text, indent)
     }
 
-    /// The whole text of an item, unless it was streamed.
+    /// The whole text of an item, as far as it was not streamed.
     fn complete_text(&mut self, id: &str, look: Look, text: &str, indent: &str) -> io::Result<()> {
-        if self.streamed.contains(id) || text.is_empty() {
-            return self.finish_line();
+        let shown = self.streamed.remove(id).unwrap_or_default();
+        let mark = |what: &str| format!("{indent}({what})");
+        match shown.missed_of(text) {
+            Missed::Nothing => {}
+            Missed::Rest(rest) => {
+                if self.streaming.as_deref() != Some(id) {
+                    self.finish_line()?;
+                }
+                self.write(look, rest, indent)?;
+            }
+            Missed::Parts(parts) => {
+                for (at, part) in parts.into_iter().enumerate() {
+                    let what = if at == 0 { "not shown above" } else { "…" };
+                    self.line(Look::Yellow, &mark(what))?;
+                    self.text(look, part, indent)?;
+                }
+            }
+            Missed::Whole(whole) => {
+                self.line(Look::Yellow, &mark("all of it"))?;
+                self.text(look, whole, indent)?;
+            }
         }
-        self.text(look, text, indent)
+        self.finish_line()
     }
 
     /// A text of whole lines.
@@ -486,6 +511,44 @@ mod tests {
                         12 ms\n$ echo hello\n  all at once\n  exit code 0 after 12 ms\ncompleted; \
                         tokens: 120 in (20 cached), 15 out (3 reasoning)\n";
         assert_eq!(printed, expected);
+    }
+
+    /// What Codex 0.169.0 tells of `echo start; sleep 3; echo end`, and of other such commands.
+    #[test]
+    fn output_that_was_never_streamed_is_printed_and_none_is_printed_twice() {
+        let command = |pieces: &[&str], whole: &str| {
+            let command = |exit_code, output: &str| {
+                let command = pb::CommandExecution {
+                    command: "c".to_owned(),
+                    aggregated_output: output.to_owned(),
+                    exit_code,
+                    ..Default::default()
+                };
+                item("c", Kind::CommandExecution(command))
+            };
+            let mut events = vec![Event::ItemStarted(pb::ItemStarted { item: command(None, "") })];
+            events.extend(pieces.iter().map(|piece| {
+                let (item_id, text) = ("c".to_owned(), (*piece).to_owned());
+                Event::CommandOutputDelta(pb::CommandOutputDelta { item_id, text })
+            }));
+            let ended = pb::ItemCompleted { item: command(Some(0), whole) };
+            events.push(Event::ItemCompleted(ended));
+            print(false, events)
+        };
+        let cases = [
+            (&["end\n"][..], "start\nend\n", "  end\n  (not shown above)\n  start\n"),
+            (&["star"], "start\nend", "  start\n  end\n"),
+            (&["start\n", "end\n"], "start\nend\n", "  start\n  end\n"),
+            (&[], "start\nend\n", "  start\n  end\n"),
+            (&["b\n", "d\n"], "a\nb\nc\nd\n", {
+                "  b\n  d\n  (not shown above)\n  a\n  (…)\n  c\n"
+            }),
+            (&["x\n"], "start\n", "  x\n  (all of it)\n  start\n"),
+        ];
+        for (pieces, whole, expected) in cases {
+            let expected = format!("$ c\n{expected}  exit code 0\n");
+            assert_eq!(command(pieces, whole), expected, "{pieces:?} of {whole:?}");
+        }
     }
 
     #[test]

@@ -317,7 +317,7 @@ fn request(args: &RunArgs) -> Result<pb::RunTurnRequest, Failure> {
             output_schema,
             idle_timeout: idle_timeout.map(duration).transpose()?,
             turn_timeout: turn_timeout.map(duration).transpose()?,
-            answer_timeout: None,
+            ..Default::default()
         }),
         request_id: request_id.clone(),
         ..Default::default()
@@ -454,7 +454,7 @@ mod tests {
                 output_schema: "{}".to_owned(),
                 idle_timeout: Some(prost_types::Duration { seconds: 2, nanos: 0 }),
                 turn_timeout: Some(prost_types::Duration { seconds: 60, nanos: 500_000_000 }),
-                answer_timeout: None,
+                ..Default::default()
             }),
             request_id: "r".to_owned(),
             busy_policy: pb::BusyPolicy::Steer.into(),

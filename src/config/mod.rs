@@ -81,6 +81,9 @@ pub struct Config {
     /// sidecar's own. Found by itself where the sidecar runs as a program; to be named where it runs
     /// inside another one. No user's setting.
     pub guard: Option<PathBuf>,
+    /// Variables to set for the workers over the sidecar's own environment, or to take out of it.
+    /// For tests, which can't change their own: no setting of the file.
+    pub worker_env: Vec<(OsString, Option<OsString>)>,
 }
 
 impl Config {
@@ -133,6 +136,7 @@ impl Default for Config {
             tools: BTreeMap::new(),
             api_key: None,
             guard: None,
+            worker_env: Vec::new(),
         }
     }
 }

@@ -66,6 +66,7 @@ pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
         tools: _,
         api_key: _,
         guard: _,
+        worker_env: _,
     } = config;
     let any_name = AbsolutePath { bare_name_allowed: true };
     let any_path = AbsolutePath { bare_name_allowed: false };

@@ -401,7 +401,14 @@ impl Engine {
         turn.set_phase(Phase::Over);
         drop(ticket);
         match outcome {
-            Outcome::Ended(event) => drop(turn.log.append(event)),
+            Outcome::Ended(mut event) => {
+                if let (true, Event::TurnCompleted { final_response, .. }) =
+                    (request.turn_options.omit_final_response, &mut event)
+                {
+                    final_response.clear();
+                }
+                drop(turn.log.append(event));
+            }
             Outcome::Refused(refusal) => turn.log.refuse(refusal),
         }
     }

@@ -732,7 +732,7 @@ pub enum UserInput {
     Text(String),
     /// The absolute path of an image on the sidecar's machine.
     LocalImage(String),
-    /// An `https` or `data` URL of an image.
+    /// The `data:` address of an image; without its data in what a turn tells.
     ImageUrl(String),
 }
 

@@ -153,10 +153,25 @@ fn check_directory(field: &str, path: &Path) -> Result<(), Refusal> {
     Err(Refusal::WorkingDirectoryMissing { field: field.to_owned(), path: path.to_owned(), cause })
 }
 
-/// As `codex exec` sees it: `.git`, a directory or a worktree's file, here or in a directory above,
-/// by the path as it was given.
+/// As `codex exec` 0.169.0 sees it: a repository's root here or in a directory above, by the path as
+/// it was given.
 fn is_in_git_repository(directory: &Path) -> bool {
-    directory.ancestors().any(|ancestor| ancestor.join(".git").exists())
+    directory.ancestors().any(is_repository_root)
+}
+
+/// Whether `.git` makes this directory one: a directory that has a `HEAD`, whatever that is, or
+/// anything else, such as the file of a worktree or a submodule, whose target is not looked at.
+///
+/// An empty `.git` is none: Codex's sandbox mounts over one to keep commands from making their own,
+/// and leaves it behind, in the working directory and in the temporary one, when it is killed.
+fn is_repository_root(directory: &Path) -> bool {
+    let git = directory.join(".git");
+    match std::fs::metadata(&git) {
+        // By the link's own entry: git once made HEAD a link to a branch that may not be there yet.
+        Ok(found) if found.is_dir() => git.join("HEAD").symlink_metadata().is_ok(),
+        Ok(_) => true,
+        Err(_) => false,
+    }
 }
 
 /// Why an image can't be passed on.
@@ -245,9 +260,17 @@ mod tests {
         UserInput::LocalImage(path.to_string_lossy().into_owned())
     }
 
-    /// A directory that is no repository, and neither is any above it.
     fn bare() -> tempfile::TempDir {
         tempfile::tempdir().unwrap()
+    }
+
+    /// A directory that is in no repository. The temporary one may be in one: it may be anywhere.
+    fn outside() -> PathBuf {
+        let candidates = [std::env::temp_dir(), "/dev/shm".into(), "/proc".into(), "/".into()];
+        let outside = |directory: &PathBuf| {
+            directory.is_dir() && !directory.ancestors().any(|above| above.join(".git").exists())
+        };
+        candidates.into_iter().find(outside).expect("the root directory itself is in a repository")
     }
 
     #[tokio::test]
@@ -256,6 +279,7 @@ mod tests {
         let below = repository.path().join("a/b");
         std::fs::create_dir_all(&below).unwrap();
         std::fs::create_dir(repository.path().join(".git")).unwrap();
+        std::fs::write(repository.path().join(".git/HEAD"), "ref: refs/heads/main\n").unwrap();
         let workspace = check(&options(&below), &[], Path::new("/")).await.unwrap();
         assert_eq!(workspace.working_directory, below);
 
@@ -266,14 +290,64 @@ mod tests {
         assert_eq!(workspace.working_directory, worktree.path());
     }
 
+    /// Each form as `codex exec` 0.169.0 takes it.
+    #[test]
+    fn what_codex_exec_takes_for_a_repository_is_one_and_nothing_else_is() {
+        use std::os::unix::fs::symlink;
+
+        type Make = fn(&Path);
+        let directory = |git: &Path| std::fs::create_dir(git).unwrap();
+        let with_head: Make = |git| {
+            std::fs::create_dir(git).unwrap();
+            std::fs::write(git.join("HEAD"), "ref: refs/heads/main\n").unwrap();
+        };
+        let forms: [(&str, bool, Make); 12] = [
+            ("nothing", false, |_| {}),
+            ("an empty directory", false, directory),
+            ("a directory of other things", false, |git| {
+                std::fs::create_dir(git).unwrap();
+                std::fs::write(git.join("config"), "[core]\n").unwrap();
+            }),
+            ("a directory with HEAD", true, with_head),
+            ("a directory with HEAD as a link to a branch that is not there", true, |git| {
+                std::fs::create_dir(git).unwrap();
+                symlink("refs/heads/main", git.join("HEAD")).unwrap();
+            }),
+            ("a directory with HEAD as a directory", true, |git| {
+                std::fs::create_dir_all(git.join("HEAD")).unwrap();
+            }),
+            ("a worktree's file", true, |git| std::fs::write(git, "gitdir: elsewhere\n").unwrap()),
+            ("an empty file", true, |git| std::fs::write(git, "").unwrap()),
+            ("a link to a repository", true, |git| {
+                let other = git.with_file_name("other");
+                std::fs::create_dir(&other).unwrap();
+                std::fs::write(other.join("HEAD"), "ref: refs/heads/main\n").unwrap();
+                symlink("other", git).unwrap();
+            }),
+            ("a link to an empty directory", false, |git| {
+                std::fs::create_dir(git.with_file_name("other")).unwrap();
+                symlink("other", git).unwrap();
+            }),
+            ("a link to nothing", false, |git| symlink("other", git).unwrap()),
+            ("a repository without a working tree", false, |git| {
+                std::fs::write(git.with_file_name("HEAD"), "ref: refs/heads/main\n").unwrap();
+            }),
+        ];
+        for (form, is_one, make) in forms {
+            let place = bare();
+            make(&place.path().join(".git"));
+            assert_eq!(is_repository_root(place.path()), is_one, "{form}");
+        }
+    }
+
     #[tokio::test]
     async fn outside_a_repository_only_who_skips_the_check_works() {
-        let directory = bare();
-        let mut options = options(directory.path());
+        let directory = outside();
+        let mut options = options(&directory);
         let refusal = check(&options, &[], Path::new("/")).await.unwrap_err();
         assert!(
             matches!(&refusal, Refusal::NotAGitRepository { field, path }
-                if *field == "thread_options.working_directory" && path == directory.path()),
+                if *field == "thread_options.working_directory" && *path == directory),
             "{refusal}"
         );
         options.skip_git_repo_check = Some(true);

@@ -1,10 +1,11 @@
 #!/bin/sh
-# Runs the Python client's test against a sidecar that is up:
+# Runs the tests in Python against a sidecar that is up:
 #
-#     CODEX_SIDECAR_ADDR=127.0.0.1:50061 tests/python/run.sh
+#     CODEX_SIDECAR_ADDR=127.0.0.1:50061 CODEX_SIDECAR_SOCKET=/run/sidecar.sock tests/python/run.sh
 #
-# The sidecar must be one with the offline model, whose answers the test knows. The
-# environment is made in target/python-venv, once; the second run starts at once.
+# The sidecar must be one with the offline model, whose answers the tests know. Without
+# CODEX_SIDECAR_SOCKET, where it must listen too, the tests of Unix sockets are left out.
+# The environment is made in target/python-venv, once; the second run starts at once.
 set -eu
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P)
@@ -20,5 +21,7 @@ command -v python3 >/dev/null 2>&1 || {
 }
 
 python=$(python3 "$here/venv.py" "$repository/target/python-venv" "$here/requirements.txt")
+# Everything is on this machine: a proxy that the environment names has no part in it.
+unset http_proxy https_proxy grpc_proxy HTTP_PROXY HTTPS_PROXY GRPC_PROXY all_proxy ALL_PROXY
 # -B: no __pycache__ beside the sources.
-exec "$python" -B "$here/test_two_turns.py" "$@"
+exec "$python" -B -m unittest discover --verbose --start-directory "$here" "$@"

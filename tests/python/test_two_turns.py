@@ -1,17 +1,12 @@
 """Another language sees what Rust sees.
 
-Drives a running sidecar through grpcio, with stubs made here and now from `proto/`, so
-that what is tested is the contract as it is written and no generated copy of it. The
-sidecar must run with the offline model (`serve --offline-model`): its answers say what
-the model was sent. `run.sh` starts this.
+Drives a running sidecar through grpcio. The sidecar must run with the offline model
+(`serve --offline-model`): its answers say what the model was sent. `run.sh` starts this.
 
 CODEX_SIDECAR_ADDR  HOST:PORT of the sidecar.
 """
 
 import os
-import pathlib
-import subprocess
-import sys
 import tempfile
 import unittest
 import uuid
@@ -20,35 +15,20 @@ import grpc
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
+from stubs import generate
 
-REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
-ADDRESS = os.environ.get("CODEX_SIDECAR_ADDR", "")
+ADDRESS = os.environ["CODEX_SIDECAR_ADDR"]
 # On every call, so that a sidecar that hangs fails this test instead of hanging it. Far
 # above what a turn takes (under a second): the machine may be busy building.
 DEADLINE_SECONDS = 60
 TERMINAL = {"turn_completed", "turn_failed", "turn_interrupted"}
 
 
-def generate_stubs(out: str) -> None:
-    proto = REPOSITORY / "proto"
-    files = sorted(str(path.relative_to(proto)) for path in proto.glob("codex/**/*.proto"))
-    if not files:
-        sys.exit(f"no .proto file under {proto}")
-    subprocess.run(
-        # As a module it knows where its own google/protobuf/*.proto are.
-        [sys.executable, "-m", "grpc_tools.protoc", "-I.", f"--python_out={out}", f"--grpc_python_out={out}", *files],
-        check=True,
-        cwd=proto,
-        stdin=subprocess.DEVNULL,
-    )
-    sys.path.insert(0, out)
-
-
 def setUpModule() -> None:
     global codex_service_pb2, codex_service_pb2_grpc, options_pb2, pool_service_pb2, pool_service_pb2_grpc, turn_event_pb2
-    stubs = tempfile.TemporaryDirectory(prefix="codex-sidecar-stubs-")
-    unittest.addModuleCleanup(stubs.cleanup)
-    generate_stubs(stubs.name)
+    made = tempfile.TemporaryDirectory(prefix="codex-sidecar-stubs-")
+    unittest.addModuleCleanup(made.cleanup)
+    generate(made.name)
     from codex.sidecar.v1 import (
         codex_service_pb2,
         codex_service_pb2_grpc,
@@ -176,9 +156,3 @@ class SidecarTest(unittest.TestCase):
     def test_the_pool_tells_its_workers(self) -> None:
         workers = self.pool.ListWorkers(pool_service_pb2.ListWorkersRequest(), timeout=DEADLINE_SECONDS).workers
         self.assertGreater(len(workers), 0)
-
-
-if __name__ == "__main__":
-    if not ADDRESS:
-        sys.exit("CODEX_SIDECAR_ADDR must say where the sidecar is (HOST:PORT)")
-    unittest.main(verbosity=2)

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
-use super::{Client, PATIENCE, Place, codex_path, processes, within};
+use super::{Client, PATIENCE, Place, codex_path, environment, processes, within};
 
 /// `codex-sidecar serve --offline-model`, as a child process. Killed when it is dropped.
 #[derive(Debug)]
@@ -28,16 +28,12 @@ impl Deref for Binary {
     }
 }
 
-/// The binary, with an environment that holds nothing of the machine's Codex.
+/// The binary, with an environment that holds nothing of the machine's.
 pub fn command(place: &Place) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_codex-sidecar"));
-    let environment = std::env::vars_os().map(|(name, _)| name);
-    for name in environment.filter(|name| name.to_string_lossy().starts_with("CODEX_SIDECAR_")) {
-        command.env_remove(name);
-    }
     command
-        .env_remove("CODEX_API_KEY")
-        .env_remove("OPENAI_API_KEY")
+        .env_clear()
+        .envs(environment(&place.user_home()))
         .env("CODEX_PATH", codex_path())
         .env("CODEX_HOME", place.codex_home())
         .stdin(Stdio::null())

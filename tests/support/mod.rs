@@ -20,6 +20,7 @@ pub mod processes;
 pub mod scripted;
 pub mod turn;
 
+use std::ffi::OsString;
 use std::future::Future;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
@@ -89,6 +90,45 @@ pub fn codex_path() -> &'static Path {
     })
 }
 
+/// The environment of what tests start: nothing of the machine's but where programs and temporary
+/// files are. Keys, proxies, locales and settings of Codex, git and the sidecar stay outside.
+pub fn environment(user_home: &Path) -> Vec<(OsString, OsString)> {
+    const KEPT: [&str; 6] =
+        ["PATH", "TMPDIR", "USER", "LOGNAME", "LD_LIBRARY_PATH", "RUST_BACKTRACE"];
+    let kept = KEPT.iter().filter_map(|name| Some(((*name).into(), std::env::var_os(name)?)));
+    let own = [("HOME".into(), user_home.into()), ("LANG".into(), "C.UTF-8".into())];
+    kept.chain(own).collect()
+}
+
+/// The same as a change of this process's environment.
+fn cleaned_environment(user_home: &Path) -> Vec<(OsString, Option<OsString>)> {
+    let all = std::env::vars_os().map(|(name, _)| (name, None));
+    let set = environment(user_home).into_iter().map(|(name, value)| (name, Some(value)));
+    all.chain(set).collect()
+}
+
+/// Makes a git repository of this directory, which is made if it is not there. By hand: git would
+/// bring in templates and settings of whoever runs the tests, and may not be there.
+pub fn make_repository(directory: &Path) {
+    let git = directory.join(".git");
+    for directory in ["objects", "refs/heads"] {
+        std::fs::create_dir_all(git.join(directory)).unwrap();
+    }
+    std::fs::write(git.join("HEAD"), "ref: refs/heads/main\n").unwrap();
+    std::fs::write(git.join("config"), "[core]\n\trepositoryformatversion = 0\n").unwrap();
+}
+
+/// A directory whose path leaves room for a socket's name: the system allows some hundred bytes,
+/// and the temporary directory may be anywhere.
+pub fn short_directory() -> TempDir {
+    let candidates = [std::env::temp_dir(), "/tmp".into(), "/var/tmp".into(), "/dev/shm".into()];
+    let short = candidates.iter().filter(|directory| directory.as_os_str().len() < 60);
+    short
+        .filter_map(|directory| tempfile::tempdir_in(directory).ok())
+        .next()
+        .expect("a directory with a short path that can be written to")
+}
+
 /// The directories of one sidecar; gone with it.
 #[derive(Debug)]
 pub struct Place {
@@ -103,18 +143,22 @@ impl Place {
             .tempdir_in(env!("CARGO_TARGET_TMPDIR"))
             .expect("a directory below target/");
         let place = Place { root };
-        for directory in [place.codex_home(), place.work()] {
+        for directory in [place.codex_home(), place.work(), place.user_home()] {
             std::fs::create_dir(directory).unwrap();
         }
-        let init =
-            std::process::Command::new("git").args(["init", "-q"]).arg(place.work()).output();
-        assert!(init.expect("git").status.success(), "git init failed");
+        make_repository(&place.work());
         place
     }
 
     /// The workers' CODEX_HOME.
     pub fn codex_home(&self) -> PathBuf {
         self.path().join("codex-home")
+    }
+
+    /// The HOME of what runs here: empty, so that no shell's or git's settings of whoever runs the
+    /// tests are in it.
+    pub fn user_home(&self) -> PathBuf {
+        self.path().join("home")
     }
 
     /// A git repository, where turns work unless they say otherwise.
@@ -352,6 +396,7 @@ impl Sidecar {
             codex_home: place.codex_home(),
             workers: 1,
             guard: Some(env!("CARGO_BIN_EXE_codex-sidecar").into()),
+            worker_env: cleaned_environment(&place.user_home()),
             ..Config::default()
         };
         // The test's own model, and not `offline_model`: its requests can be counted from here.

@@ -277,7 +277,9 @@ impl From<CodexItem> for ItemKind {
                     .into_iter()
                     .filter_map(|input| match input {
                         CodexUserInput::Text { text } => Some(UserInput::Text(text)),
-                        CodexUserInput::Image { url } => url.map(UserInput::ImageUrl),
+                        CodexUserInput::Image { url } => {
+                            url.map(|url| UserInput::ImageUrl(without_data(url)))
+                        }
                         CodexUserInput::LocalImage { path } => Some(UserInput::LocalImage(path)),
                         CodexUserInput::Other => None,
                     })
@@ -287,6 +289,21 @@ impl From<CodexItem> for ItemKind {
             CodexItem::Error { message } => ItemKind::Error { message },
         }
     }
+}
+
+/// An address without the data that it holds: the caller has sent them, and they may be megabytes.
+fn without_data(url: String) -> String {
+    let Some((head, data)) = url.split_once(',').filter(|(head, _)| is_data(head)) else {
+        return url;
+    };
+    let padding = data.len() - data.trim_end_matches('=').len();
+    let bytes = (data.len() / 4 * 3).saturating_sub(padding);
+    format!("{head},… ({bytes} bytes)")
+}
+
+fn is_data(head: &str) -> bool {
+    head.split_at_checked("data:".len())
+        .is_some_and(|(scheme, _)| scheme.eq_ignore_ascii_case("data:"))
 }
 
 fn web_search_action(action: Value) -> WebSearchAction {
@@ -307,5 +324,25 @@ fn web_search_action(action: Value) -> WebSearchAction {
             WebSearchAction::FindInPage { url: text("url"), pattern: text("pattern") }
         }
         _ => WebSearchAction::Other(action.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_shown_without_its_data() {
+        let cases = [
+            ("data:image/png;base64,QUJD", "data:image/png;base64,… (3 bytes)"),
+            ("DATA:image/png;base64,QQ==", "DATA:image/png;base64,… (1 bytes)"),
+            ("data:image/png;base64,", "data:image/png;base64,… (0 bytes)"),
+            ("https://example.com/a,b.png", "https://example.com/a,b.png"),
+            ("data:nothing", "data:nothing"),
+            ("☃,☃", "☃,☃"),
+        ];
+        for (url, shown) in cases {
+            assert_eq!(without_data(url.to_owned()), shown);
+        }
     }
 }

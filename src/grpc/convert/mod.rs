@@ -8,6 +8,7 @@
 //! The way in collects the faults of the whole request before it refuses. The way out never fails.
 
 mod event;
+mod image_url;
 mod item;
 mod options;
 mod request;

@@ -99,8 +99,13 @@ pub(super) fn turn_options(
     limits: &RequestLimits,
     faults: &mut Faults,
 ) -> TurnOptions {
-    let pb::TurnOptions { output_schema, idle_timeout, turn_timeout, answer_timeout } =
-        options.unwrap_or_default();
+    let pb::TurnOptions {
+        output_schema,
+        idle_timeout,
+        turn_timeout,
+        answer_timeout,
+        omit_final_response,
+    } = options.unwrap_or_default();
 
     let output_schema = if output_schema.is_empty() {
         configured_schema(tool_name, tool, faults)
@@ -137,6 +142,7 @@ pub(super) fn turn_options(
             limits.max_answer_timeout,
             faults,
         ),
+        omit_final_response,
     }
 }
 

@@ -8,7 +8,7 @@ use super::options::{
     absolute_path, busy_policy, disconnect_policy, missing_thread_policy, thread_options,
     turn_options,
 };
-use super::{Faults, show};
+use super::{Faults, image_url, show};
 use crate::config::ToolDefaults;
 use crate::pb;
 use crate::turn::event::UserInput;
@@ -353,14 +353,8 @@ fn input_of(path: &str, input: pb::UserInput, faults: &mut Faults) -> Option<Use
         }
         Some(pb::user_input::Input::ImageUrl(url)) => {
             let url = url.trim();
-            if !is_image_url(url) {
-                faults.add(
-                    format!("{path}.image_url"),
-                    format!(
-                        "{} is no image's address; give https://… or data:image/…;base64,…",
-                        show(url)
-                    ),
-                );
+            if let Some(fault) = image_url::fault(url) {
+                faults.add(format!("{path}.image_url"), fault);
                 return None;
             }
             Some(UserInput::ImageUrl(url.to_owned()))
@@ -370,18 +364,4 @@ fn input_of(path: &str, input: pb::UserInput, faults: &mut Faults) -> Option<Use
             None
         }
     }
-}
-
-fn is_image_url(url: &str) -> bool {
-    let after = |scheme: &str| {
-        url.get(..scheme.len())
-            .filter(|start| start.eq_ignore_ascii_case(scheme))
-            .map(|_| &url[scheme.len()..])
-    };
-    let plain = !url.chars().any(|c| c.is_whitespace() || c.is_control());
-    let https = after("https://").is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'));
-    let data = after("data:image/").is_some_and(|rest| {
-        rest.split_once(',').is_some_and(|(kind, data)| !kind.is_empty() && !data.is_empty())
-    });
-    plain && (https || data)
 }

@@ -110,7 +110,12 @@ fn a_request_is_trimmed_and_layered_over_the_defaults_of_its_tool() {
     let request = pb::RunTurnRequest {
         context_id: "  conversation ".to_owned(),
         tool_name: " codex_engineer ".to_owned(),
-        inputs: vec![text("  one\n"), image(" /a.png "), image_url(" HTTPS://x/y "), text("two")],
+        inputs: vec![
+            text("  one\n"),
+            image(" /a.png "),
+            image_url(" DATA:image/png;base64,QUJD "),
+            text("two"),
+        ],
         thread_id: format!(" {} ", THREAD.to_uppercase()),
         thread_options: Some(pb::ThreadOptions {
             sandbox_mode: pb::SandboxMode::ReadOnly.into(),
@@ -149,7 +154,7 @@ fn a_request_is_trimmed_and_layered_over_the_defaults_of_its_tool() {
         [
             UserInput::Text("one".to_owned()),
             UserInput::LocalImage("/a.png".to_owned()),
-            UserInput::ImageUrl("HTTPS://x/y".to_owned()),
+            UserInput::ImageUrl("DATA:image/png;base64,QUJD".to_owned()),
             UserInput::Text("two".to_owned()),
         ]
     );
@@ -285,6 +290,7 @@ fn every_fault_of_a_request_is_named_at_once() {
             idle_timeout: seconds(0),
             turn_timeout: seconds(3601),
             answer_timeout: Some(prost_types::Duration { seconds: 1, nanos: -1 }),
+            omit_final_response: false,
         }),
         request_id: "x".repeat(37),
         busy_policy: 7,
