@@ -55,8 +55,9 @@ impl Engine {
         opened: Opened,
         clocks: &mut Clocks,
     ) -> Result<Outcome, NeverBegan> {
-        let Opened { thread_id, origin, mut loaded, warnings, mut route, lease, mut thread } =
-            opened;
+        let Opened {
+            thread_id, origin, mut loaded, warnings, mut route, lease, mut thread, ..
+        } = opened;
         let worker = lease.worker();
         let schema = request.turn_options.output_schema.as_ref();
         let handed_over = Instant::now();
@@ -162,6 +163,13 @@ impl Engine {
             }
         };
         turn.log.append(Event::TurnStarted { codex_turn_id: codex_turn_id.clone() });
+        for status in route.take_mcp_servers() {
+            let warning = status.warning();
+            turn.log.append(Event::McpServerStatus(status));
+            if let Some(warning) = warning {
+                turn.log.append(warning);
+            }
+        }
         turn.set_phase(Phase::Live(Live {
             worker: Arc::clone(worker),
             thread_id: thread_id.clone(),
@@ -367,6 +375,13 @@ impl Run<'_> {
             self.last_progress = Instant::now();
         }
         match decoded {
+            Decoded::Event(Event::McpServerStatus(status)) => {
+                let warning = status.warning();
+                self.log.append(Event::McpServerStatus(status));
+                if let Some(warning) = warning {
+                    self.log.append(warning);
+                }
+            }
             Decoded::Event(event) => self.file(event),
             Decoded::Plan { items, explanation } => self.update_plan(items, explanation),
             Decoded::TokenUsage { total, last, model_context_window } => {
@@ -529,6 +544,7 @@ fn refused_by_codex(error: &ThreadError) -> Event {
         ThreadError::NotFound(_)
         | ThreadError::Archived(_)
         | ThreadError::HeldElsewhere(_)
+        | ThreadError::BadConfig(_)
         | ThreadError::Refused(_)
         | ThreadError::Lost { .. } => (FailureReason::BadRequest, false),
     };
