@@ -169,7 +169,7 @@ fn decode(Notification { method, params }: &Notification) -> Option<Decoded> {
                 },
             }
         }
-        mcp::STARTUP_STATUS => Event::McpServerStatus(mcp::startup_status(params)?),
+        mcp::STARTUP_STATUS => Event::McpServerStatus(mcp::startup_status(params)?.status),
         "error" => {
             #[derive(Deserialize)]
             #[serde(rename_all = "camelCase")]

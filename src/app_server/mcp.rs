@@ -30,15 +30,26 @@ pub const DEFAULT_STARTUP_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest error of a server that is kept, in bytes.
 const MAX_ERROR_BYTES: usize = 4096;
 
+/// What [`STARTUP_STATUS`] says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StartupStatus {
+    /// For the turn.
+    pub status: McpServerStatus,
+    /// Whether somebody must log in before the server can start: it is no use to try again at once.
+    pub needs_login: bool,
+}
+
 /// Reads the parameters of [`STARTUP_STATUS`].
-pub fn startup_status(params: &str) -> Option<McpServerStatus> {
+pub fn startup_status(params: &str) -> Option<StartupStatus> {
     #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
     struct Params {
         name: String,
         status: String,
         error: Option<String>,
+        failure_reason: Option<String>,
     }
-    let Params { name, status, error } = serde_json::from_str(params).ok()?;
+    let Params { name, status, error, failure_reason } = serde_json::from_str(params).ok()?;
     let state = match status.as_str() {
         "starting" => McpServerState::Starting,
         "ready" => McpServerState::Ready,
@@ -47,7 +58,8 @@ pub fn startup_status(params: &str) -> Option<McpServerStatus> {
         _ => return None,
     };
     let error = error.map(|error| shown(&error)).unwrap_or_default();
-    Some(McpServerStatus { server: name, state, error })
+    let needs_login = failure_reason.as_deref() == Some("reauthenticationRequired");
+    Some(StartupStatus { status: McpServerStatus { server: name, state, error }, needs_login })
 }
 
 /// A server's error as it may be shown: bounded, and without what a URL has of credentials.
@@ -260,10 +272,11 @@ mod tests {
             state: McpServerState::Failed,
             error: "no".to_owned(),
         };
-        assert_eq!(startup_status(&failed.to_string()), Some(expected));
+        let read = startup_status(&failed.to_string()).unwrap();
+        assert_eq!(read, StartupStatus { status: expected, needs_login: false });
         assert_eq!(startup_status(r#"{"name":"a","status":"dreaming","error":null}"#), None);
         let long = json!({"name": "a", "status": "failed", "error": "é".repeat(MAX_ERROR_BYTES)});
-        assert!(startup_status(&long.to_string()).unwrap().error.len() <= MAX_ERROR_BYTES);
+        assert!(startup_status(&long.to_string()).unwrap().status.error.len() <= MAX_ERROR_BYTES);
     }
 
     #[test]

@@ -23,8 +23,8 @@ use crate::turn::event::{McpServerState, McpServerStatus};
 use crate::turn::request::ThreadId;
 use crate::worker::{Worker, WorkerId};
 
-/// A server that took longer than this to fail is not tried again before every turn: each would pay
-/// for it.
+/// A server that took longer than this to fail, or that needs a login, is not tried again before
+/// every turn: each would pay for it.
 const SLOW_FAILURE: Duration = Duration::from_secs(2);
 
 /// After what time such a server is tried again.
@@ -144,38 +144,49 @@ impl McpServers {
                 return;
             }
         }
-        let Some(status) = mcp::startup_status(notification.params.get()) else {
+        let Some(heard) = mcp::startup_status(notification.params.get()) else {
             pass_on(notification);
             return;
         };
         let mut threads = self.threads();
-        let servers = threads.entry(thread_id.to_owned()).or_default();
-        if !self.note(thread_id, servers, status.clone()) {
+        if !threads.contains_key(thread_id) {
+            if matches!(heard.status.state, McpServerState::Ready | McpServerState::Cancelled) {
+                // The last words of a thread that was let go while its servers started.
+                return;
+            }
+            threads.insert(thread_id.to_owned(), Thread::new());
+        }
+        let Some(servers) = threads.get_mut(thread_id) else { return };
+        let name = heard.status.server.clone();
+        if !self.note(thread_id, servers, heard.status) {
             // Codex repeats itself when it looks at its servers anew.
             return;
         }
         let is_told = pass_on(notification);
-        if let Some(server) = servers.get_mut(&status.server) {
+        if let Some(server) = servers.get_mut(&name) {
             server.is_told = is_told;
+            if heard.needs_login {
+                server.failed_after = SLOW_FAILURE;
+            }
         }
     }
 
     /// Files a status; returns whether it is news.
     fn note(&self, thread_id: &str, servers: &mut Thread, status: McpServerStatus) -> bool {
-        let is_failure = status.state == McpServerState::Failed;
-        let (server, error) = (status.server.clone(), status.error.clone());
-        match servers.get_mut(&server) {
-            Some(known) if known.status == status => return false,
-            Some(known) => known.become_status(status),
-            None => drop(servers.insert(server.clone(), Server::new(status))),
+        if servers.get(&status.server).is_some_and(|known| known.status == status) {
+            return false;
         }
-        if is_failure {
-            let mut error = error;
-            for secret in self.secrets.iter().filter(|secret| !secret.is_empty()) {
-                error = error.replace(secret.as_str(), "[redacted]");
-            }
+        if status.state == McpServerState::Failed {
+            let McpServerStatus { server, state: _, error } = &status;
+            let without = |error: String, secret: &String| error.replace(secret, "[redacted]");
+            let secrets = self.secrets.iter().filter(|secret| !secret.is_empty());
+            let error = secrets.fold(error.clone(), without);
             let worker = &self.worker;
             tracing::warn!(%worker, thread_id, server, error, "an MCP server is not there");
+        }
+        match servers.get_mut(&status.server) {
+            Some(known) => known.become_status(status),
+            None => drop(servers.insert(status.server.clone(), Server::new(status))),
         }
         true
     }
@@ -450,5 +461,113 @@ impl Loading {
             threads.insert(thread_id.to_owned(), left);
         }
         left > 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::value::RawValue;
+
+    use super::*;
+
+    fn servers() -> McpServers {
+        McpServers::new(WorkerId { slot: 0, generation: 1 }, vec!["sk-canary".to_owned()])
+    }
+
+    fn notification(server: &str, status: &str, error: Option<&str>) -> Notification {
+        let params = json!({"threadId": "t", "name": server, "status": status, "error": error});
+        let params = RawValue::from_string(params.to_string()).unwrap();
+        Notification { method: mcp::STARTUP_STATUS.to_owned(), params }
+    }
+
+    /// Hears a status; returns whether it was passed on, to a turn that listens or not.
+    fn hear(servers: &McpServers, server: &str, status: &str, listens: bool) -> bool {
+        let mut is_passed_on = false;
+        let error = (status == "failed").then_some("no");
+        servers.hear("t", notification(server, status, error), |_| {
+            is_passed_on = true;
+            listens
+        });
+        is_passed_on
+    }
+
+    /// What a turn that begins is told.
+    fn begin(servers: &McpServers) -> Vec<(String, McpServerState)> {
+        let ((), told) = servers.hand_over("t", || Some(())).unwrap();
+        told.into_iter().map(|status| (status.server, status.state)).collect()
+    }
+
+    fn told(server: &str, state: McpServerState) -> (String, McpServerState) {
+        (server.to_owned(), state)
+    }
+
+    #[tokio::test]
+    async fn each_status_reaches_one_turn_and_a_failure_every_turn() {
+        let servers = servers();
+        hear(&servers, "a", "starting", false);
+        hear(&servers, "b", "starting", false);
+        hear(&servers, "a", "ready", false);
+        let first = [told("a", McpServerState::Ready), told("b", McpServerState::Starting)];
+        assert_eq!(begin(&servers), first);
+        assert!(hear(&servers, "b", "failed", true));
+        assert!(!hear(&servers, "b", "failed", true), "no news");
+        assert!(!hear(&servers, "a", "ready", true), "no news");
+        let missing = [told("b", McpServerState::Failed)];
+        assert_eq!(begin(&servers), missing);
+        assert_eq!(begin(&servers), missing);
+        hear(&servers, "b", "starting", false);
+        hear(&servers, "b", "ready", false);
+        assert_eq!(begin(&servers), [told("b", McpServerState::Ready)]);
+        assert_eq!(begin(&servers), []);
+        assert_eq!(servers.hand_over("t", || None::<()>), None, "the worker has ended");
+    }
+
+    #[tokio::test]
+    async fn a_thread_that_was_let_go_is_forgotten_and_its_last_words_are_too() {
+        let servers = servers();
+        hear(&servers, "a", "starting", false);
+        servers.forget("t");
+        assert!(!hear(&servers, "a", "cancelled", false));
+        assert!(!hear(&servers, "a", "ready", false));
+        assert!(servers.threads().is_empty());
+        hear(&servers, "a", "starting", false);
+        let params = RawValue::from_string(r#"{"threadId":"t"}"#.to_owned()).unwrap();
+        let closed = Notification { method: mcp::THREAD_CLOSED.to_owned(), params };
+        servers.hear("t", closed, |_| false);
+        assert!(servers.threads().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_is_tried_again_at_once_unless_that_would_cost_every_turn() {
+        let servers = servers();
+        let suspects = || servers.suspects("t");
+        let failed = |name: &str| vec![(name.to_owned(), Suspicion::Failed)];
+        hear(&servers, "a", "starting", false);
+        assert_eq!(suspects(), [], "nothing is known yet");
+        hear(&servers, "a", "failed", false);
+        assert_eq!(suspects(), failed("a"));
+        hear(&servers, "a", "starting", false);
+        tokio::time::advance(SLOW_FAILURE).await;
+        hear(&servers, "a", "failed", false);
+        assert_eq!(suspects(), []);
+        tokio::time::advance(SLOW_FAILURE_PAUSE).await;
+        assert_eq!(suspects(), failed("a"));
+        hear(&servers, "a", "starting", false);
+        hear(&servers, "a", "ready", false);
+        assert_eq!(suspects(), [("a".to_owned(), Suspicion::MayHaveEnded)]);
+        servers.note_remote("t", "a");
+        assert_eq!(suspects(), [], "it has no process");
+    }
+
+    #[test]
+    fn a_late_answer_spares_a_thread_that_is_being_loaded_once_more() {
+        let loading = Loading::default();
+        loading.begin(Some("t"));
+        loading.begin(Some("t"));
+        assert!(loading.end(Some("t")));
+        assert!(!loading.end(Some("t")));
+        loading.begin(None);
+        assert!(!loading.end(None));
+        assert!(loading.threads().is_empty());
     }
 }
