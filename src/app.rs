@@ -4,6 +4,7 @@
 //! probes, let turns end, close connections, end the workers. Every step of the end has a bound of
 //! its own, because an open stream would otherwise hold it up for ever.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -458,10 +459,14 @@ fn worker_spec(config: &Config, offline_model: Option<&OfflineModel>) -> WorkerS
         Ok((name, value)) => env.push((name, Some(value))),
         Err(error) => tracing::debug!(%error, "workers are not marked"),
     }
+    if offline_model.is_some() {
+        env.extend(without_proxies_on_loopback(|name| std::env::var_os(name)));
+    }
     let configured = config.codex_path.clone();
     let codex_home = config.codex_home.clone();
     WorkerSpec {
         guard: config.guard.clone().or_else(own_binary),
+        config_file: codex_home.join("config.toml"),
         check_home: Arc::new(move || check_home(&codex_home)),
         locate: Arc::new(move || {
             codex_cli::find(configured.as_deref(), std::env::var_os("PATH").as_deref())
@@ -489,9 +494,30 @@ fn worker_spec(config: &Config, offline_model: Option<&OfflineModel>) -> WorkerS
                 ..PeerLimits::default()
             },
             start_timeout: config.timeouts.worker_start,
-            ..WorkerLimits::default()
+            request_timeout: config.timeouts.worker_request,
         },
     }
+}
+
+/// The variables that keep a proxy of the environment out of what goes to this machine itself: no
+/// proxy reaches the offline model, and Codex would wait for one without end. Both spellings, each
+/// with what it says already: programs differ in which of them wins.
+fn without_proxies_on_loopback(
+    env: impl Fn(&str) -> Option<OsString>,
+) -> impl Iterator<Item = (OsString, Option<OsString>)> {
+    const LOOPBACK: &str = "127.0.0.1,localhost,::1";
+    let said = |name: &str| env(name).filter(|value| !value.is_empty());
+    let (upper, lower) = (said("NO_PROXY"), said("no_proxy"));
+    let with_loopback = |value: Option<OsString>| match value {
+        Some(mut value) => {
+            value.push(",");
+            value.push(LOOPBACK);
+            value
+        }
+        None => LOOPBACK.into(),
+    };
+    let both = [("NO_PROXY", upper.clone().or(lower.clone())), ("no_proxy", lower.or(upper))];
+    both.map(|(name, value)| (name.into(), Some(with_loopback(value)))).into_iter()
 }
 
 /// Whether Codex can write into its home: it is made if it is missing, which Codex would refuse, and a

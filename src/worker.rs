@@ -7,6 +7,7 @@
 //! a higher generation, so that a late message of a dead one has nowhere to go.
 
 mod complaints;
+pub mod mcp;
 pub mod thread;
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -25,10 +26,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app_server::message::{Inbound, Notification, ServerRequest};
 use crate::app_server::peer::{Peer, PeerLimits, RequestError};
-use crate::app_server::{decode, method};
+use crate::app_server::{decode, method, refusal_text};
 use crate::process::{self, Pipes, Process, ProcessSpec};
+use crate::turn::event::McpServerStatus;
 use crate::turn::request::ThreadId;
 use crate::worker::complaints::Complaint;
+use crate::worker::mcp::McpServers;
 
 /// Says of a version what is wrong with it.
 pub type CheckVersion = dyn Fn(&str) -> Result<(), String> + Send + Sync;
@@ -42,6 +45,8 @@ pub struct WorkerSpec {
     /// Looks whether CODEX_HOME can be written, before a start and now and then; may block. The error
     /// says what is wrong with it, and what to do.
     pub check_home: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
+    /// The user's `config.toml`, in CODEX_HOME.
+    pub config_file: PathBuf,
     /// Looks at the version that the handshake told; the error says what is wrong with it.
     pub check_version: Arc<CheckVersion>,
     /// The binary that guards it, so that nothing of what it starts outlives it; see
@@ -204,7 +209,9 @@ pub struct Worker {
     started_turns: AtomicU64,
     completed_turns: AtomicU64,
     // By id, so that no path that loads or releases twice makes the count drift.
-    loaded_threads: Mutex<HashSet<ThreadId>>,
+    loaded_threads: Arc<Mutex<HashSet<ThreadId>>>,
+    loading: Arc<mcp::Loading>,
+    config_fault_at_start: Option<String>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -215,15 +222,16 @@ struct Kill {
 
 type Table = HashMap<String, mpsc::UnboundedSender<ThreadMessage>>;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Routes {
     // `None` once the worker has ended: no route can be made any more.
     table: Mutex<Option<Table>>,
+    mcp: McpServers,
 }
 
 impl Routes {
-    fn open() -> Routes {
-        Routes { table: Mutex::new(Some(Table::new())) }
+    fn open(mcp: McpServers) -> Routes {
+        Routes { table: Mutex::new(Some(Table::new())), mcp }
     }
 
     fn table(&self) -> MutexGuard<'_, Option<Table>> {
@@ -245,9 +253,16 @@ pub struct Route {
     thread_id: String,
     routes: Arc<Routes>,
     messages: mpsc::UnboundedReceiver<ThreadMessage>,
+    mcp_servers: Vec<McpServerStatus>,
 }
 
 impl Route {
+    /// What was said of the thread's MCP servers before there was this route, as far as it is new or
+    /// bad; once.
+    pub fn take_mcp_servers(&mut self) -> Vec<McpServerStatus> {
+        std::mem::take(&mut self.mcp_servers)
+    }
+
     /// The next message; `None` once the worker has ended.
     pub async fn recv(&mut self) -> Option<ThreadMessage> {
         self.messages.recv().await
@@ -291,7 +306,8 @@ impl Worker {
         let stderr_tail = Arc::new(StderrTail::new(spec.secrets.clone()));
         let drained = tokio::spawn(drain_stderr(id.clone(), stderr, Arc::clone(&stderr_tail)));
 
-        let routes = Arc::new(Routes::open());
+        let mcp = McpServers::new(id.clone(), spec.secrets.clone());
+        let routes = Arc::new(Routes::open(mcp));
         let unanswered = Arc::new(OnceLock::<Peer>::new());
         let peer = Peer::start(stdout, stdin, spec.limits.peer.clone(), {
             let (routes, unanswered) = (Arc::clone(&routes), Arc::clone(&unanswered));
@@ -336,7 +352,9 @@ impl Worker {
             running_turns: watch::Sender::new(0),
             started_turns: AtomicU64::new(0),
             completed_turns: AtomicU64::new(0),
-            loaded_threads: Mutex::default(),
+            loaded_threads: Arc::default(),
+            loading: Arc::default(),
+            config_fault_at_start: None,
         };
         match handshake.await {
             Ok(initialized) => worker.user_agent = initialized.user_agent,
@@ -357,16 +375,18 @@ impl Worker {
             worker.exited().await;
             return Err(SpawnError::Version { program, cause });
         }
-        let defaults = worker.read_defaults().await;
+        let (defaults, config_fault) = worker.read_defaults().await;
         let _ = worker.defaults.set(defaults);
+        worker.config_fault_at_start = config_fault;
         Ok(Arc::new(worker))
     }
 
-    async fn read_defaults(&self) -> CliDefaults {
+    async fn read_defaults(&self) -> (CliDefaults, Option<String>) {
         /// The worker is up; what it may be slow with (its provider's list of models) must not keep
         /// it from the first turn for long.
         const WITHIN: Duration = Duration::from_secs(5);
         let params = json!({ "includeLayers": false });
+        let mut config_fault = None;
         let (read, tells_settings) = tokio::join!(
             self.request_within::<method::ConfigRead>(method::CONFIG_READ, &params, WITHIN),
             self.tells_settings(WITHIN),
@@ -374,6 +394,7 @@ impl Worker {
         let config = match read {
             Ok(read) => read.config,
             Err(error) => {
+                config_fault = fault_of(&error);
                 // An old CLI without it: `thread/start` still tells the defaults of new threads.
                 tracing::debug!(worker = %self.id, %error, "the CLI's configuration can't be read");
                 method::CliConfig::default()
@@ -388,7 +409,7 @@ impl Worker {
                 .and_then(|list| list.data.into_iter().find(|model| model.is_default))
                 .map(|model| model.model),
         };
-        CliDefaults { config, default_model, tells_settings }
+        (CliDefaults { config, default_model, tells_settings }, config_fault)
     }
 
     /// Asks for a change of settings of no thread at all: the CLIs that know this request are those
@@ -401,6 +422,26 @@ impl Worker {
             Ok(_) => true,
             Err(RequestError::Server { message, .. }) => !message.contains("unknown variant"),
             Err(_) => false,
+        }
+    }
+
+    /// What was wrong with the user's `config.toml` when it started: it runs without any of it then,
+    /// also when the file is mended later.
+    pub fn config_fault_at_start(&self) -> Option<&str> {
+        self.config_fault_at_start.as_deref()
+    }
+
+    /// What is wrong with the user's `config.toml` now; `None` where Codex can read it. A project's own
+    /// is not looked at. Takes Codex 1 ms.
+    ///
+    /// # Errors
+    /// See [`RequestError`]; nothing is known then.
+    pub async fn config_fault(&self, timeout: Duration) -> Result<Option<String>, RequestError> {
+        let params = json!({ "includeLayers": false });
+        let read = self.request_within::<method::Ignored>(method::CONFIG_READ, &params, timeout);
+        match read.await {
+            Ok(_) => Ok(None),
+            Err(error) => fault_of(&error).map(Some).ok_or(error),
         }
     }
 
@@ -475,8 +516,12 @@ impl Worker {
     /// same thread takes the place of the first.
     pub fn route(&self, thread_id: &str) -> Option<Route> {
         let (sender, messages) = mpsc::unbounded_channel();
-        self.routes.table().as_mut()?.insert(thread_id.to_owned(), sender);
-        Some(Route { thread_id: thread_id.to_owned(), routes: Arc::clone(&self.routes), messages })
+        let ((), mcp_servers) = self.routes.mcp.hand_over(thread_id, || {
+            self.routes.table().as_mut()?.insert(thread_id.to_owned(), sender);
+            Some(())
+        })?;
+        let (thread_id, routes) = (thread_id.to_owned(), Arc::clone(&self.routes));
+        Some(Route { thread_id, routes, messages, mcp_servers })
     }
 
     /// Waits for its end.
@@ -559,6 +604,7 @@ impl Worker {
     /// Notes that a thread was released from it.
     pub fn note_thread_released(&self, thread_id: &ThreadId) {
         self.loaded().remove(thread_id);
+        self.routes.mcp.forget(thread_id.as_str());
     }
 
     fn loaded(&self) -> MutexGuard<'_, HashSet<ThreadId>> {
@@ -582,6 +628,16 @@ impl Drop for Worker {
     }
 }
 
+/// What is wrong with the configuration, if that is why it could not be read.
+fn fault_of(error: &RequestError) -> Option<String> {
+    match error {
+        RequestError::Server { code, message, .. } => refusal_text::config_fault(*code, message),
+        RequestError::Transport { .. }
+        | RequestError::Timeout { .. }
+        | RequestError::Decode { .. } => None,
+    }
+}
+
 fn lost_runner() -> Arc<WorkerExit> {
     Arc::new(WorkerExit { cause: "its supervision ended".to_owned(), stderr_tail: Vec::new() })
 }
@@ -590,14 +646,20 @@ fn route(routes: &Routes, peer: Option<&Peer>, inbound: Inbound) {
     match inbound {
         Inbound::Notification(notification) => {
             let scope = decode::scope(&notification.params);
-            let Some(sender) = scope.thread_id.as_deref().and_then(|id| routes.get(id)) else {
-                tracing::trace!(
-                    method = notification.method,
-                    "a notification that no turn is waiting for"
-                );
-                return;
+            let pass_on = |notification: Notification| {
+                let Some(sender) = scope.thread_id.as_deref().and_then(|id| routes.get(id)) else {
+                    tracing::trace!(
+                        method = notification.method,
+                        "a notification that no turn is waiting for"
+                    );
+                    return false;
+                };
+                sender.send(ThreadMessage::Notification(notification)).is_ok()
             };
-            let _ = sender.send(ThreadMessage::Notification(notification));
+            match scope.thread_id.as_deref() {
+                Some(thread_id) => routes.mcp.hear(thread_id, notification, pass_on),
+                None => drop(pass_on(notification)),
+            }
         }
         Inbound::Request(request) => {
             let scope = decode::scope(&request.params);

@@ -271,3 +271,63 @@ fn the_demo_shows_that_a_thread_continues() {
         assert!(shown.contains(words), "{words:?} is not in:\n{shown}");
     }
 }
+
+/// A proxy that takes connections and never answers.
+fn black_hole() -> (std::net::TcpListener, String) {
+    // The system completes the handshake of whoever comes, for as long as this is there.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    (listener, address)
+}
+
+/// The variables that name a proxy, in both spellings.
+const PROXIES: [&str; 6] =
+    ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
+
+#[test]
+fn the_demo_needs_no_way_around_a_proxy() {
+    let (_listener, proxy) = black_hole();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_codex-sidecar"));
+    command.arg("demo").env("CODEX_PATH", support::codex_path());
+    command.env_remove("CODEX_API_KEY").env_remove("OPENAI_API_KEY");
+    command.env_remove("NO_PROXY").env_remove("no_proxy");
+    for name in PROXIES {
+        command.env(name, &proxy);
+    }
+    let assert = command.timeout(Duration::from_secs(60)).assert().success();
+    let shown = String::from_utf8(assert.get_output().stdout.clone()).unwrap();
+    assert!(shown.contains("user messages so far: 2"), "{shown}");
+}
+
+#[tokio::test]
+async fn the_offline_model_is_reached_past_a_proxy_and_what_no_proxy_said_stays() {
+    for said in [None, Some(("no_proxy", "example.org"))] {
+        let (_listener, proxy) = black_hole();
+        let sidecar = Binary::with(|command| {
+            command.env_remove("NO_PROXY").env_remove("no_proxy");
+            command.envs(PROXIES.map(|name| (name, &proxy))).envs(said);
+        })
+        .await;
+        sidecar.say("a", "hello").await.completed();
+        let worker = sidecar.workers().await[0].pid;
+        let environment = std::fs::read(format!("/proc/{worker}/environ")).unwrap();
+        let environment = String::from_utf8_lossy(&environment).into_owned();
+        let variables: Vec<&str> = environment.split('\0').collect();
+        for name in ["NO_PROXY", "no_proxy"] {
+            let before = said.map(|(_, value)| format!("{value},")).unwrap_or_default();
+            let expected = format!("{name}={before}127.0.0.1,localhost,::1");
+            assert!(variables.contains(&expected.as_str()), "{expected}: {variables:#?}");
+        }
+        sidecar.stop().await;
+    }
+}
+
+#[test]
+fn a_demo_that_gets_no_answer_in_time_fails_and_says_so() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_codex-sidecar"));
+    command.args(["demo", "--turn-timeout", "1ms"]).env("CODEX_PATH", support::codex_path());
+    command.env_remove("CODEX_API_KEY").env_remove("OPENAI_API_KEY");
+    let assert = command.timeout(Duration::from_secs(60)).assert().code(1);
+    let told = String::from_utf8(assert.get_output().stderr.clone()).unwrap();
+    assert!(told.contains("turn 1 failed: TURN_TIMEOUT") && told.contains("1ms"), "{told}");
+}

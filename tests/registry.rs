@@ -339,3 +339,77 @@ async fn a_full_queue_refuses_and_says_when_to_come_back() {
     sidecar.say("c", "x").await.completed();
     sidecar.stop().await;
 }
+
+/// What becomes of a rollout's bytes.
+type Damage = fn(&[u8]) -> Vec<u8>;
+
+/// Rollouts that Codex can't read, and one that is another thread's.
+const UNREADABLE: [(&str, Damage); 7] = [
+    ("empty", |_| Vec::new()),
+    ("blank", |_| b"\n\n".to_vec()),
+    ("first line cut", |whole| whole[..100].to_vec()),
+    ("text", |_| b"hello\nworld\n".to_vec()),
+    ("not text", |whole| [b"\xff\xfe", whole].concat()),
+    ("no beginning", |whole| {
+        let first = whole.iter().position(|byte| *byte == b'\n').unwrap();
+        whole[first + 1..].to_vec()
+    }),
+    ("of another thread", |whole| {
+        let text = String::from_utf8(whole.to_vec()).unwrap();
+        let first: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+        let id = first["payload"]["id"].as_str().unwrap();
+        text.replace(id, "01a210b2-38b6-76f1-a65b-dfcd677863f3").into_bytes()
+    }),
+];
+
+/// Rollouts that have lost their end, which Codex can read.
+const CUT: [(&str, Damage); 2] = [
+    ("cut in the middle", |whole| whole[..whole.len() / 2].to_vec()),
+    ("cut in the last line", |whole| whole[..whole.len() - 5].to_vec()),
+];
+
+#[tokio::test]
+async fn a_rollout_that_codex_cannot_read_is_a_thread_that_is_gone() {
+    let sidecar = Sidecar::start().await;
+    let mut threads = Vec::new();
+    for (what, _) in UNREADABLE.iter().chain(&CUT) {
+        sidecar.say(what, "hello").await.completed();
+        threads.push(sidecar.say(what, "again").await.thread_id().to_owned());
+    }
+    let place = sidecar.stop().await;
+    let rollouts = place.rollouts();
+    for ((_, damage), thread) in UNREADABLE.iter().chain(&CUT).zip(&threads) {
+        let is_its = |path: &&std::path::PathBuf| path.to_str().unwrap().contains(thread.as_str());
+        let rollout = rollouts.iter().find(is_its).expect("a rollout");
+        std::fs::write(rollout, damage(&std::fs::read(rollout).unwrap())).unwrap();
+    }
+
+    let sidecar = Sidecar::in_place(place, |_, _| {}).await;
+    for ((what, _), thread) in UNREADABLE.iter().zip(&threads) {
+        bind(&sidecar, what, thread).await;
+        for _ in 0..2 {
+            let refused = sidecar.refused(prompt(what, "still there?")).await;
+            refused.assert(Code::NotFound, "THREAD_NOT_FOUND");
+            assert!(refused.message.contains(thread.as_str()), "{what}: {refused:#?}");
+            assert_eq!(sidecar.context(what).await.unwrap().thread_id, *thread, "{what}");
+        }
+        let mut replace = prompt(what, "still there?");
+        replace.set_missing_thread_policy(pb::MissingThreadPolicy::StartNew);
+        let told = sidecar.run(replace).await;
+        assert_eq!(told.origin(), pb::ThreadOrigin::New, "{what}");
+        assert_eq!(told.final_response(), "You said: still there? (user messages so far: 1)");
+        let warnings = told.warnings();
+        let is_replacement = |warning: &&&pb::Warning| warning.code == "THREAD_REPLACED";
+        let replaced = warnings.iter().find(is_replacement).expect(what);
+        assert!(replaced.message.contains(thread.as_str()), "{what}: {replaced:#?}");
+        let next = sidecar.say(what, "and now?").await;
+        assert_eq!(next.thread_id(), told.thread_id(), "{what}");
+    }
+    for ((what, _), thread) in CUT.iter().zip(&threads[UNREADABLE.len()..]) {
+        bind(&sidecar, what, thread).await;
+        let told = sidecar.say(what, "still there?").await;
+        assert_eq!((told.thread_id(), told.origin()), (thread.as_str(), pb::ThreadOrigin::Resumed));
+        told.completed();
+    }
+    sidecar.stop().await;
+}

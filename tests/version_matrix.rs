@@ -14,6 +14,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use codex_sidecar::app_server::mcp;
 use codex_sidecar::app_server::method::{self, Baseline, BaselineAccess, Lingering, LoadOptions};
 use codex_sidecar::options::{ApprovalPolicy, DynamicTool, SandboxMode, ThreadOptions};
 use codex_sidecar::pb;
@@ -155,6 +156,7 @@ const NOTIFICATIONS: &[&str] = &[
     "thread/settings/updated",
     "error",
     "warning",
+    "mcpServer/startupStatus/updated",
 ];
 
 /// What Codex asks, and is answered with more than an error.
@@ -226,6 +228,8 @@ const ANSWERS: &[(&str, &[&str])] = &[
     ("ItemStartedNotification", &["threadId", "turnId", "item"]),
     ("ErrorNotification", &["threadId", "turnId", "error", "willRetry"]),
     ("ThreadTokenUsageUpdatedNotification", &["tokenUsage.total", "tokenUsage.last"]),
+    ("McpServerStatusUpdatedNotification", &["threadId", "name", "status", "error"]),
+    ("ListMcpServerStatusResponse", &["data.name", "data.runtimeStatus"]),
 ];
 
 /// The parameters that the sidecar sends, with every option set.
@@ -298,6 +302,7 @@ fn sent() -> Vec<(&'static str, Map<String, Value>)> {
         (method::CONFIG_READ, json!({"includeLayers": false, "cwd": "/w"})),
         (method::TERMINALS_LIST, json!({"threadId": "t"})),
         (method::TERMINALS_TERMINATE, json!({"threadId": "t", "processId": "p"})),
+        (mcp::STATUS_LIST, mcp::status_list_params("t", "s")),
         (method::INITIALIZE, method::initialize_params()),
     ];
     all.into_iter()
@@ -368,11 +373,22 @@ async fn every_schema_has_what_the_sidecar_uses() {
         "server request mcpServer/elicitation/request",
     ]
     .map(str::to_owned);
+    // MCP servers that end stay away with the CLIs that can't be asked for those of a thread.
+    let one_server = ["mcpServerStatus/list: parameter serverName".to_owned()];
+    let servers = [
+        "mcpServerStatus/list: parameter threadId",
+        "ListMcpServerStatusResponse: field data.runtimeStatus",
+    ]
+    .map(str::to_owned);
+    let server_threads = ["McpServerStatusUpdatedNotification: field threadId".to_owned()];
+    let server_news =
+        ["mcpServerStatus/list: parameter detail", "notification mcpServer/startupStatus/updated"]
+            .map(str::to_owned);
     let known: [(&'static str, Vec<&[String]>); 5] = [
-        ("0.100.0", vec![&terminals, &early, &first]),
-        ("0.115.0", vec![&terminals, &early]),
-        ("0.130.0", vec![&terminals]),
-        ("0.150.0", vec![]),
+        ("0.100.0", vec![&terminals, &early, &first, &one_server, &servers, &server_news]),
+        ("0.115.0", vec![&terminals, &early, &one_server, &servers, &server_news]),
+        ("0.130.0", vec![&terminals, &one_server, &servers, &server_threads]),
+        ("0.150.0", vec![&one_server]),
         ("0.169.0", vec![]),
     ];
     for (version, known) in known {

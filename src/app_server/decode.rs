@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use crate::app_server::mcp;
 use crate::app_server::message::Notification;
 use crate::app_server::settings::Settings;
 use crate::turn::event::{
@@ -179,6 +180,7 @@ fn decode(Notification { method, params }: &Notification) -> Option<Decoded> {
                 },
             }
         }
+        mcp::STARTUP_STATUS => Event::McpServerStatus(mcp::startup_status(params)?.status),
         "error" => {
             #[derive(Deserialize)]
             #[serde(rename_all = "camelCase")]

@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
 
+use crate::app_server::mcp;
 use crate::app_server::settings::{self, Settings};
 use crate::options::{
     ApprovalPolicy, DynamicTool, REASONING_SUMMARY_KEY, ReasoningSummary, SandboxMode,
@@ -68,6 +69,8 @@ pub const METHODS: &[&str] = &[
     TURN_START,
     TURN_STEER,
     TURN_INTERRUPT,
+    mcp::RELOAD,
+    mcp::STATUS_LIST,
 ];
 
 /// The parameters of [`INITIALIZE`].
@@ -357,10 +360,9 @@ pub fn thread_start_params(
 }
 
 /// The parameters of a [`THREAD_START`] that only asks what a thread would use: the thread gets no
-/// turn, so nothing is started for it and nothing is kept of it.
-pub fn thread_probe_params(load: &LoadOptions, working_directory: &Path) -> Value {
-    let mut config = load.config.clone();
-    config.insert("mcp_servers".to_owned(), json!({}));
+/// turn, so nothing is started for it and nothing is kept of it. `config` are the overrides that it is
+/// loaded with; see [`mcp::without_servers`](crate::app_server::mcp::without_servers).
+pub fn thread_probe_params(mut config: Map<String, Value>, working_directory: &Path) -> Value {
     config.insert("features.shell_snapshot".to_owned(), json!(false));
     json!({ "cwd": working_directory, "ephemeral": true, "config": config })
 }

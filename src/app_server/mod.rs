@@ -6,7 +6,9 @@
 //! Nothing here knows processes, pools or gRPC.
 
 pub mod decode;
+pub mod mcp;
 pub mod message;
 pub mod method;
 pub mod peer;
+pub mod refusal_text;
 pub mod settings;

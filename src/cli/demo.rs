@@ -28,6 +28,9 @@ use crate::telemetry;
 
 const CONTEXT: &str = "demo";
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
+/// The longest time of a turn: a demo that can't reach its model says so.
+const OFFLINE_TURN: Duration = Duration::from_secs(60);
+const LIVE_TURN: Duration = Duration::from_secs(300);
 
 /// Arguments of `demo`.
 #[derive(Debug, clap::Args)]
@@ -35,13 +38,16 @@ pub(super) struct DemoArgs {
     /// Ask the real model, with the key in CODEX_API_KEY or OPENAI_API_KEY and your own CODEX_HOME
     #[arg(long)]
     live: bool,
+    /// Longest time of a turn, such as 90s [default: 60s, with --live 5m]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    turn_timeout: Option<Duration>,
     /// What of the sidecar's log to show on stderr
     #[arg(long, value_name = "FILTER", default_value = "warn")]
     log: String,
 }
 
 /// Runs `demo`.
-pub(super) async fn demo(DemoArgs { live, log }: DemoArgs) -> Outcome {
+pub(super) async fn demo(DemoArgs { live, turn_timeout, log }: DemoArgs) -> Outcome {
     telemetry::init(LogFormat::Text, &log).map_err(|error| Failure::told(error.to_string()))?;
     let mut printer = Printer::new(io::stdout(), colours_wanted());
 
@@ -58,13 +64,18 @@ pub(super) async fn demo(DemoArgs { live, log }: DemoArgs) -> Outcome {
         _ => printer.say("model: the built-in offline model; no key and no network")?,
     }
 
+    let turn_timeout = turn_timeout.unwrap_or(if live { LIVE_TURN } else { OFFLINE_TURN });
+    let turn_timeout = prost_types::Duration::try_from(turn_timeout)
+        .map_err(|_| Failure::told("--turn-timeout is too long"))?;
+
     let started = Instant::now();
     let app = App::start(config).await.map_err(|error| Failure::told(with_causes(&error)))?;
     let addr = app.addresses().first().map(ToString::to_string).unwrap_or_default();
     let shutdown = CancellationToken::new();
     let running = tokio::spawn(app.run(shutdown.clone()));
 
-    let shown = show(&addr, started, live, &place, &mut Output::People(Box::new(printer))).await;
+    let turn = |prompt: &str| turn(prompt, live, &place, turn_timeout);
+    let shown = show(&addr, started, live, turn, &mut Output::People(Box::new(printer))).await;
     // However it went: the sidecar's processes go before their directory does.
     shutdown.cancel();
     match running.await {
@@ -79,7 +90,7 @@ async fn show(
     addr: &str,
     started: Instant,
     live: bool,
-    place: &TemporaryPlace,
+    turn: impl Fn(&str) -> pb::RunTurnRequest,
     output: &mut Output,
 ) -> Outcome {
     let channel = tokio::select! {
@@ -102,13 +113,16 @@ async fn show(
         say(output, &format!("\n— turn {number} of the context {CONTEXT:?}"))?;
         let client = client::codex_on(channel.clone());
         let began = Instant::now();
-        let told = run_turn(client, turn(prompt, live, place), output).await?;
+        let told = run_turn(client, turn(prompt), output).await?;
         timings.push(began.elapsed());
         threads.push(told.thread_id);
         match told.ended {
             Ended::Completed(response) => last_response = response,
             Ended::Failed(error) => {
-                return Err(Failure::told(format!("turn {number} failed: {}", show_error(&error))));
+                return Err(Failure::told(format!(
+                    "turn {number} failed: {}; --log info shows what Codex says about it",
+                    show_error(&error)
+                )));
             }
             Ended::Interrupted => return Ok(INTERRUPTED),
         }
@@ -145,7 +159,12 @@ fn say(output: &mut Output, text: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-fn turn(prompt: &str, live: bool, place: &TemporaryPlace) -> pb::RunTurnRequest {
+fn turn(
+    prompt: &str,
+    live: bool,
+    place: &TemporaryPlace,
+    turn_timeout: prost_types::Duration,
+) -> pb::RunTurnRequest {
     let mut options = pb::ThreadOptions {
         working_directory: Some(place.work.to_string_lossy().into_owned()),
         skip_git_repo_check: Some(true),
@@ -163,6 +182,10 @@ fn turn(prompt: &str, live: bool, place: &TemporaryPlace) -> pb::RunTurnRequest 
         context_id: CONTEXT.to_owned(),
         inputs: vec![pb::UserInput { input: Some(pb::user_input::Input::Text(prompt.to_owned())) }],
         thread_options: Some(options),
+        turn_options: Some(pb::TurnOptions {
+            turn_timeout: Some(turn_timeout),
+            ..Default::default()
+        }),
         ..Default::default()
     }
 }

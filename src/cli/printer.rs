@@ -123,6 +123,11 @@ impl<W: Write> Printer<W> {
                     if details.is_empty() { String::new() } else { format!(" ({details})") };
                 self.line(Look::Yellow, &format!("warning: {code}: {message}{details}"))?;
             }
+            // A failure has its warning.
+            Event::McpServerStatus(status) => {
+                let state = word(status.state().as_str_name(), "MCP_SERVER_STATE_");
+                self.line(Look::Dim, &format!("MCP server {}: {state}", status.server))?;
+            }
             Event::RequestRaised(pb::RequestRaised { request }) => {
                 if let Some(request) = request {
                     let asked = show_request(request);

@@ -254,6 +254,9 @@ pub struct Timeouts {
     pub interrupt_grace: Duration,
     /// How long a worker has to answer `initialize`. Default 30 s.
     pub worker_start: Duration,
+    /// How long a worker has to answer any request but a turn. What a thread's required MCP servers
+    /// may take to start comes on top. Default 30 s.
+    pub worker_request: Duration,
     /// How long a turn waits for a worker that can take it. Default 10 s.
     pub worker_wait: Duration,
 }
@@ -269,6 +272,7 @@ impl Default for Timeouts {
             max_answer: None,
             interrupt_grace: Duration::from_secs(2),
             worker_start: Duration::from_secs(30),
+            worker_request: Duration::from_secs(30),
             worker_wait: Duration::from_secs(10),
         }
     }

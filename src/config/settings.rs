@@ -154,6 +154,7 @@ pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
         max_answer,
         interrupt_grace,
         worker_start,
+        worker_request,
         worker_wait,
     } = timeouts;
     v.section("timeouts");
@@ -165,6 +166,7 @@ pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
     v.optional(key("max_answer"), codec::duration(), max_answer);
     v.required(key("interrupt_grace"), codec::duration(), interrupt_grace);
     v.required(key("worker_start"), codec::duration(), worker_start);
+    v.required(key("worker_request"), codec::duration(), worker_request);
     v.required(key("worker_wait"), codec::duration(), worker_wait);
 
     let super::PoolConfig {

@@ -325,6 +325,9 @@ impl CodexService for CodexApi {
         })?;
         self.must_be_idle(&key)?;
         let replaced = self.engine.registry().bind(&key, &thread_id);
+        if let Some(replaced) = &replaced {
+            self.engine.end_mcp_servers(replaced.clone());
+        }
         let now = SystemTime::now();
         let binding = self.engine.registry().get(&key).unwrap_or(Binding {
             thread_id,
@@ -355,7 +358,10 @@ impl CodexService for CodexApi {
         let key = self.key(&context_id, &tool_name, &thread_id_key)?;
         self.must_be_idle(&key)?;
         match self.engine.registry().remove(&key) {
-            Some(_) => Ok(Response::new(pb::DeleteContextResponse {})),
+            Some(binding) => {
+                self.engine.end_mcp_servers(binding.thread_id);
+                Ok(Response::new(pb::DeleteContextResponse {}))
+            }
             None => Err(Refusal::ContextNotFound(key).into()),
         }
     }

@@ -124,6 +124,7 @@ fn code(trouble: Trouble) -> &'static str {
         Trouble::CodexTooOld => "CODEX_TOO_OLD",
         Trouble::CodexUnusable => "CODEX_UNUSABLE",
         Trouble::HomeUnusable => "CODEX_HOME_UNUSABLE",
+        Trouble::ConfigInvalid => "CODEX_CONFIG_INVALID",
         Trouble::OutOfResources => "OUT_OF_RESOURCES",
         Trouble::WorkersFailing => "WORKERS_FAILING",
         Trouble::Stopped => "DRAINING",

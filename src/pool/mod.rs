@@ -4,6 +4,7 @@
 //! and starts the next. A turn takes a [`Lease`] on a worker; the pool never moves a running turn.
 //! Which thread is on which worker is kept in [`threads`]. Nothing here knows what a turn says.
 
+mod config_file;
 mod placement;
 mod supervise;
 pub mod threads;
@@ -106,6 +107,8 @@ pub enum Trouble {
     CodexUnusable,
     /// CODEX_HOME can't be written.
     HomeUnusable,
+    /// Codex can't read its `config.toml`.
+    ConfigInvalid,
     /// The machine is out of processes, memory or file descriptors.
     OutOfResources,
     /// Workers start, and end again and again.
@@ -182,6 +185,9 @@ pub struct Pool {
     readiness: watch::Sender<Readiness>,
     // What is wrong with CODEX_HOME.
     home_fault: watch::Sender<Option<String>>,
+    // What is wrong with `config.toml`, as a worker says.
+    config_fault: watch::Sender<Option<String>>,
+    config_file: std::path::PathBuf,
     starts: Semaphore,
     widened: AtomicBool,
     // One worker is recycled at a time.
@@ -216,6 +222,8 @@ impl Pool {
             changed: watch::Sender::new(0),
             readiness: watch::Sender::new(starting),
             home_fault: watch::Sender::new(None),
+            config_fault: watch::Sender::new(None),
+            config_file: spec.config_file.clone(),
             // One at first: processes that start at once on a fresh CODEX_HOME lock each other out
             // of its database.
             starts: Semaphore::new(1),
@@ -228,6 +236,7 @@ impl Pool {
         });
         let spec = Arc::new(spec);
         pool.tasks.spawn(supervise::watch_home(Arc::clone(&pool), Arc::clone(&spec)));
+        pool.tasks.spawn(config_file::watch(Arc::clone(&pool)));
         for index in 0..pool.slots.len() {
             pool.tasks.spawn(supervise::run(Arc::clone(&pool), index, Arc::clone(&spec)));
         }

@@ -113,10 +113,13 @@ impl Pool {
             matches!(status.state, SlotState::Ready(_)) || status.last_failure.is_some()
         });
         let home_fault = self.home_fault.borrow().clone();
+        let config_fault = self.config_fault.borrow().clone();
         self.readiness.send_if_modified(|readiness| {
             let was_ready = *readiness == Readiness::Ready;
             let next = if let Some(cause) = home_fault {
                 Readiness::NotReady { kind: Trouble::HomeUnusable, cause }
+            } else if let Some(cause) = config_fault.filter(|_| any_ready) {
+                Readiness::NotReady { kind: Trouble::ConfigInvalid, cause }
             } else if any_ready && (was_ready || all_tried) {
                 Readiness::Ready
             } else {

@@ -15,7 +15,7 @@ use crate::process;
 use crate::worker::{SpawnError, Worker, WorkerId, WorkerSpec};
 
 /// How often a healthy worker is looked at.
-const LOOK: Duration = Duration::from_secs(1);
+pub(super) const LOOK: Duration = Duration::from_secs(1);
 
 /// Looks at CODEX_HOME until the pool stops: often while something is wrong with it.
 pub(super) async fn watch_home(pool: Arc<Pool>, spec: Arc<WorkerSpec>) {
@@ -104,6 +104,10 @@ impl Supervision {
             tracing::info!(worker = %id, pid, cli, "worker ready");
             // The database of CODEX_HOME exists now: two at a time may start from here on.
             self.pool.widen_starts();
+            // Before anybody may take it for ready.
+            if let Some(fault) = worker.config_fault_at_start() {
+                self.pool.note_config_fault(Some(fault.to_owned()));
+            }
             self.pool.update(self.index, |status| {
                 status.state = SlotState::Ready(Arc::clone(worker));
                 status.generation = id.generation;

@@ -80,6 +80,8 @@ pub enum Event {
         /// More of the same; empty where there is none.
         details: String,
     },
+    /// An MCP server of the thread starts, is ready, or is not.
+    McpServerStatus(McpServerStatus),
     /// Codex asks something.
     RequestRaised(Request),
     /// What Codex asked has been answered or has lapsed.
@@ -164,6 +166,9 @@ impl Event {
                 error.message.len() + error.details.len()
             }
             Event::Warning { code: _, message, details } => message.len() + details.len(),
+            Event::McpServerStatus(McpServerStatus { server, state: _, error }) => {
+                server.len() + error.len()
+            }
             Event::RequestRaised(request) => request.approximate_bytes(),
             Event::Raw { method, json } => method.len() + json.len(),
             Event::TurnCompleted { final_response, .. } => final_response.len(),
@@ -259,6 +264,8 @@ pub enum WarningCode {
     DeveloperInstructionsIgnored,
     /// Options of the sandbox were not taken, because a permission profile is in its place.
     SandboxOptionsIgnored,
+    /// An MCP server did not start.
+    McpServerFailed,
 }
 
 impl WarningCode {
@@ -274,7 +281,44 @@ impl WarningCode {
             WarningCode::DynamicToolsIgnored => "DYNAMIC_TOOLS_IGNORED",
             WarningCode::DeveloperInstructionsIgnored => "DEVELOPER_INSTRUCTIONS_IGNORED",
             WarningCode::SandboxOptionsIgnored => "SANDBOX_OPTIONS_IGNORED",
+            WarningCode::McpServerFailed => "MCP_SERVER_FAILED",
         }
+    }
+}
+
+/// How far an MCP server of a thread is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct McpServerStatus {
+    /// Its name in Codex's configuration.
+    pub server: String,
+    /// How far it is.
+    pub state: McpServerState,
+    /// Why it failed; empty where it did not.
+    pub error: String,
+}
+
+/// How far an MCP server is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum McpServerState {
+    /// It is being started.
+    Starting,
+    /// Its tools can be called.
+    Ready,
+    /// It did not start, or it ended.
+    Failed,
+    /// Its start was given up.
+    Cancelled,
+}
+
+impl McpServerStatus {
+    /// What the caller should know where the server failed.
+    pub fn warning(&self) -> Option<Event> {
+        let McpServerStatus { server, state, error } = self;
+        (*state == McpServerState::Failed).then(|| Event::Warning {
+            code: WarningCode::McpServerFailed,
+            message: format!("the MCP server {server:?} is not there, nor are its tools: {error}"),
+            details: String::new(),
+        })
     }
 }
 

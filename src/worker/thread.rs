@@ -11,11 +11,13 @@ use serde_json::{Value, json};
 use crate::app_server::decode;
 use crate::app_server::method::{self, Baseline, BaselineAccess, Lingering, LoadOptions};
 use crate::app_server::peer::{OVERLOADED, RequestError};
+use crate::app_server::refusal_text::{self, Meaning};
 use crate::app_server::settings::{Gate, Settings};
 use crate::options::{SandboxMode, ThreadOptions};
 use crate::process;
 use crate::turn::event::UserInput;
 use crate::turn::request::ThreadId;
+use crate::worker::mcp::McpHealth;
 use crate::worker::{Worker, WorkerId};
 
 /// A thread that a worker holds.
@@ -37,6 +39,16 @@ pub struct LoadedThread {
 }
 
 impl LoadedThread {
+    /// Starts the thread's MCP servers again that have ended, before a turn in this directory.
+    pub async fn mend_mcp_servers(
+        &self,
+        worker: &Worker,
+        thread_id: &ThreadId,
+        directory: &Path,
+    ) -> McpHealth {
+        worker.mend_mcp_servers(thread_id, directory, &self.load.config).await
+    }
+
     /// Whether it is loaded with what these options need; what a turn may do is another matter, see
     /// [`LoadedThread::lingers`].
     pub fn fits(&self, options: &ThreadOptions) -> bool {
@@ -106,6 +118,9 @@ pub enum ThreadError {
     /// It is overloaded; try again.
     #[error("{0}")]
     Overloaded(String),
+    /// A `config.toml` can't be read, the user's or one of a project.
+    #[error("{0}")]
+    BadConfig(String),
     /// It refuses for another reason.
     #[error("{0}")]
     Refused(String),
@@ -136,22 +151,14 @@ impl From<RequestError> for ThreadError {
             RequestError::Server { code: OVERLOADED, message, .. } => {
                 ThreadError::Overloaded(message)
             }
-            // The protocol has no codes for these; the texts are those of the CLI.
-            RequestError::Server { message, .. }
-                if message.contains("no rollout found")
-                    || message.contains("thread not found")
-                    || message.contains("failed to load rollout")
-                    || message.contains("rollout is empty") =>
-            {
-                ThreadError::NotFound(message)
-            }
-            RequestError::Server { message, .. } if message.contains("active writer") => {
-                ThreadError::HeldElsewhere(message)
-            }
-            RequestError::Server { message, .. } if message.contains("is archived") => {
-                ThreadError::Archived(message)
-            }
-            RequestError::Server { .. } => ThreadError::Refused(text),
+            // The protocol has no codes for these.
+            RequestError::Server { message, .. } => match refusal_text::meaning(&message) {
+                Meaning::ThreadNotFound => ThreadError::NotFound(message),
+                Meaning::HeldElsewhere => ThreadError::HeldElsewhere(message),
+                Meaning::Archived => ThreadError::Archived(message),
+                Meaning::BadConfig => ThreadError::BadConfig(message),
+                Meaning::Other => ThreadError::Refused(text),
+            },
         }
     }
 }
@@ -183,7 +190,9 @@ impl Worker {
         let params = method::thread_start_params(options, &load, directory, ephemeral);
         let mut once_more = true;
         loop {
-            let opened: method::ThreadOpened = self.request(method::THREAD_START, &params).await?;
+            let opened = self
+                .load_thread(method::THREAD_START, params.clone(), directory, &load.config)
+                .await?;
             let thread_id = ThreadId::from_codex(opened.thread.id.clone());
             self.note_thread_loaded(&thread_id);
             let granted = opened.settings();
@@ -261,7 +270,16 @@ impl Worker {
         let params = method::thread_resume_params(thread_id.as_str(), &load, directory, &policy);
         let mut once_more = true;
         loop {
-            let opened: method::ThreadOpened = self.request(method::THREAD_RESUME, &params).await?;
+            let opened = self
+                .load_thread(method::THREAD_RESUME, params.clone(), directory, &load.config)
+                .await?;
+            if opened.thread.id != thread_id.as_str() {
+                // Codex goes by the id that the rollout itself says.
+                let other = ThreadId::from_codex(opened.thread.id);
+                self.forget_thread(&other).await;
+                let cause = format!("the rollout of thread {thread_id} is that of thread {other}");
+                return Err(ThreadError::NotFound(cause));
+            }
             self.note_thread_loaded(thread_id);
             let granted = opened.settings();
             // What the summary is it does not say.
@@ -365,7 +383,8 @@ impl Worker {
         load: &LoadOptions,
         directory: &Path,
     ) -> Result<Baseline, ThreadError> {
-        let params = method::thread_probe_params(load, directory);
+        let config = self.without_mcp_servers(&load.config, directory).await;
+        let params = method::thread_probe_params(config, directory);
         let opened: method::ThreadOpened = self.request(method::THREAD_START, &params).await?;
         self.forget_thread(&ThreadId::from_codex(opened.thread.id.clone())).await;
         Ok(self.baseline_of(opened))

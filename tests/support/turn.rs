@@ -336,6 +336,7 @@ pub fn kind_of(event: &Event) -> &'static str {
         Event::TokenUsageUpdated(_) => "token_usage_updated",
         Event::ThreadError(_) => "thread_error",
         Event::Warning(_) => "warning",
+        Event::McpServerStatus(_) => "mcp_server_status",
         Event::RequestRaised(_) => "request_raised",
         Event::RequestResolved(_) => "request_resolved",
         Event::Gap(_) => "gap",

@@ -179,6 +179,7 @@ impl Renderer {
             }
             // Told on standard error, or answered, by whoever drives this; or not shown at all.
             Event::Warning(_)
+            | Event::McpServerStatus(_)
             | Event::Queued(_)
             | Event::RequestRaised(_)
             | Event::RequestResolved(_) => return Vec::new(),

@@ -5,8 +5,8 @@ use super::item::item;
 use crate::pb;
 use crate::pb::turn_event::Event as PbEvent;
 use crate::turn::event::{
-    Delta, Event, InterruptReason, Question, ReasoningDelta, ReasoningPart, Request, RequestKind,
-    Resolution, ThreadOrigin, TurnError, TurnEvent, Usage,
+    Delta, Event, InterruptReason, McpServerState, McpServerStatus, Question, ReasoningDelta,
+    ReasoningPart, Request, RequestKind, Resolution, ThreadOrigin, TurnError, TurnEvent, Usage,
 };
 use crate::turn::request::TurnId;
 
@@ -35,6 +35,21 @@ fn usage(usage: Usage) -> pb::Usage {
         cache_write_input_tokens,
         output_tokens,
         reasoning_output_tokens,
+    }
+}
+
+fn mcp_server_status(status: &McpServerStatus) -> pb::McpServerStatus {
+    let McpServerStatus { server, state, error } = status;
+    pb::McpServerStatus {
+        server: server.clone(),
+        state: match state {
+            McpServerState::Starting => pb::McpServerState::Starting,
+            McpServerState::Ready => pb::McpServerState::Ready,
+            McpServerState::Failed => pb::McpServerState::Failed,
+            McpServerState::Cancelled => pb::McpServerState::Cancelled,
+        }
+        .into(),
+        error: error.clone(),
     }
 }
 
@@ -97,6 +112,7 @@ fn kind(event: &Event) -> PbEvent {
             message: message.clone(),
             details: details.clone(),
         }),
+        Event::McpServerStatus(status) => PbEvent::McpServerStatus(mcp_server_status(status)),
         Event::RequestRaised(asked) => {
             PbEvent::RequestRaised(pb::RequestRaised { request: Some(request(asked)) })
         }

@@ -14,6 +14,7 @@ use crate::turn::engine::Engine;
 use crate::turn::event::{Event, ThreadOrigin, WarningCode};
 use crate::turn::refusal::Refusal;
 use crate::turn::request::{BusyPolicy, MissingThreadPolicy, ThreadId, TurnRequest};
+use crate::worker::mcp::McpHealth;
 use crate::worker::thread::{LoadedThread, ThreadError, Workspace};
 use crate::worker::{Route, Worker, WorkerId};
 
@@ -25,6 +26,8 @@ pub(super) struct Opened {
     pub(super) loaded: LoadedThread,
     // For after `thread_started`, which nothing but `queued` may precede.
     pub(super) warnings: Vec<Event>,
+    // Whether it was loaded for this turn.
+    is_loaded_anew: bool,
     pub(super) route: Route,
     // Declared after the route: what may still come for the thread has nowhere to go before
     // another turn may use it.
@@ -39,6 +42,10 @@ pub(super) enum OpenError {
     Refused(Refusal),
     /// The worker died under it; another one may do.
     Lost(String),
+}
+
+fn turn_has_ended() -> OpenError {
+    OpenError::Lost("the turn ended while its thread was being opened".to_owned())
 }
 
 impl From<Refusal> for OpenError {
@@ -89,7 +96,7 @@ impl Ties {
         tokio::select! {
             biased;
             () = self.abandoned.cancelled() => {
-                Err(OpenError::Lost("the turn ended while its thread was being opened".to_owned()))
+                Err(turn_has_ended())
             }
             value = future => Ok(value),
         }
@@ -145,13 +152,20 @@ impl Engine {
                 }
             };
             match (&opened, ties.worker.get()) {
-                (Err(OpenError::Lost(_)), Some(worker)) if worker.is_alive() => {
+                (Err(OpenError::Lost(cause)), Some(worker)) if worker.is_alive() => {
                     // It gave no answer for as long as any request may take.
                     engine.replace_if_silent(worker, "it did not open a thread").await;
+                    if worker.is_alive() {
+                        // It is slow with this alone. Another try would be slow beside it.
+                        let (cause, retry_after) = (cause.clone(), Duration::from_secs(5));
+                        return Err(Refusal::WorkerUnavailable { cause, retry_after }.into());
+                    }
                 }
-                (Ok(opened), _) if ties.abandoned.is_cancelled() && request.ephemeral => {
-                    opened.lease.worker().forget_thread(&opened.thread_id).await;
-                    engine.pool.threads().forget(&opened.thread_id);
+                (Ok(_), _) if ties.abandoned.is_cancelled() => {
+                    if let Ok(opened) = opened {
+                        engine.undo(opened).await;
+                    }
+                    return Err(turn_has_ended());
                 }
                 (Ok(_) | Err(_), _) => {}
             }
@@ -173,6 +187,44 @@ impl Engine {
             self.replace_if_silent(worker, "it was silent while it had a thread to open").await;
         }
         open.await
+    }
+
+    /// Lets go of a thread that was opened for a turn which has ended meanwhile, where nobody else will
+    /// use it or what came with it costs something: a new thread, and the MCP servers of any.
+    async fn undo(&self, opened: Opened) {
+        let Opened { thread_id, origin, is_loaded_anew, route, lease, mut thread, .. } = opened;
+        drop(route);
+        let worker = lease.worker();
+        if origin == ThreadOrigin::New {
+            worker.forget_thread(&thread_id).await;
+            drop(thread);
+            self.pool.threads().forget(&thread_id);
+        } else if is_loaded_anew && worker.has_mcp_servers(&thread_id) {
+            match worker.release_thread(&thread_id).await {
+                Ok(()) => thread.loaded = None,
+                Err(error) => tracing::debug!(%thread_id, %error, "a thread could not be released"),
+            }
+        }
+    }
+
+    /// Ends the MCP servers of a thread that no context continues any more. A turn of another context
+    /// that runs on it keeps it; one that comes later loads it again.
+    pub fn end_mcp_servers(self: &Arc<Engine>, thread_id: ThreadId) {
+        let engine = Arc::clone(self);
+        self.tasks.spawn(async move {
+            let Some(mut thread) = engine.pool.threads().try_lock(&thread_id) else { return };
+            let holder =
+                thread.loaded.as_ref().and_then(|loaded| engine.pool.worker(&loaded.worker));
+            let Some(worker) = holder.filter(|worker| worker.has_mcp_servers(&thread_id)) else {
+                return;
+            };
+            match worker.release_thread(&thread_id).await {
+                Ok(()) | Err(ThreadError::Lost { .. }) => {}
+                // One without a rollout can't be archived.
+                Err(_) => worker.forget_thread(&thread_id).await,
+            }
+            thread.loaded = None;
+        });
     }
 
     /// The request's thread beats the context's, which beats the tool's, which beats a new one.
@@ -230,6 +282,9 @@ impl Engine {
             match lease.worker().start_thread(options, workspace, request.ephemeral).await {
                 Ok(started) => break started,
                 Err(ThreadError::Overloaded(cause)) => ties.wait(patience.next(), cause).await?,
+                Err(ThreadError::BadConfig(cause)) => {
+                    return Err(self.bad_config(lease.worker(), cause).await);
+                }
                 Err(error) => return Err(open_error(error, None)),
             }
         };
@@ -244,7 +299,7 @@ impl Engine {
             ..ThreadState::default()
         };
         let warning = sandbox_options_ignored(&loaded, options);
-        let mut opened = opened(thread_id, ThreadOrigin::New, loaded, lease, thread)?;
+        let mut opened = opened(thread_id, ThreadOrigin::New, (loaded, true), lease, thread)?;
         opened.warnings.extend(warning);
         Ok(opened)
     }
@@ -289,12 +344,17 @@ impl Engine {
             let preparing = worker.prepare(loaded, options, workspace).await;
             preparing.map_err(|error| open_error(error, Some(thread_id)))?;
         }
-        let loaded = match held {
+        let fits = match &held {
             Some(loaded)
                 if loaded.fits(options) && loaded.lingers(options, workspace).is_none() =>
             {
-                loaded
+                let directory = &workspace.working_directory;
+                loaded.mend_mcp_servers(worker, thread_id, directory).await == McpHealth::Settled
             }
+            Some(_) | None => false,
+        };
+        let (loaded, is_loaded_anew) = match held {
+            Some(loaded) if fits => (loaded, false),
             held => {
                 if held.is_some() {
                     // What a thread is loaded with can only be changed by loading it anew, and so can
@@ -313,7 +373,7 @@ impl Engine {
                 if let Some(before) = &before {
                     resumed.succeed(before);
                 }
-                resumed
+                (resumed, true)
             }
         };
         let mut warnings = Vec::from_iter(sandbox_options_ignored(&loaded, options));
@@ -329,6 +389,7 @@ impl Engine {
                 details: String::new(),
             });
         }
+        let loaded = (loaded, is_loaded_anew);
         let mut opened = opened(thread_id.clone(), origin, loaded, lease, thread)?;
         opened.warnings = warnings;
         Ok(opened)
@@ -361,16 +422,31 @@ impl Engine {
                         return Err(Refusal::ThreadHeldElsewhere { thread_id, cause }.into());
                     }
                 },
+                Err(ThreadError::BadConfig(cause)) => {
+                    return Err(self.bad_config(worker, cause).await);
+                }
                 Err(error) => return Err(open_error(error, Some(thread_id))),
             }
         }
+    }
+
+    /// What a refusal for a configuration is: the user's `config.toml` is everybody's trouble and will
+    /// be mended, a project's is this request's.
+    async fn bad_config(&self, worker: &Worker, cause: String) -> OpenError {
+        let refusal = match self.pool.config_fault_after(worker).await {
+            Some(cause) => {
+                Refusal::WorkerUnavailable { cause, retry_after: Duration::from_secs(5) }
+            }
+            None => Refusal::CodexRefused { cause },
+        };
+        refusal.into()
     }
 }
 
 fn opened(
     thread_id: ThreadId,
     origin: ThreadOrigin,
-    loaded: LoadedThread,
+    (loaded, is_loaded_anew): (LoadedThread, bool),
     lease: Lease,
     mut thread: ThreadGuard,
 ) -> Result<Opened, OpenError> {
@@ -379,7 +455,7 @@ fn opened(
     match lease.worker().route(thread_id.as_str()) {
         Some(route) => {
             let warnings = Vec::new();
-            Ok(Opened { thread_id, origin, loaded, warnings, route, lease, thread })
+            Ok(Opened { thread_id, origin, loaded, warnings, is_loaded_anew, route, lease, thread })
         }
         None => Err(OpenError::Lost("the worker ended".to_owned())),
     }
@@ -452,6 +528,7 @@ fn open_error(error: ThreadError, thread_id: Option<&ThreadId>) -> OpenError {
             error @ (ThreadError::NotFound(_)
             | ThreadError::Archived(_)
             | ThreadError::HeldElsewhere(_)
+            | ThreadError::BadConfig(_)
             | ThreadError::Refused(_)),
             _,
         ) => Refusal::CodexRefused { cause: error.to_string() }.into(),

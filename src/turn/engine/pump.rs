@@ -56,8 +56,9 @@ impl Engine {
         opened: Opened,
         clocks: &mut Clocks,
     ) -> Result<Outcome, NeverBegan> {
-        let Opened { thread_id, origin, mut loaded, warnings, mut route, lease, mut thread } =
-            opened;
+        let Opened {
+            thread_id, origin, mut loaded, warnings, mut route, lease, mut thread, ..
+        } = opened;
         let worker = lease.worker();
         let schema = request.turn_options.output_schema.as_ref();
         let handed_over = Instant::now();
@@ -165,6 +166,13 @@ impl Engine {
             }
         };
         turn.log.append(Event::TurnStarted { codex_turn_id: codex_turn_id.clone() });
+        for status in route.take_mcp_servers() {
+            let warning = status.warning();
+            turn.log.append(Event::McpServerStatus(status));
+            if let Some(warning) = warning {
+                turn.log.append(warning);
+            }
+        }
         turn.set_phase(Phase::Live(Live {
             worker: Arc::clone(worker),
             thread_id: thread_id.clone(),
@@ -393,6 +401,13 @@ impl Run<'_> {
         }
         match decoded {
             Decoded::TurnEnded(end) => return Some(end),
+            Decoded::Event(Event::McpServerStatus(status)) => {
+                let warning = status.warning();
+                self.log.append(Event::McpServerStatus(status));
+                if let Some(warning) = warning {
+                    self.log.append(warning);
+                }
+            }
             Decoded::Event(event) => self.file(event),
             Decoded::TokenUsage { total, last, model_context_window } => {
                 // Older CLIs begin a turn by repeating the counts of the one before.
@@ -581,6 +596,7 @@ fn refused_by_codex(error: &ThreadError) -> Event {
         ThreadError::NotFound(_)
         | ThreadError::Archived(_)
         | ThreadError::HeldElsewhere(_)
+        | ThreadError::BadConfig(_)
         | ThreadError::Refused(_)
         | ThreadError::UnknownProfile(_)
         | ThreadError::NotApplied(_)

@@ -1,0 +1,107 @@
+//! What Codex means where it refuses and has no code for it: its English texts, in one place.
+//!
+//! The texts are those of the CLI 0.100.0 to 0.169.0.
+
+/// What a refusal means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Meaning {
+    /// There is no rollout of the thread, or none that Codex can read.
+    ThreadNotFound,
+    /// Another process writes the thread.
+    HeldElsewhere,
+    /// The thread is in the archive.
+    Archived,
+    /// `config.toml` can't be read, the user's or one of a project.
+    BadConfig,
+    /// Something else.
+    Other,
+}
+
+/// Texts of the operating system that say nothing of the file: the same thread can be read as soon as
+/// the machine has room again, and must not be given up for lost.
+const PASSING: &[&str] = &[
+    "(os error 4)",  // interrupted
+    "(os error 5)",  // input/output error
+    "(os error 11)", // try again
+    "(os error 12)", // no memory
+    "(os error 23)", // no file descriptors in the system
+    "(os error 24)", // no file descriptors in the process
+    "(os error 28)", // no space
+];
+
+/// What Codex means with the text of a refusal.
+pub fn meaning(message: &str) -> Meaning {
+    let says = |texts: &[&str]| texts.iter().any(|text| message.contains(text));
+    if says(&["failed to load configuration", "failed to read configuration layers"]) {
+        return Meaning::BadConfig;
+    }
+    let is_missing = says(&["no rollout found", "thread not found"]);
+    // Of an empty rollout, of one whose first line is cut or is no session's, of one that is no text,
+    // of a directory in its place, of one that may not be read, of another thread's.
+    let is_unreadable =
+        says(&["failed to load rollout", "rollout is empty", "failed to read session metadata"])
+            || (says(&["session metadata"]) && says(&["belongs to thread"]));
+    if is_missing || (is_unreadable && !says(PASSING)) {
+        Meaning::ThreadNotFound
+    } else if says(&["active writer"]) {
+        Meaning::HeldElsewhere
+    } else if says(&["is archived"]) {
+        Meaning::Archived
+    } else {
+        Meaning::Other
+    }
+}
+
+/// What is wrong with the configuration, if that is what an error answer to `config/read` says.
+/// `None` for any other error: an older CLI may not know the request.
+pub fn config_fault(code: i64, message: &str) -> Option<String> {
+    /// JSON-RPC's code of an internal error, which Codex gives here.
+    const INTERNAL: i64 = -32603;
+    let texts = ["failed to read configuration layers: ", "invalid configuration: "];
+    let is_fault = code == INTERNAL && texts.iter().any(|text| message.starts_with(text));
+    is_fault.then(|| message.trim_end().replace('\n', " "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unreadable_rollout_is_no_thread_and_a_machine_without_room_is_something_else() {
+        let metadata = "failed to read thread: thread-store internal error: failed to read session \
+                        metadata /h/sessions/r.jsonl: ";
+        for cause in [
+            "rollout at /h/sessions/r.jsonl is empty",
+            "rollout at /h/sessions/r.jsonl does not start with session metadata",
+            "stream did not contain valid UTF-8",
+            "Is a directory (os error 21)",
+            "Permission denied (os error 13)",
+        ] {
+            assert_eq!(meaning(&format!("{metadata}{cause}")), Meaning::ThreadNotFound, "{cause}");
+        }
+        for passing in ["Too many open files (os error 24)", "Cannot allocate memory (os error 12)"]
+        {
+            assert_eq!(meaning(&format!("{metadata}{passing}")), Meaning::Other, "{passing}");
+        }
+        let others = "failed to read thread: thread-store internal error: session metadata /h/r.jsonl \
+                      belongs to thread 1, expected 2";
+        assert_eq!(meaning(others), Meaning::ThreadNotFound);
+        assert_eq!(meaning("no rollout found for thread id 1"), Meaning::ThreadNotFound);
+        assert_eq!(meaning("thread 1 already has an active writer"), Meaning::HeldElsewhere);
+        assert_eq!(meaning("session 1 is archived. Run unarchive"), Meaning::Archived);
+        assert_eq!(meaning("the model said no"), Meaning::Other);
+    }
+
+    #[test]
+    fn a_broken_configuration_is_told_by_whoever_meets_it() {
+        let cause = "/h/config.toml:2:4: key with no value, expected `=`";
+        assert_eq!(meaning(&format!("failed to load configuration: {cause}")), Meaning::BadConfig);
+        let layers = format!("failed to read configuration layers: {cause}");
+        assert_eq!(config_fault(-32603, &layers), Some(layers.clone()));
+        let unknown = "invalid configuration: unknown variant `x`\nin `sandbox_mode`\n";
+        let told = "invalid configuration: unknown variant `x` in `sandbox_mode`";
+        assert_eq!(config_fault(-32603, unknown).as_deref(), Some(told));
+        assert_eq!(config_fault(-32601, &layers), None);
+        assert_eq!(config_fault(-32603, "unknown method config/read"), None);
+    }
+}

@@ -1,0 +1,573 @@
+//! The MCP servers of a worker's threads: what Codex tells of them, how those that have ended are
+//! found and started again, and threads that are loaded for as long as their servers may take.
+//!
+//! Codex tells of a thread's servers right after it answered that the thread is loaded, when no turn
+//! may listen yet: [`McpServers`] keeps what it says until one does. The table holds the threads that
+//! the worker has loaded, sub-agents' too, and forgets each when Codex has closed it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::future::join_all;
+use serde_json::{Map, Value, json};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use crate::app_server::mcp::{self, ServerStatus};
+use crate::app_server::message::Notification;
+use crate::app_server::method::{self, ThreadOpened};
+use crate::app_server::peer::RequestError;
+use crate::turn::event::{McpServerState, McpServerStatus};
+use crate::turn::request::ThreadId;
+use crate::worker::{Worker, WorkerId};
+
+/// A server that took longer than this to fail, or that needs a login, is not tried again before
+/// every turn: each would pay for it.
+const SLOW_FAILURE: Duration = Duration::from_secs(2);
+
+/// After what time such a server is tried again.
+const SLOW_FAILURE_PAUSE: Duration = Duration::from_secs(60);
+
+/// How long a turn waits for a server that is tried again and that it can be without: as long as
+/// Codex lets the first turn of a thread wait for it.
+const OPTIONAL_START: Duration = Duration::from_secs(1);
+
+/// How long the look at a server may take. One that takes longer is left alone.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// How long the configuration may take to be read, which takes Codex a few milliseconds.
+const CONFIG: Duration = Duration::from_secs(5);
+
+/// How long an answer is awaited that its caller has given up.
+const LATE: Duration = Duration::from_secs(3600);
+
+/// The servers of a worker's threads.
+#[derive(Debug)]
+pub(super) struct McpServers {
+    worker: WorkerId,
+    secrets: Vec<String>,
+    threads: Mutex<HashMap<String, Thread>>,
+}
+
+type Thread = BTreeMap<String, Server>;
+
+#[derive(Debug)]
+struct Server {
+    status: McpServerStatus,
+    // Whether a turn was told of this status.
+    is_told: bool,
+    changed_at: Instant,
+    // How long its last start took until it had failed.
+    failed_after: Duration,
+    // Reached through HTTP: it has no process that could end, and a look at it may ask it for its
+    // kind of login.
+    is_remote: bool,
+}
+
+/// Why a server is looked at before a turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Suspicion {
+    /// It was ready when last heard of.
+    MayHaveEnded,
+    /// It did not start.
+    Failed,
+}
+
+impl Server {
+    fn new(status: McpServerStatus) -> Server {
+        Server {
+            status,
+            is_told: false,
+            changed_at: Instant::now(),
+            failed_after: Duration::ZERO,
+            is_remote: false,
+        }
+    }
+
+    fn become_status(&mut self, status: McpServerStatus) {
+        if status.state == McpServerState::Failed {
+            self.failed_after = match self.status.state {
+                McpServerState::Starting => self.changed_at.elapsed(),
+                McpServerState::Ready | McpServerState::Failed | McpServerState::Cancelled => {
+                    Duration::ZERO
+                }
+            };
+        }
+        self.status = status;
+        self.changed_at = Instant::now();
+        self.is_told = false;
+    }
+
+    fn suspicion(&self) -> Option<Suspicion> {
+        match self.status.state {
+            McpServerState::Ready => (!self.is_remote).then_some(Suspicion::MayHaveEnded),
+            McpServerState::Failed | McpServerState::Cancelled => {
+                let may_be_tried = self.failed_after < SLOW_FAILURE
+                    || self.changed_at.elapsed() >= SLOW_FAILURE_PAUSE;
+                may_be_tried.then_some(Suspicion::Failed)
+            }
+            McpServerState::Starting => None,
+        }
+    }
+}
+
+impl McpServers {
+    pub(super) fn new(worker: WorkerId, secrets: Vec<String>) -> McpServers {
+        McpServers { worker, secrets, threads: Mutex::default() }
+    }
+
+    fn threads(&self) -> MutexGuard<'_, HashMap<String, Thread>> {
+        // A panic elsewhere can't leave the map half changed.
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes in what a notification says of a thread's servers, and says whether there is anything in
+    /// it to pass on. `pass_on` does that, and says whether a turn listens; the one and the other are
+    /// one step, so that no status is told twice or not at all.
+    pub(super) fn hear(
+        &self,
+        thread_id: &str,
+        notification: Notification,
+        pass_on: impl FnOnce(Notification) -> bool,
+    ) {
+        match notification.method.as_str() {
+            mcp::STARTUP_STATUS => {}
+            mcp::THREAD_CLOSED => {
+                self.forget(thread_id);
+                pass_on(notification);
+                return;
+            }
+            _ => {
+                pass_on(notification);
+                return;
+            }
+        }
+        let Some(heard) = mcp::startup_status(notification.params.get()) else {
+            pass_on(notification);
+            return;
+        };
+        let mut threads = self.threads();
+        if !threads.contains_key(thread_id) {
+            if matches!(heard.status.state, McpServerState::Ready | McpServerState::Cancelled) {
+                // The last words of a thread that was let go while its servers started.
+                return;
+            }
+            threads.insert(thread_id.to_owned(), Thread::new());
+        }
+        let Some(servers) = threads.get_mut(thread_id) else { return };
+        let name = heard.status.server.clone();
+        if !self.note(thread_id, servers, heard.status) {
+            // Codex repeats itself when it looks at its servers anew.
+            return;
+        }
+        let is_told = pass_on(notification);
+        if let Some(server) = servers.get_mut(&name) {
+            server.is_told = is_told;
+            if heard.needs_login {
+                server.failed_after = SLOW_FAILURE;
+            }
+        }
+    }
+
+    /// Files a status; returns whether it is news.
+    fn note(&self, thread_id: &str, servers: &mut Thread, status: McpServerStatus) -> bool {
+        if servers.get(&status.server).is_some_and(|known| known.status == status) {
+            return false;
+        }
+        if status.state == McpServerState::Failed {
+            let McpServerStatus { server, state: _, error } = &status;
+            let without = |error: String, secret: &String| error.replace(secret, "[redacted]");
+            let secrets = self.secrets.iter().filter(|secret| !secret.is_empty());
+            let error = secrets.fold(error.clone(), without);
+            let worker = &self.worker;
+            tracing::warn!(%worker, thread_id, server, error, "an MCP server is not there");
+        }
+        match servers.get_mut(&status.server) {
+            Some(known) => known.become_status(status),
+            None => drop(servers.insert(status.server.clone(), Server::new(status))),
+        }
+        true
+    }
+
+    /// Runs `listen`, from which on a turn hears of this thread, and returns what it must be told
+    /// that was said before: what is new, and who is still missing.
+    pub(super) fn hand_over<T>(
+        &self,
+        thread_id: &str,
+        listen: impl FnOnce() -> Option<T>,
+    ) -> Option<(T, Vec<McpServerStatus>)> {
+        let mut threads = self.threads();
+        let listening = listen()?;
+        let mut told = Vec::new();
+        for server in threads.get_mut(thread_id).into_iter().flat_map(BTreeMap::values_mut) {
+            if !server.is_told || server.status.state == McpServerState::Failed {
+                server.is_told = true;
+                told.push(server.status.clone());
+            }
+        }
+        Some((listening, told))
+    }
+
+    /// Forgets a thread that is not loaded any more.
+    pub(super) fn forget(&self, thread_id: &str) {
+        self.threads().remove(thread_id);
+    }
+
+    fn suspects(&self, thread_id: &str) -> Vec<(String, Suspicion)> {
+        let threads = self.threads();
+        let servers = threads.get(thread_id).into_iter().flatten();
+        servers.filter_map(|(name, server)| Some((name.clone(), server.suspicion()?))).collect()
+    }
+
+    fn note_remote(&self, thread_id: &str, name: &str) {
+        let mut threads = self.threads();
+        if let Some(server) = threads.get_mut(thread_id).and_then(|servers| servers.get_mut(name)) {
+            server.is_remote = true;
+        }
+    }
+
+    fn note_down(&self, thread_id: &str, name: &str, error: String) {
+        let mut threads = self.threads();
+        if let Some(servers) = threads.get_mut(thread_id) {
+            let (server, state) = (name.to_owned(), McpServerState::Failed);
+            self.note(thread_id, servers, McpServerStatus { server, state, error });
+        }
+    }
+}
+
+/// How the MCP servers of a thread are before a turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum McpHealth {
+    /// As good as can be.
+    Settled,
+    /// One that the thread can't be without is down and does not come back: the thread must be loaded
+    /// anew, and what Codex says then is why it can't.
+    RequiredIsDown,
+}
+
+impl Worker {
+    /// Whether a loaded thread has MCP servers.
+    pub fn has_mcp_servers(&self, thread_id: &ThreadId) -> bool {
+        self.routes.mcp.threads().contains_key(thread_id.as_str())
+    }
+
+    /// Starts those MCP servers of a loaded thread again that have ended since its last turn, or did
+    /// not start. Costs nothing for a thread without servers, and 1 to 3 ms where all are well.
+    /// `overrides` are what the thread was loaded with.
+    pub async fn mend_mcp_servers(
+        &self,
+        thread_id: &ThreadId,
+        directory: &Path,
+        overrides: &Map<String, Value>,
+    ) -> McpHealth {
+        let thread = thread_id.as_str();
+        let suspects = self.routes.mcp.suspects(thread);
+        let looks = suspects.into_iter().map(|(name, suspicion)| async move {
+            match suspicion {
+                Suspicion::Failed => Some((name, suspicion)),
+                Suspicion::MayHaveEnded => {
+                    let status = self.mcp_server_status(thread, &name, LOOK).await?;
+                    if status.is_remote() {
+                        self.routes.mcp.note_remote(thread, &name);
+                        return None;
+                    }
+                    status.is_down().then_some((name, suspicion))
+                }
+            }
+        });
+        let down: Vec<(String, Suspicion)> = join_all(looks).await.into_iter().flatten().collect();
+        if down.is_empty() {
+            return McpHealth::Settled;
+        }
+        for (server, suspicion) in &down {
+            if *suspicion == Suspicion::MayHaveEnded {
+                tracing::info!(worker = %self.id, %thread_id, server, "an MCP server has ended; it is started again");
+            }
+        }
+        let config = self.mcp_config(directory).await.unwrap_or_default();
+        let configured = config.servers(overrides);
+        // An answer alone says nothing: the servers start when the thread is looked at.
+        let reloaded = self.request::<method::Ignored>(mcp::RELOAD, &Value::Null).await;
+        if let Err(error) = &reloaded {
+            tracing::warn!(worker = %self.id, %thread_id, %error, "MCP servers can't be started again");
+        }
+        let waits = down.into_iter().map(|(name, suspicion)| {
+            let (configured, reloaded) = (configured.get(&name), reloaded.as_ref().err());
+            async move {
+                let is_required = configured.is_some_and(|server| server.required);
+                let patience = match suspicion {
+                    Suspicion::Failed if !is_required => OPTIONAL_START,
+                    Suspicion::Failed | Suspicion::MayHaveEnded => {
+                        let start = configured.map(mcp::ServerConfig::startup_timeout);
+                        start.unwrap_or(mcp::DEFAULT_STARTUP_TIMEOUT) + LOOK
+                    }
+                };
+                let status = match reloaded {
+                    None => self.mcp_server_status(thread, &name, patience).await,
+                    Some(_) => None,
+                };
+                let is_up = status.as_ref().is_some_and(|status| !status.is_down());
+                if !is_up && suspicion == Suspicion::MayHaveEnded {
+                    let error =
+                        status.map(|status| status.error()).filter(|error| !error.is_empty());
+                    let error = error.or_else(|| reloaded.map(ToString::to_string));
+                    let error = error.unwrap_or_else(|| "it has ended".to_owned());
+                    self.routes.mcp.note_down(thread, &name, error);
+                }
+                is_required && !is_up
+            }
+        });
+        if join_all(waits).await.contains(&true) {
+            McpHealth::RequiredIsDown
+        } else {
+            McpHealth::Settled
+        }
+    }
+
+    /// What Codex says of one server of a thread; `None` where it can't be known in time.
+    async fn mcp_server_status(
+        &self,
+        thread_id: &str,
+        server: &str,
+        timeout: Duration,
+    ) -> Option<ServerStatus> {
+        let params = mcp::status_list_params(thread_id, server);
+        let listed: Result<mcp::StatusList, RequestError> =
+            self.request_within(mcp::STATUS_LIST, &params, timeout).await;
+        match listed {
+            // An older CLI lists all of them.
+            Ok(listed) => listed.data.into_iter().find(|status| status.name == server),
+            Err(error) => {
+                tracing::debug!(worker = %self.id, thread_id, server, %error, "an MCP server can't be looked at");
+                None
+            }
+        }
+    }
+
+    /// How the MCP servers of threads in this directory are configured.
+    async fn mcp_config(&self, directory: &Path) -> Result<mcp::ConfigRead, RequestError> {
+        let params = json!({ "includeLayers": false, "cwd": directory });
+        self.request_within(method::CONFIG_READ, &params, CONFIG).await
+    }
+
+    /// The overrides of a thread that only asks what a thread would use: without MCP servers.
+    pub(super) async fn without_mcp_servers(
+        &self,
+        overrides: &Map<String, Value>,
+        directory: &Path,
+    ) -> Map<String, Value> {
+        let config = self.mcp_config(directory).await.unwrap_or_else(|error| {
+            tracing::debug!(worker = %self.id, %error, "the configured MCP servers are not known");
+            mcp::ConfigRead::default()
+        });
+        mcp::without_servers(overrides, config.names())
+    }
+
+    /// Asks Codex to load a thread, by `thread/start` or `thread/resume`, and waits for as long as the
+    /// MCP servers that it waits for may take. A thread whose loading nobody waits for any more, for
+    /// whatever reason, is unloaded when Codex has loaded it after all: its servers would stay else.
+    pub(super) async fn load_thread(
+        &self,
+        method: &'static str,
+        params: Value,
+        directory: &Path,
+        overrides: &Map<String, Value>,
+    ) -> Result<ThreadOpened, RequestError> {
+        let began = Instant::now();
+        let mut loading = self.start_loading(method, params);
+        let gone =
+            RequestError::Transport { method, cause: "the worker ended".to_owned(), written: true };
+        if let Ok(answer) = tokio::time::timeout(self.request_timeout, &mut loading).await {
+            return answer.unwrap_or(Err(gone));
+        }
+        // Asked only now: most threads are there at once.
+        let servers = match self.mcp_config(directory).await {
+            Ok(config) => config.longest_required_start(overrides),
+            Err(_) => Duration::ZERO,
+        };
+        let within = self.request_timeout + servers;
+        let left = within.saturating_sub(began.elapsed());
+        match tokio::time::timeout(left, loading).await {
+            Ok(answer) => answer.unwrap_or(Err(gone)),
+            Err(_) => Err(RequestError::Timeout { method, after: within }),
+        }
+    }
+
+    fn start_loading(
+        &self,
+        method: &'static str,
+        params: Value,
+    ) -> oneshot::Receiver<Result<ThreadOpened, RequestError>> {
+        let (answer, answered) = oneshot::channel();
+        let (peer, loading, id) = (self.peer.clone(), Arc::clone(&self.loading), self.id.clone());
+        let loaded = Arc::clone(&self.loaded_threads);
+        let timeout = self.request_timeout;
+        let asked_for = params["threadId"].as_str().map(str::to_owned);
+        loading.begin(asked_for.as_deref());
+        tokio::spawn(async move {
+            let opened = peer.request::<ThreadOpened>(method, &params, LATE).await;
+            let thread_id = opened.as_ref().ok().map(|opened| opened.thread.id.clone());
+            let is_late = answer.send(opened).is_err();
+            let is_wanted = loading.end(asked_for.as_deref());
+            let Some(thread_id) = thread_id.filter(|_| is_late && !is_wanted) else { return };
+            let is_used = loaded
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .contains(&ThreadId::from_codex(thread_id.clone()));
+            if is_used {
+                return;
+            }
+            tracing::info!(worker = %id, thread_id, "a thread was loaded when nobody wanted it any more; it is let go");
+            let params = json!({ "threadId": thread_id });
+            let unsubscribed =
+                peer.request::<method::Ignored>(method::THREAD_UNSUBSCRIBE, &params, timeout).await;
+            if let Err(error) = unsubscribed {
+                tracing::debug!(worker = %id, thread_id, %error, "a thread could not be unsubscribed");
+            }
+        });
+        answered
+    }
+}
+
+/// How many loadings of each thread are under way: a late answer to one must not take the thread away
+/// from another.
+#[derive(Debug, Default)]
+pub(super) struct Loading {
+    threads: Mutex<HashMap<String, usize>>,
+}
+
+impl Loading {
+    fn threads(&self) -> MutexGuard<'_, HashMap<String, usize>> {
+        // A panic elsewhere can't leave the map half changed.
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin(&self, thread_id: Option<&str>) {
+        if let Some(thread_id) = thread_id {
+            *self.threads().entry(thread_id.to_owned()).or_default() += 1;
+        }
+    }
+
+    /// Returns whether another loading of the thread is under way.
+    fn end(&self, thread_id: Option<&str>) -> bool {
+        let Some(thread_id) = thread_id else { return false };
+        let mut threads = self.threads();
+        let left = threads.get(thread_id).map_or(0, |count| count.saturating_sub(1));
+        if left == 0 {
+            threads.remove(thread_id);
+        } else {
+            threads.insert(thread_id.to_owned(), left);
+        }
+        left > 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::value::RawValue;
+
+    use super::*;
+
+    fn servers() -> McpServers {
+        McpServers::new(WorkerId { slot: 0, generation: 1 }, vec!["sk-canary".to_owned()])
+    }
+
+    fn notification(server: &str, status: &str, error: Option<&str>) -> Notification {
+        let params = json!({"threadId": "t", "name": server, "status": status, "error": error});
+        let params = RawValue::from_string(params.to_string()).unwrap();
+        Notification { method: mcp::STARTUP_STATUS.to_owned(), params }
+    }
+
+    /// Hears a status; returns whether it was passed on, to a turn that listens or not.
+    fn hear(servers: &McpServers, server: &str, status: &str, listens: bool) -> bool {
+        let mut is_passed_on = false;
+        let error = (status == "failed").then_some("no");
+        servers.hear("t", notification(server, status, error), |_| {
+            is_passed_on = true;
+            listens
+        });
+        is_passed_on
+    }
+
+    /// What a turn that begins is told.
+    fn begin(servers: &McpServers) -> Vec<(String, McpServerState)> {
+        let ((), told) = servers.hand_over("t", || Some(())).unwrap();
+        told.into_iter().map(|status| (status.server, status.state)).collect()
+    }
+
+    fn told(server: &str, state: McpServerState) -> (String, McpServerState) {
+        (server.to_owned(), state)
+    }
+
+    #[tokio::test]
+    async fn each_status_reaches_one_turn_and_a_failure_every_turn() {
+        let servers = servers();
+        hear(&servers, "a", "starting", false);
+        hear(&servers, "b", "starting", false);
+        hear(&servers, "a", "ready", false);
+        let first = [told("a", McpServerState::Ready), told("b", McpServerState::Starting)];
+        assert_eq!(begin(&servers), first);
+        assert!(hear(&servers, "b", "failed", true));
+        assert!(!hear(&servers, "b", "failed", true), "no news");
+        assert!(!hear(&servers, "a", "ready", true), "no news");
+        let missing = [told("b", McpServerState::Failed)];
+        assert_eq!(begin(&servers), missing);
+        assert_eq!(begin(&servers), missing);
+        hear(&servers, "b", "starting", false);
+        hear(&servers, "b", "ready", false);
+        assert_eq!(begin(&servers), [told("b", McpServerState::Ready)]);
+        assert_eq!(begin(&servers), []);
+        assert_eq!(servers.hand_over("t", || None::<()>), None, "the worker has ended");
+    }
+
+    #[tokio::test]
+    async fn a_thread_that_was_let_go_is_forgotten_and_its_last_words_are_too() {
+        let servers = servers();
+        hear(&servers, "a", "starting", false);
+        servers.forget("t");
+        assert!(!hear(&servers, "a", "cancelled", false));
+        assert!(!hear(&servers, "a", "ready", false));
+        assert!(servers.threads().is_empty());
+        hear(&servers, "a", "starting", false);
+        let params = RawValue::from_string(r#"{"threadId":"t"}"#.to_owned()).unwrap();
+        let closed = Notification { method: mcp::THREAD_CLOSED.to_owned(), params };
+        servers.hear("t", closed, |_| false);
+        assert!(servers.threads().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_is_tried_again_at_once_unless_that_would_cost_every_turn() {
+        let servers = servers();
+        let suspects = || servers.suspects("t");
+        let failed = |name: &str| vec![(name.to_owned(), Suspicion::Failed)];
+        hear(&servers, "a", "starting", false);
+        assert_eq!(suspects(), [], "nothing is known yet");
+        hear(&servers, "a", "failed", false);
+        assert_eq!(suspects(), failed("a"));
+        hear(&servers, "a", "starting", false);
+        tokio::time::advance(SLOW_FAILURE).await;
+        hear(&servers, "a", "failed", false);
+        assert_eq!(suspects(), []);
+        tokio::time::advance(SLOW_FAILURE_PAUSE).await;
+        assert_eq!(suspects(), failed("a"));
+        hear(&servers, "a", "starting", false);
+        hear(&servers, "a", "ready", false);
+        assert_eq!(suspects(), [("a".to_owned(), Suspicion::MayHaveEnded)]);
+        servers.note_remote("t", "a");
+        assert_eq!(suspects(), [], "it has no process");
+    }
+
+    #[test]
+    fn a_late_answer_spares_a_thread_that_is_being_loaded_once_more() {
+        let loading = Loading::default();
+        loading.begin(Some("t"));
+        loading.begin(Some("t"));
+        assert!(loading.end(Some("t")));
+        assert!(!loading.end(Some("t")));
+        loading.begin(None);
+        assert!(!loading.end(None));
+        assert!(loading.threads().is_empty());
+    }
+}
