@@ -420,7 +420,9 @@ impl Worker {
             self.request_within::<method::Ignored>(method::SETTINGS_UPDATE, &params, within).await;
         match asked {
             Ok(_) => true,
-            Err(RequestError::Server { message, .. }) => !message.contains("unknown variant"),
+            Err(RequestError::Server { message, .. }) => {
+                !refusal_text::is_unknown_request(&message)
+            }
             Err(_) => false,
         }
     }

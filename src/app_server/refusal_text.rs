@@ -52,6 +52,11 @@ pub fn meaning(message: &str) -> Meaning {
     }
 }
 
+/// Whether a CLI says that it does not know the request at all.
+pub fn is_unknown_request(message: &str) -> bool {
+    message.contains("unknown variant")
+}
+
 /// What is wrong with the configuration, if that is what an error answer to `config/read` says.
 /// `None` for any other error: an older CLI may not know the request.
 pub fn config_fault(code: i64, message: &str) -> Option<String> {
