@@ -11,7 +11,7 @@
 mod support;
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use codex_sidecar::pb;
 use codex_sidecar::pb::McpServerState::{Failed, Ready};
@@ -23,8 +23,9 @@ use support::{Client, Place, Sidecar, Told, ephemeral, eventually, processes, pr
 use tonic::Code;
 
 /// An MCP server: `ring` may change something, as far as Codex knows, and `look` only reads. It notes
-/// its process in `pids`. Its behaviour is given as `NAME=VALUE`: seconds before it answers
-/// `initialize` (`delay`), a file whose being there makes it end at its start (`unless`).
+/// its process in `pids`. Its behaviour is given as `NAME=VALUE`: before it answers `initialize` it
+/// takes some seconds (`delay`) or waits for a file (`until`); where another file is, it ends at its
+/// start (`unless`).
 const SERVER: &str = r#"
 import json, os, sys, time
 name, pids = sys.argv[1], sys.argv[2]
@@ -37,6 +38,8 @@ for line in sys.stdin:
     method, params = message.get("method"), message.get("params") or {}
     if method == "initialize":
         time.sleep(float(how.get("delay", 0)))
+        while not os.path.exists(how.get("until", "/")):
+            time.sleep(0.02)
         result = {"protocolVersion": params["protocolVersion"], "capabilities": {"tools": {}},
                   "serverInfo": {"name": name, "version": "1"}}
     elif method == "tools/list":
@@ -55,6 +58,9 @@ for line in sys.stdin:
 
 /// Lets `ring` be called in any sandbox.
 const APPROVED: &str = "default_tools_approval_mode = \"approve\"";
+
+/// The same of a server that each turn waits for, however slow the machine is.
+const APPROVED_AND_REQUIRED: &str = "default_tools_approval_mode = \"approve\"\nrequired = true";
 
 /// The servers of one sidecar.
 struct Servers {
@@ -156,6 +162,17 @@ fn answered_by(told: &Told) -> u32 {
     answer.unwrap_or_else(|error| panic!("{error}: {:#?}", told.events)).parse().unwrap()
 }
 
+/// A turn that called `ring` of a server that Codex does not wait for: on a slow machine not the first.
+async fn rung(sidecar: &Client, context: &str, server: &str) -> Told {
+    let script = format!("[[tool {server}.ring]] [[say done]]");
+    eventually(&format!("{server} rings"), async || {
+        let told = sidecar.run(sandboxed(context, &script)).await;
+        let has_rung = calls(&told).iter().any(|(_, _, result)| result.is_ok());
+        has_rung.then_some(told)
+    })
+    .await
+}
+
 /// What a turn was told of a server, in order.
 fn states(told: &Told, server: &str) -> Vec<pb::McpServerState> {
     let statuses = told.all().filter_map(|event| match event {
@@ -177,7 +194,11 @@ fn warnings<'a>(told: &'a Told, server: &str) -> Vec<&'a pb::Warning> {
 #[tokio::test]
 async fn in_a_sandbox_under_never_a_tool_needs_a_hint_or_the_approval_of_the_configuration() {
     let place = Place::new();
-    let servers = Servers::new(&place).with("plain", &[], "").with("approved", &[], APPROVED);
+    let servers = Servers::new(&place).with("plain", &[], "required = true").with(
+        "approved",
+        &[],
+        APPROVED_AND_REQUIRED,
+    );
     let sidecar = Sidecar::in_place(place, |_, _| {}).await;
 
     let script = "[[tool plain.ring]] [[tool plain.look]] [[tool approved.ring]] [[say done]]";
@@ -206,7 +227,8 @@ async fn a_server_that_does_not_start_is_told_to_its_turns_and_to_the_log() {
     let place = Place::new();
     let always = place.path().join("mcp/server.py");
     let unless = format!("unless={}", always.display());
-    let servers = Servers::new(&place).with("good", &[], APPROVED).with("bad", &[&unless], "");
+    let servers =
+        Servers::new(&place).with("good", &[], "required = true").with("bad", &[&unless], "");
     let config = servers.config.clone()
         + "[mcp_servers.missing]\ncommand = \"/no/such/program\"\n\
            [mcp_servers.web]\nurl = \"http://canary:canary@127.0.0.1:1/mcp?token=canary\"\n";
@@ -214,18 +236,13 @@ async fn a_server_that_does_not_start_is_told_to_its_turns_and_to_the_log() {
     let sidecar = Binary::cold(place, |_| {}).await;
     sidecar.ready().await;
 
-    let script = "[[wait 300ms]] [[tool good.ring]] [[say done]]";
-    let new = sidecar.run(sandboxed("a", script)).await;
-    let again = sidecar.run(sandboxed("a", script)).await;
-    let alone = sidecar.run(pb::RunTurnRequest { ephemeral: true, ..sandboxed("", script) }).await;
+    let new = told_of_failures(&sidecar, sandboxed("a", "[[hang]]")).await;
+    let again = told_of_failures(&sidecar, sandboxed("a", "[[hang]]")).await;
+    let alone = pb::RunTurnRequest { ephemeral: true, ..sandboxed("", "[[hang]]") };
+    let alone = told_of_failures(&sidecar, alone).await;
+    assert_eq!(again.thread_id(), new.thread_id());
     for told in [&new, &again, &alone] {
-        assert_eq!(told.final_response(), "done");
-        answered_by(told);
         assert!(warnings(told, "good").is_empty(), "{:#?}", told.events);
-        for server in ["bad", "missing"] {
-            assert!(states(told, server).contains(&Failed), "{server}: {:#?}", told.events);
-            assert!(!warnings(told, server).is_empty(), "{server}: {:#?}", told.events);
-        }
         for event in told.all() {
             if let Event::McpServerStatus(status) = event {
                 let has_error = !status.error.is_empty();
@@ -241,7 +258,7 @@ async fn a_server_that_does_not_start_is_told_to_its_turns_and_to_the_log() {
     assert!(error.contains("No such file or directory"), "{error}");
 
     let log = sidecar.log();
-    for server in ["bad", "missing"] {
+    for server in ["bad", "missing", "web"] {
         let is_told = |line: &str| {
             let line: serde_json::Value = serde_json::from_str(line).unwrap();
             line["level"] == "WARN" && line["server"] == server && line["error"] != ""
@@ -256,6 +273,32 @@ async fn a_server_that_does_not_start_is_told_to_its_turns_and_to_the_log() {
     servers.gone("good").await;
 }
 
+/// A turn that hangs until it was told that `bad`, `missing` and `web` are not there, and was stopped then.
+async fn told_of_failures(sidecar: &Client, request: pb::RunTurnRequest) -> Told {
+    let mut turn = sidecar.begin(request).await;
+    for server in ["bad", "missing", "web"] {
+        let quoted = format!("{server:?}");
+        let is_told = |event: &pb::TurnEvent| match &event.event {
+            Some(Event::Warning(warning)) => {
+                warning.code == "MCP_SERVER_FAILED" && warning.message.contains(&quoted)
+            }
+            _ => false,
+        };
+        while !turn.events.iter().any(is_told) {
+            turn.try_next()
+                .await
+                .unwrap()
+                .unwrap_or_else(|| panic!("the turn ended before {server}"));
+        }
+    }
+    sidecar.interrupt(turn.turn_id()).await.unwrap();
+    let told = turn.rest().await;
+    for server in ["bad", "missing", "web"] {
+        assert!(states(&told, server).contains(&Failed), "{server}: {:#?}", told.events);
+    }
+    told
+}
+
 #[tokio::test]
 async fn a_server_that_ended_between_two_turns_is_there_for_the_next() {
     let place = Place::new();
@@ -265,8 +308,9 @@ async fn a_server_that_ended_between_two_turns_is_there_for_the_next() {
         Servers::new(&place).with("desk", &[], APPROVED).with("shelf", &[&unless], APPROVED);
     let sidecar = Sidecar::in_place(place, |_, _| {}).await;
     let ring = "[[tool desk.ring]] [[say done]]";
-    let first = sidecar.run(sandboxed("a", ring)).await;
-    let other = answered_by(&sidecar.run(sandboxed("b", ring)).await);
+    let first = rung(&sidecar, "a", "desk").await;
+    rung(&sidecar, "a", "shelf").await;
+    let other = answered_by(&rung(&sidecar, "b", "desk").await);
     // One that goes on is not started anew.
     let second = sidecar.run(sandboxed("a", ring)).await;
     assert_eq!(answered_by(&second), answered_by(&first));
@@ -291,7 +335,7 @@ async fn a_server_that_ended_between_two_turns_is_there_for_the_next() {
         assert!(!warnings(&without, "shelf").is_empty(), "{:#?}", without.events);
     }
     std::fs::remove_file(&broken).unwrap();
-    let with = sidecar.run(sandboxed("a", "[[tool shelf.ring]] [[say done]]")).await;
+    let with = rung(&sidecar, "a", "shelf").await;
     assert!(servers.running("shelf").contains(&answered_by(&with)), "{:#?}", with.events);
     let counts = ["desk", "shelf"].map(|name| servers.running(name).len());
     assert!(counts.iter().all(|count| *count <= 2), "one of each for each thread: {counts:?}");
@@ -305,8 +349,8 @@ async fn no_turn_runs_without_a_required_server() {
     let place = Place::new();
     let broken = place.path().join("broken");
     let unless = format!("unless={}", broken.display());
-    let required = format!("{APPROVED}\nrequired = true");
-    let servers = Servers::new(&place).with("desk", &[&unless], &required).with("good", &[], "");
+    let servers =
+        Servers::new(&place).with("desk", &[&unless], APPROVED_AND_REQUIRED).with("good", &[], "");
     let sidecar = Sidecar::in_place(place, |_, _| {}).await;
     let ring = "[[tool desk.ring]] [[say done]]";
 
@@ -339,11 +383,11 @@ async fn no_turn_runs_without_a_required_server() {
 #[tokio::test]
 async fn a_required_server_may_take_as_long_as_it_is_allowed_to() {
     let place = Place::new();
-    let required = format!("{APPROVED}\nrequired = true\nstartup_timeout_sec = 60");
-    let servers = Servers::new(&place).with("slow", &["delay=2"], &required);
+    let required = format!("{APPROVED_AND_REQUIRED}\nstartup_timeout_sec = 60");
+    let servers = Servers::new(&place).with("slow", &["delay=3"], &required);
     let sidecar = Sidecar::in_place(place, |_, config| {
         // Far less than the server takes.
-        config.timeouts.worker_request = Duration::from_millis(500);
+        config.timeouts.worker_request = Duration::from_secs(1);
     })
     .await;
     let ring = "[[tool slow.ring]] [[say done]]";
@@ -367,24 +411,28 @@ async fn a_required_server_may_take_as_long_as_it_is_allowed_to() {
 #[tokio::test]
 async fn a_thread_that_its_turn_did_not_wait_for_leaves_no_server() {
     let place = Place::new();
+    let gate = place.path().join("gate");
+    let until = format!("until={}", gate.display());
     let required = "required = true\nstartup_timeout_sec = 60";
-    let servers = Servers::new(&place).with("slow", &["delay=2"], required);
+    let servers = Servers::new(&place).with("slow", &[&until], required);
     let sidecar = Sidecar::in_place(place, |_, _| {}).await;
     let is_starting = async |count: usize| {
         eventually("the server", async || (servers.started("slow").len() == count).then_some(()))
             .await;
     };
+    let open = || std::fs::write(&gate, "").unwrap();
+    let close = || std::fs::remove_file(&gate).unwrap();
 
     // Out of time.
-    let began = Instant::now();
     let mut request = sandboxed("a", "hello");
-    let turn_timeout = Some(prost_types::Duration { seconds: 0, nanos: 500_000_000 });
+    let turn_timeout = Some(prost_types::Duration { seconds: 2, nanos: 0 });
     request.turn_options = Some(pb::TurnOptions { turn_timeout, ..Default::default() });
     let told = sidecar.run(request).await;
     assert_eq!(told.failed().reason, "TURN_TIMEOUT");
-    assert!(began.elapsed() < Duration::from_secs(2), "it did not wait for the server");
+    assert_eq!(servers.running("slow").len(), 1, "it is still being started");
+    open();
     servers.gone("slow").await;
-    assert_eq!(servers.started("slow").len(), 1);
+    close();
 
     // The caller has gone, and its turn with it.
     let (codex, request) = (sidecar.codex(), sidecar.at_work(ephemeral("hello")));
@@ -396,16 +444,20 @@ async fn a_thread_that_its_turn_did_not_wait_for_leaves_no_server() {
         (counts.running_turns == 0).then_some(())
     })
     .await;
+    open();
     servers.gone("slow").await;
 
     // Resumed for a turn that does not come to it.
     sidecar.say("a", "hello").await.completed();
     assert_eq!(servers.running("slow").len(), 1);
+    close();
     let mut other = sandboxed("a", "hello");
     other.thread_options.get_or_insert_default().base_instructions = Some("Be brief.".to_owned());
     other.turn_options = Some(pb::TurnOptions { turn_timeout, ..Default::default() });
     assert_eq!(sidecar.run(other).await.failed().reason, "TURN_TIMEOUT");
+    open();
     servers.gone("slow").await;
+    assert_eq!(servers.started("slow").len(), 4, "each was started once");
 
     // None of that is in the way of the next.
     let last = sidecar.say("a", "again").await;
@@ -417,12 +469,12 @@ async fn a_thread_that_its_turn_did_not_wait_for_leaves_no_server() {
 #[tokio::test]
 async fn a_thread_that_is_loaded_too_late_is_asked_for_once_and_let_go() {
     let sidecar = scripted::with(|config| {
-        config.timeouts.worker_request = Duration::from_millis(300);
+        config.timeouts.worker_request = Duration::from_secs(1);
     })
     .await;
     let home = sidecar.place.codex_home();
     std::fs::write(home.join("fake-log"), "").unwrap();
-    scripted::set_faults(&sidecar, &serde_json::json!({ "delays": { "thread/start": "1s" } }));
+    scripted::set_faults(&sidecar, &serde_json::json!({ "delays": { "thread/start": "2s" } }));
     let refused = sidecar.refused(prompt("a", "hello")).await;
     refused.assert(Code::Unavailable, "WORKER_UNAVAILABLE");
     assert!(refused.message.contains("thread/start"), "{refused:#?}");
@@ -451,7 +503,7 @@ fn asked(home: &Path, method: &str) -> usize {
 #[tokio::test]
 async fn with_a_thread_its_servers_go() {
     let place = Place::new();
-    let servers = Servers::new(&place).with("desk", &[], APPROVED);
+    let servers = Servers::new(&place).with("desk", &[], APPROVED_AND_REQUIRED);
     let sidecar = Sidecar::in_place(place, |_, config| {
         config.pool.max_turns_per_worker = Some(4);
     })
