@@ -194,11 +194,11 @@ async fn the_subcommands_work_with_a_running_sidecar() {
     let failed = client(&sidecar, &run(&["[[status 400]]"])).await;
     assert_eq!(failed.status.code(), Some(1), "{failed:#?}");
     assert!(String::from_utf8_lossy(&failed.stderr).contains("CODEX_ERROR"), "{failed:#?}");
-    let refused =
-        client(&sidecar, &["run", "--context", "x", "--cd", "/nonexistent", "hello"]).await;
+    let missing = sidecar.place.path().join("missing").display().to_string();
+    let refused = client(&sidecar, &["run", "--context", "x", "--cd", &missing, "hello"]).await;
     assert_eq!(refused.status.code(), Some(1), "{refused:#?}");
     let told = String::from_utf8_lossy(&refused.stderr);
-    assert!(told.contains("WORKING_DIRECTORY_MISSING") && told.contains("/nonexistent"), "{told}");
+    assert!(told.contains("WORKING_DIRECTORY_MISSING") && told.contains(&missing), "{told}");
 
     let bound = json_lines(&stdout(&client(&sidecar, &["contexts", "get", "cli", "--json"]).await));
     assert_eq!((&bound[0]["context_id"], &bound[0]["turn_count"]), (&"cli".into(), &4.into()));
@@ -261,7 +261,9 @@ async fn a_key_is_in_no_output() {
 
 #[test]
 fn the_demo_shows_that_a_thread_continues() {
+    let place = Place::new();
     let mut command = bare();
+    command.env_clear().envs(support::environment(&place.user_home()));
     command.arg("demo").env("CODEX_PATH", support::codex_path());
     let assert = command.assert().success();
     let shown = String::from_utf8(assert.get_output().stdout.clone()).unwrap();

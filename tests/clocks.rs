@@ -20,8 +20,9 @@ use support::attached::{by_context, by_id};
 use support::{Place, Refused, Sidecar, Told, Turn, eventually, prompt, scripted};
 use tonic::{Code, Request};
 
-/// What a machine with more to do than cores may add to any time.
-const SLACK: Duration = Duration::from_millis(1500);
+/// What a machine with more to do than cores may add to any time. Far below what a clock that does not
+/// strike would take; how exact they are is the benchmarks' matter.
+const SLACK: Duration = Duration::from_secs(20);
 
 /// Without the shell that Codex starts to look at the user's environment: it may outlive a sidecar that
 /// lived for a second.
@@ -87,9 +88,8 @@ async fn a_provider_out_of_reach_ends_the_turn_in_time_and_the_worker_serves_the
     println!(
         "turn_failed{{TURN_TIMEOUT}} {took:?} after the first event, {since_call:?} after the call"
     );
-    assert!(since_call < Duration::from_millis(2500) + SLACK, "{since_call:?}");
-    // The first event comes a little after the clock was started.
-    assert!(took > Duration::from_millis(1000) && took < Duration::from_millis(2500), "{took:?}");
+    let least = Duration::from_millis(2000);
+    assert!(since_call >= least && since_call < least + SLACK, "{since_call:?}");
 
     let model = OfflineModel::start(address).await.expect("the port is still free");
     let next = sidecar.run(within_turn(30_000, prompt("a", "are you there?"))).await;
@@ -127,8 +127,8 @@ async fn the_real_cli_ends_a_turn_that_is_idle_or_interrupted_at_any_moment() {
 async fn only_the_turns_own_events_are_progress() {
     let sidecar = scripted::start().await;
     // Longer than the timeout, but never silent for it.
-    let told = sidecar.run(within_idle(600, prompt("a", "[[words 20]] [[slow 60]]"))).await;
-    assert!(whole(&told) > Duration::from_millis(900));
+    let told = sidecar.run(within_idle(3000, prompt("a", "[[words 20]] [[slow 200]]"))).await;
+    assert!(whole(&told) > Duration::from_millis(3000));
     told.completed();
 
     for talk in ["[[retry-forever]]", "[[other-threads]]", "[[silent]]", "[[no-end]]"] {
@@ -163,17 +163,17 @@ async fn a_worker_that_does_not_end_a_turn_loses_its_thread_and_nobody_else_does
         config.timeouts.interrupt_grace = Duration::from_millis(500);
     })
     .await;
-    let mut other = sidecar.begin(prompt("other", "[[words 80]] [[slow 100]]")).await;
+    let mut other = sidecar.begin(prompt("other", "[[words 150]] [[slow 100]]")).await;
     other.started().await;
     for manner in [
         "[[hang]] [[no-end]]",
         "[[slow-interrupt 700]] [[hang]]",
         "[[ignore-interrupt]] [[wait 60s]]",
     ] {
-        let first = sidecar.run(within_turn(400, prompt(manner, manner))).await;
+        let first = sidecar.run(within_turn(2000, prompt(manner, manner))).await;
         assert_eq!(first.failed().reason, "TURN_TIMEOUT", "{manner}");
         assert!(
-            whole(&first) < Duration::from_millis(400 + 500 + 500) + SLACK,
+            whole(&first) < Duration::from_millis(2000 + 500 + 500) + SLACK,
             "{:?}",
             whole(&first)
         );
@@ -197,10 +197,10 @@ async fn a_worker_that_is_silent_altogether_is_replaced() {
         [("wedged", "[[wedge]] [[hang]]"), ("deaf", "[[stop-reading]] [[hang]]")]
     {
         let before = sidecar.say(context, "hello").await;
-        let told = sidecar.run(within_turn(400, prompt(context, manner))).await;
+        let told = sidecar.run(within_turn(2000, prompt(context, manner))).await;
         assert_eq!(told.failed().reason, "TURN_TIMEOUT", "{context}");
         assert!(
-            whole(&told) < Duration::from_millis(400) + 2 * grace + SLACK,
+            whole(&told) < Duration::from_millis(2000) + 2 * grace + SLACK,
             "{:?}",
             whole(&told)
         );
@@ -286,7 +286,8 @@ async fn begin_by(
 #[tokio::test]
 async fn a_deadline_ends_the_stream_and_by_the_policy_the_turn() {
     let sidecar = Sidecar::with(quiet).await;
-    let deadline = Duration::from_millis(1500);
+    // Long enough for a turn to begin.
+    let deadline = Duration::from_secs(4);
     let began = Instant::now();
     let mut turn = begin_by(&sidecar, deadline, prompt("a", "[[hang]]")).await.unwrap();
     turn.started().await;
@@ -304,7 +305,7 @@ async fn a_deadline_ends_the_stream_and_by_the_policy_the_turn() {
 
     let outliving = pb::RunTurnRequest {
         disconnect_policy: pb::DisconnectPolicy::Continue.into(),
-        ..prompt("a", "[[wait 3s]] [[say done]]")
+        ..prompt("a", "[[wait 8s]] [[say done]]")
     };
     let mut turn = begin_by(&sidecar, deadline, outliving).await.unwrap();
     let turn_id = turn.started().await;
@@ -316,8 +317,7 @@ async fn a_deadline_ends_the_stream_and_by_the_policy_the_turn() {
     // In the queue, before any event of its own but its place.
     let mut busy = sidecar.begin(prompt("a", "[[hang]]")).await;
     let busy_id = busy.started().await;
-    let mut queued =
-        begin_by(&sidecar, Duration::from_millis(300), prompt("a", "x")).await.unwrap();
+    let mut queued = begin_by(&sidecar, Duration::from_secs(2), prompt("a", "x")).await.unwrap();
     queued.rest_fails().await.assert(Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
     eventually("an empty queue", || async {
         (sidecar.counts().await.queued_turns == 0).then_some(())
@@ -327,7 +327,7 @@ async fn a_deadline_ends_the_stream_and_by_the_policy_the_turn() {
     // Attached streams and unary calls have theirs, too.
     let mut request =
         Request::new(pb::AttachTurnRequest { target: Some(by_id(&busy_id)), after_sequence: 0 });
-    request.set_timeout(Duration::from_millis(300));
+    request.set_timeout(Duration::from_secs(2));
     let mut watching = sidecar.codex().attach_turn(request).await.unwrap().into_inner();
     let status = loop {
         match watching.message().await {
@@ -367,7 +367,7 @@ async fn a_deadline_before_the_first_event_is_told_as_one() {
 #[tokio::test]
 async fn a_deadline_counts_also_where_nobody_reads() {
     let sidecar = scripted::start().await;
-    let deadline = Duration::from_millis(800);
+    let deadline = Duration::from_secs(4);
     // More than fits into the windows of the connection.
     let request = prompt("a", "[[items 40 65536]] [[hang]]");
     let _unread = begin_by(&sidecar, deadline, request).await.unwrap();
@@ -384,23 +384,23 @@ async fn a_deadline_counts_also_where_nobody_reads() {
 #[tokio::test]
 async fn the_servers_defaults_and_maxima_hold() {
     let sidecar = scripted::with(|config| {
-        config.timeouts.turn = Some(Duration::from_millis(700));
-        config.timeouts.max_turn = Some(Duration::from_secs(2));
-        config.timeouts.max_idle = Some(Duration::from_millis(300));
+        config.timeouts.turn = Some(Duration::from_secs(4));
+        config.timeouts.max_turn = Some(Duration::from_secs(60));
+        config.timeouts.max_idle = Some(Duration::from_secs(2));
     })
     .await;
-    let too_long = sidecar.refused(within_turn(2001, prompt("a", "hello"))).await;
+    let too_long = sidecar.refused(within_turn(60_001, prompt("a", "hello"))).await;
     too_long.assert(Code::InvalidArgument, "INVALID_INPUT");
     assert_eq!(too_long.field_paths(), ["turn_options.turn_timeout"]);
-    let too_long = sidecar.refused(within_idle(301, prompt("a", "hello"))).await;
+    let too_long = sidecar.refused(within_idle(2001, prompt("a", "hello"))).await;
     assert_eq!(too_long.field_paths(), ["turn_options.idle_timeout"]);
 
     // The default, and the maximum where there is no default.
-    let told = sidecar.run(prompt("a", "[[words 60]] [[slow 50]]")).await;
+    let told = sidecar.run(prompt("a", "[[words 1000]] [[slow 50]]")).await;
     assert_eq!(told.failed().reason, "TURN_TIMEOUT");
     let told = sidecar.run(prompt("a", "[[hang]]")).await;
     assert_eq!(told.failed().reason, "IDLE_TIMEOUT");
-    let told = sidecar.run(within_turn(2000, prompt("a", "[[words 20]] [[slow 50]]"))).await;
+    let told = sidecar.run(within_turn(60_000, prompt("a", "[[words 100]] [[slow 50]]"))).await;
     told.completed();
     sidecar.stop().await;
 }

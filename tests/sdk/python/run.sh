@@ -19,5 +19,7 @@ for name in CODEX_PATH CODEX_SIDECAR_ADDR; do
     fi
 done
 python=$(python3 "$repository/tests/python/venv.py" "$repository/target/sdk-python-venv" "$here/requirements.txt")
+# Everything is on this machine: a proxy that the environment names has no part in it.
+unset http_proxy https_proxy grpc_proxy HTTP_PROXY HTTPS_PROXY GRPC_PROXY all_proxy ALL_PROXY
 # -B: no __pycache__ beside the sources.
 exec "$python" -B "$here/test_same_thread.py" "$@"

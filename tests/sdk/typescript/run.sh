@@ -26,6 +26,8 @@ if ! cmp -s "$here/package-lock.json" "$directory/node_modules/.installed"; then
     # Last: a directory without it is one that an install was cut off in.
     cp "$here/package-lock.json" "$directory/node_modules/.installed"
 fi
+# Everything is on this machine: a proxy that the environment names has no part in it.
+unset http_proxy https_proxy grpc_proxy HTTP_PROXY HTTPS_PROXY GRPC_PROXY all_proxy ALL_PROXY
 # Node looks for packages beside the file that imports them.
 cp "$here/test.mjs" "$directory/test.mjs"
 cd "$directory"
