@@ -363,15 +363,35 @@ async fn every_schema_has_what_the_sidecar_uses() {
     ]
     .map(str::to_owned);
     let first = [
+        "ThreadResumeResponse: field approvalsReviewer",
+        "ThreadResumeResponse: field serviceTier",
+        "ThreadStartResponse: field approvalsReviewer",
+        "ThreadStartResponse: field serviceTier",
+        "turn/start: parameter approvalsReviewer",
+        "turn/start: parameter serviceTier",
         "method thread/unsubscribe",
         "server request item/permissions/requestApproval",
         "server request mcpServer/elicitation/request",
     ]
     .map(str::to_owned);
+    // They tell no settings.
+    let settings = [
+        "method permissionProfile/list",
+        "method thread/settings/update",
+        "notification thread/settings/updated",
+    ]
+    .map(str::to_owned);
+    // Nor do they know profiles.
+    let profiles = [
+        "ThreadResumeResponse: field activePermissionProfile",
+        "ThreadStartResponse: field activePermissionProfile",
+        "turn/start: parameter permissions",
+    ]
+    .map(str::to_owned);
     let known: [(&'static str, Vec<&[String]>); 5] = [
-        ("0.100.0", vec![&terminals, &early, &first]),
-        ("0.115.0", vec![&terminals, &early]),
-        ("0.130.0", vec![&terminals]),
+        ("0.100.0", vec![&terminals, &settings, &early, &profiles, &first]),
+        ("0.115.0", vec![&terminals, &settings, &early, &profiles]),
+        ("0.130.0", vec![&terminals, &settings]),
         ("0.150.0", vec![]),
         ("0.169.0", vec![]),
     ];
