@@ -368,9 +368,29 @@ async fn every_schema_has_what_the_sidecar_uses() {
     ]
     .map(str::to_owned);
     let first = [
+        "ThreadResumeResponse: field approvalsReviewer",
+        "ThreadResumeResponse: field serviceTier",
+        "ThreadStartResponse: field approvalsReviewer",
+        "ThreadStartResponse: field serviceTier",
+        "turn/start: parameter approvalsReviewer",
+        "turn/start: parameter serviceTier",
         "method thread/unsubscribe",
         "server request item/permissions/requestApproval",
         "server request mcpServer/elicitation/request",
+    ]
+    .map(str::to_owned);
+    // They tell no settings.
+    let settings = [
+        "method permissionProfile/list",
+        "method thread/settings/update",
+        "notification thread/settings/updated",
+    ]
+    .map(str::to_owned);
+    // Nor do they know profiles.
+    let profiles = [
+        "ThreadResumeResponse: field activePermissionProfile",
+        "ThreadStartResponse: field activePermissionProfile",
+        "turn/start: parameter permissions",
     ]
     .map(str::to_owned);
     // MCP servers that end stay away with the CLIs that can't be asked for those of a thread.
@@ -385,9 +405,24 @@ async fn every_schema_has_what_the_sidecar_uses() {
         ["mcpServerStatus/list: parameter detail", "notification mcpServer/startupStatus/updated"]
             .map(str::to_owned);
     let known: [(&'static str, Vec<&[String]>); 5] = [
-        ("0.100.0", vec![&terminals, &early, &first, &one_server, &servers, &server_news]),
-        ("0.115.0", vec![&terminals, &early, &one_server, &servers, &server_news]),
-        ("0.130.0", vec![&terminals, &one_server, &servers, &server_threads]),
+        (
+            "0.100.0",
+            vec![
+                &terminals,
+                &settings,
+                &early,
+                &profiles,
+                &first,
+                &one_server,
+                &servers,
+                &server_news,
+            ],
+        ),
+        (
+            "0.115.0",
+            vec![&terminals, &settings, &early, &profiles, &one_server, &servers, &server_news],
+        ),
+        ("0.130.0", vec![&terminals, &settings, &one_server, &servers, &server_threads]),
         ("0.150.0", vec![&one_server]),
         ("0.169.0", vec![]),
     ];

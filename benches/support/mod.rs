@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use codex_sidecar::app_server::decode::{self, Decoded, TurnEnd};
 use codex_sidecar::app_server::message::Inbound;
-use codex_sidecar::app_server::method::{self, Baseline, LoadOptions, WorkspaceWriteConfig};
+use codex_sidecar::app_server::method::{self, Baseline, BaselineAccess, Lingering, LoadOptions};
 use codex_sidecar::app_server::peer::{Peer, PeerLimits};
 use codex_sidecar::codex_cli;
 use codex_sidecar::config::WorkerConfig;
@@ -309,9 +309,12 @@ impl Straight {
         let baseline = Baseline {
             model: opened.model,
             effort: opened.reasoning_effort,
-            approval_policy: opened.approval_policy,
-            sandbox_policy: opened.sandbox,
-            workspace_write: WorkspaceWriteConfig::default(),
+            reasoning_summary: None,
+            approval_policy: Some(opened.approval_policy),
+            approvals_reviewer: opened.approvals_reviewer,
+            service_tier: opened.service_tier,
+            access: Some(BaselineAccess { sandbox_policy: opened.sandbox, profile: None }),
+            workspace_write: None,
         };
         Ok(Thread { id: opened.thread.id, baseline })
     }
@@ -325,7 +328,7 @@ impl Straight {
             &thread.baseline,
             (&self.work, &[]),
             None,
-            false,
+            Lingering::default(),
         );
         let (end, ended) = oneshot::channel();
         self.ends.lock().unwrap_or_else(PoisonError::into_inner).insert(thread.id.clone(), end);

@@ -304,3 +304,21 @@ fn the_list_of_thread_option_keys_is_complete() {
     let keys: BTreeSet<&str> = json.as_object().unwrap().keys().map(String::as_str).collect();
     assert_eq!(keys, BTreeSet::from(tools::THREAD_OPTION_KEYS));
 }
+
+#[test]
+fn a_tool_has_a_sandbox_or_a_profile() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("sidecar.toml");
+    let with = |tool: &str| {
+        std::fs::write(&path, format!("[tools.codex]\n{tool}")).unwrap();
+        load(&["--config", &path.display().to_string()], &[])
+    };
+    let (config, origins) = with("permission_profile = \"mine\"\n").unwrap();
+    let options = &config.tools["codex"].thread_options;
+    assert_eq!(options.permission_profile.as_deref(), Some("mine"));
+    assert!(config.to_toml(&origins).contains("permission_profile = \"mine\""));
+    let faults = with("permission_profile = \"mine\"\nsandbox_mode = \"read-only\"\n").unwrap_err();
+    let told = format!("{faults:?}");
+    assert!(told.contains("permission_profile") && told.contains("sandbox_mode"), "{told}");
+    assert!(with("permission_profile = \" \"\n").is_err());
+}

@@ -181,6 +181,7 @@ impl Engine {
 
         let mut run = Run {
             log: &turn.log,
+            thread_id: thread_id.clone(),
             codex_turn_id,
             include_raw_events: request.include_raw_events,
             usage_before: thread.usage,
@@ -352,6 +353,7 @@ enum Ended {
 /// What is known of a running turn.
 struct Run<'a> {
     log: &'a Log,
+    thread_id: ThreadId,
     codex_turn_id: String,
     include_raw_events: bool,
     // The thread's counts before this turn; `None` until the first report of a resumed thread.
@@ -377,11 +379,13 @@ struct Run<'a> {
 impl Run<'_> {
     /// Files a notification; returns the turn's end, if it is that.
     fn take(&mut self, notification: &Notification) -> Option<TurnEnd> {
-        if let Some(told) = decode::settings(notification) {
+        let scope = decode::scope(&notification.params);
+        // Those of another thread are not this turn's.
+        let is_own = scope.thread_id.as_deref() == Some(self.thread_id.as_str());
+        if let Some(told) = decode::settings(notification).filter(|_| is_own) {
             let heard = self.gate.hear(told);
             self.hold_back(heard);
         }
-        let scope = decode::scope(&notification.params);
         if scope.turn_id.as_ref().is_some_and(|turn_id| *turn_id != self.codex_turn_id) {
             // A late word on an earlier turn of this thread.
             return None;
