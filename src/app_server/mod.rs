@@ -5,6 +5,10 @@
 //! Nothing here knows processes, pools or gRPC.
 
 pub mod decode;
+pub(crate) mod lines;
 pub mod message;
 pub mod method;
 pub mod peer;
+pub mod record;
+pub mod secrets;
+pub mod whose;

@@ -157,7 +157,8 @@ impl Clocks {
             reason,
             message,
             details: String::new(),
-            retryable: true,
+            // A turn that was too long will be too long again; a silent provider may be back.
+            retryable: cause == Cause::IdleTimeout,
             retry_after: None,
             side_effects_possible,
             http_status: None,

@@ -255,6 +255,8 @@ pub enum WarningCode {
     ThreadReplaced,
     /// Dynamic tools of the request were not taken, because the thread has its own.
     DynamicToolsIgnored,
+    /// Something that the worker told was too long to be read.
+    LineSkipped,
 }
 
 impl WarningCode {
@@ -268,6 +270,7 @@ impl WarningCode {
             WarningCode::ModelRerouted => "MODEL_REROUTED",
             WarningCode::ThreadReplaced => "THREAD_REPLACED",
             WarningCode::DynamicToolsIgnored => "DYNAMIC_TOOLS_IGNORED",
+            WarningCode::LineSkipped => "LINE_SKIPPED",
         }
     }
 }
@@ -316,11 +319,11 @@ pub struct TurnError {
     pub message: String,
     /// More of the same: a provider's answer, the last lines of a dead worker's stderr.
     pub details: String,
-    /// Whether the same turn may well succeed later.
+    /// Whether the cause may be gone on a second try, whatever the first one did.
     pub retryable: bool,
     /// When to try again, where the provider said so.
     pub retry_after: Option<Duration>,
-    /// Whether a command, a patch or a tool call had started.
+    /// Whether a command, a patch or a tool call may have started; false is a promise that none had.
     pub side_effects_possible: bool,
     /// The provider's HTTP status, where one is known.
     pub http_status: Option<u16>,
@@ -336,7 +339,7 @@ pub enum FailureReason {
     IdleTimeout,
     /// Not done within `turn_timeout`.
     TurnTimeout,
-    /// The worker refused or garbled a request of ours.
+    /// The worker garbled what it said, or said it in a line over the limit.
     WorkerProtocol,
     /// `contextWindowExceeded`.
     ContextWindowExceeded,
@@ -431,6 +434,12 @@ pub struct Item {
 }
 
 impl Item {
+    /// Whether the model has finished a piece of an answer if this item is final: from then on something
+    /// may have been done that no item tells of.
+    pub fn is_of_an_answer(&self) -> bool {
+        !matches!(self.kind, ItemKind::UserMessage { .. } | ItemKind::Error { .. })
+    }
+
     /// Whether its start means that the world outside the model may have changed. An item of an
     /// unknown kind may be a tool of a newer CLI.
     pub fn has_side_effects(&self) -> bool {

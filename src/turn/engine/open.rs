@@ -379,6 +379,7 @@ fn open_error(error: ThreadError, thread_id: Option<&ThreadId>) -> OpenError {
             error @ (ThreadError::NotFound(_)
             | ThreadError::Archived(_)
             | ThreadError::HeldElsewhere(_)
+            | ThreadError::Unreadable(_)
             | ThreadError::Refused(_)),
             _,
         ) => Refusal::CodexRefused { cause: error.to_string() }.into(),
