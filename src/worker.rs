@@ -629,11 +629,11 @@ fn route(routes: &Routes, peer: Option<&Peer>, inbound: Inbound) {
 
 /// Tells whoever a line was for that it is gone: the turns of its thread, or all of them where it names
 /// none. A request of Codex is declined, since it waits for an answer.
-fn skipped(routes: &Routes, peer: Option<&Peer>, line: SkippedLine) {
+fn skipped(routes: &Routes, peer: Option<&Peer>, line: Box<SkippedLine>) {
     if let (Some(id), Some(method), Some(peer)) = (&line.id, &line.method, peer) {
         let _ = peer.respond(id, decode::decline(method));
     }
-    let line = Arc::new(line);
+    let line = Arc::<SkippedLine>::from(line);
     let table = routes.table();
     let Some(table) = table.as_ref() else { return };
     match &line.thread_id {

@@ -23,7 +23,7 @@ pub(crate) enum Piece<'a> {
     /// A line, without its end.
     Line(&'a [u8]),
     /// One that was too long, and is gone.
-    Skipped(SkippedLine),
+    Skipped(Box<SkippedLine>),
 }
 
 /// The beginning of a line tells whether it is an echo: the type of an item is its first member.
@@ -76,7 +76,7 @@ impl Lines {
             return None;
         }
         if let Some(scan) = self.skipping.take() {
-            return Some(Piece::Skipped(scan.end(self.limits.any)));
+            return Some(Piece::Skipped(Box::new(scan.end(self.limits.any))));
         }
         self.is_given = true;
         Some(Piece::Line(&self.line))
@@ -86,7 +86,7 @@ impl Lines {
     pub(crate) fn rest(&mut self) -> Option<Piece<'_>> {
         self.forget_given();
         if let Some(scan) = self.skipping.take() {
-            return Some(Piece::Skipped(scan.end(self.limits.any)));
+            return Some(Piece::Skipped(Box::new(scan.end(self.limits.any))));
         }
         self.is_given = true;
         (!self.line.is_empty()).then_some(Piece::Line(&self.line))

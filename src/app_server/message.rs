@@ -13,7 +13,7 @@ pub enum Inbound {
     /// It asks, and must be answered.
     Request(ServerRequest),
     /// It told or asked something in a line over the limit, which is gone.
-    Skipped(SkippedLine),
+    Skipped(Box<SkippedLine>),
 }
 
 /// A notification of the worker.

@@ -464,8 +464,13 @@ impl Inner {
         }
     }
 
-    fn skip(&self, line: SkippedLine, limits: &PeerLimits, on_message: &mut impl FnMut(Inbound)) {
-        let SkippedLine { bytes, limit, method, thread_id, .. } = &line;
+    fn skip(
+        &self,
+        line: Box<SkippedLine>,
+        limits: &PeerLimits,
+        on_message: &mut impl FnMut(Inbound),
+    ) {
+        let SkippedLine { bytes, limit, method, thread_id, .. } = &*line;
         tracing::warn!(bytes, limit, method, thread_id, "skipped a line over the limit");
         match line.id.as_ref().and_then(serde_json::Value::as_u64) {
             Some(id) if line.method.is_none() && line.is_answer => {
