@@ -22,8 +22,9 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::app_server::peer::PeerLimits;
+use crate::app_server::secrets;
 use crate::codex_cli::{self, CliVersion};
-use crate::config::{Config, ListenAddress};
+use crate::config::{Config, Limits, ListenAddress};
 use crate::grpc::codex_service::CodexApi;
 use crate::grpc::pool_service::PoolApi;
 use crate::offline_model::OfflineModel;
@@ -449,11 +450,9 @@ fn worker_spec(config: &Config, offline_model: Option<&OfflineModel>) -> WorkerS
 
     let mut env = config.worker_env.clone();
     env.push(("CODEX_HOME".into(), Some(config.codex_home.clone().into_os_string())));
-    let mut secrets = Vec::new();
     if let Some(key) = &config.api_key {
         let secret = key.secret.expose_secret().to_owned();
-        env.push(("CODEX_API_KEY".into(), Some(secret.clone().into())));
-        secrets.push(secret);
+        env.push(("CODEX_API_KEY".into(), Some(secret.into())));
     }
     match process::instance_variable(&config.codex_home) {
         Ok((name, value)) => env.push((name, Some(value))),
@@ -486,10 +485,11 @@ fn worker_spec(config: &Config, offline_model: Option<&OfflineModel>) -> WorkerS
         }),
         config_overrides,
         env,
-        secrets,
+        secrets: known_secrets(config),
         limits: WorkerLimits {
             peer: PeerLimits {
                 max_line_bytes: config.limits.max_line_bytes,
+                max_echo_bytes: longest_echo(&config.limits),
                 write_timeout: config.pool.write_timeout,
                 ..PeerLimits::default()
             },
@@ -518,6 +518,38 @@ fn without_proxies_on_loopback(
     };
     let both = [("NO_PROXY", upper.clone().or(lower.clone())), ("no_proxy", lower.or(upper))];
     both.map(|(name, value)| (name.into(), Some(with_loopback(value)))).into_iter()
+}
+
+/// How long the line can be in which Codex tells back the input of a request that was accepted: as long
+/// as the request, five bytes more for a character that JSON escapes at its longest (`\u0001`), and
+/// what stands around it.
+fn longest_echo(limits: &Limits) -> usize {
+    const AROUND: usize = 256 * 1024;
+    let escaped = limits.max_input_characters.min(limits.max_message_bytes).saturating_mul(5);
+    limits.max_message_bytes.saturating_add(escaped).saturating_add(AROUND)
+}
+
+/// What must not be in anything that a worker says: the keys that it is given, and what its CODEX_HOME
+/// and its overrides hold or name.
+fn known_secrets(config: &Config) -> Arc<dyn Fn() -> Vec<String> + Send + Sync> {
+    let key = config.api_key.as_ref().map(|key| key.secret.expose_secret().to_owned());
+    let overrides = secrets::of_config(&config.worker.config);
+    let home = config.codex_home.clone();
+    Arc::new(move || {
+        // Read anew: a login may be newer than the sidecar.
+        let read = |name: &str| std::fs::read_to_string(home.join(name)).unwrap_or_default();
+        let configured = secrets::of_config(&read("config.toml").parse().unwrap_or_default());
+        let variables = ["CODEX_API_KEY", "OPENAI_API_KEY"].map(str::to_owned).into_iter();
+        let variables = variables.chain(overrides.variables.clone()).chain(configured.variables);
+        key.clone()
+            .into_iter()
+            // A worker has the sidecar's environment.
+            .chain(variables.filter_map(|name| std::env::var(name).ok()))
+            .chain(overrides.values.clone())
+            .chain(configured.values)
+            .chain(secrets::of_login(&read("auth.json")))
+            .collect()
+    })
 }
 
 /// Whether Codex can write into its home: it is made if it is missing, which Codex would refuse, and a

@@ -14,6 +14,7 @@ pub mod offline_model;
 pub mod options;
 pub mod pool;
 pub mod process;
+pub mod redact;
 pub mod registry;
 pub mod telemetry;
 pub mod turn;

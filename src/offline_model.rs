@@ -38,11 +38,12 @@
 //! | `[[wait DURATION]]` | a pause before what follows: `500ms`, `2s`, `1m 30s` |
 //! | `[[status CODE]]`, `[[status CODE SECONDS]]` | HTTP status 400 to 599 instead of an answer, with `Retry-After: SECONDS`. Comes first, or right after a call: an answer that has begun has its status |
 //! | `[[fail CODE]]`, `[[fail CODE MESSAGE]]` | the answer ends as `response.failed` with this error code: `context_length_exceeded`, `insufficient_quota`, `rate_limit_exceeded`, … |
+//! | `[[incomplete REASON]]` | the answer ends as `response.incomplete` for this reason: `content_filter`, `max_output_tokens`, … |
 //! | `[[end]]` | the answer ends here, without the default message |
 //! | `[[cut]]` | the connection breaks in the middle of a message |
 //! | `[[hang]]` | silence, until the client goes away |
 //!
-//! `status`, `fail`, `end`, `cut` and `hang` end the answer; what follows them is not done. The calls are `run`, `write`,
+//! `status`, `fail`, `incomplete`, `end`, `cut` and `hang` end the answer; what follows them is not done. The calls are `run`, `write`,
 //! `patch`, `plan` and `tool`: Codex answers each with a new request, whose tool outputs since the last user message
 //! say how many are done.
 //!

@@ -8,9 +8,11 @@
 
 mod complaints;
 pub mod mcp;
+mod record;
+mod stderr;
 pub mod thread;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,18 +22,18 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
-use tokio::io::AsyncRead;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::app_server::message::{Inbound, Notification, ServerRequest};
+use crate::app_server::message::{Inbound, Notification, ServerRequest, SkippedLine};
 use crate::app_server::peer::{Peer, PeerLimits, RequestError};
 use crate::app_server::{decode, method, refusal_text};
 use crate::process::{self, Pipes, Process, ProcessSpec};
+use crate::redact::Redactor;
 use crate::turn::event::McpServerStatus;
 use crate::turn::request::ThreadId;
-use crate::worker::complaints::Complaint;
 use crate::worker::mcp::McpServers;
+use crate::worker::stderr::StderrTail;
 
 /// Says of a version what is wrong with it.
 pub type CheckVersion = dyn Fn(&str) -> Result<(), String> + Send + Sync;
@@ -56,8 +58,8 @@ pub struct WorkerSpec {
     pub config_overrides: Vec<String>,
     /// Variables to set for it, or to take out of its environment.
     pub env: Vec<(OsString, Option<OsString>)>,
-    /// Texts that must not appear in what is kept of its stderr.
-    pub secrets: Vec<String>,
+    /// Texts that must not appear in anything that it says; asked anew for every start.
+    pub secrets: Arc<dyn Fn() -> Vec<String> + Send + Sync>,
     /// Bounds.
     pub limits: WorkerLimits,
 }
@@ -151,9 +153,9 @@ pub enum SpawnError {
 /// How a worker ended.
 #[derive(Debug, Clone)]
 pub struct WorkerExit {
-    /// What the sidecar saw first: `exit status 1`, `it wrote a line longer than …`, `killed: …`.
+    /// What the sidecar saw first: `exit status 1`, `it wrote 1000 lines that …`, `killed: …`.
     pub cause: String,
-    /// The last lines of its stderr, oldest first.
+    /// What it said last on its stderr, oldest first, each line with its time.
     pub stderr_tail: Vec<String>,
 }
 
@@ -178,6 +180,9 @@ pub enum ThreadMessage {
     Notification(Notification),
     /// It asks; [`Worker::answer`] must be called.
     Request(ServerRequest),
+    /// It told or asked something in a line over the limit, which is gone. What it asked was declined.
+    /// A line that may be about this thread or another one comes to all of them, and names none.
+    Skipped(Arc<SkippedLine>),
 }
 
 /// What the CLI's configuration says where a request says nothing; read once per worker.
@@ -204,6 +209,7 @@ pub struct Worker {
     exit: watch::Receiver<Option<Arc<WorkerExit>>>,
     killed: Kill,
     request_timeout: Duration,
+    redactor: Redactor,
     defaults: OnceLock<CliDefaults>,
     running_turns: watch::Sender<usize>,
     started_turns: AtomicU64,
@@ -303,10 +309,17 @@ impl Worker {
             })?;
         let pid = process.pid();
 
-        let stderr_tail = Arc::new(StderrTail::new(spec.secrets.clone()));
-        let drained = tokio::spawn(drain_stderr(id.clone(), stderr, Arc::clone(&stderr_tail)));
+        // Before anything is read: whatever it says may repeat a key.
+        let redactor = Redactor::new((spec.secrets)());
+        let stdout = redactor.reader(stdout);
+        let stderr = redactor.reader(stderr);
+        let stderr_tail = Arc::new(StderrTail::default());
+        let drained = tokio::spawn({
+            let (id, stderr_tail) = (id.clone(), Arc::clone(&stderr_tail));
+            async move { stderr::drain(id, stderr, &stderr_tail).await }
+        });
 
-        let mcp = McpServers::new(id.clone(), spec.secrets.clone());
+        let mcp = McpServers::new(id.clone());
         let routes = Arc::new(Routes::open(mcp));
         let unanswered = Arc::new(OnceLock::<Peer>::new());
         let peer = Peer::start(stdout, stdin, spec.limits.peer.clone(), {
@@ -348,6 +361,7 @@ impl Worker {
             exit,
             killed,
             request_timeout: spec.limits.request_timeout,
+            redactor,
             defaults: OnceLock::new(),
             running_turns: watch::Sender::new(0),
             started_turns: AtomicU64::new(0),
@@ -378,6 +392,7 @@ impl Worker {
         let (defaults, config_fault) = worker.read_defaults().await;
         let _ = worker.defaults.set(defaults);
         worker.config_fault_at_start = config_fault;
+        stderr_tail.note_ready();
         Ok(Arc::new(worker))
     }
 
@@ -478,6 +493,12 @@ impl Worker {
         self.defaults.get().cloned().unwrap_or_default()
     }
 
+    /// What must not be in anything that it says. Its lines are without it; a text that it tells in
+    /// pieces has to be looked at as a whole.
+    pub fn redactor(&self) -> &Redactor {
+        &self.redactor
+    }
+
     /// Asks it something.
     ///
     /// # Errors
@@ -555,7 +576,12 @@ impl Worker {
             .request_within::<method::Ignored>(method::THREAD_LOADED_LIST, &json!({}), timeout)
             .await;
         match pong {
-            Ok(_) | Err(RequestError::Server { .. } | RequestError::Decode { .. }) => Ok(()),
+            Ok(_)
+            | Err(
+                RequestError::Server { .. }
+                | RequestError::Decode { .. }
+                | RequestError::TooLong { .. },
+            ) => Ok(()),
             Err(error @ (RequestError::Transport { .. } | RequestError::Timeout { .. })) => {
                 Err(error)
             }
@@ -636,6 +662,7 @@ fn fault_of(error: &RequestError) -> Option<String> {
         RequestError::Server { code, message, .. } => refusal_text::config_fault(*code, message),
         RequestError::Transport { .. }
         | RequestError::Timeout { .. }
+        | RequestError::TooLong { .. }
         | RequestError::Decode { .. } => None,
     }
 }
@@ -663,6 +690,7 @@ fn route(routes: &Routes, peer: Option<&Peer>, inbound: Inbound) {
                 None => drop(pass_on(notification)),
             }
         }
+        Inbound::Skipped(line) => skipped(routes, peer, line),
         Inbound::Request(request) => {
             let scope = decode::scope(&request.params);
             let unclaimed = match scope.thread_id.as_deref().and_then(|id| routes.get(id)) {
@@ -678,6 +706,29 @@ fn route(routes: &Routes, peer: Option<&Peer>, inbound: Inbound) {
                     "declined a request that no turn is waiting for"
                 );
                 let _ = peer.respond(&request.id, decode::decline(&request.method));
+            }
+        }
+    }
+}
+
+/// Tells whoever a line was for that it is gone: the turns of its thread, or all of them where it names
+/// none. A request of Codex is declined, since it waits for an answer.
+fn skipped(routes: &Routes, peer: Option<&Peer>, line: Box<SkippedLine>) {
+    if let (Some(id), Some(method), Some(peer)) = (&line.id, &line.method, peer) {
+        let _ = peer.respond(id, decode::decline(method));
+    }
+    let line = Arc::<SkippedLine>::from(line);
+    let table = routes.table();
+    let Some(table) = table.as_ref() else { return };
+    match &line.thread_id {
+        Some(thread_id) => {
+            if let Some(sender) = table.get(thread_id) {
+                let _ = sender.send(ThreadMessage::Skipped(line));
+            }
+        }
+        None => {
+            for sender in table.values() {
+                let _ = sender.send(ThreadMessage::Skipped(Arc::clone(&line)));
             }
         }
     }
@@ -724,75 +775,7 @@ async fn run(
     let _ = process.wait().await;
     // A descendant may still hold the pipe open.
     let _ = tokio::time::timeout(Duration::from_millis(200), drained).await;
-    let _ = exit.send(Some(Arc::new(WorkerExit { cause, stderr_tail: stderr_tail.lines() })));
-}
-
-/// The last lines of a worker's stderr.
-#[derive(Debug)]
-struct StderrTail {
-    lines: Mutex<VecDeque<String>>,
-    secrets: Vec<String>,
-}
-
-impl StderrTail {
-    const LINES: usize = 12;
-    const LINE_BYTES: usize = 512;
-
-    fn new(secrets: Vec<String>) -> StderrTail {
-        StderrTail { lines: Mutex::default(), secrets }
-    }
-
-    fn lines(&self) -> Vec<String> {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
-    }
-
-    /// Takes a line in; returns what is kept of it.
-    fn push(&self, line: &[u8]) -> Option<String> {
-        let mut line = without_escapes(&String::from_utf8_lossy(line));
-        for secret in self.secrets.iter().filter(|secret| !secret.is_empty()) {
-            line = line.replace(secret.as_str(), "[redacted]");
-        }
-        let line = line.trim();
-        if line.is_empty() {
-            return None;
-        }
-        let mut end = line.len().min(Self::LINE_BYTES);
-        while !line.is_char_boundary(end) {
-            end -= 1;
-        }
-        let line = line[..end].to_owned();
-        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        if lines.len() == Self::LINES {
-            lines.pop_front();
-        }
-        lines.push_back(line.clone());
-        Some(line)
-    }
-}
-
-/// The text without the colours that Codex's log writes even into a pipe.
-fn without_escapes(text: &str) -> String {
-    let mut plain = String::with_capacity(text.len());
-    let mut characters = text.chars();
-    while let Some(character) = characters.next() {
-        if character == '\u{1b}' {
-            let mut sequence = characters.by_ref().skip_while(|c| *c == '[');
-            let _ = sequence.find(char::is_ascii_alphabetic);
-        } else if !character.is_control() || character == '\t' {
-            plain.push(character);
-        }
-    }
-    plain
-}
-
-async fn drain_stderr(id: WorkerId, stderr: impl AsyncRead + Unpin, tail: Arc<StderrTail>) {
-    let tell = |complaint| match complaint {
-        Complaint::Line(stderr) => tracing::info!(worker = %id, stderr, "the worker complains"),
-        Complaint::Suppressed(suppressed) => {
-            tracing::info!(worker = %id, suppressed, "more lines on the worker's stderr");
-        }
-    };
-    complaints::drain(stderr, |line| tail.push(line), tell).await;
+    let _ = exit.send(Some(Arc::new(WorkerExit { cause, stderr_tail: stderr_tail.last_words() })));
 }
 
 /// Whether the machine is out of processes, memory or file descriptors.
@@ -800,23 +783,4 @@ pub fn is_out_of_resources(error: &std::io::Error) -> bool {
     use rustix::io::Errno;
     let exhausted = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN];
     exhausted.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_tail_of_stderr_is_bounded_plain_and_without_secrets() {
-        let tail = StderrTail::new(vec!["sk-canary".to_owned()]);
-        for number in 0..100 {
-            tail.push(format!("\u{1b}[31mERROR\u{1b}[0m line {number} sk-canary ✓").as_bytes());
-        }
-        tail.push("✓".repeat(1000).as_bytes());
-        tail.push(b" \x1b[0m ");
-        let lines = tail.lines();
-        assert_eq!(lines.len(), StderrTail::LINES);
-        assert_eq!(lines[lines.len() - 2], "ERROR line 99 [redacted] ✓");
-        assert!(lines[lines.len() - 1].len() <= StderrTail::LINE_BYTES);
-    }
 }

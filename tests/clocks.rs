@@ -81,7 +81,7 @@ async fn a_provider_out_of_reach_ends_the_turn_in_time_and_the_worker_serves_the
     let told = sidecar.run(within_turn(2000, prompt("a", "hello"))).await;
     let error = told.failed();
     assert_eq!(error.reason, "TURN_TIMEOUT", "{error:#?}");
-    assert!(error.retryable && !error.side_effects_possible, "{error:#?}");
+    assert!(!error.retryable && !error.side_effects_possible, "{error:#?}");
     let took = whole(&told);
     let ended = told.events.last().unwrap().emitted_at.unwrap();
     let since_call = SystemTime::try_from(ended).unwrap().duration_since(called).unwrap();

@@ -135,19 +135,25 @@ async fn endless_lines_and_floods_of_complaints_are_bounded() {
 
     let resident = || resident_mib(sidecar.pid());
     let before = resident();
-    let told = sidecar.say("a", "[[line 67108864]] [[wait 60s]]").await;
-    let error = told.failed();
-    assert_eq!(error.reason, "WORKER_LOST", "{error:#?}");
-    assert!(error.message.contains("limit of 8388608 bytes"), "{error:#?}");
+    let told = sidecar.say("a", "[[line 67108864]] [[line 8388609]] [[say unread]]").await;
+    assert_eq!(told.final_response(), "unread");
+    let warnings = told.warnings();
+    let said: Vec<&str> = warnings.iter().map(|warning| warning.message.as_str()).collect();
+    assert!(warnings.iter().all(|warning| warning.code == "LINE_SKIPPED"), "{warnings:#?}");
+    assert_eq!(said.len(), 2, "{said:#?}");
+    assert!(said[0].contains("a line of 67108864 bytes") && said[0].contains("turn/diff/updated"));
+    assert!(said[1].contains("8388609 bytes, more than limits.max_line_bytes, which is 8388608"));
     let after = resident();
-    assert!(after < before + 48, "{before} MiB before, {after} MiB after");
+    // What a line at the limit takes while it is read, and not what this one would.
+    assert!(after < before + 24, "{before} MiB before, {after} MiB after");
+    assert_eq!(sidecar.workers().await[0].generation, 1);
 
     let flood = "[[stderr 20971520]] [[stderr-line 1048576]] [[stderr-text the last words]] \
                  [[wait 200]] [[die 7]]";
     let told = sidecar.say("a", flood).await;
     let error = told.failed();
     assert!(error.message.contains("exit status 7"), "{error:#?}");
-    assert!(error.details.ends_with("the last words"), "{error:#?}");
+    assert!(error.details.ends_with("Z the last words"), "{error:#?}");
     assert!(error.details.len() < 16 * 1024, "{}", error.details.len());
     assert_eq!(sidecar.say("a", "hello").await.origin(), pb::ThreadOrigin::Resumed);
     // Told although nothing follows; this test reads the log through a pipe.
@@ -157,7 +163,69 @@ async fn endless_lines_and_floods_of_complaints_are_bounded() {
     .await;
     let log = sidecar.log();
     assert!(log.len() < 256 * 1024, "{} bytes of log", log.len());
-    println!("resident {before} -> {} MiB, log {} bytes", resident(), log.len());
+    println!("resident {before} -> {after} -> {} MiB, log {} bytes", resident(), log.len());
+    sidecar.stop().await;
+}
+
+/// A line that never ends is silence: the clock of its turn ends it, and nothing grows meanwhile.
+#[tokio::test]
+async fn a_line_without_an_end_is_silence_and_takes_no_memory() {
+    let sidecar = Binary::with(|command| {
+        command.env("CODEX_PATH", scripted::fake_cli());
+    })
+    .await;
+    sidecar.say("a", "hello").await;
+    let before = resident_mib(sidecar.pid());
+    let mut request = prompt("a", "[[endless-line]]");
+    let idle = prost_types::Duration { seconds: 2, nanos: 0 };
+    request.turn_options.get_or_insert_default().idle_timeout = Some(idle);
+    let mut turn = sidecar.begin(request).await;
+    turn.started().await;
+    let mut most = before;
+    let told = {
+        let mut rest = std::pin::pin!(turn.rest());
+        let mut look = tokio::time::interval(Duration::from_millis(50));
+        loop {
+            tokio::select! {
+                told = &mut rest => break told,
+                _ = look.tick() => most = most.max(resident_mib(sidecar.pid())),
+            }
+        }
+    };
+    let error = told.failed();
+    assert_eq!(error.reason, "IDLE_TIMEOUT", "{error:#?}");
+    assert!(error.retryable && error.side_effects_possible, "{error:#?}");
+    println!("resident {before} MiB before, at most {most} MiB meanwhile");
+    assert!(most < before + 32, "{before} MiB before, {most} MiB meanwhile");
+    assert_eq!(sidecar.say("a", "hello").await.thread_id(), told.thread_id());
+    sidecar.stop().await;
+}
+
+/// A line of which nobody can say whose it was is told to every turn of its worker, and ends none.
+#[tokio::test]
+async fn a_lost_line_of_nobody_is_told_to_all() {
+    let sidecar = scripted::with(|config| config.limits.max_line_bytes = 64 << 10).await;
+    let mut other = sidecar.begin(prompt("b", "[[wait 60s]]")).await;
+    other.started().await;
+    let ask = "[[ask mystery/request {\"pad\": \"PAD\"}]]".replace("PAD", &"x".repeat(70_000));
+    // One that names its thread, and is answered although it can't be read.
+    let told = sidecar.say("a", &ask).await;
+    assert!(told.final_response().contains("mystery/request was refused"), "{told:#?}");
+    let lost: Vec<&str> = told.warnings().iter().map(|w| w.message.as_str()).collect();
+    assert!(lost.iter().any(|words| words.contains("a question, and was declined")), "{lost:#?}");
+    // One that is no message at all is told to every turn.
+    let told = sidecar.say("a", "[[garbage-line 70000]] [[say after it]]").await;
+    assert_eq!(told.final_response(), "after it");
+    let told_to_all = |told: &support::Told| {
+        let warnings = told.warnings();
+        warnings.iter().filter(|w| w.message.contains("can't be told which turn")).count()
+    };
+    assert_eq!(told_to_all(&told), 1, "{:#?}", told.warnings());
+    sidecar.interrupt(other.turn_id()).await.unwrap();
+    let other = other.rest().await;
+    assert_eq!(told_to_all(&other), 1, "{:#?}", other.warnings());
+    assert_eq!(other.warnings().len(), 1);
+    assert_eq!(sidecar.workers().await[0].generation, 1);
     sidecar.stop().await;
 }
 

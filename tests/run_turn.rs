@@ -808,10 +808,10 @@ async fn a_turn_that_fails_says_why_and_its_context_stays_bound() {
         side_effects_possible: false,
     };
     let rows = [
-        row("[[status 401]]", "HTTP_CONNECTION_FAILED", Some(401), false),
-        row("[[status 429]]", "RESPONSE_TOO_MANY_FAILED_ATTEMPTS", Some(429), true),
+        row("[[status 401]]", "UNAUTHORIZED", Some(401), false),
+        row("[[status 429]]", "RATE_LIMIT_EXCEEDED", Some(429), true),
         row("[[status 500]]", "INTERNAL_SERVER_ERROR", None, true),
-        row("[[status 400]]", "CODEX_ERROR", Some(400), false),
+        row("[[status 400]]", "BAD_REQUEST", Some(400), false),
         row("[[fail context_length_exceeded]]", "CONTEXT_WINDOW_EXCEEDED", None, false),
         row("[[fail insufficient_quota]]", "USAGE_LIMIT_EXCEEDED", None, false),
         row(

@@ -63,6 +63,8 @@
 //! | `garbage N` | N lines that are no message: in turn a blank one, no UTF-8, half a JSON, a text, `{}`, `[1,2,3]` |
 //! | `line N` | a `turn/diff/updated` whose line has exactly N bytes |
 //! | `half-line` | the first half of a line, without its end; what follows is written right behind it |
+//! | `garbage-line N` | a line of exactly N bytes that is no message |
+//! | `endless-line` | a line that never ends; the process writes nothing else any more |
 //! | `split`, `split N` | from here on, this turn's lines are written N bytes at a time, 1 if none is given |
 //! | `stderr N` | N bytes on stderr, in lines of 64 |
 //! | `stderr-line N` | one line of N bytes there |

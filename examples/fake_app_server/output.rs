@@ -45,6 +45,16 @@ impl Output {
         }
     }
 
+    /// Writes a line that never ends; nothing else is written any more.
+    pub(crate) fn endless_line(&self) -> ! {
+        let _writer = guard(&self.writer);
+        let piece = PATTERN.repeat(4096);
+        write_all(b"{\"method\":\"");
+        loop {
+            write_all(piece.as_bytes());
+        }
+    }
+
     /// From now on every write waits, or no longer does.
     pub(crate) fn set_wedged(&self, value: bool) {
         *guard(&self.wedged) = value;

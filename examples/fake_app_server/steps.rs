@@ -96,6 +96,11 @@ impl Running {
                 let line = line.to_string();
                 self.server.output.raw(&line.as_bytes()[..line.len() - 2], self.piece);
             }
+            Step::GarbageLine(bytes) => {
+                let line: Vec<u8> = PATTERN.bytes().cycle().take(*bytes).collect();
+                self.server.output.line(line, self.piece);
+            }
+            Step::EndlessLine => self.server.output.endless_line(),
             Step::Split(piece) => self.piece = Some(*piece),
             Step::Stderr(bytes) => {
                 let line = format!("{}\n", PATTERN.repeat(4));

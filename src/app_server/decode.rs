@@ -6,6 +6,8 @@
 mod failure;
 mod item;
 mod request;
+mod retry;
+mod skipped;
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -23,6 +25,7 @@ use failure::CodexTurnError;
 use item::{item, patch};
 
 pub use request::{decline, request};
+pub use skipped::{LostNews, skipped};
 
 /// Which thread and turn a message is about.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -391,24 +394,51 @@ mod tests {
 
     #[test]
     fn typed_failures_say_whether_to_try_again_and_when() {
-        let refused = failure(json!({"httpConnectionFailed": {"httpStatusCode": 401}}), "no");
-        assert_eq!(
-            (refused.reason, refused.http_status, refused.retryable),
-            (FailureReason::HttpConnectionFailed, Some(401), false)
-        );
+        for (status, reason, retryable) in [
+            (400, FailureReason::BadRequest, false),
+            (401, FailureReason::Unauthorized, false),
+            (403, FailureReason::HttpConnectionFailed, false),
+            (404, FailureReason::HttpConnectionFailed, false),
+            (408, FailureReason::HttpConnectionFailed, false),
+            (429, FailureReason::RateLimitExceeded, true),
+            (500, FailureReason::HttpConnectionFailed, true),
+            (503, FailureReason::HttpConnectionFailed, true),
+        ] {
+            let info = json!({"httpConnectionFailed": {"httpStatusCode": status}});
+            let error = failure(info, "no");
+            let seen = (error.reason, error.http_status, error.retryable);
+            assert_eq!(seen, (reason, Some(status), retryable));
+        }
+        let lost = failure(json!({"httpConnectionFailed": {"httpStatusCode": null}}), "no");
+        assert_eq!((lost.http_status, lost.retryable), (None, true));
         let limited = failure(
             json!({"responseTooManyFailedAttempts": {"httpStatusCode": 429}}),
             "Rate limit reached. Please try again in 7.5s.",
         );
         assert_eq!(
-            (limited.retryable, limited.retry_after),
-            (true, Some(Duration::from_millis(7500)))
+            (limited.reason, limited.retryable, limited.retry_after),
+            (FailureReason::RateLimitExceeded, true, Some(Duration::from_millis(7500)))
         );
         let other = failure(json!("other"), "unexpected status 400 Bad Request: no");
         assert_eq!(
             (other.reason, other.http_status, other.retryable),
-            (FailureReason::CodexError, Some(400), false)
+            (FailureReason::BadRequest, Some(400), false)
         );
+        let body = failure(json!("other"), r#"{"error": {"message": "exit status 137"}}"#);
+        assert_eq!((body.reason, body.http_status), (FailureReason::BadRequest, None));
+        let broken =
+            failure(json!("other"), "stream disconnected before completion: exit status 137");
+        assert_eq!(
+            (broken.reason, broken.http_status, broken.retryable),
+            (FailureReason::ResponseStreamDisconnected, None, true)
+        );
+        for filtered in [
+            "stream disconnected before completion: Incomplete response returned, reason: content_filter",
+            "Incomplete response returned, reason: max_output_tokens",
+        ] {
+            let filtered = failure(json!("other"), filtered);
+            assert_eq!((filtered.reason, filtered.retryable), (FailureReason::CodexError, false));
+        }
         let newer = failure(json!({"quantumFlux": {}}), "?");
         assert_eq!(newer.reason, FailureReason::CodexError);
         assert_eq!(

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+pub use crate::app_server::whose::SkippedLine;
+
 /// A message from the worker, parsed only as far as routing needs.
 #[derive(Debug)]
 pub enum Inbound {
@@ -10,6 +12,8 @@ pub enum Inbound {
     Notification(Notification),
     /// It asks, and must be answered.
     Request(ServerRequest),
+    /// It told or asked something in a line over the limit, which is gone.
+    Skipped(Box<SkippedLine>),
 }
 
 /// A notification of the worker.

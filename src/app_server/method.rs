@@ -28,6 +28,8 @@ pub const MODEL_LIST: &str = "model/list";
 pub const THREAD_START: &str = "thread/start";
 /// `thread/resume`.
 pub const THREAD_RESUME: &str = "thread/resume";
+/// `thread/read`; a CLI without it is served, too.
+pub const THREAD_READ: &str = "thread/read";
 /// `thread/archive`.
 pub const THREAD_ARCHIVE: &str = "thread/archive";
 /// `thread/unarchive`.
@@ -51,7 +53,7 @@ pub const TURN_STEER: &str = "turn/steer";
 /// `turn/interrupt`.
 pub const TURN_INTERRUPT: &str = "turn/interrupt";
 
-/// Every method above: what a check of a CLI's schema looks for.
+/// Every method above that a CLI must have: what a check of its schema looks for.
 pub const METHODS: &[&str] = &[
     INITIALIZE,
     CONFIG_READ,
@@ -238,6 +240,21 @@ pub struct Profile {
 
 fn yes() -> bool {
     true
+}
+
+/// The answer to [`THREAD_READ`].
+#[derive(Debug, Clone, Deserialize)]
+pub struct ThreadRead {
+    /// What is known of the thread.
+    pub thread: ThreadFile,
+}
+
+/// Where a thread is recorded.
+#[derive(Debug, Clone, Deserialize)]
+pub struct ThreadFile {
+    /// Its rollout; none of an ephemeral thread.
+    #[serde(default)]
+    pub path: Option<std::path::PathBuf>,
 }
 
 /// A thread, by its id.

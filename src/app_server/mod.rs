@@ -6,9 +6,13 @@
 //! Nothing here knows processes, pools or gRPC.
 
 pub mod decode;
+pub(crate) mod lines;
 pub mod mcp;
 pub mod message;
 pub mod method;
 pub mod peer;
+pub mod record;
 pub mod refusal_text;
+pub mod secrets;
 pub mod settings;
+pub mod whose;

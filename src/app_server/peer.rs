@@ -10,22 +10,25 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use futures::StreamExt as _;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
-use tokio_util::codec::{AnyDelimiterCodec, AnyDelimiterCodecError, FramedRead};
 
-use crate::app_server::message::{self, Inbound, Line, RpcError};
+use crate::app_server::lines::{LineLimits, Lines, Piece};
+use crate::app_server::message::{self, Inbound, Line, RpcError, SkippedLine};
 
 /// Bounds of one peer.
 #[derive(Debug, Clone)]
 pub struct PeerLimits {
-    /// The longest line that is taken, in bytes; a longer one closes the peer.
+    /// The longest line that is taken, in bytes; a longer one is skipped, and told as
+    /// [`Inbound::Skipped`] or as [`RequestError::TooLong`].
     pub max_line_bytes: usize,
+    /// The longest line that is taken if it tells back what a caller put in; not less counts than
+    /// `max_line_bytes`.
+    pub max_echo_bytes: usize,
     /// How many lines that are no message of the protocol close the peer.
     pub max_garbage_lines: u64,
     /// How long one line may take to be written; longer closes the peer.
@@ -38,6 +41,7 @@ impl Default for PeerLimits {
     fn default() -> PeerLimits {
         PeerLimits {
             max_line_bytes: 8 * 1024 * 1024,
+            max_echo_bytes: 8 * 1024 * 1024,
             max_garbage_lines: 1000,
             write_timeout: Duration::from_secs(10),
             max_queued_writes: 256,
@@ -76,6 +80,18 @@ pub enum RequestError {
         /// Its text.
         message: String,
     },
+    /// It answered in a line over the limit, which was skipped: what it did can't be known.
+    #[error(
+        "{method}: the answer has {bytes} bytes, more than limits.max_line_bytes, which is {limit}"
+    )]
+    TooLong {
+        /// What was asked.
+        method: &'static str,
+        /// How long the answer was.
+        bytes: u64,
+        /// How long it might have been.
+        limit: usize,
+    },
     /// It answered something else than the protocol says.
     #[error("{method}: the answer can't be read: {cause}")]
     Decode {
@@ -111,7 +127,15 @@ struct Inner {
 
 #[derive(Debug)]
 struct Pending {
-    answer: oneshot::Sender<Result<Box<RawValue>, RpcError>>,
+    answer: oneshot::Sender<Answer>,
+}
+
+/// What came back for a request.
+#[derive(Debug)]
+enum Answer {
+    Outcome(Result<Box<RawValue>, RpcError>),
+    /// In a line over the limit, of so many bytes.
+    TooLong(u64, usize),
 }
 
 #[derive(Debug)]
@@ -217,7 +241,10 @@ impl Peer {
             return Err(transport(&written));
         }
         let outcome = match tokio::time::timeout(timeout, answered).await {
-            Ok(Ok(outcome)) => outcome,
+            Ok(Ok(Answer::Outcome(outcome))) => outcome,
+            Ok(Ok(Answer::TooLong(bytes, limit))) => {
+                return Err(RequestError::TooLong { method, bytes, limit });
+            }
             Ok(Err(_)) => return Err(transport(&written)),
             Err(_) => return Err(RequestError::Timeout { method, after: timeout }),
         };
@@ -366,52 +393,60 @@ async fn write_lines(
 
 async fn read_lines(
     inner: Arc<Inner>,
-    reader: impl AsyncRead + Unpin,
+    mut reader: impl AsyncRead + Unpin,
     limits: PeerLimits,
     mut on_message: impl FnMut(Inbound),
 ) {
-    let codec = AnyDelimiterCodec::new_with_max_length(
-        b"\n".to_vec(),
-        b"\n".to_vec(),
-        limits.max_line_bytes,
-    );
-    let mut lines = FramedRead::with_capacity(reader, codec, 64 * 1024);
+    let mut lines = Lines::new(LineLimits {
+        any: limits.max_line_bytes,
+        echo: limits.max_echo_bytes.max(limits.max_line_bytes),
+    });
     let mut closed = inner.closed.subscribe();
+    let mut buffer = vec![0; 64 * 1024];
     loop {
-        let line = tokio::select! {
+        let read = tokio::select! {
             biased;
             _ = closed.wait_for(Option::is_some) => return,
-            line = lines.next() => line,
+            read = reader.read(&mut buffer) => read,
         };
-        let line = match line {
-            Some(Ok(line)) => line,
-            Some(Err(AnyDelimiterCodecError::MaxChunkLengthExceeded)) => {
-                let limit = limits.max_line_bytes;
-                return inner
-                    .give_up(format!("it wrote a line longer than the limit of {limit} bytes"));
+        let mut bytes = match read {
+            Ok(0) => {
+                if let Some(piece) = lines.rest() {
+                    inner.take(piece, &limits, &mut on_message);
+                }
+                return inner.close("its standard output ended".to_owned());
             }
-            Some(Err(AnyDelimiterCodecError::Io(error))) => {
+            Ok(read) => &buffer[..read],
+            Err(error) => {
                 return inner.close(format!("its standard output can't be read: {error}"));
             }
-            None => return inner.close("its standard output ended".to_owned()),
         };
-        let heard = u64::try_from(inner.started_at.elapsed().as_millis()).unwrap_or(u64::MAX);
-        inner.last_heard.store(heard, Ordering::Relaxed);
-        if line.iter().all(u8::is_ascii_whitespace) {
-            continue;
-        }
-        match message::parse(&line) {
-            Ok(Line::Inbound(inbound)) => on_message(inbound),
-            Ok(Line::Response { id, outcome }) => {
-                let pending = inner.pending().remove(&id);
-                match pending {
-                    // A caller that has gone does not want its answer.
-                    Some(Pending { answer }) => drop(answer.send(outcome)),
-                    None => tracing::debug!(id, "an answer came that nobody waits for"),
-                }
+        while let Some(piece) = lines.next(&mut bytes) {
+            inner.take(piece, &limits, &mut on_message);
+            if inner.closed.borrow().is_some() {
+                return;
             }
+        }
+    }
+}
+
+impl Inner {
+    fn take(&self, piece: Piece<'_>, limits: &PeerLimits, on_message: &mut impl FnMut(Inbound)) {
+        // A line that does not end is no word: its writer is as good as silent.
+        let heard = u64::try_from(self.started_at.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last_heard.store(heard, Ordering::Relaxed);
+        let line = match piece {
+            Piece::Line(line) => line,
+            Piece::Skipped(line) => return self.skip(line, limits, on_message),
+        };
+        if line.iter().all(u8::is_ascii_whitespace) {
+            return;
+        }
+        match message::parse(line) {
+            Ok(Line::Inbound(inbound)) => on_message(inbound),
+            Ok(Line::Response { id, outcome }) => self.answer(id, Answer::Outcome(outcome)),
             Err(cause) => {
-                let count = inner.garbage_lines.fetch_add(1, Ordering::Relaxed) + 1;
+                let count = self.garbage_lines.fetch_add(1, Ordering::Relaxed) + 1;
                 // Every power of two: a flood is told without flooding the log.
                 if count.is_power_of_two() {
                     let start = String::from_utf8_lossy(&line[..line.len().min(200)]).into_owned();
@@ -423,9 +458,42 @@ async fn read_lines(
                     );
                 }
                 if count >= limits.max_garbage_lines {
-                    return inner.give_up(format!("it wrote {count} lines that are no messages"));
+                    self.give_up(format!("it wrote {count} lines that are no messages"));
                 }
             }
+        }
+    }
+
+    fn skip(
+        &self,
+        line: Box<SkippedLine>,
+        limits: &PeerLimits,
+        on_message: &mut impl FnMut(Inbound),
+    ) {
+        let SkippedLine { bytes, limit, method, thread_id, .. } = &*line;
+        tracing::warn!(bytes, limit, method, thread_id, "skipped a line over the limit");
+        match line.id.as_ref().and_then(serde_json::Value::as_u64) {
+            Some(id) if line.method.is_none() && line.is_answer => {
+                self.answer(id, Answer::TooLong(line.bytes, line.limit));
+            }
+            _ => {
+                if line.method.is_none() {
+                    let count = self.garbage_lines.fetch_add(1, Ordering::Relaxed) + 1;
+                    if count >= limits.max_garbage_lines {
+                        self.give_up(format!("it wrote {count} lines that are no messages"));
+                    }
+                }
+                on_message(Inbound::Skipped(line));
+            }
+        }
+    }
+
+    fn answer(&self, id: u64, answer: Answer) {
+        let pending = self.pending().remove(&id);
+        match pending {
+            // A caller that has gone does not want its answer.
+            Some(Pending { answer: waiting }) => drop(waiting.send(answer)),
+            None => tracing::debug!(id, "an answer came that nobody waits for"),
         }
     }
 }
@@ -515,8 +583,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_line_at_the_limit_passes_and_one_above_it_closes_the_peer() {
+    async fn a_line_at_the_limit_passes_and_one_above_it_is_skipped_and_told() {
         let limits = PeerLimits { max_line_bytes: 100, ..PeerLimits::default() };
+        let limits = PeerLimits { max_echo_bytes: 100, ..limits };
         let (peer, mut theirs, mut received) = start(limits);
         let frame = r#"{"method":""}"#.len();
         let line = format!("{{\"method\":\"{}\"}}\n", "m".repeat(100 - frame));
@@ -524,9 +593,72 @@ mod tests {
         assert!(
             matches!(received.recv().await, Some(Inbound::Notification(n)) if n.method.len() == 100 - frame)
         );
-        let line = format!("{{\"method\":\"{}\"}}\n", "m".repeat(101 - frame));
+        let method = "m".repeat(101 - frame);
+        let line = format!("{{\"method\":\"{method}\"}}\n{{\"method\":\"next\"}}\n");
         theirs.write_all(line.as_bytes()).await.unwrap();
-        assert!(peer.closed().await.contains("limit of 100 bytes"));
+        let Some(Inbound::Skipped(skipped)) = received.recv().await else { panic!("not told") };
+        assert_eq!((skipped.bytes, skipped.limit, skipped.method), (101, 100, Some(method)));
+        assert!(
+            matches!(received.recv().await, Some(Inbound::Notification(n)) if n.method == "next")
+        );
+        assert!(peer.close_cause().is_none());
+        assert_eq!(peer.garbage_lines(), 0);
+    }
+
+    #[tokio::test]
+    async fn an_answer_over_the_limit_fails_its_own_call_only_wherever_its_id_stands() {
+        let limits = PeerLimits { max_line_bytes: 100, max_echo_bytes: 0, ..PeerLimits::default() };
+        let (peer, theirs, mut received) = start(limits);
+        let (reader, mut writer) = split(theirs);
+        let other_side = tokio::spawn(async move {
+            let mut lines = BufReader::new(reader).lines();
+            let mut ids = Vec::new();
+            for _ in 0..3 {
+                let line: Value =
+                    serde_json::from_str(&lines.next_line().await.unwrap().unwrap()).unwrap();
+                ids.push(line["id"].clone());
+            }
+            let long = "\"},\"id\":99".repeat(100);
+            let text = format!(
+                "{}\n{}\n{}\n",
+                json!({"id": ids[0], "result": {"data": long}}),
+                json!({"error": {"code": -1, "message": long}, "id": ids[2]}),
+                json!({"id": ids[1], "result": "here"}),
+            );
+            writer.write_all(text.as_bytes()).await.unwrap();
+            writer
+        });
+        let params = json!({});
+        let (one, two, three) = tokio::join!(
+            peer.request::<Value>("one", &params, SECOND),
+            peer.request::<Value>("two", &params, SECOND),
+            peer.request::<Value>("three", &params, SECOND),
+        );
+        assert!(
+            matches!(one, Err(RequestError::TooLong { method: "one", limit: 100, .. })),
+            "{one:?}"
+        );
+        assert_eq!(two.unwrap(), "here");
+        assert!(matches!(three, Err(RequestError::TooLong { method: "three", .. })), "{three:?}");
+        assert!(received.try_recv().is_err());
+        drop(other_side.await.unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_line_without_an_end_is_no_word_and_takes_no_memory() {
+        let (peer, mut theirs, _received) = start(PeerLimits::default());
+        theirs.write_all(b"{\"method\":\"hello\"}\n").await.unwrap();
+        tokio::time::sleep(SECOND).await;
+        let chunk = vec![b'x'; 1 << 20];
+        for _ in 0..32 {
+            theirs.write_all(&chunk).await.unwrap();
+        }
+        tokio::time::sleep(SECOND).await;
+        assert!(peer.silence() >= SECOND, "{:?}", peer.silence());
+        theirs.write_all(b"\n{\"method\":\"hello\"}\n").await.unwrap();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert!(peer.silence() < SECOND, "{:?}", peer.silence());
+        assert!(peer.close_cause().is_none());
     }
 
     #[tokio::test]

@@ -42,6 +42,8 @@ pub(super) enum Directive {
         code: String,
         message: Option<String>,
     },
+    /// Why the answer is not whole.
+    Incomplete(String),
     End,
     Cut,
     Hang,
@@ -61,6 +63,7 @@ impl Directive {
             | Self::Wait(_)
             | Self::Status { .. }
             | Self::Fail { .. }
+            | Self::Incomplete(_)
             | Self::End
             | Self::Cut
             | Self::Hang => false,
@@ -272,6 +275,7 @@ fn directive(word: &str, body: &Body<'_>) -> Result<Directive, String> {
                 None => Directive::Fail { code: text, message: None },
             }
         }
+        "incomplete" => Directive::Incomplete(needed("the reason")?),
         "end" | "cut" | "hang" if !text.is_empty() => {
             return Err("it takes no arguments".to_owned());
         }
@@ -304,7 +308,8 @@ mod tests {
     fn directives_are_read_in_order_and_other_text_is_ignored() {
         let prompt = "please [[wait 1s 500ms]] then [[run if [[ -f a ]]; then echo ${b[0]}; fi]] and\n\
                       [[tool db.query {\"sql\": \"select ']]' from [[t\", \"n\": [[1]]}]][[tool ping]]\n\
-                      [[slow 20]][[json [1,[2]]]] [[status 429 7]] [[fail boom because of it]] [[cut]]";
+                      [[slow 20]][[json [1,[2]]]] [[status 429 7]] [[fail boom because of it]] \
+                      [[incomplete content_filter]] [[cut]]";
         assert_eq!(
             parse(prompt),
             Ok(vec![
@@ -319,6 +324,7 @@ mod tests {
                 Directive::Say("[1,[2]]".into()),
                 Directive::Status { code: 429, retry_after: Some(7) },
                 Directive::Fail { code: "boom".into(), message: Some("because of it".into()) },
+                Directive::Incomplete("content_filter".into()),
                 Directive::Cut,
             ])
         );

@@ -24,7 +24,7 @@ pub(super) struct Script {
     pub(super) usage: Usage,
 }
 
-/// One step of an answer. `Status` comes before all others but `Wait`, and nothing follows the last five.
+/// One step of an answer. `Status` comes before all others but `Wait`, and nothing follows the last six.
 #[derive(Debug, PartialEq)]
 pub(super) enum Step {
     Wait(Duration),
@@ -34,6 +34,7 @@ pub(super) enum Step {
     Hang,
     Cut,
     Fail { code: String, message: String },
+    Incomplete { reason: String },
     Call(Call),
 }
 
@@ -259,6 +260,10 @@ fn perform(directives: &[Directive], history: &History, request: &Value) -> Scri
                 });
                 return ended(steps, pace);
             }
+            Directive::Incomplete(reason) => {
+                steps.push(Step::Incomplete { reason: reason.clone() });
+                return ended(steps, pace);
+            }
             Directive::Run(command) => return call(offered.run(command), steps, pace),
             Directive::Patch(patch) => return call(offered.patch(patch), steps, pace),
             Directive::Plan(plan) => return call(offered.plan(plan), steps, pace),
@@ -421,7 +426,12 @@ fn spent(steps: &[Step]) -> Usage {
             }
             Step::Call(Call::Custom { input, .. }) => usage.output += words(input),
             Step::Call(Call::LocalShell { command }) => usage.output += command.len(),
-            Step::Wait(_) | Step::Status { .. } | Step::Hang | Step::Cut | Step::Fail { .. } => {}
+            Step::Wait(_)
+            | Step::Status { .. }
+            | Step::Hang
+            | Step::Cut
+            | Step::Fail { .. }
+            | Step::Incomplete { .. } => {}
         }
     }
     usage

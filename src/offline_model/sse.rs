@@ -40,8 +40,9 @@ pub(super) fn frames(script: Script, id: &str) -> Frames {
         "response.created",
         json!({"response": {"id": response, "object": "response", "status": "in_progress"}}),
     );
-    let ends_itself =
-        steps.last().is_some_and(|step| matches!(step, Step::Hang | Step::Cut | Step::Fail { .. }));
+    let ends_itself = steps.last().is_some_and(|step| {
+        matches!(step, Step::Hang | Step::Cut | Step::Fail { .. } | Step::Incomplete { .. })
+    });
     let completed = (!ends_itself).then(|| completed(&response, &usage));
     let id = id.to_owned();
     Box::new(
@@ -67,6 +68,11 @@ fn encode(step: Step, index: usize, id: &str, pace: Duration) -> Frames {
             "response.failed",
             json!({"response": {"id": format!("resp_{id}"), "object": "response", "status": "failed",
                                 "error": {"code": code, "message": message}}}),
+        )),
+        Step::Incomplete { reason } => one(event(
+            "response.incomplete",
+            json!({"response": {"id": format!("resp_{id}"), "object": "response", "status": "incomplete",
+                                "incomplete_details": {"reason": reason}}}),
         )),
         Step::Hang => one(Frame::Stall),
         Step::Cut => {
@@ -320,6 +326,9 @@ mod tests {
             failed.map(decode).unwrap()["response"]["error"],
             json!({"code": "server_error", "message": "m"})
         );
+        let incomplete = last(Step::Incomplete { reason: "content_filter".into() });
+        let response = &incomplete.map(decode).unwrap()["response"];
+        assert_eq!(response["incomplete_details"], json!({"reason": "content_filter"}));
     }
 
     #[test]

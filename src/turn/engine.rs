@@ -163,8 +163,9 @@ impl Clocks {
             reason,
             message,
             details: String::new(),
-            // The next turn would be given the same.
-            retryable: cause != Cause::SettingsNotApplied,
+            // A turn that was too long will be too long again, and one that was given too much would
+            // be given it again; a silent provider may be back.
+            retryable: cause == Cause::IdleTimeout,
             retry_after: None,
             side_effects_possible,
             http_status: None,

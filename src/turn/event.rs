@@ -266,6 +266,8 @@ pub enum WarningCode {
     SandboxOptionsIgnored,
     /// An MCP server did not start.
     McpServerFailed,
+    /// Something that the worker told was too long to be read.
+    LineSkipped,
 }
 
 impl WarningCode {
@@ -282,6 +284,7 @@ impl WarningCode {
             WarningCode::DeveloperInstructionsIgnored => "DEVELOPER_INSTRUCTIONS_IGNORED",
             WarningCode::SandboxOptionsIgnored => "SANDBOX_OPTIONS_IGNORED",
             WarningCode::McpServerFailed => "MCP_SERVER_FAILED",
+            WarningCode::LineSkipped => "LINE_SKIPPED",
         }
     }
 }
@@ -366,11 +369,11 @@ pub struct TurnError {
     pub message: String,
     /// More of the same: a provider's answer, the last lines of a dead worker's stderr.
     pub details: String,
-    /// Whether the same turn may well succeed later.
+    /// Whether the cause may be gone on a second try, whatever the first one did.
     pub retryable: bool,
     /// When to try again, where the provider said so.
     pub retry_after: Option<Duration>,
-    /// Whether a command, a patch or a tool call had started.
+    /// Whether a command, a patch or a tool call may have started; false is a promise that none had.
     pub side_effects_possible: bool,
     /// The provider's HTTP status, where one is known.
     pub http_status: Option<u16>,
@@ -386,7 +389,7 @@ pub enum FailureReason {
     IdleTimeout,
     /// Not done within `turn_timeout`.
     TurnTimeout,
-    /// The worker refused or garbled a request of ours.
+    /// The worker garbled what it said, or said it in a line over the limit.
     WorkerProtocol,
     /// More came into force than was asked.
     SettingsNotApplied,
@@ -484,6 +487,12 @@ pub struct Item {
 }
 
 impl Item {
+    /// Whether the model has finished a piece of an answer if this item is final: from then on something
+    /// may have been done that no item tells of.
+    pub fn is_of_an_answer(&self) -> bool {
+        !matches!(self.kind, ItemKind::UserMessage { .. } | ItemKind::Error { .. })
+    }
+
     /// Whether its start means that the world outside the model may have changed. An item of an
     /// unknown kind may be a tool of a newer CLI.
     pub fn has_side_effects(&self) -> bool {

@@ -47,7 +47,6 @@ const LATE: Duration = Duration::from_secs(3600);
 #[derive(Debug)]
 pub(super) struct McpServers {
     worker: WorkerId,
-    secrets: Vec<String>,
     threads: Mutex<HashMap<String, Thread>>,
 }
 
@@ -114,8 +113,8 @@ impl Server {
 }
 
 impl McpServers {
-    pub(super) fn new(worker: WorkerId, secrets: Vec<String>) -> McpServers {
-        McpServers { worker, secrets, threads: Mutex::default() }
+    pub(super) fn new(worker: WorkerId) -> McpServers {
+        McpServers { worker, threads: Mutex::default() }
     }
 
     fn threads(&self) -> MutexGuard<'_, HashMap<String, Thread>> {
@@ -178,9 +177,6 @@ impl McpServers {
         }
         if status.state == McpServerState::Failed {
             let McpServerStatus { server, state: _, error } = &status;
-            let without = |error: String, secret: &String| error.replace(secret, "[redacted]");
-            let secrets = self.secrets.iter().filter(|secret| !secret.is_empty());
-            let error = secrets.fold(error.clone(), without);
             let worker = &self.worker;
             tracing::warn!(%worker, thread_id, server, error, "an MCP server is not there");
         }
@@ -471,7 +467,7 @@ mod tests {
     use super::*;
 
     fn servers() -> McpServers {
-        McpServers::new(WorkerId { slot: 0, generation: 1 }, vec!["sk-canary".to_owned()])
+        McpServers::new(WorkerId { slot: 0, generation: 1 })
     }
 
     fn notification(server: &str, status: &str, error: Option<&str>) -> Notification {

@@ -130,6 +130,9 @@ pub enum ThreadError {
     /// It gives the thread more rights than were asked for, also when it loads it again.
     #[error("{0}")]
     NotApplied(String),
+    /// It answered, but not so that it can be read: what it did can't be known.
+    #[error("{0}")]
+    Unreadable(String),
     /// The worker died or is stuck. Nothing was asked that could have had an effect, unless
     /// `written` says so.
     #[error("{cause}")]
@@ -147,7 +150,9 @@ impl From<RequestError> for ThreadError {
         match error {
             RequestError::Transport { written, .. } => ThreadError::Lost { cause: text, written },
             RequestError::Timeout { .. } => ThreadError::Lost { cause: text, written: true },
-            RequestError::Decode { .. } => ThreadError::Refused(text),
+            RequestError::Decode { .. } | RequestError::TooLong { .. } => {
+                ThreadError::Unreadable(text)
+            }
             RequestError::Server { code: OVERLOADED, message, .. } => {
                 ThreadError::Overloaded(message)
             }

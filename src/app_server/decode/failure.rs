@@ -1,10 +1,9 @@
 //! Codex's errors of a turn, and what they mean for whoever might try again.
 
-use std::time::Duration;
-
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::retry;
 use crate::turn::event::{FailureReason, TurnError};
 
 #[derive(Deserialize)]
@@ -30,22 +29,40 @@ impl From<CodexTurnError> for TurnError {
                 .map_or(("other", &Value::Null), |(name, info)| (name.as_str(), info)),
             _ => ("other", &Value::Null),
         };
+        let details = additional_details.unwrap_or_default();
+        let http_status = info["httpStatusCode"]
+            .as_u64()
+            .and_then(|status| u16::try_from(status).ok())
+            .or_else(|| status_in(&message))
+            .or_else(|| status_in(&details));
+        let is_filtered = [&message, &details].iter().any(|text| text.contains(INCOMPLETE));
         let reason = match failure_reason(name) {
+            // An answer that the provider ended on purpose, which Codex tells like a broken stream.
+            FailureReason::CodexError | FailureReason::ResponseStreamDisconnected
+                if is_filtered =>
+            {
+                FailureReason::CodexError
+            }
             // Codex has a name for this failure, and says `other` all the same.
             FailureReason::CodexError if message.starts_with(STREAM_DISCONNECTED) => {
                 FailureReason::ResponseStreamDisconnected
             }
-            reason => reason,
+            // The body of a 400 is all that Codex tells of it.
+            FailureReason::CodexError if http_status.is_none() && is_refusal(&message) => {
+                FailureReason::BadRequest
+            }
+            reason => by_status(reason, http_status),
         };
-        let details = additional_details.unwrap_or_default();
-        let http_status = info["httpStatusCode"]
-            .as_u64()
-            .or_else(|| status_in(&message))
-            .or_else(|| status_in(&details))
-            .and_then(|status| u16::try_from(status).ok());
+        let is_about_a_limit = matches!(
+            reason,
+            FailureReason::RateLimitExceeded
+                | FailureReason::UsageLimitExceeded
+                | FailureReason::ServerOverloaded
+        );
+        let retry_after_in = |text: &str| retry::retry_after_in(text, is_about_a_limit);
         TurnError {
             reason,
-            retryable: is_retryable(reason, http_status),
+            retryable: !is_filtered && is_retryable(reason, http_status),
             retry_after: retry_after_in(&message).or_else(|| retry_after_in(&details)),
             message,
             details,
@@ -57,6 +74,29 @@ impl From<CodexTurnError> for TurnError {
 
 /// How Codex's message begins when the provider broke off in the middle of an answer.
 const STREAM_DISCONNECTED: &str = "stream disconnected before completion";
+
+/// What Codex says when the provider ended an answer as incomplete: `… reason: content_filter`.
+const INCOMPLETE: &str = "Incomplete response returned";
+
+/// What a status says of a failure that Codex names only by where it happened.
+fn by_status(reason: FailureReason, http_status: Option<u16>) -> FailureReason {
+    match (reason, http_status) {
+        (
+            FailureReason::HttpConnectionFailed
+            | FailureReason::ResponseStreamConnectionFailed
+            | FailureReason::ResponseStreamDisconnected
+            | FailureReason::ResponseTooManyFailedAttempts
+            | FailureReason::CodexError,
+            Some(status),
+        ) => match status {
+            400 => FailureReason::BadRequest,
+            401 => FailureReason::Unauthorized,
+            429 => FailureReason::RateLimitExceeded,
+            _ => reason,
+        },
+        _ => reason,
+    }
+}
 
 /// The reasons by their names in `CodexErrorInfo` of the CLI's schema.
 pub(crate) fn failure_reason(name: &str) -> FailureReason {
@@ -87,27 +127,34 @@ pub(crate) fn failure_reason(name: &str) -> FailureReason {
     }
 }
 
+/// Whether a text is the body with which a provider refuses a request.
+fn is_refusal(text: &str) -> bool {
+    serde_json::from_str::<Value>(text).is_ok_and(|body| body["error"].is_object())
+}
+
+/// Whether the cause may be gone on a second try: the provider was overloaded, failing or out of
+/// reach. What it refused it will refuse again.
 fn is_retryable(reason: FailureReason, http_status: Option<u16>) -> bool {
     match reason {
         FailureReason::WorkerLost
         | FailureReason::IdleTimeout
-        | FailureReason::TurnTimeout
-        | FailureReason::WorkerProtocol
         | FailureReason::RateLimitExceeded
         | FailureReason::FlexUnavailable
         | FailureReason::ServerOverloaded
         | FailureReason::PolicyCapacityUnavailable
-        | FailureReason::ResponseStreamDisconnected
         | FailureReason::InternalServerError => true,
-        // A connection that the provider answered with a refusal will be refused again.
         FailureReason::HttpConnectionFailed
         | FailureReason::ResponseStreamConnectionFailed
-        | FailureReason::ResponseTooManyFailedAttempts => http_status
-            .is_none_or(|status| status >= 500 || matches!(status, 408 | 409 | 425 | 429)),
+        | FailureReason::ResponseStreamDisconnected
+        | FailureReason::ResponseTooManyFailedAttempts => {
+            http_status.is_none_or(|status| status >= 500 || status == 429)
+        }
         FailureReason::CodexError => {
             http_status.is_some_and(|status| status >= 500 || status == 429)
         }
-        FailureReason::ContextWindowExceeded
+        FailureReason::TurnTimeout
+        | FailureReason::WorkerProtocol
+        | FailureReason::ContextWindowExceeded
         | FailureReason::SessionBudgetExceeded
         | FailureReason::UsageLimitExceeded
         | FailureReason::ModelNotFound
@@ -124,32 +171,63 @@ fn is_retryable(reason: FailureReason, http_status: Option<u16>) -> bool {
     }
 }
 
-/// Codex names the status of some failures only in its text: `unexpected status 400 Bad Request: …`
-/// and `exceeded retry limit, last status: 429 Too Many Requests`.
-fn status_in(text: &str) -> Option<u64> {
-    let (_, rest) = text.split_once("status")?;
-    let rest = rest.trim_start_matches([':', ' ']);
-    let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
-    digits.parse().ok().filter(|status| (100..600).contains(status))
+/// Codex names the status of some failures only in its text: `unexpected status 400 Bad Request: …`,
+/// `exceeded retry limit, last status: 429 Too Many Requests`, a proxy's `HTTP 503`. The status of a
+/// process (`exit status 137`) is none, nor is any other number.
+fn status_in(text: &str) -> Option<u16> {
+    let text = text.to_ascii_lowercase();
+    let marks = ["status", "http", "http/1.0", "http/1.1", "http/2", "http/3"];
+    let mut before = ["", ""];
+    let mut is_marked = false;
+    for word in text.split(|c: char| c.is_whitespace() || "\"'()[]{},;=".contains(c)) {
+        let word = word.trim_matches([':', '.']);
+        if word.is_empty() {
+            continue;
+        }
+        // `status 429`, `status code: 429`, `HTTP status 429`, `status:429`.
+        let (head, number) = word.rsplit_once(':').unwrap_or((before[1], word));
+        let is_marked_here = if head == before[1] { is_marked } else { marks.contains(&head) };
+        if is_marked_here
+            && number.len() == 3
+            && let Ok(status @ 400..=599) = number.parse()
+        {
+            return Some(status);
+        }
+        is_marked = match word {
+            "code" => is_marked,
+            "status" => !matches!(before[1], "exit" | "process" | "child" | "command" | "wait"),
+            _ => marks.contains(&word),
+        };
+        before = [before[1], word];
+    }
+    None
 }
 
-/// Providers say when to try again in words: `Please try again in 7.5s`, `… in 300ms`.
-fn retry_after_in(text: &str) -> Option<Duration> {
-    let lower = text.to_ascii_lowercase();
-    let (_, rest) = lower.split_once("try again in ")?;
-    let number: String = rest.chars().take_while(|c| c.is_ascii_digit() || *c == '.').collect();
-    let unit = rest[number.len()..].trim_start();
-    let number: f64 = number.parse().ok()?;
-    let seconds = if unit.starts_with("ms") || unit.starts_with("millisecond") {
-        number / 1000.0
-    } else if unit.starts_with('s') {
-        number
-    } else if unit.starts_with('m') {
-        number * 60.0
-    } else if unit.starts_with('h') {
-        number * 3600.0
-    } else {
-        return None;
-    };
-    Duration::try_from_secs_f64(seconds).ok()
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_status_of_http_is_one() {
+        for (text, status) in [
+            ("unexpected status 400 Bad Request: no", Some(400)),
+            ("exceeded retry limit, last status: 429 Too Many Requests", Some(429)),
+            ("the proxy said HTTP 503", Some(503)),
+            ("HTTP/1.1 502 Bad Gateway", Some(502)),
+            ("http status=401", Some(401)),
+            ("status code: 529, try later", Some(529)),
+            (r#"{"status":403,"message":"no"}"#, Some(403)),
+            ("offline model: status 400 as the prompt asked", Some(400)),
+            ("exit status 137", None),
+            ("exit status 500 and exit status: 404", None),
+            ("exited with exit status 401", None),
+            ("status 200 OK", None),
+            ("status 4290 is none", None),
+            ("the status of 500 files", None),
+            ("500 errors", None),
+            ("", None),
+        ] {
+            assert_eq!(status_in(text), status, "{text}");
+        }
+    }
 }

@@ -529,6 +529,7 @@ fn open_error(error: ThreadError, thread_id: Option<&ThreadId>) -> OpenError {
             | ThreadError::Archived(_)
             | ThreadError::HeldElsewhere(_)
             | ThreadError::BadConfig(_)
+            | ThreadError::Unreadable(_)
             | ThreadError::Refused(_)),
             _,
         ) => Refusal::CodexRefused { cause: error.to_string() }.into(),

@@ -1,5 +1,8 @@
 //! One turn on an open thread: from `turn/start` to the end.
 
+mod skipped;
+mod withheld;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +13,7 @@ use crate::app_server::decode::{self, Decoded, TurnEnd};
 use crate::app_server::message::{Notification, ServerRequest};
 use crate::app_server::settings::Gate;
 use crate::process;
+use crate::redact::Redactor;
 use crate::turn::directory::{Live, Phase, Turn};
 use crate::turn::engine::open::{Opened, PATIENCE};
 use crate::turn::engine::{Cause, Clocks, Engine, Outcome, until};
@@ -22,6 +26,8 @@ use crate::turn::refusal::Refusal;
 use crate::turn::request::{ThreadId, TurnRequest};
 use crate::worker::thread::{ThreadError, Workspace};
 use crate::worker::{Route, ThreadMessage, Worker, WorkerExit};
+use skipped::OpenMessage;
+use withheld::Withheld;
 
 /// The worker died before it could have seen the turn; for this cause.
 pub(super) struct NeverBegan(pub(super) String);
@@ -160,6 +166,12 @@ impl Engine {
                     (Usage::default(), Usage::default()),
                 )));
             }
+            Some(Err(ThreadError::Unreadable(cause))) => {
+                // It may run. Letting go of its thread stops it, and disturbs no other turn.
+                self.give_up(worker, &thread_id).await;
+                thread.loaded = None;
+                return Ok(Outcome::Ended(unreadable(&cause)));
+            }
             Some(Err(error)) => {
                 self.forget_ephemeral(request, worker, &thread_id).await;
                 return Ok(Outcome::Ended(refused_by_codex(&error)));
@@ -189,6 +201,11 @@ impl Engine {
             final_response: None,
             has_begun: false,
             side_effects: false,
+            held_error: None,
+            open_message: OpenMessage::default(),
+            redactor: worker.redactor().clone(),
+            withheld: Withheld::new(),
+            is_response_doubtful: false,
             running_commands: Vec::new(),
             ran_commands: false,
             began_at,
@@ -213,17 +230,25 @@ impl Engine {
                 worker.note_turn_completed();
                 if end != TurnEnd::Completed || run.not_applied.is_some() {
                     run.end_commands(worker, &thread_id).await;
+                    run.settle_side_effects(worker, &thread_id).await;
                 }
                 run.close_plan();
+                run.tell_held_error();
                 run.terminal(end, cause, clocks)
             }
             Ended::Unresponsive(cause) => {
                 thread.loaded = None;
+                // What it goes on doing, nobody knows.
+                run.side_effects = true;
                 run.close_plan();
+                run.tell_held_error();
                 run.terminal(TurnEnd::Interrupted, Some(cause), clocks)
             }
             Ended::WorkerLost(exit) => {
+                // It may have acted in its last moment, and told nobody.
+                run.side_effects = true;
                 run.close_plan();
+                run.tell_held_error();
                 worker_lost(&exit, "", run.side_effects, (run.usage(), run.usage_total))
             }
         };
@@ -283,6 +308,7 @@ impl Engine {
                     let end = match message {
                         Some(ThreadMessage::Notification(notification)) => run.take(&notification),
                         Some(ThreadMessage::Request(request)) => { run.decline(worker, &request); None }
+                        Some(ThreadMessage::Skipped(line)) => run.skip(&line),
                         None => return Ended::WorkerLost(worker.exited().await),
                     };
                     if let Some(end) = end {
@@ -362,7 +388,17 @@ struct Run<'a> {
     final_response: Option<String>,
     // Whether Codex said anything about this turn.
     has_begun: bool,
+    // Whether something may have been done, as far as events tell; see `settle_side_effects`.
     side_effects: bool,
+    // An error that the turn's end follows, until it is known whether something may have been done.
+    held_error: Option<(TurnError, bool)>,
+    // What of an agent message came before its item.
+    open_message: OpenMessage,
+    redactor: Redactor,
+    // Of texts that are told in pieces, what may be a part of a key.
+    withheld: Withheld,
+    // Whether an agent message may have been lost.
+    is_response_doubtful: bool,
     running_commands: Vec<String>,
     ran_commands: bool,
     // Before Codex could have started a command for it.
@@ -448,6 +484,9 @@ impl Run<'_> {
     }
 
     fn file(&mut self, mut event: Event) {
+        if !self.withhold(&mut event) {
+            return;
+        }
         match &mut event {
             Event::ItemStarted(item) => {
                 self.side_effects |= item.has_side_effects();
@@ -457,14 +496,25 @@ impl Run<'_> {
                 }
             }
             Event::ItemUpdated(item) => self.side_effects |= item.has_side_effects(),
+            Event::AgentMessageDelta(delta) => self.open_message.add(&delta.item_id, &delta.text),
             Event::ItemCompleted(item) => {
-                self.side_effects |= item.has_side_effects();
+                self.side_effects |= item.is_of_an_answer();
+                self.release_withheld(&item.id);
                 self.running_commands.retain(|id| *id != item.id);
                 if let ItemKind::AgentMessage { text, .. } = &item.kind {
                     self.final_response = Some(text.clone());
+                    self.open_message.close(&item.id);
                 }
             }
-            Event::ThreadError { error, .. } => error.side_effects_possible = self.side_effects,
+            Event::ThreadError { error, will_retry } => {
+                self.tell_held_error();
+                if !*will_retry {
+                    self.held_error = Some((error.clone(), *will_retry));
+                    return;
+                }
+                // What the failed try did before it failed can't be known yet.
+                error.side_effects_possible = true;
+            }
             _ => {}
         }
         if self.not_applied.is_none() {
@@ -479,7 +529,23 @@ impl Run<'_> {
         }
     }
 
+    /// Finds out, once the turn is over, whether something may have been done of which no event told.
+    async fn settle_side_effects(&mut self, worker: &Worker, thread_id: &ThreadId) {
+        if !self.side_effects {
+            self.side_effects = !worker.had_no_answer(thread_id, &self.codex_turn_id).await;
+        }
+    }
+
+    fn tell_held_error(&mut self) {
+        if let Some((mut error, will_retry)) = self.held_error.take() {
+            error.side_effects_possible = self.side_effects;
+            self.log.append(Event::ThreadError { error, will_retry });
+        }
+    }
+
     fn update_plan(&mut self, items: Vec<TodoItem>, explanation: Option<String>) {
+        // The model called a tool to say so.
+        self.side_effects = true;
         let is_first = self.plan.is_none();
         self.plan = Some((items, explanation));
         if let Some(item) = self.plan_item() {
@@ -516,6 +582,7 @@ impl Run<'_> {
     /// Says no to what Codex asks: an unanswered request would hang the turn for ever.
     fn decline(&mut self, worker: &Worker, request: &ServerRequest) {
         self.last_progress = Instant::now();
+        self.side_effects = true;
         let passed = self.gate.pass();
         self.hold_back(passed);
         if self.not_applied.is_some() {
@@ -535,6 +602,11 @@ impl Run<'_> {
         self.usage_before.map_or_else(Usage::default, |before| self.usage_total.since(before))
     }
 
+    fn take_final_response(&mut self) -> String {
+        let doubtful = self.is_response_doubtful.then(|| self.open_message.unended());
+        final_response(doubtful, self.final_response.take())
+    }
+
     fn terminal(&mut self, end: TurnEnd, cause: Option<Cause>, clocks: &Clocks) -> Event {
         let usage = self.usage();
         if let Some(wrong) = self.not_applied.take() {
@@ -547,10 +619,7 @@ impl Run<'_> {
         }
         match (end, cause) {
             (TurnEnd::Completed, _) => Event::TurnCompleted {
-                final_response: self
-                    .final_response
-                    .take()
-                    .unwrap_or_else(|| "Codex task completed with inputs.".to_owned()),
+                final_response: self.take_final_response(),
                 usage,
                 thread_usage: self.usage_total,
             },
@@ -567,6 +636,18 @@ impl Run<'_> {
                 thread_usage: self.usage_total,
             },
         }
+    }
+}
+
+/// What a turn answered. `doubtful`: an agent message may have been lost with its line, and what of it
+/// came before.
+fn final_response(doubtful: Option<Option<String>>, said: Option<String>) -> String {
+    match (doubtful, said) {
+        (Some(Some(unended)), _) => unended,
+        (_, Some(said)) => said,
+        // There may have been one: to say that there was none would be a claim.
+        (Some(None), None) => String::new(),
+        (None, None) => "Codex task completed with inputs.".to_owned(),
     }
 }
 
@@ -594,6 +675,19 @@ fn worker_lost(
     Event::TurnFailed { error, usage, thread_usage }
 }
 
+fn unreadable(cause: &str) -> Event {
+    let error = TurnError {
+        reason: FailureReason::WorkerProtocol,
+        message: format!("whether Codex took the turn can't be known: {cause}"),
+        details: String::new(),
+        retryable: false,
+        retry_after: None,
+        side_effects_possible: true,
+        http_status: None,
+    };
+    Event::TurnFailed { error, usage: Usage::default(), thread_usage: Usage::default() }
+}
+
 fn refused_by_codex(error: &ThreadError) -> Event {
     let (reason, retryable) = match error {
         ThreadError::Overloaded(_) => (FailureReason::ServerOverloaded, true),
@@ -604,6 +698,7 @@ fn refused_by_codex(error: &ThreadError) -> Event {
         | ThreadError::Refused(_)
         | ThreadError::UnknownProfile(_)
         | ThreadError::NotApplied(_)
+        | ThreadError::Unreadable(_)
         | ThreadError::Lost { .. } => (FailureReason::BadRequest, false),
     };
     let error = TurnError {
@@ -616,4 +711,19 @@ fn refused_by_codex(error: &ThreadError) -> Event {
         http_status: None,
     };
     Event::TurnFailed { error, usage: Usage::default(), thread_usage: Usage::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_turn_claims_no_answer_that_may_have_been_lost() {
+        let text = |text: &str| Some(text.to_owned());
+        assert_eq!(final_response(None, text("said")), "said");
+        assert_eq!(final_response(None, None), "Codex task completed with inputs.");
+        assert_eq!(final_response(Some(text("half")), text("said")), "half");
+        assert_eq!(final_response(Some(None), text("said")), "said");
+        assert_eq!(final_response(Some(None), None), "");
+    }
 }

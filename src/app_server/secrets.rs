@@ -1,0 +1,99 @@
+//! The secrets that Codex has of its user: what its configuration and its login hold or name.
+//!
+//! They are looked up only to be taken out of what leaves the process.
+
+use serde_json::Value as Json;
+use toml::{Table, Value};
+
+/// Where secrets are.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Secrets {
+    /// Texts that are secret.
+    pub values: Vec<String>,
+    /// Environment variables whose values are.
+    pub variables: Vec<String>,
+}
+
+/// The secrets that a `config.toml`, or what takes its place, holds or names. One that can't be read
+/// has none: Codex can't read it either.
+pub fn of_config(config: &Table) -> Secrets {
+    let mut secrets = Secrets::default();
+    let tables = |name: &str| {
+        let table = config.get(name).and_then(Value::as_table);
+        table.into_iter().flat_map(Table::values).filter_map(Value::as_table)
+    };
+    for provider in tables("model_providers") {
+        secrets.variables.extend(text(provider, "env_key"));
+        secrets.values.extend(text(provider, "experimental_bearer_token"));
+        secrets.add_headers(provider);
+    }
+    for server in tables("mcp_servers") {
+        secrets.variables.extend(text(server, "bearer_token_env_var"));
+        secrets.values.extend(text(server, "bearer_token"));
+        secrets.values.extend(named_secret(server, "env"));
+        secrets.add_headers(server);
+    }
+    secrets
+}
+
+/// The secrets of an `auth.json`, the login that Codex keeps.
+pub fn of_login(login: &str) -> Vec<String> {
+    let login: Json = serde_json::from_str(login).unwrap_or_default();
+    let tokens = ["id_token", "access_token", "refresh_token"].map(|name| &login["tokens"][name]);
+    let all = [&login["OPENAI_API_KEY"]].into_iter().chain(tokens);
+    all.filter_map(Json::as_str).map(str::to_owned).collect()
+}
+
+impl Secrets {
+    fn add_headers(&mut self, table: &Table) {
+        self.values.extend(named_secret(table, "http_headers"));
+        self.variables.extend(named_secret(table, "env_http_headers"));
+    }
+}
+
+fn text(table: &Table, key: &str) -> Option<String> {
+    table.get(key).and_then(Value::as_str).map(str::to_owned)
+}
+
+/// The values of a table whose names say that they are secret; without the scheme before a token.
+fn named_secret(table: &Table, key: &str) -> Vec<String> {
+    let entries = table.get(key).and_then(Value::as_table).into_iter().flatten();
+    entries
+        .filter(|(name, _)| {
+            let name = name.to_ascii_lowercase();
+            ["auth", "key", "token", "secret", "password", "credential", "cookie"]
+                .iter()
+                .any(|word| name.contains(word))
+        })
+        .filter_map(|(_, value)| value.as_str())
+        .map(|value| value.strip_prefix("Bearer ").unwrap_or(value).to_owned())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_configuration_and_a_login_hold_or_name_is_found() {
+        let config = toml::toml! {
+            model = "m"
+            [model_providers.x]
+            env_key = "X_KEY"
+            experimental_bearer_token = "bearer-value"
+            http_headers = { Authorization = "Bearer header-value", "X-Team" = "team" }
+            env_http_headers = { "X-Api-Key" = "X_HEADER_KEY", "X-Org" = "ORG" }
+            [mcp_servers.y]
+            bearer_token_env_var = "Y_TOKEN"
+            env = { Y_SECRET = "y-value", HOME = "/home" }
+        };
+        let Secrets { values, variables } = of_config(&config);
+        assert_eq!(values, ["bearer-value", "header-value", "y-value"]);
+        assert_eq!(variables, ["X_KEY", "X_HEADER_KEY", "Y_TOKEN"]);
+        assert_eq!(of_config(&toml::toml! { model_providers = 7 }), Secrets::default());
+        let login =
+            r#"{"OPENAI_API_KEY": null, "tokens": {"access_token": "a", "account_id": "b"}}"#;
+        assert_eq!(of_login(login), ["a"]);
+        assert_eq!(of_login("what"), Vec::<String>::new());
+    }
+}
