@@ -193,7 +193,7 @@ async fn the_subcommands_work_with_a_running_sidecar() {
     }
     let failed = client(&sidecar, &run(&["[[status 400]]"])).await;
     assert_eq!(failed.status.code(), Some(1), "{failed:#?}");
-    assert!(String::from_utf8_lossy(&failed.stderr).contains("CODEX_ERROR"), "{failed:#?}");
+    assert!(String::from_utf8_lossy(&failed.stderr).contains("BAD_REQUEST"), "{failed:#?}");
     let missing = sidecar.place.path().join("missing").display().to_string();
     let refused = client(&sidecar, &["run", "--context", "x", "--cd", &missing, "hello"]).await;
     assert_eq!(refused.status.code(), Some(1), "{refused:#?}");

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use codex_sidecar::config::Config;
 use codex_sidecar::pb;
+use codex_sidecar::pb::turn_event::Event;
 use rustix::process::Signal;
 use serde_json::json;
 use support::binary::Binary;
@@ -106,8 +107,10 @@ async fn unknown_requests_are_refused_and_garbage_is_skipped_until_it_is_too_muc
     assert_eq!(sidecar.workers().await[0].generation, 1);
 
     // Another turn on the same worker goes with it, and both contexts go on.
-    let mut other = sidecar.begin(prompt("b", "[[wait 60s]]")).await;
-    other.started().await;
+    let mut other = sidecar.begin(prompt("b", "[[say here]] [[wait 60s]]")).await;
+    // From its first words on its thread is on disk.
+    let is_item = |event: &Event| matches!(event, Event::AgentMessageDelta(_)).then_some(());
+    other.until("its first words", is_item).await;
     let told = sidecar.say("a", "[[garbage 1200]] [[wait 60s]]").await;
     for told in [told, other.rest().await] {
         let error = told.failed();
@@ -164,6 +167,27 @@ async fn endless_lines_and_floods_of_complaints_are_bounded() {
     let log = sidecar.log();
     assert!(log.len() < 256 * 1024, "{} bytes of log", log.len());
     println!("resident {before} -> {after} -> {} MiB, log {} bytes", resident(), log.len());
+    sidecar.stop().await;
+}
+
+/// What a worker said while it started explains no death of it.
+#[tokio::test]
+async fn last_words_are_those_of_the_end_with_their_time() {
+    let sidecar = Binary::with(|command| {
+        command.env("CODEX_PATH", scripted::fake_cli());
+        command.env("FAKE_STDERR_AT_START", "WARNING: an old habit\n");
+    })
+    .await;
+    let told = sidecar.say("a", "[[stderr-text it hurts]] [[wait 200]] [[die 7]]").await;
+    let error = told.failed();
+    let (time, words) = error.details.split_once(' ').unwrap_or_else(|| panic!("{error:#?}"));
+    assert_eq!(words, "it hurts", "{error:#?}");
+    let said = humantime::parse_rfc3339(time).unwrap();
+    assert!(said.elapsed().unwrap() < support::PATIENCE, "{time}");
+    assert!(sidecar.log().contains("an old habit"), "{}", sidecar.log());
+    let last_error = &sidecar.workers().await[0].last_error;
+    assert!(!last_error.contains("an old habit"), "{last_error}");
+    assert_eq!(sidecar.say("a", "hello").await.thread_id(), told.thread_id());
     sidecar.stop().await;
 }
 

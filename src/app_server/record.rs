@@ -18,7 +18,9 @@ pub enum Recorded {
     NoAnswer,
     /// The model finished a piece of an answer at least, or something that this version doesn't know.
     Answer,
-    /// It does not hold the whole turn, or not yet.
+    /// Its beginning, but not its end, or not yet.
+    Unfinished,
+    /// It does not know the turn.
     Unknown,
 }
 
@@ -72,10 +74,11 @@ pub fn recorded(mut lines: impl BufRead, turn_id: &str) -> io::Result<Recorded> 
             _ => has_answer |= !is_harmless(r#type.as_str(), kind, &payload),
         }
     }
-    Ok(match (has_begun && has_ended, has_answer) {
-        (true, false) => Recorded::NoAnswer,
-        (_, true) => Recorded::Answer,
-        (false, false) => Recorded::Unknown,
+    Ok(match (has_begun, has_ended) {
+        _ if has_answer => Recorded::Answer,
+        (true, true) => Recorded::NoAnswer,
+        (true, false) => Recorded::Unfinished,
+        (false, _) => Recorded::Unknown,
     })
 }
 
@@ -152,7 +155,7 @@ mod tests {
         ] {
             assert_eq!(with(&[answer.clone(), end.clone()]), Recorded::Answer, "{answer}");
         }
-        assert_eq!(with(&[]), Recorded::Unknown);
+        assert_eq!(with(&[]), Recorded::Unfinished);
         assert_eq!(read(&[prompt, end.clone()]), Recorded::Unknown);
         assert_eq!(read(&[event("task_started"), end, before]), Recorded::NoAnswer);
         assert_eq!(read(&[]), Recorded::Unknown);

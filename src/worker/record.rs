@@ -17,10 +17,10 @@ use crate::worker::Worker;
 const MOST: u64 = 32 << 20;
 
 /// How long it may take to find out. Nobody but the turn's own end waits for it.
-const WITHIN: Duration = Duration::from_secs(3);
+const WITHIN: Duration = Duration::from_secs(2);
 
 /// The end of a turn is recorded before it is told; for a file system that is slow with it.
-const AGAIN: Duration = Duration::from_millis(100);
+const AGAIN: Duration = Duration::from_millis(50);
 
 impl Worker {
     /// Whether it is certain that a turn which has ended had no answer of the model, not even a part
@@ -41,7 +41,7 @@ impl Worker {
                 let (path, turn) = (path.clone(), codex_turn_id.to_owned());
                 let looking = tokio::task::spawn_blocking(move || look(&path, &turn));
                 match looking.await.ok()? {
-                    Ok(Recorded::Unknown) => tokio::time::sleep(AGAIN).await,
+                    Ok(Recorded::Unfinished) => tokio::time::sleep(AGAIN).await,
                     Ok(recorded) => return Some(recorded),
                     Err(error) => {
                         tracing::debug!(%thread_id, %error, "the thread's record can't be read");

@@ -230,25 +230,26 @@ impl Engine {
                 worker.note_turn_completed();
                 if end != TurnEnd::Completed || run.not_applied.is_some() {
                     run.end_commands(worker, &thread_id).await;
+                }
+                let is_failure = matches!(end, TurnEnd::Failed(_))
+                    || matches!(cause, Some(Cause::TurnTimeout | Cause::IdleTimeout));
+                if is_failure || run.held_error.is_some() {
                     run.settle_side_effects(worker, &thread_id).await;
                 }
-                run.close_plan();
-                run.tell_held_error();
+                run.finish();
                 run.terminal(end, cause, clocks)
             }
             Ended::Unresponsive(cause) => {
                 thread.loaded = None;
                 // What it goes on doing, nobody knows.
                 run.side_effects = true;
-                run.close_plan();
-                run.tell_held_error();
+                run.finish();
                 run.terminal(TurnEnd::Interrupted, Some(cause), clocks)
             }
             Ended::WorkerLost(exit) => {
                 // It may have acted in its last moment, and told nobody.
                 run.side_effects = true;
-                run.close_plan();
-                run.tell_held_error();
+                run.finish();
                 worker_lost(&exit, "", run.side_effects, (run.usage(), run.usage_total))
             }
         };
@@ -534,6 +535,13 @@ impl Run<'_> {
         if !self.side_effects {
             self.side_effects = !worker.had_no_answer(thread_id, &self.codex_turn_id).await;
         }
+    }
+
+    /// Tells what was kept back until the turn is over.
+    fn finish(&mut self) {
+        self.release_all_withheld();
+        self.tell_held_error();
+        self.close_plan();
     }
 
     fn tell_held_error(&mut self) {

@@ -53,7 +53,17 @@ impl Run<'_> {
 
     /// Tells what was held back of an item's texts, once it is final.
     pub(super) fn release_withheld(&mut self, item_id: &str) {
-        let ended = self.withheld.extract_if(|id, _| id.item_id == item_id).collect::<Vec<_>>();
+        let ended = self.withheld.extract_if(|id, _| id.item_id == item_id).collect();
+        self.release(ended);
+    }
+
+    /// The same of all texts, once the turn is over.
+    pub(super) fn release_all_withheld(&mut self) {
+        let ended = std::mem::take(&mut self.withheld).into_iter().collect();
+        self.release(ended);
+    }
+
+    fn release(&self, ended: Vec<(TextId, Pieces)>) {
         for (TextId { item_id, kind }, pieces) in ended {
             let text = pieces.end();
             if text.is_empty() {
