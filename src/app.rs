@@ -343,7 +343,6 @@ async fn serve(
         .http2_max_pending_accept_reset_streams(Some(64))
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
         .http2_keepalive_timeout(Some(Duration::from_secs(20)))
-        .tcp_nodelay(true)
         .add_routes(routes);
     let closing = close.cancelled_owned();
     let served = match listener {
