@@ -12,6 +12,7 @@ mod args;
 mod check;
 mod codec;
 mod fault;
+mod file;
 mod listen;
 mod load;
 mod print;
@@ -32,7 +33,7 @@ use crate::options::ThreadOptions;
 
 pub use args::ServeArgs;
 pub use fault::{ConfigErrors, Fault};
-pub use load::{Origin, Origins};
+pub use file::{Origin, Origins};
 
 /// Most characters that Codex takes in one turn (Unicode scalar values); it refuses more itself.
 pub const CODEX_MAX_INPUT_CHARACTERS: usize = 1_048_576;

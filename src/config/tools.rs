@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Component, Path};
 
 use super::codec::{self, Codec as _, Raw, show_bounded};
-use super::load::{File, unknown_key};
-use super::{Fault, Origins, ToolDefaults};
+use super::file::{File, Origins, unknown_key};
+use super::{Fault, ToolDefaults};
 use crate::options::{DynamicTool, ThreadOptions};
 
 /// The keys of `ThreadOptions`; a test keeps the list true.
