@@ -6,6 +6,7 @@
 //! and every pending request fails. An incarnation is never revived: the pool starts another one with
 //! a higher generation, so that a late message of a dead one has nowhere to go.
 
+pub mod settings;
 pub mod thread;
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -63,11 +64,11 @@ impl std::fmt::Debug for WorkerSpec {
 }
 
 /// Bounds of one worker.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WorkerLimits {
     /// Bounds of the protocol.
     pub peer: PeerLimits,
-    /// How long it may take from spawn to the end of the handshake.
+    /// How long it may take from spawn to the end of the handshake. Default 30 s.
     pub start_timeout: Duration,
     /// How long any request but a turn may take.
     pub request_timeout: Duration,

@@ -160,7 +160,8 @@ async fn endless_lines_and_floods_of_complaints_are_bounded() {
 /// The rest of row 7: the limit can be raised to 64 MiB, and then that passes.
 #[tokio::test]
 async fn a_line_of_64_mib_passes_where_that_is_the_limit() {
-    let sidecar = scripted::with(|config| config.limits.max_line_bytes = 64 << 20).await;
+    let sidecar =
+        scripted::with(|config| config.worker.limits.peer.max_line_bytes = 64 << 20).await;
     let told = sidecar.say("a", "[[line 67108864]] [[say read]]").await;
     assert_eq!(told.final_response(), "read");
     assert_eq!(sidecar.workers().await[0].generation, 1);
@@ -184,7 +185,7 @@ async fn lines_and_characters_may_be_split_at_any_byte() {
 async fn a_worker_that_stops_reading_is_replaced() {
     let sidecar = scripted::with(|config| {
         replaced_soon(config);
-        config.pool.write_timeout = Duration::from_millis(300);
+        config.worker.limits.peer.write_timeout = Duration::from_millis(300);
     })
     .await;
     let contexts = ["a", "b", "c"];

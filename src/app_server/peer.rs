@@ -22,13 +22,13 @@ use tokio_util::codec::{AnyDelimiterCodec, AnyDelimiterCodecError, FramedRead};
 use crate::app_server::message::{self, Inbound, Line, RpcError};
 
 /// Bounds of one peer.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerLimits {
-    /// The longest line that is taken, in bytes; a longer one closes the peer.
+    /// The longest line that is taken, in bytes; a longer one closes the peer. Default 8 MiB.
     pub max_line_bytes: usize,
     /// How many lines that are no message of the protocol close the peer.
     pub max_garbage_lines: u64,
-    /// How long one line may take to be written; longer closes the peer.
+    /// How long one line may take to be written; longer closes the peer. Default 10 s.
     pub write_timeout: Duration,
     /// How many lines may wait to be written.
     pub max_queued_writes: usize,
@@ -37,7 +37,7 @@ pub struct PeerLimits {
 impl Default for PeerLimits {
     fn default() -> PeerLimits {
         PeerLimits {
-            max_line_bytes: 8 * 1024 * 1024,
+            max_line_bytes: 8 << 20,
             max_garbage_lines: 1000,
             write_timeout: Duration::from_secs(10),
             max_queued_writes: 256,
