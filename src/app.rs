@@ -24,22 +24,21 @@ use tonic_health::server::HealthReporter;
 use crate::app_server::peer::PeerLimits;
 use crate::app_server::secrets;
 use crate::codex_cli::{self, CliVersion};
-use crate::config::{Config, Limits, ListenAddress};
+use crate::config::{Config, ListenAddress, key_fingerprint};
 use crate::grpc::codex_service::CodexApi;
-use crate::grpc::pool_service::PoolApi;
+use crate::grpc::limits::{ConnectionLimits, RequestLimits};
+use crate::grpc::pool_service::{PoolApi, Setup};
 use crate::offline_model::OfflineModel;
 use crate::pb;
 use crate::pb::codex_service_server::CodexServiceServer;
 use crate::pb::pool_service_server::PoolServiceServer;
-use crate::pool::{Pool, PoolSettings, Readiness, Recycling};
+use crate::pool::{Pool, Readiness};
 use crate::process;
 use crate::registry::Registry;
-use crate::turn::admission::{Admission, AdmissionLimits};
+use crate::turn::admission::Admission;
 use crate::turn::directory::Directory;
 use crate::turn::engine::{Engine, EngineSettings};
-use crate::turn::log::Retained;
 use crate::turn::output_schema;
-use crate::turn::request::RequestLimits;
 use crate::worker::{WorkerLimits, WorkerSpec, is_out_of_resources};
 
 /// The service whose health says whether turns are taken.
@@ -128,7 +127,7 @@ enum Listener {
 
 /// A sidecar that listens, but does not serve yet.
 pub struct App {
-    config: Arc<Config>,
+    config: Config,
     listeners: Vec<(Listener, BoundAddress)>,
     health_listeners: Vec<(Listener, BoundAddress)>,
     offline_model: Option<OfflineModel>,
@@ -176,41 +175,29 @@ impl App {
         if let Ok(cleared @ 1..) = cleared {
             tracing::warn!(cleared, "killed processes that an earlier sidecar left behind");
         }
-        let config = Arc::new(config);
         let spec = worker_spec(&config, offline_model.as_ref());
-        let pool = Pool::start(spec, pool_settings(&config));
-        let retained = Retained::new(
-            config.retention.max_bytes as u64,
-            config.retention.max_bytes_per_turn as u64,
-        );
-        let limits = &config.limits;
-        let admission = Admission::new(AdmissionLimits {
-            running: limits.max_running_turns,
-            running_per_tenant: limits.max_running_turns_per_tenant,
-            waiting: limits.max_waiting_turns,
-            waiting_per_lane: limits.max_waiting_turns_per_context,
-        });
+        let pool = Pool::start(spec, config.workers, config.pool.clone());
         let engine = Engine::new(
             Arc::clone(&pool),
             Arc::new(Registry::default()),
-            Arc::new(Directory::new(retained, config.retention.after_end)),
-            admission,
-            EngineSettings {
-                default_directory,
-                interrupt_grace: config.timeouts.interrupt_grace,
-                open_attempts: 3,
-            },
+            Arc::new(Directory::new(&config.retention)),
+            Admission::new(config.limits.clone()),
+            EngineSettings { default_directory, timeouts: config.timeouts.clone() },
         );
         let (reporter, health) = tonic_health::server::health_reporter();
         reporter.set_service_status(READINESS_SERVICE, ServingStatus::NotServing).await;
         // Whoever can ask is served: the process is alive.
         reporter.set_service_status("", ServingStatus::Serving).await;
-        let api = CodexApi::new(Arc::clone(&engine), Arc::clone(&config), request_limits(&config));
+        let api = CodexApi::new(
+            Arc::clone(&engine),
+            config.tools.clone(),
+            config.requests.clone(),
+            config.timeouts.clone(),
+        );
         let codex = CodexServiceServer::new(api)
-            .max_decoding_message_size(config.limits.max_message_bytes)
+            .max_decoding_message_size(config.requests.max_message_bytes)
             .max_encoding_message_size(usize::MAX);
-        let workers =
-            PoolServiceServer::new(PoolApi::new(Arc::clone(&engine), Arc::clone(&config)));
+        let workers = PoolServiceServer::new(PoolApi::new(Arc::clone(&engine), setup(&config)));
         let health_routes = Routes::new(health.clone());
         let routes = Routes::new(health).add_service(codex).add_service(workers);
         let routes = with_reflection(routes)?;
@@ -259,7 +246,8 @@ impl App {
         let all = listeners.into_iter().map(|listener| (listener, routes.clone()));
         let health = health_listeners.into_iter().map(|listener| (listener, health_routes.clone()));
         for ((listener, address), routes) in all.chain(health) {
-            servers.spawn(serve(listener, address, routes, Arc::clone(&config), close.clone()));
+            let limits = config.connections.clone();
+            servers.spawn(serve(listener, address, routes, limits, close.clone()));
         }
         let readiness = tokio::spawn(report_readiness(reporter.clone(), Arc::clone(&pool)));
         let sweeping = tokio::spawn({
@@ -336,16 +324,15 @@ async fn serve(
     listener: Listener,
     address: BoundAddress,
     routes: Routes,
-    config: Arc<Config>,
+    limits: ConnectionLimits,
     close: CancellationToken,
 ) -> Result<(), ServeError> {
     let router = Server::builder()
         // Neither is bounded by default: a client could open streams, or reset them, without end.
-        .max_concurrent_streams(config.limits.max_streams_per_connection)
+        .max_concurrent_streams(limits.max_streams_per_connection)
         .http2_max_pending_accept_reset_streams(Some(64))
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
         .http2_keepalive_timeout(Some(Duration::from_secs(20)))
-        .tcp_nodelay(true)
         .add_routes(routes);
     let closing = close.cancelled_owned();
     let served = match listener {
@@ -398,37 +385,20 @@ async fn report_readiness(reporter: HealthReporter, pool: Arc<Pool>) {
     }
 }
 
-fn request_limits(config: &Config) -> RequestLimits {
-    let timeouts = &config.timeouts;
-    RequestLimits {
-        max_input_characters: config.limits.max_input_characters,
-        default_turn_timeout: timeouts.turn,
-        max_turn_timeout: timeouts.max_turn,
-        default_idle_timeout: timeouts.idle,
-        max_idle_timeout: timeouts.max_idle,
-        default_answer_timeout: timeouts.answer,
-        max_answer_timeout: timeouts.max_answer,
-    }
-}
-
-fn pool_settings(config: &Config) -> PoolSettings {
-    PoolSettings {
+fn setup(config: &Config) -> Setup {
+    Setup {
+        codex_path: config.codex_path.clone(),
+        codex_home: config.codex_home.clone(),
+        offline_model: config.offline_model,
+        api_key_fingerprint: (config.api_key.as_ref())
+            .map(|key| key_fingerprint(key.secret.expose_secret())),
         workers: config.workers,
-        backoff_initial: config.pool.backoff_initial,
-        backoff_max: config.pool.backoff_max,
-        breaker_failures: config.pool.breaker_failures,
-        breaker_open: config.pool.breaker_open,
-        start_spacing: config.pool.start_spacing,
-        liveness_interval: config.pool.liveness_interval,
-        liveness_timeout: config.pool.liveness_timeout,
-        recycling: Recycling {
-            max_turns: config.pool.max_turns_per_worker,
-            max_age: config.pool.max_age,
-            max_resident_bytes: config.pool.max_resident_bytes,
-            max_idle_threads: config.pool.max_idle_threads,
-        },
-        worker_wait: config.timeouts.worker_wait,
-        ..PoolSettings::default()
+        drain_grace: config.drain_grace,
+        admission: config.limits.clone(),
+        requests: config.requests.clone(),
+        max_line_bytes: config.worker.limits.peer.max_line_bytes,
+        retention: config.retention.clone(),
+        timeouts: config.timeouts.clone(),
     }
 }
 
@@ -488,13 +458,10 @@ fn worker_spec(config: &Config, offline_model: Option<&OfflineModel>) -> WorkerS
         secrets: known_secrets(config),
         limits: WorkerLimits {
             peer: PeerLimits {
-                max_line_bytes: config.limits.max_line_bytes,
-                max_echo_bytes: longest_echo(&config.limits),
-                write_timeout: config.pool.write_timeout,
-                ..PeerLimits::default()
+                max_echo_bytes: longest_echo(&config.requests),
+                ..config.worker.limits.peer.clone()
             },
-            start_timeout: config.timeouts.worker_start,
-            request_timeout: config.timeouts.worker_request,
+            ..config.worker.limits.clone()
         },
     }
 }
@@ -523,7 +490,7 @@ fn without_proxies_on_loopback(
 /// How long the line can be in which Codex tells back the input of a request that was accepted: as long
 /// as the request, five bytes more for a character that JSON escapes at its longest (`\u0001`), and
 /// what stands around it.
-fn longest_echo(limits: &Limits) -> usize {
+fn longest_echo(limits: &RequestLimits) -> usize {
     const AROUND: usize = 256 * 1024;
     let escaped = limits.max_input_characters.min(limits.max_message_bytes).saturating_mul(5);
     limits.max_message_bytes.saturating_add(escaped).saturating_add(AROUND)

@@ -5,7 +5,6 @@
 //! need not arrive. So the script is followed to the binary in its package, here and nowhere else.
 //! Nothing here starts a worker.
 
-use std::cmp::Ordering;
 use std::ffi::OsStr;
 use std::fmt;
 use std::io::Read as _;
@@ -15,8 +14,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 /// The oldest CLI whose app-server speaks the protocol as the sidecar does.
-pub const OLDEST_SUPPORTED: CliVersion =
-    CliVersion { major: 0, minor: 100, patch: 0, pre_release: String::new() };
+pub const OLDEST_SUPPORTED: CliVersion = CliVersion(semver::Version::new(0, 100, 0));
 
 /// How long `codex --version` may take.
 const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -174,19 +172,9 @@ fn binary_in(vendor: &Path) -> Option<PathBuf> {
         .find(|binary| is_executable(binary))
 }
 
-/// A version of the CLI. Ordered as semantic versions are, but for the inner order of pre-releases,
-/// which is that of their texts.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct CliVersion {
-    /// The first number.
-    pub major: u64,
-    /// The second number.
-    pub minor: u64,
-    /// The third number.
-    pub patch: u64,
-    /// What follows the dash, as in `0.170.0-alpha.3`; empty for a release.
-    pub pre_release: String,
-}
+/// A version of the CLI, ordered as semantic versions are.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CliVersion(semver::Version);
 
 impl CliVersion {
     /// Whether the sidecar can work with it.
@@ -196,7 +184,7 @@ impl CliVersion {
 
     /// Whether it is what a build from source calls itself.
     pub fn is_unversioned(&self) -> bool {
-        (self.major, self.minor, self.patch) == (0, 0, 0)
+        (self.0.major, self.0.minor, self.0.patch) == (0, 0, 0)
     }
 }
 
@@ -220,40 +208,14 @@ impl FromStr for CliVersion {
 fn parse_version(text: &str) -> Option<CliVersion> {
     let word = text.split_whitespace().next_back()?;
     let word = word.strip_prefix('v').unwrap_or(word);
+    // A build's mark says nothing of what the CLI can do, and would count in the order.
     let word = word.split('+').next().unwrap_or(word);
-    let (numbers, pre_release) = word.split_once('-').unwrap_or((word, ""));
-    let mut numbers = numbers.split('.').map(|number| number.parse::<u64>().ok());
-    let mut next = || numbers.next().flatten();
-    let (major, minor, patch) = (next()?, next()?, next()?);
-    if numbers.next().is_some() {
-        return None;
-    }
-    Some(CliVersion { major, minor, patch, pre_release: pre_release.to_owned() })
+    semver::Version::parse(word).ok().map(CliVersion)
 }
 
 impl fmt::Display for CliVersion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let CliVersion { major, minor, patch, pre_release } = self;
-        write!(f, "{major}.{minor}.{patch}")?;
-        if pre_release.is_empty() { Ok(()) } else { write!(f, "-{pre_release}") }
-    }
-}
-
-impl Ord for CliVersion {
-    fn cmp(&self, other: &CliVersion) -> Ordering {
-        let numbers = |version: &CliVersion| (version.major, version.minor, version.patch);
-        // A pre-release comes before its release.
-        let rank = |version: &CliVersion| version.pre_release.is_empty();
-        numbers(self)
-            .cmp(&numbers(other))
-            .then_with(|| rank(self).cmp(&rank(other)))
-            .then_with(|| self.pre_release.cmp(&other.pre_release))
-    }
-}
-
-impl PartialOrd for CliVersion {
-    fn partial_cmp(&self, other: &CliVersion) -> Option<Ordering> {
-        Some(self.cmp(other))
+        self.0.fmt(f)
     }
 }
 
@@ -476,6 +438,9 @@ mod tests {
         let versions = ordered.map(|text| version(text).unwrap());
         assert!(versions.is_sorted(), "{versions:?}");
         assert_eq!(versions.map(|v| v.is_supported()), [false, false, true, true, true, true]);
+        // Parts of a pre-release are numbers, and a build's mark counts for nothing.
+        assert!(version("0.170.0-alpha.9").unwrap() < version("0.170.0-alpha.10").unwrap());
+        assert_eq!(version("0.169.0+build"), version("0.169.0"));
     }
 
     #[tokio::test]

@@ -4,6 +4,7 @@
 //! default, which beats what the CLI itself would do. [`ThreadOptions::or`] is that layering, field
 //! by field. Nothing here knows protobuf or Codex's JSON.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -264,4 +265,31 @@ pub struct TurnOptions {
     pub answer_timeout: Option<Duration>,
     /// Leave the final response out of the turn's end: its items have it.
     pub omit_final_response: bool,
+}
+
+/// Defaults of one of the caller's Codex tools. `None` means: not said here.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ToolDefaults {
+    /// How its threads run.
+    pub thread_options: ThreadOptions,
+    /// The thread that it continues where nothing is bound: a UUID, hyphenated and lower-case.
+    pub thread_id: Option<String>,
+    /// The thread key in place of the one that the tool's name gives; 1 to 256 bytes, trimmed.
+    pub thread_id_key: Option<String>,
+    /// The schema of its final response as it was given, a JSON object; neither made strict nor
+    /// written out from its short form.
+    pub output_schema: Option<serde_json::Value>,
+    /// Longest time without progress.
+    pub idle_timeout: Option<Duration>,
+    /// Longest time of the whole turn.
+    pub turn_timeout: Option<Duration>,
+    /// Longest wait for an answer.
+    pub answer_timeout: Option<Duration>,
+}
+
+impl ToolDefaults {
+    /// The defaults of a tool; empty ones for a tool that `tools` does not name.
+    pub fn of(tools: &BTreeMap<String, ToolDefaults>, name: &str) -> ToolDefaults {
+        tools.get(name).cloned().unwrap_or_default()
+    }
 }

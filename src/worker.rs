@@ -9,6 +9,7 @@
 mod complaints;
 pub mod mcp;
 mod record;
+pub mod settings;
 mod stderr;
 pub mod thread;
 
@@ -72,11 +73,11 @@ impl std::fmt::Debug for WorkerSpec {
 }
 
 /// Bounds of one worker.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WorkerLimits {
     /// Bounds of the protocol.
     pub peer: PeerLimits,
-    /// How long it may take from spawn to the end of the handshake.
+    /// How long it may take from spawn to the end of the handshake. Default 30 s.
     pub start_timeout: Duration,
     /// How long any request but a turn may take.
     pub request_timeout: Duration,

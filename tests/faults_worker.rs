@@ -228,7 +228,7 @@ async fn a_line_without_an_end_is_silence_and_takes_no_memory() {
 /// A line of which nobody can say whose it was is told to every turn of its worker, and ends none.
 #[tokio::test]
 async fn a_lost_line_of_nobody_is_told_to_all() {
-    let sidecar = scripted::with(|config| config.limits.max_line_bytes = 64 << 10).await;
+    let sidecar = scripted::with(|config| config.worker.limits.peer.max_line_bytes = 64 << 10).await;
     let mut other = sidecar.begin(prompt("b", "[[wait 60s]]")).await;
     other.started().await;
     let ask = "[[ask mystery/request {\"pad\": \"PAD\"}]]".replace("PAD", &"x".repeat(70_000));
@@ -256,7 +256,8 @@ async fn a_lost_line_of_nobody_is_told_to_all() {
 /// The rest of row 7: the limit can be raised to 64 MiB, and then that passes.
 #[tokio::test]
 async fn a_line_of_64_mib_passes_where_that_is_the_limit() {
-    let sidecar = scripted::with(|config| config.limits.max_line_bytes = 64 << 20).await;
+    let sidecar =
+        scripted::with(|config| config.worker.limits.peer.max_line_bytes = 64 << 20).await;
     let told = sidecar.say("a", "[[line 67108864]] [[say read]]").await;
     assert_eq!(told.final_response(), "read");
     assert_eq!(sidecar.workers().await[0].generation, 1);
@@ -280,7 +281,7 @@ async fn lines_and_characters_may_be_split_at_any_byte() {
 async fn a_worker_that_stops_reading_is_replaced() {
     let sidecar = scripted::with(|config| {
         replaced_soon(config);
-        config.pool.write_timeout = Duration::from_millis(300);
+        config.worker.limits.peer.write_timeout = Duration::from_millis(300);
     })
     .await;
     let contexts = ["a", "b", "c"];

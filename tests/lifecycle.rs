@@ -95,7 +95,7 @@ async fn a_missing_cli_is_told_and_found_when_it_comes() {
     let path = later.clone();
     let sidecar = Sidecar::cold(place, |_, config| {
         config.codex_path = Some(path);
-        config.timeouts.worker_wait = Duration::from_millis(200);
+        config.pool.worker_wait = Duration::from_millis(200);
     })
     .await;
     let reason = eventually("the reason", || async {

@@ -111,7 +111,7 @@ async fn an_answer_of_12_mib_touches_its_own_turn_alone() {
 /// The item of a message can be lost although the end of its turn is not.
 #[tokio::test]
 async fn a_message_whose_item_is_lost_is_known_from_its_deltas() {
-    let sidecar = Sidecar::with(|config| config.limits.max_line_bytes = 256 << 10).await;
+    let sidecar = Sidecar::with(|config| config.worker.limits.peer.max_line_bytes = 256 << 10).await;
     let told =
         beside_another(&sidecar, prompt("a", "[[bytes 300000]] [[say and that was all]]")).await;
     assert_eq!(told.final_response(), "and that was all");

@@ -387,7 +387,7 @@ async fn a_required_server_may_take_as_long_as_it_is_allowed_to() {
     let servers = Servers::new(&place).with("slow", &["delay=3"], &required);
     let sidecar = Sidecar::in_place(place, |_, config| {
         // Far less than the server takes.
-        config.timeouts.worker_request = Duration::from_secs(1);
+        config.worker.limits.request_timeout = Duration::from_secs(1);
     })
     .await;
     let ring = "[[tool slow.ring]] [[say done]]";
@@ -469,7 +469,7 @@ async fn a_thread_that_its_turn_did_not_wait_for_leaves_no_server() {
 #[tokio::test]
 async fn a_thread_that_is_loaded_too_late_is_asked_for_once_and_let_go() {
     let sidecar = scripted::with(|config| {
-        config.timeouts.worker_request = Duration::from_secs(1);
+        config.worker.limits.request_timeout = Duration::from_secs(1);
     })
     .await;
     let home = sidecar.place.codex_home();

@@ -20,13 +20,13 @@ use codex_sidecar::app_server::message::Inbound;
 use codex_sidecar::app_server::method::{self, Baseline, BaselineAccess, Lingering, LoadOptions};
 use codex_sidecar::app_server::peer::{Peer, PeerLimits};
 use codex_sidecar::codex_cli;
-use codex_sidecar::config::WorkerConfig;
 use codex_sidecar::offline_model::OfflineModel;
 use codex_sidecar::options::{ApprovalPolicy, SandboxMode, ThreadOptions};
 use codex_sidecar::pb;
 use codex_sidecar::pb::codex_service_client::CodexServiceClient;
 use codex_sidecar::process::{Pipes, Process, ProcessSpec};
 use codex_sidecar::turn::event::UserInput;
+use codex_sidecar::worker::settings::WorkerSettings;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::sync::oneshot;
@@ -111,7 +111,7 @@ impl Bed {
 
 /// The features that a sidecar switches off unless it is told otherwise.
 pub(crate) fn disabled_by_default() -> Vec<String> {
-    WorkerConfig::default().disable_features
+    WorkerSettings::default().disable_features
 }
 
 /// The variables that would make the two sides differ, taken out.

@@ -21,17 +21,17 @@ use crate::app_server::lines::{LineLimits, Lines, Piece};
 use crate::app_server::message::{self, Inbound, Line, RpcError, SkippedLine};
 
 /// Bounds of one peer.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerLimits {
     /// The longest line that is taken, in bytes; a longer one is skipped, and told as
-    /// [`Inbound::Skipped`] or as [`RequestError::TooLong`].
+    /// [`Inbound::Skipped`] or as [`RequestError::TooLong`]. Default 8 MiB.
     pub max_line_bytes: usize,
     /// The longest line that is taken if it tells back what a caller put in; not less counts than
     /// `max_line_bytes`.
     pub max_echo_bytes: usize,
     /// How many lines that are no message of the protocol close the peer.
     pub max_garbage_lines: u64,
-    /// How long one line may take to be written; longer closes the peer.
+    /// How long one line may take to be written; longer closes the peer. Default 10 s.
     pub write_timeout: Duration,
     /// How many lines may wait to be written.
     pub max_queued_writes: usize,
@@ -40,8 +40,8 @@ pub struct PeerLimits {
 impl Default for PeerLimits {
     fn default() -> PeerLimits {
         PeerLimits {
-            max_line_bytes: 8 * 1024 * 1024,
-            max_echo_bytes: 8 * 1024 * 1024,
+            max_line_bytes: 8 << 20,
+            max_echo_bytes: 8 << 20,
             max_garbage_lines: 1000,
             write_timeout: Duration::from_secs(10),
             max_queued_writes: 256,

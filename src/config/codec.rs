@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::LogFormat;
+use crate::telemetry::LogFormat;
 
 /// Longest duration that is taken: further out, clocks overflow.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);

@@ -2,61 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
-use std::fmt;
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 
 use secrecy::SecretString;
 
 use super::codec::{Codec, Raw, show_bounded};
+use super::file::{File, Origin, Origins, unknown_key};
 use super::settings::{self, Name, Visitor};
 use super::{ApiKey, Config, ConfigErrors, Fault, LogFormat, ServeArgs, check, tools};
 
 /// Where the key is looked for, the first that is not blank.
 const KEY_VARIABLES: [&str; 2] = ["CODEX_API_KEY", "OPENAI_API_KEY"];
-
-/// Where a value came from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Origin {
-    /// A flag.
-    Flag(&'static str),
-    /// An environment variable.
-    Environment(&'static str),
-    /// A key of the file.
-    File {
-        /// The file.
-        file: PathBuf,
-        /// The key's path in it.
-        key: String,
-    },
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Origin::Flag(flag) => f.write_str(flag),
-            Origin::Environment(name) => f.write_str(name),
-            Origin::File { file, key } => write!(f, "{}: {key}", file.display()),
-        }
-    }
-}
-
-/// Where each value came from, by the key's path in the file; defaults are not in it.
-pub type Origins = BTreeMap<String, Origin>;
-
-/// The file, read.
-pub(super) struct File {
-    pub(super) path: PathBuf,
-    /// What relative paths in it start at: its own directory.
-    pub(super) directory: PathBuf,
-    pub(super) table: toml::Table,
-}
-
-impl File {
-    pub(super) fn origin(&self, key: &str) -> Origin {
-        Origin::File { file: self.path.clone(), key: key.to_owned() }
-    }
-}
 
 pub(super) fn load(
     args: &ServeArgs,
@@ -125,37 +82,10 @@ fn read_file(
         None => ("CODEX_SIDECAR_CONFIG", variable(env, "CODEX_SIDECAR_CONFIG")?),
     };
     let path = PathBuf::from(path);
-    let mut refuse = |problem: String| {
-        let value = path.display().to_string();
-        faults.push(Fault { origin: origin.to_owned(), value, problem });
-    };
-    let text = match std::fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(error) => {
-            refuse(format!("can't be read: {error}"));
-            return None;
-        }
-    };
-    let table: toml::Table = match text.parse() {
-        Ok(table) => table,
-        Err(error) => {
-            let error: toml::de::Error = error;
-            let line = error.span().map(|span| {
-                1 + text.as_bytes()[..span.start.min(text.len())]
-                    .iter()
-                    .filter(|byte| **byte == b'\n')
-                    .count()
-            });
-            let place = line.map(|line| format!(" in line {line}")).unwrap_or_default();
-            refuse(format!("is not TOML{place}: {}", error.message().replace('\n', "; ")));
-            return None;
-        }
-    };
-    let directory = std::path::absolute(&path)
+    let value = path.display().to_string();
+    File::read(path)
+        .map_err(|problem| faults.push(Fault { origin: origin.to_owned(), value, problem }))
         .ok()
-        .and_then(|path| path.parent().map(Path::to_owned))
-        .unwrap_or_default();
-    Some(File { path, directory, table })
 }
 
 struct Loader<'a> {
@@ -310,37 +240,4 @@ fn given<'a>(args: &'a ServeArgs, flag: &str) -> Option<Raw<'a>> {
         _ => return None,
     };
     value.as_deref().map(|text: &OsStr| Raw::Text(text))
-}
-
-/// The fault of a key that nobody knows, with the nearest one that somebody does.
-pub(super) fn unknown_key(origin: Origin, key: &str, known: &BTreeSet<&'static str>) -> Fault {
-    let nearest = known
-        .iter()
-        .map(|candidate| (distance(key, candidate), candidate))
-        .min()
-        .filter(|(distance, candidate)| *distance <= 1 + candidate.len().min(key.len()) / 4);
-    let problem = match nearest {
-        Some((_, candidate)) => format!("unknown key; did you mean {candidate}?"),
-        None => {
-            let known: Vec<&str> = known.iter().copied().collect();
-            format!("unknown key; known are {}", known.join(", "))
-        }
-    };
-    Fault { origin: origin.to_string(), value: String::new(), problem }
-}
-
-/// Edit distance (Levenshtein).
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let substituted = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }

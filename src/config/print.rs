@@ -4,7 +4,9 @@ use std::fmt::Write as _;
 
 use super::codec::{self, Codec};
 use super::settings::{self, Name, Visitor};
-use super::{Config, Origins, ToolDefaults};
+use super::{Config, Origins};
+use crate::options::ToolDefaults;
+use crate::worker::settings::is_bare_key;
 
 pub(super) fn to_toml(config: &Config, origins: &Origins) -> String {
     let mut printer = Printer { section: "", origins, text: String::new() };
@@ -137,13 +139,9 @@ fn to_toml_value(value: &serde_json::Value) -> Option<toml::Value> {
     })
 }
 
-fn is_bare(key: &str) -> bool {
-    !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-')
-}
-
 fn show_key(key: &str) -> String {
     // In JSON's quotes, which TOML reads alike: its own writer may choose a form of several lines.
-    if is_bare(key) { key.to_owned() } else { serde_json::Value::from(key).to_string() }
+    if is_bare_key(key) { key.to_owned() } else { serde_json::Value::from(key).to_string() }
 }
 
 /// Takes out of the table what by its name may be a secret; `taken` gets the keys.
@@ -182,25 +180,4 @@ fn may_be_secret(path: &str) -> bool {
     let key_like = last == "key" || last.ends_with("_key") || last.ends_with("-key");
     let header = path.split('.').any(|part| part == "http_headers" || part == "query_params");
     !names_a_variable && (header || key_like || SIGNS.iter().any(|sign| last.contains(sign)))
-}
-
-/// The table's leaves by dotted key, as the CLI's `-c` wants them. A table with a key that a dotted
-/// path can't express is a leaf itself.
-pub(super) fn flatten(table: &toml::Table) -> Vec<(String, toml::Value)> {
-    let mut leaves = Vec::new();
-    for (key, value) in table {
-        flatten_into(key.clone(), value, &mut leaves);
-    }
-    leaves
-}
-
-fn flatten_into(path: String, value: &toml::Value, leaves: &mut Vec<(String, toml::Value)>) {
-    match value {
-        toml::Value::Table(table) if !table.is_empty() && table.keys().all(|key| is_bare(key)) => {
-            for (key, value) in table {
-                flatten_into(format!("{path}.{key}"), value, leaves);
-            }
-        }
-        value => leaves.push((path, value.clone())),
-    }
 }

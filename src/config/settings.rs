@@ -5,6 +5,14 @@ use super::codec::{
     self, AbsolutePath, Codec, FeatureNames, LogFilter, LogForm, Overrides, Switch,
 };
 use super::listen::Listen;
+use crate::app_server::peer::PeerLimits;
+use crate::grpc::limits::{CODEX_MAX_INPUT_CHARACTERS, ConnectionLimits, RequestLimits};
+use crate::pool::PoolSettings;
+use crate::turn::admission::AdmissionLimits;
+use crate::turn::retention::Retention;
+use crate::turn::timeouts::Timeouts;
+use crate::worker::WorkerLimits;
+use crate::worker::settings::WorkerSettings;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -47,7 +55,8 @@ pub(super) trait Visitor {
 
 /// Goes through all settings but tools and key.
 pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
-    // All fields by name: a new one fails to compile until it has its line here.
+    // All fields by name, here and below: a new one fails to compile until it has its line. One
+    // that is `_` is no user's setting.
     let Config {
         listen,
         health_listen,
@@ -59,6 +68,8 @@ pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
         log_format,
         log,
         limits,
+        requests,
+        connections,
         retention,
         timeouts,
         pool,
@@ -68,6 +79,41 @@ pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
         guard: _,
         worker_env: _,
     } = config;
+    let AdmissionLimits {
+        max_running_turns,
+        max_running_turns_per_tenant,
+        max_waiting_turns,
+        max_waiting_turns_per_context,
+    } = limits;
+    let RequestLimits { max_input_characters, max_message_bytes } = requests;
+    let ConnectionLimits { max_connections, max_streams_per_connection } = connections;
+    let Retention { max_bytes_per_turn, max_bytes, after_end } = retention;
+    let Timeouts { turn, idle, answer, max_turn, max_idle, max_answer, interrupt_grace } = timeouts;
+    let PoolSettings {
+        max_turns_per_worker,
+        max_age,
+        max_resident_bytes,
+        max_idle_threads,
+        liveness_interval,
+        liveness_timeout,
+        backoff_initial,
+        backoff_max,
+        breaker_failures,
+        breaker_open,
+        start_spacing,
+        worker_wait,
+    } = pool;
+    let WorkerSettings { config, disable_features, limits: worker_limits } = worker;
+    let WorkerLimits { peer, start_timeout, request_timeout } = worker_limits;
+    let PeerLimits {
+        max_line_bytes,
+        // What callers may put in says it.
+        max_echo_bytes: _,
+        max_garbage_lines: _,
+        write_timeout,
+        max_queued_writes: _,
+    } = peer;
+
     let any_name = AbsolutePath { bare_name_allowed: true };
     let any_path = AbsolutePath { bare_name_allowed: false };
     let v = visitor;
@@ -97,17 +143,6 @@ pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
     v.required(flag("log_format", "--log-format", "CODEX_SIDECAR_LOG_FORMAT"), LogForm, log_format);
     v.required(flag("log", "--log", "CODEX_SIDECAR_LOG"), LogFilter, log);
 
-    let super::Limits {
-        max_running_turns,
-        max_running_turns_per_tenant,
-        max_waiting_turns,
-        max_waiting_turns_per_context,
-        max_input_characters,
-        max_message_bytes,
-        max_line_bytes,
-        max_connections,
-        max_streams_per_connection,
-    } = limits;
     v.section("limits");
     v.required(key("max_running_turns"), codec::count(1..=MANY), max_running_turns);
     v.required(
@@ -123,7 +158,7 @@ pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
     );
     v.required(
         key("max_input_characters"),
-        codec::count(1..=super::CODEX_MAX_INPUT_CHARACTERS as u64),
+        codec::count(1..=CODEX_MAX_INPUT_CHARACTERS as u64),
         max_input_characters,
     );
     v.required(key("max_message_bytes"), codec::bytes(64 * KIB..=256 * MIB), max_message_bytes);
@@ -139,24 +174,11 @@ pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
         max_streams_per_connection,
     );
 
-    let super::Retention { max_bytes_per_turn, max_bytes, after_end } = retention;
     v.section("retention");
     v.required(key("max_bytes_per_turn"), codec::bytes(64 * KIB..=GIB), max_bytes_per_turn);
     v.required(key("max_bytes"), codec::bytes(64 * KIB..=1024 * GIB), max_bytes);
     v.required(key("after_end"), codec::duration_or_zero(), after_end);
 
-    let super::Timeouts {
-        turn,
-        idle,
-        answer,
-        max_turn,
-        max_idle,
-        max_answer,
-        interrupt_grace,
-        worker_start,
-        worker_request,
-        worker_wait,
-    } = timeouts;
     v.section("timeouts");
     v.optional(key("turn"), codec::duration(), turn);
     v.optional(key("idle"), codec::duration(), idle);
@@ -165,24 +187,10 @@ pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
     v.optional(key("max_idle"), codec::duration(), max_idle);
     v.optional(key("max_answer"), codec::duration(), max_answer);
     v.required(key("interrupt_grace"), codec::duration(), interrupt_grace);
-    v.required(key("worker_start"), codec::duration(), worker_start);
-    v.required(key("worker_request"), codec::duration(), worker_request);
+    v.required(key("worker_start"), codec::duration(), start_timeout);
+    v.required(key("worker_request"), codec::duration(), request_timeout);
     v.required(key("worker_wait"), codec::duration(), worker_wait);
 
-    let super::PoolConfig {
-        max_turns_per_worker,
-        max_age,
-        max_resident_bytes,
-        max_idle_threads,
-        liveness_interval,
-        liveness_timeout,
-        backoff_initial,
-        backoff_max,
-        breaker_failures,
-        breaker_open,
-        start_spacing,
-        write_timeout,
-    } = pool;
     v.section("pool");
     v.optional(key("max_turns_per_worker"), codec::count(1..=u64::MAX >> 1), max_turns_per_worker);
     v.optional(key("max_age"), codec::duration(), max_age);
@@ -197,7 +205,6 @@ pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
     v.required(key("start_spacing"), codec::duration_or_zero(), start_spacing);
     v.required(key("write_timeout"), codec::duration(), write_timeout);
 
-    let super::WorkerConfig { config, disable_features } = worker;
     v.section("worker");
     v.required(key("disable_features"), FeatureNames, disable_features);
     v.required(key("config"), Overrides, config);

@@ -9,7 +9,10 @@ use clap::Parser as _;
 use secrecy::ExposeSecret as _;
 
 use super::*;
-use crate::options::{ApprovalPolicy, DynamicTool, ReasoningSummary, SandboxMode, WebSearchMode};
+use crate::options::{
+    ApprovalPolicy, DynamicTool, ReasoningSummary, SandboxMode, ThreadOptions, WebSearchMode,
+};
+use crate::worker::WorkerLimits;
 
 #[derive(clap::Parser)]
 struct Line {
@@ -60,8 +63,8 @@ fn a_flag_beats_the_environment_beats_the_file_beats_the_default() {
     assert!(!config.offline_model);
     // A relative path of the file starts at the file.
     assert_eq!(config.codex_home, directory.path().join("home"));
-    assert_eq!(config.limits.max_line_bytes, 64 << 10);
-    assert_eq!(config.limits.max_message_bytes, 2_000_000);
+    assert_eq!(config.worker.limits.peer.max_line_bytes, 64 << 10);
+    assert_eq!(config.requests.max_message_bytes, 2_000_000);
     assert_eq!(config.limits.max_running_turns, 64);
     let listen: Vec<String> = config.listen.iter().map(ToString::to_string).collect();
     assert_eq!(listen, ["[::1]:1", "localhost:2", "unix:/run/x.sock"]);
@@ -241,11 +244,11 @@ fn what_print_config_prints_loads_to_the_same_configuration() {
         assert_eq!(reloaded.as_ref().map(|(config, _)| config), Ok(&config), "{printed}");
     }
     let (config, _) = load(&["--config", &path], &[]).unwrap();
-    let tool = config.tool("codex_engineer");
+    let tool = ToolDefaults::of(&config.tools, "codex_engineer");
     assert_eq!(tool.thread_id.as_deref(), Some("0199a213-81c0-7800-8aa1-bbab2a035a53"));
     assert_eq!(tool.thread_options.web_search_mode, Some(WebSearchMode::Live));
     assert_eq!(tool.thread_options.web_search_enabled, Some(false));
-    assert_eq!(config.tool("codex_unheard_of"), ToolDefaults::default());
+    assert_eq!(ToolDefaults::of(&config.tools, "codex_unheard_of"), ToolDefaults::default());
     assert_eq!(
         config.worker.config_overrides(),
         [
@@ -258,6 +261,42 @@ fn what_print_config_prints_loads_to_the_same_configuration() {
             "features.plugins=false",
         ]
     );
+}
+
+#[test]
+fn a_key_reaches_its_part_from_whatever_section() {
+    let (_directory, path) = file(FULL);
+    let (config, _) = load(&["--config", &path], &[]).unwrap();
+    let seconds = Duration::from_secs;
+    assert_eq!(
+        config.limits,
+        AdmissionLimits {
+            max_running_turns: 1,
+            max_running_turns_per_tenant: 2,
+            max_waiting_turns: 3,
+            max_waiting_turns_per_context: 4,
+        }
+    );
+    let requests = RequestLimits { max_input_characters: 5, max_message_bytes: 100_001 };
+    assert_eq!(config.requests, requests);
+    let connections = ConnectionLimits { max_connections: 6, max_streams_per_connection: 7 };
+    assert_eq!(config.connections, connections);
+    assert_eq!(
+        config.timeouts,
+        Timeouts {
+            turn: Some(seconds(1)),
+            idle: Some(seconds(2)),
+            answer: seconds(3),
+            max_turn: Some(seconds(4)),
+            max_idle: Some(seconds(5)),
+            max_answer: Some(seconds(6)),
+            interrupt_grace: seconds(7),
+        }
+    );
+    assert_eq!(config.pool.worker_wait, seconds(9));
+    let WorkerLimits { peer, start_timeout, .. } = config.worker.limits;
+    assert_eq!(start_timeout, seconds(8));
+    assert_eq!((peer.max_line_bytes, peer.write_timeout), (128 << 10, seconds(7)));
 }
 
 #[test]

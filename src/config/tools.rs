@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Component, Path};
 
+use super::Fault;
 use super::codec::{self, Codec as _, Raw, show_bounded};
-use super::load::{File, unknown_key};
-use super::{Fault, Origins, ToolDefaults};
-use crate::options::{DynamicTool, ThreadOptions};
+use super::file::{File, Origins, unknown_key};
+use crate::options::{DynamicTool, ThreadOptions, ToolDefaults};
 
 /// The keys of `ThreadOptions`; a test keeps the list true.
 pub(super) const THREAD_OPTION_KEYS: [&str; 17] = [

@@ -1,5 +1,6 @@
 //! `CodexService`.
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -8,8 +9,9 @@ use futures::Stream;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
-use crate::config::Config;
+use crate::grpc::limits::RequestLimits;
 use crate::grpc::{convert, deadline};
+use crate::options::ToolDefaults;
 use crate::pb;
 use crate::pb::codex_service_server::CodexService;
 use crate::registry::Binding;
@@ -19,7 +21,8 @@ use crate::turn::engine::Engine;
 use crate::turn::event::{InterruptReason, TurnEvent};
 use crate::turn::log::{End, Reader};
 use crate::turn::refusal::Refusal;
-use crate::turn::request::{ContextKey, RequestLimits, Tenant, ThreadId, TurnId};
+use crate::turn::request::{ContextKey, Tenant, ThreadId, TurnId};
+use crate::turn::timeouts::Timeouts;
 
 /// Most bindings in one page, and how many where none are asked for.
 const MAX_PAGE: usize = 1000;
@@ -29,14 +32,20 @@ const DEFAULT_PAGE: usize = 50;
 #[derive(Debug, Clone)]
 pub struct CodexApi {
     engine: Arc<Engine>,
-    config: Arc<Config>,
+    tools: Arc<BTreeMap<String, ToolDefaults>>,
     limits: RequestLimits,
+    timeouts: Timeouts,
 }
 
 impl CodexApi {
-    /// Serves this engine.
-    pub fn new(engine: Arc<Engine>, config: Arc<Config>, limits: RequestLimits) -> CodexApi {
-        CodexApi { engine, config, limits }
+    /// Serves this engine. `tools` are the defaults of tools by their names.
+    pub fn new(
+        engine: Arc<Engine>,
+        tools: BTreeMap<String, ToolDefaults>,
+        limits: RequestLimits,
+        timeouts: Timeouts,
+    ) -> CodexApi {
+        CodexApi { engine, tools: Arc::new(tools), limits, timeouts }
     }
 
     fn key(
@@ -45,7 +54,7 @@ impl CodexApi {
         tool_name: &str,
         thread_key: &str,
     ) -> Result<ContextKey, Refusal> {
-        let defaults = |tool: &str| self.config.tool(tool);
+        let defaults = |tool: &str| ToolDefaults::of(&self.tools, tool);
         convert::context_key(&Tenant::default(), context_id, tool_name, thread_key, &defaults)
     }
 
@@ -152,11 +161,12 @@ impl CodexService for CodexApi {
         request: Request<pb::RunTurnRequest>,
     ) -> Result<Response<Self::RunTurnStream>, Status> {
         let deadline = deadline::of(request.metadata());
-        let defaults = |tool: &str| self.config.tool(tool);
+        let defaults = |tool: &str| ToolDefaults::of(&self.tools, tool);
         let turn = convert::turn_request(
             request.into_inner(),
             &defaults,
             &self.limits,
+            &self.timeouts,
             Tenant::default(),
         )?;
         let caller = deadline::answer(deadline, self.engine.run_turn(turn)).await?;
@@ -197,7 +207,7 @@ impl CodexService for CodexApi {
                 self.engine.turn(&turn_id_of(&turn_id)?)?
             }
             Some(pb::attach_turn_request::Target::Context(context)) => {
-                let defaults = |tool: &str| self.config.tool(tool);
+                let defaults = |tool: &str| ToolDefaults::of(&self.tools, tool);
                 let tenant = Tenant::default();
                 let key = convert::context_ref("context", &tenant, &context, &defaults)?;
                 let turn = self.engine.directory().of_context(&key);

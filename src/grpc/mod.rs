@@ -1,10 +1,11 @@
 //! The edge: what gRPC says becomes what the domain says, and back.
 //!
 //! The only modules that know tonic and [`crate::pb`]. [`convert`] is pure, [`status`] is the only
-//! map from a refusal to a gRPC status, the services only put the two around calls of the engine.
+//! map from a refusal to a gRPC status, [`limits`] are their settings, the services only put the two around calls of the engine.
 
 pub mod codex_service;
 pub mod convert;
 pub mod deadline;
+pub mod limits;
 pub mod pool_service;
 pub mod status;

@@ -1,30 +1,60 @@
 //! `PoolService`.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use secrecy::ExposeSecret as _;
 use tonic::{Request, Response, Status};
 
-use crate::config::{Config, key_fingerprint};
+use crate::grpc::limits::RequestLimits;
 use crate::pb;
 use crate::pb::pool_service_server::PoolService;
 use crate::pool::{Readiness, SlotState, SlotStatus, Trouble};
 use crate::process;
+use crate::turn::admission::AdmissionLimits;
 use crate::turn::engine::{DrainState, Engine};
+use crate::turn::retention::Retention;
+use crate::turn::timeouts::Timeouts;
+
+/// What the sidecar was started with, as far as clients are told.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// The CLI as it is configured, if it is.
+    pub codex_path: Option<PathBuf>,
+    /// CODEX_HOME of the workers.
+    pub codex_home: PathBuf,
+    /// Whether the built-in model answers.
+    pub offline_model: bool,
+    /// What tells the provider's key from others, if there is one.
+    pub api_key_fingerprint: Option<String>,
+    /// How many workers are kept.
+    pub workers: usize,
+    /// How long running turns may go on in a drain.
+    pub drain_grace: Duration,
+    /// How many turns run and wait.
+    pub admission: AdmissionLimits,
+    /// What one request may hold.
+    pub requests: RequestLimits,
+    /// The longest line of a worker, in bytes.
+    pub max_line_bytes: usize,
+    /// What is kept of turns.
+    pub retention: Retention,
+    /// The clocks of turns.
+    pub timeouts: Timeouts,
+}
 
 /// The implementation over an engine.
 #[derive(Debug, Clone)]
 pub struct PoolApi {
     engine: Arc<Engine>,
-    config: Arc<Config>,
+    setup: Arc<Setup>,
     started_at: SystemTime,
 }
 
 impl PoolApi {
-    /// Serves this engine, which started with this configuration.
-    pub fn new(engine: Arc<Engine>, config: Arc<Config>) -> PoolApi {
-        PoolApi { engine, config, started_at: SystemTime::now() }
+    /// Serves this engine.
+    pub fn new(engine: Arc<Engine>, setup: Setup) -> PoolApi {
+        PoolApi { engine, setup: Arc::new(setup), started_at: SystemTime::now() }
     }
 }
 
@@ -76,21 +106,19 @@ impl PoolService for PoolApi {
                 .as_ref()
                 .map(|worker| worker.cli_version().to_owned())
                 .unwrap_or_default(),
-            codex_path: (self.config.codex_path.as_ref())
+            codex_path: (self.setup.codex_path.as_ref())
                 .map(|path| path.display().to_string())
                 .unwrap_or_default(),
-            codex_home: self.config.codex_home.display().to_string(),
+            codex_home: self.setup.codex_home.display().to_string(),
             ready,
             not_ready_reason: not_ready_reason.to_owned(),
             not_ready_message,
             drain_state: drain_state.into(),
-            limits: Some(limits(&self.config)),
+            limits: Some(limits(&self.setup)),
             counts: Some(self.counts()),
             start_time: Some(self.started_at.into()),
-            offline_model: self.config.offline_model,
-            api_key_fingerprint: (self.config.api_key.as_ref())
-                .map(|key| key_fingerprint(key.secret.expose_secret()))
-                .unwrap_or_default(),
+            offline_model: self.setup.offline_model,
+            api_key_fingerprint: self.setup.api_key_fingerprint.clone().unwrap_or_default(),
             settings_verified: ready_worker
                 .as_ref()
                 .is_some_and(|worker| worker.defaults().tells_settings),
@@ -169,29 +197,29 @@ fn worker(index: usize, status: &SlotStatus) -> pb::Worker {
     worker
 }
 
-fn limits(config: &Config) -> pb::ServerLimits {
+fn limits(setup: &Setup) -> pb::ServerLimits {
+    let Setup { admission, requests, retention, timeouts, .. } = setup;
     let duration =
         |duration: Option<Duration>| duration.and_then(|duration| duration.try_into().ok());
-    let timeouts = &config.timeouts;
     pb::ServerLimits {
-        max_request_bytes: config.limits.max_message_bytes as u64,
-        max_input_characters: config.limits.max_input_characters as u64,
-        max_codex_line_bytes: config.limits.max_line_bytes as u64,
-        max_running_turns: count(config.limits.max_running_turns),
-        max_queued_turns: count(config.limits.max_waiting_turns),
-        max_queued_turns_per_context: count(config.limits.max_waiting_turns_per_context),
+        max_request_bytes: requests.max_message_bytes as u64,
+        max_input_characters: requests.max_input_characters as u64,
+        max_codex_line_bytes: setup.max_line_bytes as u64,
+        max_running_turns: count(admission.max_running_turns),
+        max_queued_turns: count(admission.max_waiting_turns),
+        max_queued_turns_per_context: count(admission.max_waiting_turns_per_context),
         max_contexts: 0,
-        max_retained_bytes_per_turn: config.retention.max_bytes_per_turn as u64,
-        max_retained_bytes: config.retention.max_bytes as u64,
-        event_retention: duration(Some(config.retention.after_end)),
+        max_retained_bytes_per_turn: retention.max_bytes_per_turn as u64,
+        max_retained_bytes: retention.max_bytes as u64,
+        event_retention: duration(Some(retention.after_end)),
         default_idle_timeout: duration(timeouts.idle),
         max_idle_timeout: duration(timeouts.max_idle),
         default_turn_timeout: duration(timeouts.turn),
         max_turn_timeout: duration(timeouts.max_turn),
         default_answer_timeout: duration(Some(timeouts.answer)),
         max_answer_timeout: duration(timeouts.max_answer),
-        drain_grace: duration(Some(config.drain_grace)),
-        workers: count(config.workers),
+        drain_grace: duration(Some(setup.drain_grace)),
+        workers: count(setup.workers),
     }
 }
 

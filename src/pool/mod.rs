@@ -21,63 +21,56 @@ use crate::worker::{Worker, WorkerId, WorkerSpec};
 
 pub use placement::Lease;
 
-/// How the pool behaves.
-#[derive(Debug, Clone)]
+/// How workers are supervised and replaced.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PoolSettings {
-    /// How many workers.
-    pub workers: usize,
-    /// The first pause after a failed start or an early death.
+    /// Turns after which a worker is replaced. Default: any number.
+    pub max_turns_per_worker: Option<u64>,
+    /// Age at which a worker is replaced. Default: any.
+    pub max_age: Option<Duration>,
+    /// Resident memory, in bytes, at which a worker is replaced. Default: any.
+    pub max_resident_bytes: Option<u64>,
+    /// Most threads that a worker keeps loaded beyond those that run; with more it is replaced.
+    /// Default: any number.
+    pub max_idle_threads: Option<usize>,
+    /// How often a worker is asked for a sign of life. Default 10 s.
+    pub liveness_interval: Duration,
+    /// How long it may take to give one. It is asked twice before it is killed. Default 5 s.
+    pub liveness_timeout: Duration,
+    /// The first pause after a failed start or an early death; doubles with each further one.
+    /// Default 200 ms.
     pub backoff_initial: Duration,
-    /// The longest pause.
+    /// The longest pause, at least `backoff_initial`. Default 30 s.
     pub backoff_max: Duration,
     /// After how many failures in a row the breaker of a slot opens: turns are refused at once
-    /// rather than kept waiting for it.
+    /// rather than kept waiting for it. Default 5.
     pub breaker_failures: u32,
-    /// How long an open breaker keeps the next start back.
+    /// How long an open breaker keeps the next start back. Default 30 s.
     pub breaker_open: Duration,
-    /// The least time between two starts.
+    /// The least time between two starts, so that they don't race for CODEX_HOME; may be zero.
+    /// Default 100 ms.
     pub start_spacing: Duration,
-    /// After how long a silence a worker is asked for a sign of life.
-    pub liveness_interval: Duration,
-    /// How long it may take to give one. It is asked twice before it is killed.
-    pub liveness_timeout: Duration,
-    /// When a worker is replaced although nothing is wrong with it.
-    pub recycling: Recycling,
-    /// A worker that lived this long was healthy: its end is no failure in a row.
-    pub stable_after: Duration,
-    /// How long a turn waits for a worker that is being started.
+    /// How long a turn waits for a worker that can take it. Default 10 s.
     pub worker_wait: Duration,
 }
 
 impl Default for PoolSettings {
     fn default() -> PoolSettings {
         PoolSettings {
-            workers: 2,
+            max_turns_per_worker: None,
+            max_age: None,
+            max_resident_bytes: None,
+            max_idle_threads: None,
+            liveness_interval: Duration::from_secs(10),
+            liveness_timeout: Duration::from_secs(5),
             backoff_initial: Duration::from_millis(200),
             backoff_max: Duration::from_secs(30),
             breaker_failures: 5,
             breaker_open: Duration::from_secs(30),
             start_spacing: Duration::from_millis(100),
-            liveness_interval: Duration::from_secs(10),
-            liveness_timeout: Duration::from_secs(5),
-            recycling: Recycling::default(),
-            stable_after: Duration::from_secs(10),
             worker_wait: Duration::from_secs(10),
         }
     }
-}
-
-/// When a worker is replaced although nothing is wrong with it; `None` means never for that reason.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Recycling {
-    /// After this many turns.
-    pub max_turns: Option<u64>,
-    /// At this age.
-    pub max_age: Option<Duration>,
-    /// At this much resident memory, in bytes.
-    pub max_resident_bytes: Option<u64>,
-    /// When it holds more threads than this, beyond those that run.
-    pub max_idle_threads: Option<usize>,
 }
 
 /// Whether turns can run.
@@ -200,9 +193,10 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Starts the pool; returns at once. [`Pool::readiness`] tells when it is warm.
-    pub fn start(spec: WorkerSpec, settings: PoolSettings) -> Arc<Pool> {
-        let slots = (0..settings.workers.max(1))
+    /// Starts a pool of so many workers, at least one; returns at once. [`Pool::readiness`] tells when
+    /// it is warm.
+    pub fn start(spec: WorkerSpec, workers: usize, settings: PoolSettings) -> Arc<Pool> {
+        let slots = (0..workers.max(1))
             .map(|_| Slot {
                 status: watch::Sender::new(SlotStatus {
                     state: SlotState::Starting,

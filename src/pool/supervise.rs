@@ -10,12 +10,15 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
-use crate::pool::{Failure, Pool, PoolSettings, Recycling, SlotState, SlotStatus, Trouble};
+use crate::pool::{Failure, Pool, PoolSettings, SlotState, SlotStatus, Trouble};
 use crate::process;
 use crate::worker::{SpawnError, Worker, WorkerId, WorkerSpec};
 
 /// How often a healthy worker is looked at.
 pub(super) const LOOK: Duration = Duration::from_secs(1);
+
+/// A worker that lived this long was healthy: its end is no failure in a row.
+const STABLE_AFTER: Duration = Duration::from_secs(10);
 
 /// Looks at CODEX_HOME until the pool stops: often while something is wrong with it.
 pub(super) async fn watch_home(pool: Arc<Pool>, spec: Arc<WorkerSpec>) {
@@ -130,7 +133,7 @@ impl Supervision {
                 exit = worker.exited() => {
                     tracing::warn!(worker = %worker.id(), %exit, "worker ended");
                     // One that lived for a while, or has ended a turn, is no part of a crash loop.
-                    let healthy = ready_at.elapsed() >= self.pool.settings.stable_after
+                    let healthy = ready_at.elapsed() >= STABLE_AFTER
                         || worker.completed_turns() > 0;
                     let message = format!("worker {} ended: {exit}", worker.id());
                     self.pool.threads.forget_unheld(|id| id != worker.id() && self.pool.runs(id));
@@ -138,7 +141,7 @@ impl Supervision {
                 }
                 _ = look.tick() => {}
             }
-            if ready_at.elapsed() >= self.pool.settings.stable_after {
+            if ready_at.elapsed() >= STABLE_AFTER {
                 self.pool.note_stable(self.index);
             }
             // Also one that talks: a worker can go on telling of its turns and take no new ones.
@@ -186,10 +189,15 @@ impl Supervision {
     }
 
     fn recycling_reason(&self, worker: &Worker, ready_at: Instant) -> Option<String> {
-        let Recycling { max_turns, max_age, max_resident_bytes, max_idle_threads } =
-            &self.pool.settings.recycling;
+        let PoolSettings {
+            max_turns_per_worker,
+            max_age,
+            max_resident_bytes,
+            max_idle_threads,
+            ..
+        } = &self.pool.settings;
         let turns = worker.started_turns();
-        if let Some(max) = max_turns.filter(|max| turns >= *max) {
+        if let Some(max) = max_turns_per_worker.filter(|max| turns >= *max) {
             return Some(format!("it ran {turns} turns, the limit is {max}"));
         }
         if let Some(max) = max_age.filter(|max| ready_at.elapsed() >= *max) {

@@ -22,17 +22,28 @@ pub enum Lane {
     Thread(Tenant, ThreadId),
 }
 
-/// How many may run and wait.
+/// How many turns may run and wait.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdmissionLimits {
-    /// Running turns in all.
-    pub running: usize,
-    /// Running turns of one tenant.
-    pub running_per_tenant: usize,
-    /// Waiting turns in all.
-    pub waiting: usize,
-    /// Waiting turns of one lane.
-    pub waiting_per_lane: usize,
+    /// Most turns that run at once. Default 64.
+    pub max_running_turns: usize,
+    /// Most turns of one tenant that run at once. Default 64.
+    pub max_running_turns_per_tenant: usize,
+    /// Most turns that wait in all; beyond it QUEUE_FULL. Default 256.
+    pub max_waiting_turns: usize,
+    /// Most turns that wait in one lane; beyond it CONTEXT_QUEUE_FULL. Default 16.
+    pub max_waiting_turns_per_context: usize,
+}
+
+impl Default for AdmissionLimits {
+    fn default() -> AdmissionLimits {
+        AdmissionLimits {
+            max_running_turns: 64,
+            max_running_turns_per_tenant: 64,
+            max_waiting_turns: 256,
+            max_waiting_turns_per_context: 16,
+        }
+    }
 }
 
 /// Where a turn stands.
@@ -129,11 +140,11 @@ impl Admission {
         }
         let runs_at_once = !lane_is_busy && state.line.is_empty() && self.has_place(state, tenant);
         if !runs_at_once {
-            if lane_is_busy && waiting_in_lane >= self.limits.waiting_per_lane {
+            if lane_is_busy && waiting_in_lane >= self.limits.max_waiting_turns_per_context {
                 let waiting = waiting_in_lane;
                 return Err(Refusal::ContextQueueFull { waiting, retry_after: RETRY_AFTER });
             }
-            if state.waiting >= self.limits.waiting {
+            if state.waiting >= self.limits.max_waiting_turns {
                 let waiting = state.waiting;
                 return Err(Refusal::QueueFull { waiting, retry_after: RETRY_AFTER });
             }
@@ -190,8 +201,9 @@ impl Admission {
     }
 
     fn has_place(&self, state: &State, tenant: &Tenant) -> bool {
-        state.running < self.limits.running
-            && state.running_of.get(tenant).copied().unwrap_or(0) < self.limits.running_per_tenant
+        state.running < self.limits.max_running_turns
+            && state.running_of.get(tenant).copied().unwrap_or(0)
+                < self.limits.max_running_turns_per_tenant
     }
 
     /// Lets those in the common line run that find a place; a tenant at its limit does not hold up
@@ -302,8 +314,12 @@ mod tests {
         *ticket.place.borrow()
     }
 
-    const LIMITS: AdmissionLimits =
-        AdmissionLimits { running: 2, running_per_tenant: 2, waiting: 4, waiting_per_lane: 2 };
+    const LIMITS: AdmissionLimits = AdmissionLimits {
+        max_running_turns: 2,
+        max_running_turns_per_tenant: 2,
+        max_waiting_turns: 4,
+        max_waiting_turns_per_context: 2,
+    };
 
     fn admit(admission: &Arc<Admission>, name: usize) -> Result<Ticket, Refusal> {
         admission.admit(&Tenant::default(), lane(name), BusyPolicy::Queue)
@@ -355,12 +371,12 @@ mod tests {
                 lanes.sort_unstable();
                 lanes.dedup();
                 prop_assert_eq!(lanes.len(), running.len());
-                prop_assert!(running.len() <= LIMITS.running);
+                prop_assert!(running.len() <= LIMITS.max_running_turns);
                 prop_assert_eq!(admission.running(), running.len());
                 prop_assert_eq!(admission.waiting(), tickets.len() - running.len());
                 // Work-conserving: a free place is never left to a head of a lane that waits.
                 let heads = tickets.iter().map(|(name, _)| name).collect::<std::collections::HashSet<_>>().len();
-                prop_assert_eq!(running.len(), heads.min(LIMITS.running));
+                prop_assert_eq!(running.len(), heads.min(LIMITS.max_running_turns));
                 // Within a lane, those that came first are ahead.
                 for lane in 0..4 {
                     let places: Vec<_> = tickets.iter().filter(|(name, _)| *name == lane)

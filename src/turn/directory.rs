@@ -17,6 +17,7 @@ use crate::turn::refusal::Refusal;
 use crate::turn::request::{
     ContextKey, DisconnectPolicy, RequestId, Tenant, ThreadId, TurnId, TurnRequest,
 };
+use crate::turn::retention::Retention;
 use crate::worker::Worker;
 
 /// A turn, as everybody but its engine sees it.
@@ -267,16 +268,17 @@ impl Drop for Claim {
 }
 
 impl Directory {
-    /// Empty. Ended turns are kept for `keep_for`.
-    pub fn new(retained: Arc<Retained>, keep_for: Duration) -> Directory {
+    /// Empty.
+    pub fn new(retention: &Retention) -> Directory {
+        let Retention { max_bytes_per_turn, max_bytes, after_end } = *retention;
         Directory {
             turns: DashMap::new(),
             by_request: DashMap::new(),
             unended: DashMap::new(),
             latest: DashMap::new(),
             ended: Mutex::default(),
-            retained,
-            keep_for,
+            retained: Retained::new(max_bytes as u64, max_bytes_per_turn as u64),
+            keep_for: after_end,
         }
     }
 
@@ -450,8 +452,9 @@ mod tests {
 
     const KEEP: Duration = Duration::from_secs(600);
 
-    fn directory(max_bytes: u64) -> Arc<Directory> {
-        Arc::new(Directory::new(Retained::new(max_bytes, max_bytes), KEEP))
+    fn directory(max_bytes: usize) -> Arc<Directory> {
+        let retention = Retention { max_bytes_per_turn: max_bytes, max_bytes, after_end: KEEP };
+        Arc::new(Directory::new(&retention))
     }
 
     fn turn(directory: &Directory, context: &str) -> Arc<Turn> {

@@ -24,6 +24,7 @@ use crate::turn::directory::{Caller, Directory, Phase, RequestIdUse, Turn};
 use crate::turn::event::{Event, FailureReason, InterruptReason, TurnError, Usage, UserInput};
 use crate::turn::refusal::Refusal;
 use crate::turn::request::{BusyPolicy, ThreadId, TurnId, TurnRequest};
+use crate::turn::timeouts::Timeouts;
 use crate::turn::workspace;
 use crate::worker::Worker;
 use crate::worker::thread::Workspace;
@@ -33,11 +34,12 @@ use crate::worker::thread::Workspace;
 pub struct EngineSettings {
     /// Where a turn works that names no directory: the sidecar's own.
     pub default_directory: PathBuf,
-    /// How long an interrupted turn may take to end before its worker is given up.
-    pub interrupt_grace: Duration,
-    /// How often a turn that Codex has not taken yet is tried on another worker.
-    pub open_attempts: u32,
+    /// The clocks of turns.
+    pub timeouts: Timeouts,
 }
+
+/// How often a turn that Codex has not taken yet is tried on another worker.
+const OPEN_ATTEMPTS: u32 = 3;
 
 /// How far a drain is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -366,7 +368,7 @@ impl Engine {
             turn.interrupt(InterruptReason::Draining);
         }
         // A turn that does not end within its own grace ends by giving up its worker.
-        let bound = self.settings.interrupt_grace * 2 + Duration::from_secs(5);
+        let bound = self.settings.timeouts.interrupt_grace * 2 + Duration::from_secs(5);
         if tokio::time::timeout(bound, self.tasks.wait()).await.is_err() {
             tracing::error!("turns did not end; the workers are killed under them");
         }
@@ -447,7 +449,7 @@ impl Engine {
                 Err(open::OpenError::Refused(refusal)) => return Outcome::Refused(refusal),
                 Err(open::OpenError::Lost(cause)) => cause,
             };
-            if attempt >= self.settings.open_attempts {
+            if attempt >= OPEN_ATTEMPTS {
                 let retry_after = Duration::from_secs(1);
                 return Outcome::Refused(Refusal::WorkerUnavailable { cause: lost, retry_after });
             }
@@ -459,7 +461,7 @@ impl Engine {
     /// Kills a worker that answers nothing at all within the interrupt grace. One that does may just
     /// be slow with what it was asked, and serves others.
     async fn replace_if_silent(&self, worker: &Worker, cause: &str) {
-        if worker.ping(self.settings.interrupt_grace).await.is_err() {
+        if worker.ping(self.settings.timeouts.interrupt_grace).await.is_err() {
             worker.kill(cause);
             worker.exited().await;
         }

@@ -1,7 +1,6 @@
 //! A turn's request after validation: what the engine may rely on without looking again.
 
 use std::fmt;
-use std::time::Duration;
 
 use crate::options::{ThreadOptions, TurnOptions};
 use crate::turn::event::UserInput;
@@ -143,23 +142,4 @@ pub enum MissingThreadPolicy {
     Fail,
     /// Start a new thread and bind that.
     StartNew,
-}
-
-/// The limits that a validated request must keep, from the configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RequestLimits {
-    /// Most characters of all text inputs joined. Codex refuses more than 1,048,576 itself.
-    pub max_input_characters: usize,
-    /// The `turn_timeout` where neither the request nor the tool says one.
-    pub default_turn_timeout: Option<Duration>,
-    /// The longest `turn_timeout` that may be asked for; bounds the default, too.
-    pub max_turn_timeout: Option<Duration>,
-    /// The `idle_timeout` where neither the request nor the tool says one.
-    pub default_idle_timeout: Option<Duration>,
-    /// The longest `idle_timeout` that may be asked for; bounds the default, too.
-    pub max_idle_timeout: Option<Duration>,
-    /// The `answer_timeout` where neither the request nor the tool says one.
-    pub default_answer_timeout: Duration,
-    /// The longest `answer_timeout` that may be asked for; bounds the default, too.
-    pub max_answer_timeout: Option<Duration>,
 }

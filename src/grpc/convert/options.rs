@@ -9,14 +9,14 @@ use prost_types::value::Kind;
 use serde_json::{Map, Number, Value, json};
 
 use super::{Faults, show};
-use crate::config::ToolDefaults;
 use crate::options::{
     ApprovalPolicy, DynamicTool, REASONING_SUMMARY_KEY, ReasoningSummary, SandboxMode,
-    ThreadOptions, TurnOptions, WebSearchMode,
+    ThreadOptions, ToolDefaults, TurnOptions, WebSearchMode,
 };
 use crate::pb;
 use crate::turn::output_schema;
-use crate::turn::request::{BusyPolicy, DisconnectPolicy, MissingThreadPolicy, RequestLimits};
+use crate::turn::request::{BusyPolicy, DisconnectPolicy, MissingThreadPolicy};
+use crate::turn::timeouts::Timeouts;
 
 /// Most entries of a list in the options: more are a mistake, and each costs a look at the disk or
 /// a place in the model's prompt.
@@ -96,7 +96,7 @@ pub(super) fn turn_options(
     options: Option<pb::TurnOptions>,
     tool_name: &str,
     tool: &ToolDefaults,
-    limits: &RequestLimits,
+    timeouts: &Timeouts,
     faults: &mut Faults,
 ) -> TurnOptions {
     let pb::TurnOptions {
@@ -124,22 +124,22 @@ pub(super) fn turn_options(
         idle_timeout: timeout(
             "turn_options.idle_timeout",
             idle_timeout,
-            tool.idle_timeout.or(limits.default_idle_timeout),
-            limits.max_idle_timeout,
+            tool.idle_timeout.or(timeouts.idle),
+            timeouts.max_idle,
             faults,
         ),
         turn_timeout: timeout(
             "turn_options.turn_timeout",
             turn_timeout,
-            tool.turn_timeout.or(limits.default_turn_timeout),
-            limits.max_turn_timeout,
+            tool.turn_timeout.or(timeouts.turn),
+            timeouts.max_turn,
             faults,
         ),
         answer_timeout: timeout(
             "turn_options.answer_timeout",
             answer_timeout,
-            tool.answer_timeout.or(Some(limits.default_answer_timeout)),
-            limits.max_answer_timeout,
+            tool.answer_timeout.or(Some(timeouts.answer)),
+            timeouts.max_answer,
             faults,
         ),
         omit_final_response,

@@ -9,11 +9,13 @@ use super::options::{
     turn_options,
 };
 use super::{Faults, image_url, show};
-use crate::config::ToolDefaults;
+use crate::grpc::limits::RequestLimits;
+use crate::options::ToolDefaults;
 use crate::pb;
 use crate::turn::event::UserInput;
 use crate::turn::refusal::Refusal;
-use crate::turn::request::{ContextKey, RequestId, RequestLimits, Tenant, ThreadId, TurnRequest};
+use crate::turn::request::{ContextKey, RequestId, Tenant, ThreadId, TurnRequest};
+use crate::turn::timeouts::Timeouts;
 
 /// Most bytes of a context id, a tool name and a thread key.
 const LONGEST_KEY: usize = 256;
@@ -32,6 +34,7 @@ pub fn turn_request(
     mut request: pb::RunTurnRequest,
     tool_defaults: &dyn Fn(&str) -> ToolDefaults,
     limits: &RequestLimits,
+    timeouts: &Timeouts,
     tenant: Tenant,
 ) -> Result<TurnRequest, Refusal> {
     let mut faults = Faults::default();
@@ -99,7 +102,7 @@ pub fn turn_request(
         options_of_turn,
         tool_name.as_deref().unwrap_or(DEFAULT_TOOL),
         &tool,
-        limits,
+        timeouts,
         &mut faults,
     );
     let busy_policy = busy_policy(busy, &mut faults);

@@ -7,28 +7,27 @@ use prost_types::value::Kind;
 use serde_json::json;
 
 use super::*;
-use crate::config::ToolDefaults;
-use crate::options::{ReasoningSummary, SandboxMode, ThreadOptions, WebSearchMode};
+use crate::grpc::limits::RequestLimits;
+use crate::options::{ReasoningSummary, SandboxMode, ThreadOptions, ToolDefaults, WebSearchMode};
 use crate::pb;
 use crate::pb::turn_event::Event as PbEvent;
 use crate::turn::event::{
     Event, InterruptReason, Item, ItemKind, Status, TurnEvent, Usage, UserInput,
 };
-use crate::turn::request::{
-    BusyPolicy, ContextKey, RequestLimits, Tenant, ThreadId, TurnId, TurnRequest,
-};
+use crate::turn::request::{BusyPolicy, ContextKey, Tenant, ThreadId, TurnId, TurnRequest};
+use crate::turn::timeouts::Timeouts;
 
 const THREAD: &str = "0198c2a4-0000-7000-8000-000000000001";
 
-fn limits() -> RequestLimits {
-    RequestLimits {
-        max_input_characters: 1_048_576,
-        default_turn_timeout: None,
-        max_turn_timeout: Some(Duration::from_secs(3600)),
-        default_idle_timeout: Some(Duration::from_secs(600)),
-        max_idle_timeout: None,
-        default_answer_timeout: Duration::from_secs(60),
-        max_answer_timeout: None,
+fn timeouts() -> Timeouts {
+    Timeouts {
+        turn: None,
+        max_turn: Some(Duration::from_secs(3600)),
+        idle: Some(Duration::from_secs(600)),
+        max_idle: None,
+        answer: Duration::from_secs(60),
+        max_answer: None,
+        ..Timeouts::default()
     }
 }
 
@@ -57,7 +56,9 @@ fn validate_with(
     request: pb::RunTurnRequest,
     tool: ToolDefaults,
 ) -> Result<TurnRequest, Vec<(String, String)>> {
-    turn_request(request, &|_| tool.clone(), &limits(), Tenant::default()).map_err(violations)
+    let limits = RequestLimits { max_input_characters: 1_048_576, ..RequestLimits::default() };
+    turn_request(request, &|_| tool.clone(), &limits, &timeouts(), Tenant::default())
+        .map_err(violations)
 }
 
 fn validate(request: pb::RunTurnRequest) -> Result<TurnRequest, Vec<(String, String)>> {

@@ -179,7 +179,7 @@ impl Engine {
         open: &mut (impl Future<Output = Result<Opened, OpenError>> + Unpin),
         ties: &Ties,
     ) -> Result<Opened, OpenError> {
-        let grace = self.settings.interrupt_grace;
+        let grace = self.settings.timeouts.interrupt_grace;
         if let Ok(opened) = tokio::time::timeout(grace, &mut *open).await {
             return opened;
         }

@@ -92,7 +92,9 @@ impl Engine {
             };
             let started = match early {
                 Some(started) => Some(started),
-                None => tokio::time::timeout(self.settings.interrupt_grace, start).await.ok(),
+                None => {
+                    tokio::time::timeout(self.settings.timeouts.interrupt_grace, start).await.ok()
+                }
             };
             // It has not taken the turn: asking again can do no harm.
             let pause = match &started {
@@ -261,7 +263,7 @@ impl Engine {
         if request.ephemeral {
             // Not worth more than a moment: it is for the worker's memory only.
             let forgetting = worker.forget_thread(thread_id);
-            let _ = tokio::time::timeout(self.settings.interrupt_grace, forgetting).await;
+            let _ = tokio::time::timeout(self.settings.timeouts.interrupt_grace, forgetting).await;
             self.pool.threads().forget(thread_id);
         }
     }
@@ -281,7 +283,7 @@ impl Engine {
             if let Some(cause) = cause.take().filter(|_| stopping.is_none()) {
                 stopping = Some(Stopping {
                     cause,
-                    deadline: Instant::now() + self.settings.interrupt_grace,
+                    deadline: Instant::now() + self.settings.timeouts.interrupt_grace,
                     _interrupting: self.interrupt(worker, thread_id, &run.codex_turn_id),
                 });
             }
@@ -357,9 +359,11 @@ impl Engine {
     /// The turn did not end although it was told to. A worker that still answers is asked to let go
     /// of the thread, which disturbs no other turn; one that doesn't is killed.
     async fn give_up(&self, worker: &Worker, thread_id: &ThreadId) {
-        let released =
-            tokio::time::timeout(self.settings.interrupt_grace, worker.release_thread(thread_id))
-                .await;
+        let released = tokio::time::timeout(
+            self.settings.timeouts.interrupt_grace,
+            worker.release_thread(thread_id),
+        )
+        .await;
         if !matches!(released, Ok(Ok(()))) {
             worker.kill("it did not end a turn that it was told to interrupt");
             worker.exited().await;

@@ -1,0 +1,37 @@
+//! The clocks of turns, as they are configured.
+
+use std::time::Duration;
+
+/// How long turns may take. A default holds where neither the request nor its tool says a time. A
+/// maximum bounds what may be asked for, and the default too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timeouts {
+    /// The `turn_timeout` where none is said. Default: no limit.
+    pub turn: Option<Duration>,
+    /// The `idle_timeout` where none is said: the longest time without progress. Default: no limit.
+    pub idle: Option<Duration>,
+    /// The `answer_timeout` where none is said: the longest wait for an answer. Default 60 s.
+    pub answer: Duration,
+    /// Longest `turn_timeout` that a caller may ask for. Default: any.
+    pub max_turn: Option<Duration>,
+    /// Longest `idle_timeout` that a caller may ask for. Default: any.
+    pub max_idle: Option<Duration>,
+    /// Longest `answer_timeout` that a caller may ask for. Default: any.
+    pub max_answer: Option<Duration>,
+    /// How long an interrupted turn may take to end before its worker is given up. Default 2 s.
+    pub interrupt_grace: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Timeouts {
+        Timeouts {
+            turn: None,
+            idle: None,
+            answer: Duration::from_secs(60),
+            max_turn: None,
+            max_idle: None,
+            max_answer: None,
+            interrupt_grace: Duration::from_secs(2),
+        }
+    }
+}

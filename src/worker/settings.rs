@@ -1,0 +1,83 @@
+//! What a worker is started with, and held to, as it is configured.
+
+use std::fmt;
+
+use super::WorkerLimits;
+
+/// What workers are started with. The values are visible in the machine's process list: a secret
+/// belongs into CODEX_HOME or the environment.
+#[derive(Clone, PartialEq)]
+pub struct WorkerSettings {
+    /// Overrides of CLI configuration. A nested table means dotted keys.
+    pub config: toml::Table,
+    /// Features of the CLI that are switched off. Default `shell_snapshot`: it runs a login shell for
+    /// every new thread, and leaves it behind when the worker ends meanwhile.
+    pub disable_features: Vec<String>,
+    /// Bounds.
+    pub limits: WorkerLimits,
+}
+
+impl Default for WorkerSettings {
+    fn default() -> WorkerSettings {
+        WorkerSettings {
+            config: toml::Table::new(),
+            disable_features: vec!["shell_snapshot".to_owned()],
+            limits: WorkerLimits::default(),
+        }
+    }
+}
+
+impl WorkerSettings {
+    /// The values for `-c`, each `dotted.key=value` with the value in TOML. Features are among them
+    /// as `features.NAME=false`: unlike `--disable`, a CLI that does not know one takes that with a
+    /// warning.
+    pub fn config_overrides(&self) -> Vec<String> {
+        let disabled = self.disable_features.iter().map(|name| format!("features.{name}=false"));
+        flatten(&self.config)
+            .into_iter()
+            .map(|(key, value)| format!("{key}={value}"))
+            .chain(disabled)
+            .collect()
+    }
+}
+
+impl fmt::Debug for WorkerSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let WorkerSettings { config, disable_features, limits } = self;
+        let keys: Vec<String> = flatten(config).into_iter().map(|(key, _)| key).collect();
+        // Keys only: a value may be a provider's token.
+        f.debug_struct("WorkerSettings")
+            .field("config", &keys)
+            .field("disable_features", disable_features)
+            .field("limits", limits)
+            .finish()
+    }
+}
+
+/// The table's leaves by dotted key, as the CLI's `-c` wants them. A table with a key that a dotted
+/// path can't express is a leaf itself.
+fn flatten(table: &toml::Table) -> Vec<(String, toml::Value)> {
+    let mut leaves = Vec::new();
+    for (key, value) in table {
+        flatten_into(key.clone(), value, &mut leaves);
+    }
+    leaves
+}
+
+fn flatten_into(path: String, value: &toml::Value, leaves: &mut Vec<(String, toml::Value)>) {
+    match value {
+        toml::Value::Table(table)
+            if !table.is_empty() && table.keys().all(|key| is_bare_key(key)) =>
+        {
+            for (key, value) in table {
+                flatten_into(format!("{path}.{key}"), value, leaves);
+            }
+        }
+        value => leaves.push((path, value.clone())),
+    }
+}
+
+/// Whether TOML takes this key without quotes.
+pub(crate) fn is_bare_key(key: &str) -> bool {
+    !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-')
+}
