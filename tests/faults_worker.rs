@@ -228,7 +228,8 @@ async fn a_line_without_an_end_is_silence_and_takes_no_memory() {
 /// A line of which nobody can say whose it was is told to every turn of its worker, and ends none.
 #[tokio::test]
 async fn a_lost_line_of_nobody_is_told_to_all() {
-    let sidecar = scripted::with(|config| config.worker.limits.peer.max_line_bytes = 64 << 10).await;
+    let sidecar =
+        scripted::with(|config| config.worker.limits.peer.max_line_bytes = 64 << 10).await;
     let mut other = sidecar.begin(prompt("b", "[[wait 60s]]")).await;
     other.started().await;
     let ask = "[[ask mystery/request {\"pad\": \"PAD\"}]]".replace("PAD", &"x".repeat(70_000));
