@@ -15,7 +15,7 @@
     reason = "a bench fails by panicking, and says where"
 )]
 
-#[path = "../tests/support/mod.rs"]
+#[path = "../tests/it/support/mod.rs"]
 mod support;
 
 use std::process::{ExitCode, Stdio};

@@ -2,8 +2,6 @@
 //!
 //! Every child of a test carries a variable of its own in its environment, and so does all that it
 //! starts; "left" is whatever in `/proc` carries it still, zombies of ours included.
-#![cfg(target_os = "linux")]
-#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests, too, fail by panicking")]
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -530,7 +528,7 @@ fn script(path: &Path, text: &str) {
 /// This test binary again, to be a process of its own.
 fn helper(play: &str, mark: &Mark, path: &Path, answer: &Path) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "helper_process", "--nocapture"]);
+    command.args(["--exact", "processes::helper_process", "--nocapture"]);
     command.env(PLAY, play).env("PROCESSES_TEST_MARK", &mark.0).env("PROCESSES_TEST_PATH", path);
     command.env(ANSWER, answer).stdin(Stdio::null()).stdout(Stdio::null());
     command

@@ -1,24 +1,16 @@
 //! Turns that meet: order, limits, and what may be done to those that wait.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test fails by panicking, and says where"
-)]
-
-mod support;
-
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::support;
+use crate::support::attached::by_id;
+use crate::support::turn::until_there;
+use crate::support::{Client, Place, Sidecar, Turn, eventually, prompt, scripted, text};
 use codex_sidecar::pb;
 use codex_sidecar::pb::turn_event::Event;
-use support::attached::by_id;
-use support::turn::until_there;
-use support::{Client, Place, Sidecar, Turn, eventually, prompt, scripted, text};
 use tonic::Code;
 
 fn under(policy: pb::BusyPolicy, request: pb::RunTurnRequest) -> pb::RunTurnRequest {

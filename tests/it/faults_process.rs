@@ -1,25 +1,16 @@
 //! Faults around the sidecar's own process and its machine: signals, what is left behind, PID 1, a disk
 //! that is full, no file descriptors.
 
-#![cfg(target_os = "linux")]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test fails by panicking, and says where"
-)]
-
-mod support;
-
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use crate::support;
+use crate::support::binary::Binary;
+use crate::support::turn::until_there;
+use crate::support::{Client, Place, eventually, processes, prompt, scripted};
 use codex_sidecar::app::READINESS_SERVICE;
 use codex_sidecar::pb;
 use rustix::process::{Pid, Resource, Rlimit, Signal};
-use support::binary::Binary;
-use support::turn::until_there;
-use support::{Client, Place, eventually, processes, prompt, scripted};
 use tokio::process::Command;
 use tonic::Code;
 use tonic_health::pb::health_check_response::ServingStatus;

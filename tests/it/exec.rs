@@ -1,15 +1,6 @@
 //! `codex-sidecar exec` against the real `codex exec`: the same command lines on the same scripted
 //! model must print the same JSONL and end with the same exit status. And the SDKs that start it.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test fails by panicking, and says where"
-)]
-
-mod support;
-
 use std::collections::HashMap;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
@@ -21,7 +12,7 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
 
-use support::{
+use crate::support::{
     PATIENCE, Sidecar, codex_path, environment, eventually, make_repository, processes, within,
 };
 

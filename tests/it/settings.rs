@@ -1,24 +1,15 @@
 //! What a turn may do: no more than it asked for, whatever an earlier turn or the configuration has,
 //! and what Codex says that came into force is held against it.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test fails by panicking, and says where"
-)]
-
-mod support;
-
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::support::{Place, Sidecar, Told, processes, prompt, scripted};
 use codex_sidecar::config::ToolDefaults;
 use codex_sidecar::options::ThreadOptions;
 use codex_sidecar::pb;
 use codex_sidecar::pb::item::Kind;
 use serde_json::{Value, json};
-use support::{Place, Sidecar, Told, processes, prompt, scripted};
 use tonic::Code;
 
 fn asking(

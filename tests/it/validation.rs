@@ -1,21 +1,13 @@
 //! Bad input over real gRPC: each kind is refused with a status, a reason and the field's path, and
 //! Codex never sees it.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test fails by panicking, and says where"
-)]
-
-mod support;
-
 use std::path::Path;
 use std::time::Duration;
 
+use crate::support;
+use crate::support::{Refused, Sidecar, prompt, text};
 use codex_sidecar::pb;
 use codex_sidecar::pb::user_input::Input;
-use support::{Refused, Sidecar, prompt, text};
 use tonic::Code;
 
 /// A way to get a request wrong.

@@ -1,19 +1,11 @@
 //! Another language's client, with stubs of its own from `proto/`, sees what Rust sees.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test fails by panicking, and says where"
-)]
-
-mod support;
-
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use support::binary::Binary;
+use crate::support;
+use crate::support::binary::Binary;
 
 /// Its environment is made anew on a fresh machine, through a package index.
 const LIMIT: Duration = Duration::from_secs(600);

@@ -1,24 +1,16 @@
 //! Faults of one worker: how it dies, what it writes, what it does not read. In every case the other
 //! turns go on, the context keeps its thread, and the next turn is served.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test fails by panicking, and says where"
-)]
-
-mod support;
-
 use std::time::Duration;
 
+use crate::support;
+use crate::support::binary::Binary;
+use crate::support::{Client, Sidecar, eventually, processes, prompt, scripted};
 use codex_sidecar::config::Config;
 use codex_sidecar::pb;
 use codex_sidecar::pb::turn_event::Event;
 use rustix::process::Signal;
 use serde_json::json;
-use support::binary::Binary;
-use support::{Client, Sidecar, eventually, processes, prompt, scripted};
 
 /// The worker that runs a turn.
 async fn busy(client: &Client) -> pb::Worker {

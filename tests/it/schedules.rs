@@ -1,27 +1,18 @@
 //! Random schedules of everything that callers can do to turns. Whatever the order: every stream is
 //! gap-free and in order or says where it is not, a turn ends once, and nothing is left.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test fails by panicking, and says where"
-)]
-
-mod support;
-
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::support::attached::{assert_follows, by_id};
+use crate::support::turn::{is_terminal, kind_of};
+use crate::support::{Client, PATIENCE, eventually, prompt, scripted, within};
 use codex_sidecar::pb;
 use codex_sidecar::pb::turn_event::Event;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use support::attached::{assert_follows, by_id};
-use support::turn::{is_terminal, kind_of};
-use support::{Client, PATIENCE, eventually, prompt, scripted, within};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tonic::Code;

@@ -4,25 +4,17 @@
 //! `CODEX_SIDECAR_SOAK` is how long the soak on the real CLI takes: `60s`, `1h`; 8 seconds without it.
 //! It prints its seed; `CODEX_SIDECAR_SOAK_SEED` repeats the choices, though not their timing.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test fails by panicking, and says where"
-)]
-
-mod support;
-
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::support;
+use crate::support::binary::Binary;
+use crate::support::{Client, Told, codex_path, eventually, processes, prompt, scripted};
 use codex_sidecar::pb;
 use codex_sidecar::pb::turn_event::Event;
 use codex_sidecar::process::resident_bytes;
 use rustix::process::Signal;
-use support::binary::Binary;
-use support::{Client, Told, codex_path, eventually, processes, prompt, scripted};
 use tonic::Code;
 
 /// One kind of soak.

@@ -1,25 +1,18 @@
 //! MCP servers of the CLI's own configuration: what callers are told of them, how long they are waited
 //! for, how they come back, and that none is left behind.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test fails by panicking, and says where"
-)]
-
-mod support;
-
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::support::binary::Binary;
+use crate::support::{
+    Client, Place, Sidecar, Told, ephemeral, eventually, processes, prompt, scripted,
+};
 use codex_sidecar::pb;
 use codex_sidecar::pb::McpServerState::{Failed, Ready};
 use codex_sidecar::pb::item::Kind;
 use codex_sidecar::pb::turn_event::Event;
 use rustix::process::Signal;
-use support::binary::Binary;
-use support::{Client, Place, Sidecar, Told, ephemeral, eventually, processes, prompt, scripted};
 use tonic::Code;
 
 /// An MCP server: `ring` may change something, as far as Codex knows, and `look` only reads. It notes

@@ -1,23 +1,14 @@
 //! The clocks of a turn, and what becomes of a worker that does not heed them.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test fails by panicking, and says where"
-)]
-
-mod support;
-
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::support::attached::{by_context, by_id};
+use crate::support::{Place, Refused, Sidecar, Told, Turn, eventually, prompt, scripted};
 use codex_sidecar::config::Config;
 use codex_sidecar::offline_model::OfflineModel;
 use codex_sidecar::pb;
 use codex_sidecar::pb::turn_event::Event;
 use serde_json::json;
-use support::attached::{by_context, by_id};
-use support::{Place, Refused, Sidecar, Told, Turn, eventually, prompt, scripted};
 use tonic::{Code, Request};
 
 /// What a machine with more to do than cores may add to any time. Far below what a clock that does not

@@ -1,23 +1,14 @@
 //! Failed turns: every kind of failure that Codex knows has its reason here.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test fails by panicking, and says where"
-)]
-
-mod support;
-
 use std::collections::BTreeMap;
 use std::process::Command;
 
+use crate::support::{Sidecar, codex_path, prompt, scripted};
 use codex_sidecar::app_server::decode::{self, Decoded};
 use codex_sidecar::app_server::message::Notification;
 use codex_sidecar::pb;
 use codex_sidecar::turn::event::{Event, TurnError};
 use serde_json::{Value, json};
-use support::{Sidecar, codex_path, prompt, scripted};
 
 /// The kinds of failure in the schema of the installed CLI, and whether they have a status.
 fn kinds_of_the_cli() -> BTreeMap<String, bool> {

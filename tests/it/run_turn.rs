@@ -1,24 +1,16 @@
 //! `RunTurn` over real gRPC, on the real CLI with the offline model: what a turn tells, what its
 //! options do and don't do to the next one, and how it fails.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test fails by panicking, and says where"
-)]
-
-mod support;
-
 use std::path::{Path, PathBuf};
 
+use crate::support;
+use crate::support::{Sidecar, Told, ephemeral, prompt, text};
 use codex_sidecar::config::ToolDefaults;
 use codex_sidecar::options::ThreadOptions;
 use codex_sidecar::pb;
 use codex_sidecar::pb::item::Kind;
 use codex_sidecar::pb::turn_event::Event;
 use serde_json::Value;
-use support::{Sidecar, Told, ephemeral, prompt, text};
 use tonic::Code;
 
 /// A turn whose commands run wherever the test does: CI containers often allow no sandbox.

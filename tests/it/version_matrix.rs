@@ -1,19 +1,11 @@
 //! The CLIs that the sidecar supports, from the oldest to the pinned one: each serves the same turns,
 //! and each one's own schema is compared with what the sidecar asks and reads.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test fails by panicking, and says where"
-)]
-
-mod support;
-
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use crate::support::{Sidecar, eventually, processes, prompt};
 use codex_sidecar::app_server::mcp;
 use codex_sidecar::app_server::method::{self, Baseline, BaselineAccess, Lingering, LoadOptions};
 use codex_sidecar::options::{ApprovalPolicy, DynamicTool, SandboxMode, ThreadOptions};
@@ -21,7 +13,6 @@ use codex_sidecar::pb;
 use codex_sidecar::turn::event::UserInput;
 use rustix::process::Signal;
 use serde_json::{Map, Value, json};
-use support::{Sidecar, eventually, processes, prompt};
 
 /// The binary of this version, installed through npm if it is not there.
 async fn installed(version: &'static str) -> PathBuf {

@@ -6,7 +6,7 @@
 //! codes, logs). Both lend their [`Client`]. Each has a CODEX_HOME and a working directory of its
 //! own, so tests don't see each other. `TEST_LOG=debug` shows the log of those in the process.
 
-#![allow(dead_code, unused_imports, unreachable_pub, reason = "each test binary uses its own part")]
+#![allow(dead_code, unused_imports, unreachable_pub, reason = "the benches use a part of it")]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,25 +1,19 @@
 //! The beginning and the end, of the sidecar and of turns: readiness, health and reflection, what
 //! happens when callers, workers and the sidecar itself go away.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test fails by panicking, and says where"
-)]
-
-mod support;
-
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::support;
+use crate::support::binary::Binary;
+use crate::support::turn::until_there;
+use crate::support::{
+    Client, PATIENCE, Place, Sidecar, Turn, eventually, processes, prompt, within,
+};
 use codex_sidecar::app::READINESS_SERVICE;
 use codex_sidecar::config::ListenAddress;
 use codex_sidecar::pb;
 use rustix::process::Signal;
-use support::binary::Binary;
-use support::turn::until_there;
-use support::{Client, PATIENCE, Place, Sidecar, Turn, eventually, processes, prompt, within};
 use tonic::{Code, Request};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;

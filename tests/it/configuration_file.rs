@@ -1,17 +1,8 @@
 //! Codex's own `config.toml`: while Codex can't read it the sidecar is not ready, and says why.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test fails by panicking, and says where"
-)]
-
-mod support;
-
+use crate::support::{Client, Place, Sidecar, eventually, prompt};
 use codex_sidecar::app::READINESS_SERVICE;
 use codex_sidecar::pb;
-use support::{Client, Place, Sidecar, eventually, prompt};
 use tonic::Code;
 use tonic_health::pb::health_check_response::ServingStatus;
 

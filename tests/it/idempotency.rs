@@ -1,17 +1,8 @@
 //! `request_id`: asked twice, done once.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test fails by panicking, and says where"
-)]
-
-mod support;
-
+use crate::support::attached::by_id;
+use crate::support::{Client, Sidecar, prompt, scripted, text};
 use codex_sidecar::pb;
-use support::attached::by_id;
-use support::{Client, Sidecar, prompt, scripted, text};
 use tonic::Code;
 
 fn with_id(request: pb::RunTurnRequest, id: &str) -> pb::RunTurnRequest {

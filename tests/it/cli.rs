@@ -1,22 +1,14 @@
 //! The command line, as a person or a script uses it: the built binary, its output and its exit
 //! codes.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test fails by panicking, and says where"
-)]
-
-mod support;
-
 use std::process::Output;
 use std::time::Duration;
 
+use crate::support;
+use crate::support::binary::{self, Binary};
+use crate::support::{Place, processes, prompt};
 use assert_cmd::Command;
 use serde_json::Value;
-use support::binary::{self, Binary};
-use support::{Place, processes, prompt};
 
 /// The binary as a client of `address`.
 async fn client(sidecar: &Binary, arguments: &[&str]) -> Output {

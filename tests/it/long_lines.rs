@@ -1,21 +1,12 @@
 //! Rows 7 and 34: a line over the limit is the trouble of its own turn, on the real CLI. Every test runs
 //! another turn on the same worker meanwhile, which must not notice.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test fails by panicking, and says where"
-)]
-
-mod support;
-
 use std::path::Path;
 
+use crate::support::{Client, Sidecar, Told, prompt, text};
 use codex_sidecar::pb;
 use pb::item::Kind;
 use pb::turn_event::Event;
-use support::{Client, Sidecar, Told, prompt, text};
 
 const MIB: usize = 1 << 20;
 

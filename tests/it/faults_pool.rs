@@ -1,23 +1,15 @@
 //! Faults of the pool: nothing to start, nothing that stays up, too much to do, too old, stuck, worn out.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test fails by panicking, and says where"
-)]
-
-mod support;
-
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+use crate::support;
+use crate::support::{Place, Sidecar, eventually, processes, prompt, scripted};
 use codex_sidecar::app::READINESS_SERVICE;
 use codex_sidecar::config::Config;
 use codex_sidecar::pb;
 use rustix::process::Signal;
 use serde_json::json;
-use support::{Place, Sidecar, eventually, processes, prompt, scripted};
 use tonic::Code;
 use tonic_health::pb::health_check_response::ServingStatus;
 

@@ -1,19 +1,10 @@
 //! Which thread a context continues, over real gRPC: the calls of the registry, and the order of
 //! the turns of one context.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test fails by panicking, and says where"
-)]
-
-mod support;
-
+use crate::support::{Client, Refused, Sidecar, Turn, prompt};
 use codex_sidecar::pb;
 use codex_sidecar::pb::turn_event::Event;
 use futures::future::join_all;
-use support::{Client, Refused, Sidecar, Turn, prompt};
 use tonic::Code;
 
 async fn bind(client: &Client, context: &str, thread: &str) -> pb::BindContextResponse {

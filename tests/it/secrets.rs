@@ -1,16 +1,8 @@
 //! Row 27: a key that the workers have is in nothing that leaves the sidecar, whoever repeats it.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test fails by panicking, and says where"
-)]
-
-mod support;
-
-use support::binary::Binary;
-use support::{prompt, scripted};
+use crate::support;
+use crate::support::binary::Binary;
+use crate::support::{prompt, scripted};
 
 const KEY: &str = "sk-canary-4f1e7a90b2c3";
 const PROVIDERS: &str = "canary/of+a=provider";

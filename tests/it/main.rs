@@ -1,0 +1,40 @@
+//! The integration tests: one binary, a module for each theme, and what they share in [`support`].
+//!
+//! One binary, because it is linked once. A test must not touch what belongs to the process: it names
+//! its own directories, and what needs a process of its own gets one.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking, and says where"
+)]
+
+mod support;
+
+mod attach;
+mod cli;
+mod clocks;
+mod configuration_file;
+mod exec;
+mod failures;
+mod faults_pool;
+#[cfg(target_os = "linux")]
+mod faults_process;
+mod faults_worker;
+mod idempotency;
+mod lifecycle;
+mod long_lines;
+mod mcp;
+#[cfg(target_os = "linux")]
+mod processes;
+mod python_client;
+mod queueing;
+mod registry;
+mod run_turn;
+mod schedules;
+mod secrets;
+mod settings;
+mod soak;
+mod validation;
+mod version_matrix;
