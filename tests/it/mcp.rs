@@ -102,11 +102,13 @@ impl Servers {
         self.started(name).into_iter().filter(is_ours).collect()
     }
 
+    /// Kills it, and waits until Codex has seen that: until it has taken its child's exit status.
     async fn kill(&self, name: &str) {
         for pid in self.running(name) {
             processes::signal(pid, Signal::KILL);
+            let entry = PathBuf::from(format!("/proc/{pid}"));
+            eventually("its funeral", async || (!entry.exists()).then_some(())).await;
         }
-        self.gone(name).await;
     }
 
     async fn gone(&self, name: &str) {
