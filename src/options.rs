@@ -4,6 +4,7 @@
 //! default, which beats what the CLI itself would do. [`ThreadOptions::or`] is that layering, field
 //! by field. Nothing here knows protobuf or Codex's JSON.
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -192,4 +193,6 @@ pub struct TurnOptions {
     pub turn_timeout: Option<Duration>,
     /// The longest time that a request of Codex waits for an answer.
     pub answer_timeout: Option<Duration>,
+    /// Most tokens, in and out, of all that the turn owns; more stop it.
+    pub max_total_tokens: Option<NonZeroU64>,
 }

@@ -6,7 +6,9 @@
 //! and every pending request fails. An incarnation is never revived: the pool starts another one with
 //! a higher generation, so that a late message of a dead one has nowhere to go.
 
+pub mod ownership;
 pub mod thread;
+mod unowned;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::ffi::OsString;
@@ -194,6 +196,8 @@ pub struct Worker {
     exit: watch::Receiver<Option<Arc<WorkerExit>>>,
     killed: Kill,
     request_timeout: Duration,
+    // Whether Codex may pursue goals, which lets it take turns by itself.
+    may_have_goals: bool,
     defaults: OnceLock<CliDefaults>,
     running_turns: watch::Sender<usize>,
     started_turns: AtomicU64,
@@ -210,15 +214,16 @@ struct Kill {
 
 type Table = HashMap<String, mpsc::UnboundedSender<ThreadMessage>>;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Routes {
     // `None` once the worker has ended: no route can be made any more.
     table: Mutex<Option<Table>>,
+    kin: unowned::Kin,
 }
 
 impl Routes {
-    fn open() -> Routes {
-        Routes { table: Mutex::new(Some(Table::new())) }
+    fn open(kin: unowned::Kin) -> Routes {
+        Routes { table: Mutex::new(Some(Table::new())), kin }
     }
 
     fn table(&self) -> MutexGuard<'_, Option<Table>> {
@@ -226,8 +231,27 @@ impl Routes {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Where messages of a thread go: to the turn on it, else to that on the nearest thread that it
+    /// descends from.
     fn get(&self, thread_id: &str) -> Option<mpsc::UnboundedSender<ThreadMessage>> {
-        self.table().as_ref().and_then(|table| table.get(thread_id).cloned())
+        let table = self.table();
+        let table = table.as_ref()?;
+        let own = table.get(thread_id).cloned();
+        own.or_else(|| {
+            let ownership = self.kin.ownership();
+            ownership.ancestors(thread_id).find_map(|elder| table.get(elder).cloned())
+        })
+    }
+
+    /// Passes on what is held of threads that somebody listens to by now.
+    fn forward_held(&self) {
+        for (thread_id, messages) in self.kin.take_heard(|thread_id| self.get(thread_id).is_some())
+        {
+            let Some(sender) = self.get(&thread_id) else { continue };
+            for message in messages {
+                let _ = sender.send(message);
+            }
+        }
     }
 }
 
@@ -246,6 +270,11 @@ impl Route {
     /// The next message; `None` once the worker has ended.
     pub async fn recv(&mut self) -> Option<ThreadMessage> {
         self.messages.recv().await
+    }
+
+    /// The next message, if one is here already.
+    pub fn try_recv(&mut self) -> Option<ThreadMessage> {
+        self.messages.try_recv().ok()
     }
 }
 
@@ -286,7 +315,8 @@ impl Worker {
         let stderr_tail = Arc::new(StderrTail::new(spec.secrets.clone()));
         let drained = tokio::spawn(drain_stderr(id.clone(), stderr, Arc::clone(&stderr_tail)));
 
-        let routes = Arc::new(Routes::open());
+        let (kin, suspects) = unowned::Kin::new();
+        let routes = Arc::new(Routes::open(kin));
         let unanswered = Arc::new(OnceLock::<Peer>::new());
         let peer = Peer::start(stdout, stdin, spec.limits.peer.clone(), {
             let (routes, unanswered) = (Arc::clone(&routes), Arc::clone(&unanswered));
@@ -327,6 +357,10 @@ impl Worker {
             exit,
             killed,
             request_timeout: spec.limits.request_timeout,
+            may_have_goals: !spec
+                .config_overrides
+                .iter()
+                .any(|value| value == "features.goals=false"),
             defaults: OnceLock::new(),
             running_turns: watch::Sender::new(0),
             started_turns: AtomicU64::new(0),
@@ -354,7 +388,9 @@ impl Worker {
         }
         let defaults = worker.read_defaults().await;
         let _ = worker.defaults.set(defaults);
-        Ok(Arc::new(worker))
+        let worker = Arc::new(worker);
+        tokio::spawn(unowned::watch(Arc::downgrade(&worker), suspects));
+        Ok(worker)
     }
 
     async fn read_defaults(&self) -> CliDefaults {
@@ -459,6 +495,19 @@ impl Worker {
         Some(Route { thread_id: thread_id.to_owned(), routes: Arc::clone(&self.routes), messages })
     }
 
+    /// Whether a turn of ours listens to what it says of a thread.
+    fn is_heard(&self, thread_id: &str) -> bool {
+        self.routes.get(thread_id).is_some()
+    }
+
+    fn forward_held(&self) {
+        self.routes.forward_held();
+    }
+
+    fn kin(&self) -> &unowned::Kin {
+        &self.routes.kin
+    }
+
     /// Waits for its end.
     pub async fn exited(&self) -> Arc<WorkerExit> {
         let mut exit = self.exit.clone();
@@ -531,6 +580,11 @@ impl Worker {
         self.loaded().len()
     }
 
+    /// Whether it holds this thread.
+    pub fn holds_thread(&self, thread_id: &ThreadId) -> bool {
+        self.loaded().contains(thread_id)
+    }
+
     /// Notes that a thread was loaded into it.
     pub fn note_thread_loaded(&self, thread_id: &ThreadId) {
         self.loaded().insert(thread_id.clone());
@@ -570,14 +624,23 @@ fn route(routes: &Routes, peer: Option<&Peer>, inbound: Inbound) {
     match inbound {
         Inbound::Notification(notification) => {
             let scope = decode::scope(&notification.params);
-            let Some(sender) = scope.thread_id.as_deref().and_then(|id| routes.get(id)) else {
-                tracing::trace!(
-                    method = notification.method,
-                    "a notification that no turn is waiting for"
-                );
+            let kinship = decode::kinship(&notification);
+            if let Some(kinship) = &kinship {
+                let is_heard =
+                    scope.thread_id.as_deref().is_some_and(|id| routes.get(id).is_some());
+                routes.kin.observe(kinship, is_heard);
+                // It may have told whose a thread is.
+                routes.forward_held();
+            }
+            let Some(thread_id) = scope.thread_id.as_deref() else {
+                tracing::trace!(method = notification.method, "a notification of no thread");
                 return;
             };
-            let _ = sender.send(ThreadMessage::Notification(notification));
+            let message = ThreadMessage::Notification(notification);
+            match routes.get(thread_id) {
+                Some(sender) => drop(sender.send(message)),
+                None => routes.kin.unheard(thread_id, kinship.as_ref(), message),
+            }
         }
         Inbound::Request(request) => {
             let scope = decode::scope(&request.params);

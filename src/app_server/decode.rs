@@ -3,8 +3,10 @@
 //! A newer CLI never breaks anything here: an item of an unknown type becomes
 //! [`ItemKind::Unknown`](crate::turn::event::ItemKind::Unknown), a notification of an unknown method becomes [`Decoded::Untyped`].
 
+mod agent;
 mod failure;
 mod item;
+mod kinship;
 mod request;
 
 use serde::Deserialize;
@@ -20,6 +22,7 @@ use crate::turn::event::{
 use failure::CodexTurnError;
 use item::{item, patch};
 
+pub use kinship::{Kinship, ThreadRead, failure_of, kinship};
 pub use request::{decline, request};
 
 /// Which thread and turn a message is about.

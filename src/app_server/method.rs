@@ -31,6 +31,12 @@ pub const THREAD_UNARCHIVE: &str = "thread/unarchive";
 pub const THREAD_UNSUBSCRIBE: &str = "thread/unsubscribe";
 /// `thread/loaded/list`, the cheapest request that goes through Codex's own queue.
 pub const THREAD_LOADED_LIST: &str = "thread/loaded/list";
+/// `thread/read`.
+pub const THREAD_READ: &str = "thread/read";
+/// `thread/goal/get`; a CLI without goals refuses it.
+pub const GOAL_GET: &str = "thread/goal/get";
+/// `thread/goal/clear`; a CLI without goals refuses it.
+pub const GOAL_CLEAR: &str = "thread/goal/clear";
 /// `thread/backgroundTerminals/list`.
 pub const TERMINALS_LIST: &str = "thread/backgroundTerminals/list";
 /// `thread/backgroundTerminals/terminate`.
@@ -53,6 +59,9 @@ pub const METHODS: &[&str] = &[
     THREAD_UNARCHIVE,
     THREAD_UNSUBSCRIBE,
     THREAD_LOADED_LIST,
+    THREAD_READ,
+    GOAL_GET,
+    GOAL_CLEAR,
     TERMINALS_LIST,
     TERMINALS_TERMINATE,
     TURN_START,
@@ -202,6 +211,48 @@ pub struct Terminal {
     pub item_id: String,
     /// Codex's handle of it; not the operating system's.
     pub process_id: String,
+    /// The command line.
+    #[serde(default)]
+    pub command: String,
+}
+
+/// The answer to [`GOAL_GET`].
+#[derive(Debug, Clone, Deserialize)]
+pub struct GoalRead {
+    #[serde(default)]
+    goal: Option<Goal>,
+}
+
+/// A goal, as far as it tells whether Codex goes on with it.
+#[derive(Debug, Clone, Deserialize)]
+struct Goal {
+    status: String,
+}
+
+impl GoalRead {
+    /// Whether there is a goal that Codex goes on with by itself.
+    pub fn is_active(&self) -> bool {
+        self.goal.as_ref().is_some_and(|goal| goal.status == "active")
+    }
+}
+
+/// The answer to [`THREAD_READ`], as far as it tells whether a turn runs.
+#[derive(Debug, Clone, Deserialize)]
+pub struct ThreadStatusRead {
+    thread: ThreadWithStatus,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct ThreadWithStatus {
+    #[serde(default)]
+    status: Value,
+}
+
+impl ThreadStatusRead {
+    /// Whether Codex works on the thread.
+    pub fn is_active(&self) -> bool {
+        self.thread.status["type"] == "active"
+    }
 }
 
 /// What a thread is loaded with, and can't be changed by `turn/start`: a turn with another value

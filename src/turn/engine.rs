@@ -6,6 +6,7 @@
 //! the turn is over, so that whoever reads that may start the next one at once.
 
 mod open;
+mod owned;
 mod pump;
 
 use std::path::PathBuf;
@@ -75,6 +76,7 @@ enum Cause {
     Asked(InterruptReason),
     TurnTimeout,
     IdleTimeout,
+    Budget,
 }
 
 /// When a turn must be over; absent clocks never strike.
@@ -83,6 +85,8 @@ struct Clocks {
     turn_timeout: Option<Duration>,
     turn_deadline: Option<Instant>,
     idle_timeout: Option<Duration>,
+    // No clock, but it stops a turn like one.
+    max_total_tokens: Option<u64>,
     stop: watch::Receiver<Option<InterruptReason>>,
 }
 
@@ -93,6 +97,7 @@ impl Clocks {
             turn_timeout,
             turn_deadline: turn_timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
             idle_timeout: request.turn_options.idle_timeout,
+            max_total_tokens: request.turn_options.max_total_tokens.map(u64::from),
             stop,
         }
     }
@@ -152,12 +157,21 @@ impl Clocks {
                     format!("the turn made no progress for its idle_timeout of {timeout}");
                 (FailureReason::IdleTimeout, message)
             }
+            Cause::Budget => {
+                let (used, most) =
+                    (usage.total_tokens(), self.max_total_tokens.unwrap_or_default());
+                let message = format!(
+                    "the turn used {used} tokens, more than its max_total_tokens of {most}"
+                );
+                (FailureReason::BudgetExceeded, message)
+            }
         };
         let error = TurnError {
             reason,
             message,
             details: String::new(),
-            retryable: true,
+            // A second try would use as many.
+            retryable: cause != Cause::Budget,
             retry_after: None,
             side_effects_possible,
             http_status: None,

@@ -107,7 +107,8 @@ fn is_retryable(reason: FailureReason, http_status: Option<u16>) -> bool {
         FailureReason::CodexError => {
             http_status.is_some_and(|status| status >= 500 || status == 429)
         }
-        FailureReason::ContextWindowExceeded
+        FailureReason::BudgetExceeded
+        | FailureReason::ContextWindowExceeded
         | FailureReason::SessionBudgetExceeded
         | FailureReason::UsageLimitExceeded
         | FailureReason::ModelNotFound

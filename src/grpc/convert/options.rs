@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::num::NonZeroU64;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -85,8 +86,13 @@ pub(super) fn turn_options(
     limits: &RequestLimits,
     faults: &mut Faults,
 ) -> TurnOptions {
-    let pb::TurnOptions { output_schema, idle_timeout, turn_timeout, answer_timeout } =
-        options.unwrap_or_default();
+    let pb::TurnOptions {
+        output_schema,
+        idle_timeout,
+        turn_timeout,
+        answer_timeout,
+        max_total_tokens,
+    } = options.unwrap_or_default();
 
     let output_schema = if output_schema.is_empty() {
         configured_schema(tool_name, tool, faults)
@@ -123,6 +129,7 @@ pub(super) fn turn_options(
             limits.max_answer_timeout,
             faults,
         ),
+        max_total_tokens: NonZeroU64::new(max_total_tokens).or(tool.max_total_tokens),
     }
 }
 

@@ -285,6 +285,7 @@ fn every_fault_of_a_request_is_named_at_once() {
             idle_timeout: seconds(0),
             turn_timeout: seconds(3601),
             answer_timeout: Some(prost_types::Duration { seconds: 1, nanos: -1 }),
+            max_total_tokens: 0,
         }),
         request_id: "x".repeat(37),
         busy_policy: 7,

@@ -276,7 +276,10 @@ impl Engine {
         let lease = ties.lease(self, holder.as_ref()).await?;
         let worker = lease.worker();
 
-        let held = thread.loaded.clone().filter(|loaded| loaded.worker == *worker.id());
+        let held = thread.loaded.clone().filter(|loaded| {
+            // The worker may have let go of it to end a turn that nobody had asked for.
+            loaded.worker == *worker.id() && worker.holds_thread(thread_id)
+        });
         let loaded = match held {
             Some(loaded) if loaded.fits(options) => loaded,
             held => {
@@ -379,6 +382,7 @@ fn open_error(error: ThreadError, thread_id: Option<&ThreadId>) -> OpenError {
             error @ (ThreadError::NotFound(_)
             | ThreadError::Archived(_)
             | ThreadError::HeldElsewhere(_)
+            | ThreadError::Steered(_)
             | ThreadError::Refused(_)),
             _,
         ) => Refusal::CodexRefused { cause: error.to_string() }.into(),

@@ -1,0 +1,111 @@
+//! How a turn is stopped with all that belongs to it, and how its commands end.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::DropGuard;
+
+use super::Run;
+use crate::turn::engine::{Cause, Engine};
+use crate::turn::event::{Event, WarningCode};
+use crate::turn::request::ThreadId;
+use crate::worker::Route;
+
+/// How long the ends of commands that were ended are waited for.
+const COMMANDS_END_WITHIN: Duration = Duration::from_millis(500);
+
+/// A turn that is being stopped, with all that belongs to it.
+#[derive(Debug)]
+pub(super) struct Stopping {
+    // `None`: Codex ended the turn badly, and what it had started is not waited for.
+    pub(super) cause: Option<Cause>,
+    // Whether the turn had more to wait for than what Codex was doing on its own thread.
+    pub(super) had_others: bool,
+    // Until when it may take to end.
+    pub(super) deadline: Instant,
+    // Each ends the interrupting of a turn; by Codex's id of it.
+    interrupting: HashMap<String, DropGuard>,
+    // Takes the goal away.
+    pub(super) clearing: Option<JoinHandle<()>>,
+}
+
+impl Engine {
+    /// Begins to stop a turn and all that belongs to it.
+    pub(super) fn stop(&self, run: &Run<'_>, cause: Option<Cause>) -> Stopping {
+        let (worker, thread_id) = (Arc::clone(run.worker), run.thread_id.clone());
+        // Else Codex would go on with it at the next turn.
+        let clearing = (run.owned.has_goal() || worker.may_have_goal(&thread_id))
+            .then(|| self.tasks.spawn(async move { worker.clear_goal(&thread_id).await }));
+        Stopping {
+            cause,
+            had_others: run.end.is_some() || run.owned.has_others(),
+            deadline: Instant::now() + self.settings.interrupt_grace,
+            interrupting: HashMap::new(),
+            clearing,
+        }
+    }
+
+    /// Interrupts what runs of a turn and is not being interrupted yet.
+    pub(super) fn interrupt_all(&self, run: &Run<'_>, stopping: &mut Stopping) {
+        for (thread_id, codex_turn_id) in run.owned.running() {
+            if !stopping.interrupting.contains_key(&codex_turn_id) {
+                let thread_id = ThreadId::from_codex(thread_id);
+                let guard = self.interrupt(run.worker, &thread_id, &codex_turn_id);
+                stopping.interrupting.insert(codex_turn_id, guard);
+            }
+        }
+    }
+}
+
+impl Run<'_> {
+    /// Ends the commands that still run, of the turn and of its sub-agents: nothing of a turn runs on
+    /// after it, as nothing runs on after `codex exec`.
+    pub(super) async fn end_commands(&mut self, route: &mut Route) {
+        const WITHIN: Duration = Duration::from_secs(2);
+        let (worker, began_at) = (self.worker, self.began_at);
+        let ending = self.owned.commands().into_iter().map(|(thread_id, running)| async move {
+            let thread_id = ThreadId::from_codex(thread_id);
+            let mut ended = Vec::new();
+            if !running.is_empty() {
+                let ending = worker.end_commands(&thread_id, &running);
+                ended = tokio::time::timeout(WITHIN, ending).await.unwrap_or_default();
+            }
+            // Those that have made themselves daemons, too.
+            let killing = worker.kill_commands(&thread_id, began_at);
+            let killed = tokio::time::timeout(WITHIN, killing).await.unwrap_or_default();
+            (ended, killed)
+        });
+        let (ended, killed): (Vec<_>, Vec<_>) =
+            futures::future::join_all(ending).await.into_iter().unzip();
+        let ended: Vec<String> = ended.into_iter().flatten().collect();
+        let killed: usize = killed.into_iter().sum();
+        if !ended.is_empty() {
+            let settling = async {
+                while self.owned.has_running_commands() {
+                    let Some(message) = route.recv().await else { return };
+                    self.take_message(message);
+                }
+            };
+            let _ = tokio::time::timeout(COMMANDS_END_WITHIN, settling).await;
+        }
+        if !ended.is_empty() || killed > 0 {
+            self.log.append(commands_ended(&ended, killed));
+        }
+    }
+}
+
+fn commands_ended(ended: &[String], killed: usize) -> Event {
+    let count = ended.len();
+    let message = match (count, killed) {
+        (0, killed) => format!("processes that the turn had left running were ended: {killed}"),
+        (count, 0) => format!("commands that still ran at the end of the turn were ended: {count}"),
+        (count, killed) => format!(
+            "commands that still ran at the end of the turn were ended: {count}, and with them \
+             processes that it had left running: {killed}"
+        ),
+    };
+    Event::Warning { code: WarningCode::CommandsEnded, message, details: ended.join("\n") }
+}
