@@ -283,6 +283,7 @@ impl Drop for Route {
         if let Some(table) = self.routes.table().as_mut() {
             table.remove(&self.thread_id);
         }
+        self.routes.kin.unheard_from_now_on(&self.thread_id);
     }
 }
 
@@ -626,9 +627,7 @@ fn route(routes: &Routes, peer: Option<&Peer>, inbound: Inbound) {
             let scope = decode::scope(&notification.params);
             let kinship = decode::kinship(&notification);
             if let Some(kinship) = &kinship {
-                let is_heard =
-                    scope.thread_id.as_deref().is_some_and(|id| routes.get(id).is_some());
-                routes.kin.observe(kinship, is_heard);
+                routes.kin.observe(kinship);
                 // It may have told whose a thread is.
                 routes.forward_held();
             }

@@ -190,9 +190,14 @@ pub struct TurnStarted {
 
 /// A turn, by its id.
 #[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct TurnRef {
     /// Codex's id.
     pub id: String,
+    /// The first turn of the chain of work that it belongs to; what [`with_root`] named, where the
+    /// request made the turn.
+    #[serde(default)]
+    pub root_turn_id: Option<String>,
 }
 
 /// The answer to [`TERMINALS_LIST`].
@@ -403,6 +408,13 @@ pub fn turn_start_params(
         params["outputSchema"] = schema.clone();
     }
     params
+}
+
+/// Names the turn that a [`TURN_START`] makes, for the look at its answer: Codex takes the name for a
+/// new turn, and not where it takes the request as steering of a turn that runs.
+pub fn with_root(mut turn_start_params: Value, root_turn_id: &str) -> Value {
+    turn_start_params["rootTurnId"] = json!(root_turn_id);
+    turn_start_params
 }
 
 /// The parameters of [`TURN_STEER`].

@@ -42,6 +42,8 @@ pub(super) enum Directive {
         code: String,
         message: Option<String>,
     },
+    /// What follows is for the next turn that Codex takes by itself.
+    Next,
     End,
     Cut,
     Hang,
@@ -61,6 +63,7 @@ impl Directive {
             | Self::Wait(_)
             | Self::Status { .. }
             | Self::Fail { .. }
+            | Self::Next
             | Self::End
             | Self::Cut
             | Self::Hang => false,
@@ -272,9 +275,10 @@ fn directive(word: &str, body: &Body<'_>) -> Result<Directive, String> {
                 None => Directive::Fail { code: text, message: None },
             }
         }
-        "end" | "cut" | "hang" if !text.is_empty() => {
+        "next" | "end" | "cut" | "hang" if !text.is_empty() => {
             return Err("it takes no arguments".to_owned());
         }
+        "next" => Directive::Next,
         "end" => Directive::End,
         "cut" => Directive::Cut,
         "hang" => Directive::Hang,
@@ -304,7 +308,7 @@ mod tests {
     fn directives_are_read_in_order_and_other_text_is_ignored() {
         let prompt = "please [[wait 1s 500ms]] then [[run if [[ -f a ]]; then echo ${b[0]}; fi]] and\n\
                       [[tool db.query {\"sql\": \"select ']]' from [[t\", \"n\": [[1]]}]][[tool ping]]\n\
-                      [[slow 20]][[json [1,[2]]]] [[status 429 7]] [[fail boom because of it]] [[cut]]";
+                      [[slow 20]][[json [1,[2]]]] [[status 429 7]] [[fail boom because of it]] [[next]][[cut]]";
         assert_eq!(
             parse(prompt),
             Ok(vec![
@@ -319,6 +323,7 @@ mod tests {
                 Directive::Say("[1,[2]]".into()),
                 Directive::Status { code: 429, retry_after: Some(7) },
                 Directive::Fail { code: "boom".into(), message: Some("because of it".into()) },
+                Directive::Next,
                 Directive::Cut,
             ])
         );

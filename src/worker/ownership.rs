@@ -27,9 +27,10 @@ pub struct Ownership {
     // Turns with their threads, in the order of their begin.
     begun: VecDeque<(String, String)>,
     begun_before_those: u64,
+    // The names under which turns of ours were started, with their threads.
+    roots: VecDeque<(String, String)>,
     // The threads whose goal Codex goes on with by itself.
     goals: HashSet<String>,
-    // Of threads that nobody listened to when the counts came.
     counts: HashMap<String, Usage>,
     // Turns that were stopped because they were nobody's, by the thread that is told.
     stopped: HashMap<String, Vec<String>>,
@@ -43,9 +44,8 @@ pub struct Before {
 }
 
 impl Ownership {
-    /// Takes in what a notification says. `is_heard` tells whether a turn of ours listens to its
-    /// thread.
-    pub fn observe(&mut self, told: &Kinship, is_heard: bool) {
+    /// Takes in what a notification says.
+    pub fn observe(&mut self, told: &Kinship) {
         match told {
             Kinship::Thread { thread_id, parent } => {
                 if let Some(parent) = parent {
@@ -82,9 +82,7 @@ impl Ownership {
                 }
             }
             Kinship::Counts { thread_id, total } => {
-                if !is_heard {
-                    self.counts.insert(thread_id.clone(), *total);
-                }
+                self.counts.insert(thread_id.clone(), *total);
             }
             Kinship::Unloaded { thread_id } => {
                 self.parents.remove(thread_id);
@@ -135,6 +133,26 @@ impl Ownership {
         Before { running: self.running.get(thread_id).cloned(), begun }
     }
 
+    /// Notes that a turn of this name is being started on a thread.
+    pub fn expect_root(&mut self, root_turn_id: &str, thread_id: &str) {
+        self.roots.push_back((root_turn_id.to_owned(), thread_id.to_owned()));
+        if self.roots.len() > BEGUN {
+            self.roots.pop_front();
+        }
+    }
+
+    /// Notes that a turn runs, whatever was told of it.
+    pub fn note_running(&mut self, thread_id: &str, turn_id: &str) {
+        self.running.insert(thread_id.to_owned(), turn_id.to_owned());
+    }
+
+    /// Notes that a turn runs no more.
+    pub fn note_ended(&mut self, thread_id: &str, turn_id: &str) {
+        if self.running(thread_id) == Some(turn_id) {
+            self.running.remove(thread_id);
+        }
+    }
+
     /// Whether a turn had begun by then. Codex answers `turn/start` on a busy thread with the turn
     /// that runs.
     pub fn had_begun(&self, before: &Before, turn_id: &str) -> bool {
@@ -144,9 +162,17 @@ impl Ownership {
             || self.begun.iter().take(known).any(|(turn, _)| turn == turn_id)
     }
 
-    /// The last counts of a thread that came while nobody listened to it.
-    pub fn take_counts(&mut self, thread_id: &str) -> Option<Usage> {
-        self.counts.remove(thread_id)
+    /// The last token counts that were told of a thread.
+    pub fn counts(&self, thread_id: &str) -> Option<Usage> {
+        self.counts.get(thread_id).copied()
+    }
+
+    /// The turns that run on a thread and on those that descend from it, with their threads.
+    pub fn running_below(&self, thread_id: &str) -> Vec<(String, String)> {
+        let below = self.running.iter().filter(|(thread, _)| {
+            *thread == thread_id || self.ancestors(thread).any(|elder| elder == thread_id)
+        });
+        below.map(|(thread, turn)| (thread.clone(), turn.clone())).collect()
     }
 
     /// Notes that a turn was stopped because it was nobody's, for whoever has the next turn on the
@@ -167,7 +193,8 @@ impl Ownership {
     }
 
     fn thread_of(&self, turn_id: &str) -> Option<String> {
-        let found = self.begun.iter().rev().find(|(turn, _)| turn == turn_id);
+        let mut known = self.roots.iter().chain(&self.begun).rev();
+        let found = known.find(|(turn, _)| turn == turn_id);
         found.map(|(_, thread)| thread.clone())
     }
 
@@ -206,7 +233,7 @@ mod tests {
     fn told(news: impl IntoIterator<Item = Kinship>) -> Ownership {
         let mut ownership = Ownership::default();
         for news in news {
-            ownership.observe(&news, true);
+            ownership.observe(&news);
         }
         ownership
     }
@@ -228,6 +255,12 @@ mod tests {
         assert_eq!(ownership.ancestors("g").collect::<Vec<_>>(), ["c", "p"]);
         assert_eq!((ownership.head_of("g"), ownership.head_of("p")), ("p", "p"));
         assert!(ownership.is_child("c") && !ownership.is_child("p"));
+        // By the name that its turn was given when it was started.
+        let mut ownership = Ownership::default();
+        ownership.expect_root("r", "p");
+        ownership.observe(&started("p", "1", Some("r")));
+        ownership.observe(&started("c", "2", Some("r")));
+        assert_eq!(ownership.head_of("c"), "p");
         // A thread that goes on with its own goal is nobody's child; nor is one of an unknown root.
         let ownership = told([
             started("p", "1", Some("1")),
@@ -242,15 +275,15 @@ mod tests {
     fn a_turn_that_was_there_before_is_told_from_a_new_one() {
         let mut ownership = told([started("t", "old", None)]);
         let before = ownership.now("t");
-        ownership.observe(&started("t", "new", None), true);
+        ownership.observe(&started("t", "new", None));
         assert!(ownership.had_begun(&before, "old") && !ownership.had_begun(&before, "new"));
         // Also long ago, and after its end.
         for number in 0..2 * BEGUN {
-            ownership.observe(&started("u", &format!("u{number}"), None), true);
+            ownership.observe(&started("u", &format!("u{number}"), None));
         }
         assert!(ownership.had_begun(&before, "old") && !ownership.had_begun(&before, "new"));
         assert!(ownership.had_begun(&ownership.now("t"), "u2000"));
-        ownership.observe(&Kinship::TurnEnded { thread_id: "t".to_owned() }, true);
+        ownership.observe(&Kinship::TurnEnded { thread_id: "t".to_owned() });
         assert_eq!(ownership.running("t"), None);
     }
 
@@ -265,20 +298,23 @@ mod tests {
     }
 
     #[test]
-    fn counts_are_kept_only_where_nobody_heard_them_and_all_goes_with_the_thread() {
-        let counts = |input_tokens| Kinship::Counts {
-            thread_id: "t".to_owned(),
-            total: Usage { input_tokens, ..Usage::default() },
-        };
-        let mut ownership = told([counts(1), started("t", "1", None)]);
-        assert_eq!(ownership.take_counts("t"), None);
-        ownership.observe(&counts(2), false);
-        let goal = Kinship::Goal { thread_id: "t".to_owned(), is_active: true };
-        ownership.observe(&goal, false);
+    fn all_but_the_counts_goes_with_the_thread() {
+        let total = Usage { input_tokens: 2, ..Usage::default() };
+        let mut ownership = told([
+            Kinship::Counts { thread_id: "t".to_owned(), total },
+            Kinship::Goal { thread_id: "t".to_owned(), is_active: true },
+            started("t", "1", Some("1")),
+            started("c", "2", Some("1")),
+            started("u", "3", Some("3")),
+        ]);
+        let mut below = ownership.running_below("t");
+        below.sort();
+        let turn = |thread: &str, turn: &str| (thread.to_owned(), turn.to_owned());
+        assert_eq!(below, [turn("c", "2"), turn("t", "1")]);
         assert!(ownership.has_goal("t"));
-        ownership.observe(&Kinship::Unloaded { thread_id: "t".to_owned() }, false);
+        ownership.observe(&Kinship::Unloaded { thread_id: "t".to_owned() });
         assert!(!ownership.has_goal("t") && ownership.running("t").is_none());
         // The counts are the thread's, wherever it is loaded next.
-        assert_eq!(ownership.take_counts("t").map(|usage| usage.input_tokens), Some(2));
+        assert_eq!(ownership.counts("t"), Some(total));
     }
 }

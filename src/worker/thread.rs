@@ -223,8 +223,9 @@ impl Worker {
         }
     }
 
-    /// Starts a turn on a loaded thread and returns Codex's id of it. The thread must have no
-    /// running turn: Codex would take the request as steering, without an error.
+    /// Starts a turn on a loaded thread and returns Codex's id of it. The thread should have no running
+    /// turn: Codex takes the request as steering then, without an error, which is found out by
+    /// `root_turn_id`, a name that no other turn has.
     ///
     /// # Errors
     /// See [`ThreadError`]; the turn can't have begun unless `Lost` says that it was written.
@@ -232,6 +233,7 @@ impl Worker {
         &self,
         thread_id: &ThreadId,
         thread: &mut LoadedThread,
+        root_turn_id: &str,
         inputs: &[UserInput],
         options: &ThreadOptions,
         workspace: &Workspace,
@@ -259,7 +261,12 @@ impl Worker {
             output_schema,
             thread.effort_is_set,
         );
+        let params = method::with_root(params, root_turn_id);
+        let before = self.expects_turn(thread_id, root_turn_id);
         let started: method::TurnStarted = self.request(method::TURN_START, &params).await?;
+        if !self.is_new(&started.turn, root_turn_id, &before) {
+            return Err(ThreadError::Steered(started.turn.id));
+        }
         thread.effort_is_set = options
             .model_reasoning_effort
             .as_ref()

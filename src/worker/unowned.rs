@@ -7,6 +7,7 @@
 //! up: tokens must not be spent without a turn.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use crate::app_server::decode::{Kinship, ThreadRead};
-use crate::app_server::method;
+use crate::app_server::method::{self, TurnRef};
 use crate::app_server::peer::RequestError;
 use crate::turn::event::Usage;
 use crate::turn::request::ThreadId;
@@ -58,6 +59,8 @@ pub(super) struct Kin {
     // Changes whenever something is learned.
     changed: watch::Sender<u64>,
     suspects: mpsc::UnboundedSender<Suspect>,
+    // Whether the CLI repeats the name that a turn is given when it is started.
+    repeats_roots: AtomicBool,
 }
 
 impl Kin {
@@ -69,6 +72,7 @@ impl Kin {
             repeated: Mutex::default(),
             changed: watch::Sender::new(0),
             suspects,
+            repeats_roots: AtomicBool::new(false),
         };
         (kin, suspected)
     }
@@ -82,8 +86,8 @@ impl Kin {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn observe(&self, told: &Kinship, is_heard: bool) {
-        self.ownership().observe(told, is_heard);
+    pub(super) fn observe(&self, told: &Kinship) {
+        self.ownership().observe(told);
         self.changed.send_modify(|changes| *changes += 1);
     }
 
@@ -98,6 +102,20 @@ impl Kin {
         }
         if let Some(held) = self.held().get_mut(thread_id).filter(|held| held.len() < HELD) {
             held.push(message);
+        }
+    }
+
+    fn suspect(&self, thread_id: String, turn_id: String) {
+        // Nobody looks while the worker is being started or has ended.
+        let _ = self.suspects.send(Suspect { thread_id, turn_id });
+    }
+
+    /// No turn of ours listens to a thread any more: what runs there, or on a thread that descends from
+    /// it, has begun in the last moment.
+    pub(super) fn unheard_from_now_on(&self, thread_id: &str) {
+        let running = self.ownership().running_below(thread_id);
+        for (thread_id, turn_id) in running {
+            self.suspect(thread_id, turn_id);
         }
     }
 
@@ -200,6 +218,10 @@ impl Worker {
             while runs() && self.is_alive() {
                 if let Err(error) = self.interrupt_turn(&thread, turn_id).await {
                     tracing::debug!(worker = %self.id, thread_id, %error, "not interrupted");
+                    if self.is_active(&thread).await == Some(false) {
+                        // It has ended by itself, and that was told before.
+                        kin.ownership().note_ended(thread_id, turn_id);
+                    }
                 }
                 let told = async { while runs() && changed.changed().await.is_ok() {} };
                 let _ = tokio::time::timeout(AGAIN, told).await;
@@ -241,7 +263,7 @@ impl Worker {
                 if !self.end_turn_of(thread_id.as_str(), &turn_id, left).await {
                     return Err(format!("Codex's own turn {turn_id} could not be ended"));
                 }
-            } else if !(had_goal && self.is_active(thread_id).await) {
+            } else if !(had_goal && self.is_active(thread_id).await == Some(true)) {
                 return Ok(());
             } else if Instant::now() >= deadline {
                 return Err("Codex goes on with the thread by itself".to_owned());
@@ -278,10 +300,11 @@ impl Worker {
         }
     }
 
-    async fn is_active(&self, thread_id: &ThreadId) -> bool {
+    /// Whether Codex works on a thread, as far as it says so.
+    async fn is_active(&self, thread_id: &ThreadId) -> Option<bool> {
         let params = json!({ "threadId": thread_id.as_str(), "includeTurns": false });
         let read = self.request::<method::ThreadStatusRead>(method::THREAD_READ, &params).await;
-        read.is_ok_and(|read| read.is_active())
+        read.ok().map(|read| read.is_active())
     }
 
     /// Whether the thread may have a goal: the CLI has goals on, or told of one.
@@ -289,14 +312,26 @@ impl Worker {
         self.may_have_goals || self.kin().ownership().has_goal(thread_id.as_str())
     }
 
-    /// What runs on a thread now; for [`Worker::had_begun`].
-    pub fn now_on(&self, thread_id: &ThreadId) -> Before {
-        self.kin().ownership().now(thread_id.as_str())
+    /// Notes that a turn of this name is being started on a thread; what ran there before, for
+    /// [`Worker::is_new`].
+    pub(super) fn expects_turn(&self, thread_id: &ThreadId, root_turn_id: &str) -> Before {
+        let mut ownership = self.kin().ownership();
+        ownership.expect_root(root_turn_id, thread_id.as_str());
+        ownership.now(thread_id.as_str())
     }
 
-    /// Whether a turn had begun by then.
-    pub fn had_begun(&self, before: &Before, codex_turn_id: &str) -> bool {
-        self.kin().ownership().had_begun(before, codex_turn_id)
+    /// Whether a turn that `turn/start` was answered with is one that it made.
+    pub(super) fn is_new(&self, turn: &TurnRef, root_turn_id: &str, before: &Before) -> bool {
+        let repeats_roots = &self.kin().repeats_roots;
+        match &turn.root_turn_id {
+            Some(root) if root == root_turn_id => {
+                repeats_roots.store(true, Ordering::Relaxed);
+                true
+            }
+            Some(_) if repeats_roots.load(Ordering::Relaxed) => false,
+            // An older CLI: a turn that was there before is all that can be told.
+            Some(_) | None => !self.kin().ownership().had_begun(before, &turn.id),
+        }
     }
 
     /// Ends a turn into which a new one was taken as steering.
@@ -310,6 +345,8 @@ impl Worker {
         within: Duration,
     ) -> Result<(), String> {
         self.note_unowned(thread_id.as_str(), codex_turn_id);
+        // Whatever was told of it: Codex said that it runs.
+        self.kin().ownership().note_running(thread_id.as_str(), codex_turn_id);
         self.clear_goal(thread_id).await;
         if self.end_turn_of(thread_id.as_str(), codex_turn_id, within).await {
             Ok(())
@@ -324,8 +361,8 @@ impl Worker {
         self.kin().ownership().take_stopped(thread_id.as_str())
     }
 
-    /// The thread's token counts, where they changed while it had no turn of ours.
-    pub fn take_unheard_counts(&self, thread_id: &ThreadId) -> Option<Usage> {
-        self.kin().ownership().take_counts(thread_id.as_str())
+    /// The token counts that it last told of a thread.
+    pub fn counts_of(&self, thread_id: &ThreadId) -> Option<Usage> {
+        self.kin().ownership().counts(thread_id.as_str())
     }
 }

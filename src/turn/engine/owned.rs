@@ -23,6 +23,8 @@ const GOES_ON_WITHIN: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(super) struct Owned {
     thread_id: String,
+    // The name under which the turn was started.
+    root: String,
     // Codex's ids of the turns that are the caller's one turn, and of those within them.
     turns: Vec<String>,
     current: Option<String>,
@@ -72,7 +74,7 @@ pub(super) enum Whose {
 /// What the begin of a turn means.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Begun {
-    /// It is known, or part of what runs.
+    /// It is known, part of what runs, or of no matter.
     Known,
     /// Codex goes on by itself.
     Continuation,
@@ -92,9 +94,10 @@ pub(super) enum Rest {
 }
 
 impl Owned {
-    pub(super) fn new(thread_id: &str, codex_turn_id: &str) -> Owned {
+    pub(super) fn new(thread_id: &str, root: &str, codex_turn_id: &str) -> Owned {
         Owned {
             thread_id: thread_id.to_owned(),
+            root: root.to_owned(),
             turns: vec![codex_turn_id.to_owned()],
             current: Some(codex_turn_id.to_owned()),
             goal_is_active: false,
@@ -113,16 +116,21 @@ impl Owned {
         }
     }
 
-    /// A turn begins on the turn's own thread.
-    pub(super) fn turn_begins(&mut self, turn_id: &str) -> Begun {
-        if self.turns.iter().any(|known| known == turn_id) {
+    /// A turn begins on the turn's own thread, in a chain of work that began with `root`.
+    pub(super) fn turn_begins(&mut self, turn_id: &str, root: Option<&str>) -> Begun {
+        let is_own = |id: &str| self.root == id || self.turns.iter().any(|known| known == id);
+        if is_own(turn_id) {
+            return Begun::Known;
+        }
+        if self.current.is_some() {
+            // A reviewer's, within the turn that runs: no end of its own is told. Any other one was
+            // there before, and its begin is told late.
+            if root.is_some_and(is_own) {
+                self.turns.push(turn_id.to_owned());
+            }
             return Begun::Known;
         }
         self.turns.push(turn_id.to_owned());
-        if self.current.is_some() {
-            // A reviewer's, within the turn that runs: no end of its own is told.
-            return Begun::Known;
-        }
         self.current = Some(turn_id.to_owned());
         self.continues_by = None;
         Begun::Continuation
@@ -377,16 +385,19 @@ mod tests {
 
     #[test]
     fn messages_of_other_turns_of_the_thread_are_told_apart() {
-        let mut owned = Owned::new("t", "1");
+        let mut owned = Owned::new("t", "r", "1");
         assert_eq!(owned.whose(&scope("t", Some("1"))), Whose::Own);
         assert_eq!(owned.whose(&scope("t", None)), Whose::Own);
         assert_eq!(owned.whose(&Scope::default()), Whose::Own);
         assert_eq!(owned.whose(&scope("t", Some("0"))), Whose::Another);
         assert_eq!(owned.whose(&scope("c", Some("1"))), Whose::Agent("c".to_owned()));
         // A turn within the turn is its own, and does not take its place.
-        assert_eq!(owned.turn_begins("inner"), Begun::Known);
+        assert_eq!(owned.turn_begins("inner", Some("r")), Begun::Known);
         assert_eq!(owned.whose(&scope("t", Some("inner"))), Whose::Own);
         assert!(!owned.turn_ends(Some("inner"), true, Instant::now()));
+        // One that was there before is told late.
+        assert_eq!(owned.turn_begins("before", Some("before")), Begun::Known);
+        assert_eq!(owned.whose(&scope("t", Some("before"))), Whose::Another);
         assert!(owned.turn_ends(Some("1"), true, Instant::now()));
         assert_eq!(owned.rest(Instant::now()), Rest::Over);
     }
@@ -394,11 +405,11 @@ mod tests {
     #[test]
     fn a_turn_with_a_goal_goes_on_until_the_goal_is_done() {
         let now = Instant::now();
-        let mut owned = Owned::new("t", "1");
+        let mut owned = Owned::new("t", "r", "1");
         owned.goal_changes(true);
         assert!(owned.turn_ends(Some("1"), true, now));
         assert_eq!(owned.rest(now), Rest::Until(now + GOES_ON_WITHIN));
-        assert_eq!(owned.turn_begins("2"), Begun::Continuation);
+        assert_eq!(owned.turn_begins("2", Some("r")), Begun::Continuation);
         assert_eq!(
             (owned.rest(now), owned.running()),
             (Rest::Busy, vec![("t".into(), "2".into())])
@@ -409,7 +420,7 @@ mod tests {
         owned.goal_changes(false);
         assert_eq!(owned.rest(now), Rest::Over);
         // After a failure nothing is waited for.
-        let mut owned = Owned::new("t", "1");
+        let mut owned = Owned::new("t", "r", "1");
         owned.goal_changes(true);
         assert!(owned.turn_ends(Some("1"), false, now));
         assert_eq!(owned.rest(now), Rest::Goal);
@@ -418,7 +429,7 @@ mod tests {
     #[test]
     fn a_turn_waits_for_its_agents_also_for_those_that_have_not_begun() {
         let now = Instant::now();
-        let mut owned = Owned::new("t", "1");
+        let mut owned = Owned::new("t", "r", "1");
         owned.notes_item("t", &agents(SubAgentAction::Spawn, "spawnAgent", "c"), true, now);
         assert!(owned.turn_ends(Some("1"), true, now));
         assert_eq!(owned.rest(now), Rest::Until(now + BEGINS_WITHIN));
@@ -437,7 +448,7 @@ mod tests {
     #[test]
     fn only_a_word_that_sets_an_agent_to_work_is_waited_for() {
         let now = Instant::now();
-        let mut owned = Owned::new("t", "1");
+        let mut owned = Owned::new("t", "r", "1");
         owned.agent_begins("c", "2");
         owned.agent_ends("c", SubAgentStatus::Completed, None);
         owned.turn_ends(Some("1"), true, now);
@@ -465,7 +476,7 @@ mod tests {
     #[test]
     fn what_agents_used_before_the_turn_is_not_the_turns() {
         let usage = |input_tokens| Usage { input_tokens, ..Usage::default() };
-        let mut owned = Owned::new("t", "1");
+        let mut owned = Owned::new("t", "r", "1");
         assert!(owned.agent_uses("old", usage(1000), usage(100)));
         assert!(owned.agent_uses("old", usage(1500), usage(500)));
         assert!(!owned.agent_uses("old", usage(1500), usage(500)), "told twice");
@@ -487,7 +498,7 @@ mod tests {
             }),
         };
         let now = Instant::now();
-        let mut owned = Owned::new("t", "1");
+        let mut owned = Owned::new("t", "r", "1");
         owned.notes_item("t", &command("a"), false, now);
         owned.notes_item("t", &command("a"), true, now);
         assert!(!owned.has_running_commands());

@@ -79,10 +79,16 @@ impl Engine {
                 thread.loaded = None;
                 return Err(NeverBegan(what));
             }
-            let before = worker.now_on(&thread_id);
+            if let Some(counts) = worker.counts_of(&thread_id)
+                && thread.usage.is_none_or(|known| known.total_tokens() < counts.total_tokens())
+            {
+                // What was used meanwhile is not this turn's.
+                thread.usage = Some(counts);
+            }
             let start = worker.start_turn(
                 &thread_id,
                 &mut loaded,
+                &turn.id.0,
                 &request.inputs,
                 &request.thread_options,
                 workspace,
@@ -101,18 +107,15 @@ impl Engine {
                 Some(started) => Some(started),
                 None => tokio::time::timeout(self.settings.interrupt_grace, start).await.ok(),
             };
-            if let Some(Ok(codex_turn_id)) = &started
-                && worker.had_begun(&before, codex_turn_id)
-            {
+            if let Some(Err(ThreadError::Steered(other))) = &started {
                 steered += 1;
                 let grace = self.settings.interrupt_grace;
-                let ended = worker.end_foreign_turn(&thread_id, codex_turn_id, grace).await;
-                match ended {
-                    Ok(()) if steered <= STEERED_AGAIN && cause.is_none() => continue,
-                    Ok(()) => {}
-                    Err(_) => self.give_up(worker, &thread_id).await,
+                let ended = worker.end_foreign_turn(&thread_id, other, grace).await;
+                if ended.is_ok() && steered <= STEERED_AGAIN && cause.is_none() {
+                    continue;
                 }
-                break Some(Err(ThreadError::Steered(codex_turn_id.clone())));
+                self.give_up(worker, &thread_id).await;
+                break started;
             }
             // It has not taken the turn: asking again can do no harm.
             let pause = match &started {
@@ -186,7 +189,7 @@ impl Engine {
             }
             Some(Err(error)) => {
                 if matches!(error, ThreadError::Steered(_)) {
-                    // It may have been unloaded to end what ran on it.
+                    // It was unloaded to end what ran on it.
                     thread.loaded = None;
                 }
                 self.forget_ephemeral(request, worker, &thread_id).await;
@@ -199,12 +202,6 @@ impl Engine {
         for stopped in worker.take_stopped_turns(&thread_id) {
             turn.log.append(unowned_turn_stopped(&stopped));
         }
-        if let Some(counts) = worker.take_unheard_counts(&thread_id)
-            && thread.usage.is_none_or(|known| known.total_tokens() < counts.total_tokens())
-        {
-            // What was used meanwhile is not this turn's.
-            thread.usage = Some(counts);
-        }
         turn.log.append(Event::TurnStarted { codex_turn_id: codex_turn_id.clone() });
         turn.set_phase(Phase::Live(Live {
             worker: Arc::clone(worker),
@@ -216,7 +213,7 @@ impl Engine {
             turn,
             worker,
             log: &turn.log,
-            owned: Owned::new(thread_id.as_str(), &codex_turn_id),
+            owned: Owned::new(thread_id.as_str(), &turn.id.0, &codex_turn_id),
             thread_id: &thread_id,
             end: None,
             max_total_tokens: request.turn_options.max_total_tokens.map(u64::from),
@@ -478,7 +475,7 @@ impl Run<'_> {
                 self.has_begun |= notification.method.starts_with("item/");
                 self.take_own(notification, scope.turn_id.as_deref(), decoded);
             }
-            Whose::Another => self.take_anothers(scope.turn_id.as_deref(), decoded),
+            Whose::Another => self.take_anothers(decode::kinship(notification), decoded),
             Whose::Agent(thread_id) => {
                 if self.include_raw_events {
                     self.file_raw(notification);

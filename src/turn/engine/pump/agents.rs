@@ -13,14 +13,15 @@ use crate::turn::event::{Event, ItemKind, SubAgentStatus, UserInput};
 impl Run<'_> {
     /// Takes what is told of another turn of the thread: a late word on an earlier one, or the begin of
     /// one that Codex starts by itself.
-    pub(super) fn take_anothers(&mut self, turn_id: Option<&str>, decoded: Decoded) {
-        match (decoded, turn_id) {
-            (Decoded::TurnStarted, Some(turn_id)) => {
-                if self.owned.turn_begins(turn_id) == Begun::Continuation {
+    pub(super) fn take_anothers(&mut self, kinship: Option<Kinship>, decoded: Decoded) {
+        match (decoded, kinship) {
+            (_, Some(Kinship::TurnStarted { turn_id, root_turn_id, .. })) => {
+                let begun = self.owned.turn_begins(&turn_id, root_turn_id.as_deref());
+                if begun == Begun::Continuation {
                     self.end = None;
                     self.final_response = None;
                     self.last_progress = Instant::now();
-                    let codex_turn_id = turn_id.to_owned();
+                    let codex_turn_id = turn_id;
                     self.log.append(Event::TurnStarted { codex_turn_id: codex_turn_id.clone() });
                     // Input is added to what runs now.
                     self.turn.set_phase(Phase::Live(Live {
