@@ -152,6 +152,8 @@ const NOTIFICATIONS: &[&str] = &[
     "item/reasoning/summaryTextDelta",
     "item/commandExecution/outputDelta",
     "thread/tokenUsage/updated",
+    "thread/goal/updated",
+    "thread/goal/cleared",
     "error",
     "warning",
 ];
@@ -176,7 +178,9 @@ const ANSWERS: &[(&str, &[&str])] = &[
         "ThreadResumeResponse",
         &["thread.id", "model", "reasoningEffort", "approvalPolicy", "sandbox"],
     ),
-    ("TurnStartResponse", &["turn.id"]),
+    ("TurnStartResponse", &["turn.id", "turn.rootTurnId"]),
+    ("ThreadReadResponse", &["thread.id", "thread.status"]),
+    ("ThreadGoalGetResponse", &["goal.status"]),
     (
         "ConfigReadResponse",
         &[
@@ -222,7 +226,16 @@ fn sent() -> Vec<(&'static str, Map<String, Value>)> {
     let turn = |baseline: &Baseline| {
         let schema = json!({});
         let workspace: (&Path, &[PathBuf]) = (directory, &[]);
-        method::turn_start_params("t", &inputs, &options, baseline, workspace, Some(&schema), true)
+        let params = method::turn_start_params(
+            "t",
+            &inputs,
+            &options,
+            baseline,
+            workspace,
+            Some(&schema),
+            true,
+        );
+        method::with_root(params, "r")
     };
     let without_effort = Baseline { effort: None, ..baseline.clone() };
     let all = [
@@ -235,6 +248,9 @@ fn sent() -> Vec<(&'static str, Map<String, Value>)> {
         (method::THREAD_ARCHIVE, json!({"threadId": "t"})),
         (method::THREAD_UNARCHIVE, json!({"threadId": "t"})),
         (method::THREAD_UNSUBSCRIBE, json!({"threadId": "t"})),
+        (method::THREAD_READ, json!({"threadId": "t", "includeTurns": false})),
+        (method::GOAL_GET, json!({"threadId": "t"})),
+        (method::GOAL_CLEAR, json!({"threadId": "t"})),
         (method::CONFIG_READ, json!({"includeLayers": false, "cwd": "/w"})),
         (method::TERMINALS_LIST, json!({"threadId": "t"})),
         (method::TERMINALS_TERMINATE, json!({"threadId": "t", "processId": "p"})),
@@ -308,11 +324,21 @@ async fn every_schema_has_what_the_sidecar_uses() {
         "server request mcpServer/elicitation/request",
     ]
     .map(str::to_owned);
+    let goals = [
+        "method thread/goal/clear",
+        "method thread/goal/get",
+        "notification thread/goal/cleared",
+        "notification thread/goal/updated",
+    ]
+    .map(str::to_owned);
+    let roots = ["TurnStartResponse: field turn.rootTurnId", "turn/start: parameter rootTurnId"]
+        .map(str::to_owned);
+    let statuses = ["ThreadReadResponse: field thread.status"].map(str::to_owned);
     let known: [(&'static str, Vec<&[String]>); 5] = [
-        ("0.100.0", vec![&terminals, &early, &first]),
-        ("0.115.0", vec![&terminals, &early]),
-        ("0.130.0", vec![&terminals]),
-        ("0.150.0", vec![]),
+        ("0.100.0", vec![&terminals, &early, &first, &goals, &roots, &statuses]),
+        ("0.115.0", vec![&terminals, &early, &goals, &roots]),
+        ("0.130.0", vec![&terminals, &roots]),
+        ("0.150.0", vec![&roots]),
         ("0.169.0", vec![]),
     ];
     for (version, known) in known {

@@ -88,8 +88,7 @@ impl Engine {
             let start = worker.start_turn(
                 &thread_id,
                 &mut loaded,
-                &turn.id.0,
-                &request.inputs,
+                (&turn.id.0, &request.inputs),
                 &request.thread_options,
                 workspace,
                 schema,
@@ -236,7 +235,8 @@ impl Engine {
         let event = match end {
             Ended::Codex(end, cause) => {
                 worker.note_turn_completed();
-                run.end_commands(&mut route).await;
+                let was_asked = cause.as_ref().is_some_and(|stopping| stopping.cause.is_some());
+                run.end_commands(&mut route, was_asked).await;
                 run.close_plan();
                 run.terminal(end, cause, clocks)
             }
@@ -329,7 +329,7 @@ impl Engine {
                 match &stopping {
                     None => cause = clocks.has_struck(Some(run.last_progress)),
                     Some(Stopping { deadline, .. }) if *deadline <= Instant::now() => {
-                        run.end_commands(route).await;
+                        run.end_commands(route, true).await;
                         self.give_up(worker, thread_id).await;
                         let end = run.end.take().unwrap_or(TurnEnd::Interrupted);
                         return Ended::Unresponsive(end, stopping);

@@ -51,19 +51,19 @@ impl Engine {
     /// Interrupts what runs of a turn and is not being interrupted yet.
     pub(super) fn interrupt_all(&self, run: &Run<'_>, stopping: &mut Stopping) {
         for (thread_id, codex_turn_id) in run.owned.running() {
-            if !stopping.interrupting.contains_key(&codex_turn_id) {
+            let interrupting = || {
                 let thread_id = ThreadId::from_codex(thread_id);
-                let guard = self.interrupt(run.worker, &thread_id, &codex_turn_id);
-                stopping.interrupting.insert(codex_turn_id, guard);
-            }
+                self.interrupt(run.worker, &thread_id, &codex_turn_id)
+            };
+            stopping.interrupting.entry(codex_turn_id.clone()).or_insert_with(interrupting);
         }
     }
 }
 
 impl Run<'_> {
     /// Ends the commands that still run, of the turn and of its sub-agents: nothing of a turn runs on
-    /// after it, as nothing runs on after `codex exec`.
-    pub(super) async fn end_commands(&mut self, route: &mut Route) {
+    /// after it, as nothing runs on after `codex exec`. It is told, unless the end was asked for.
+    pub(super) async fn end_commands(&mut self, route: &mut Route, was_asked: bool) {
         const WITHIN: Duration = Duration::from_secs(2);
         let (worker, began_at) = (self.worker, self.began_at);
         let ending = self.owned.commands().into_iter().map(|(thread_id, running)| async move {
@@ -82,6 +82,9 @@ impl Run<'_> {
             futures::future::join_all(ending).await.into_iter().unzip();
         let ended: Vec<String> = ended.into_iter().flatten().collect();
         let killed: usize = killed.into_iter().sum();
+        if was_asked {
+            return;
+        }
         if !ended.is_empty() {
             let settling = async {
                 while self.owned.has_running_commands() {
