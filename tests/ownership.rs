@@ -125,6 +125,17 @@ async fn continuations_of_a_goal_are_the_turns_own_until_the_goal_is_done() {
         .collect();
     assert_eq!(said, ["one", "two", "three"]);
     assert_quiet(&sidecar, "a", 2).await;
+
+    // A sub-agent's goal is waited for as well.
+    let words = r#"[[tool create_goal {"objective": "go on"}]] [[say one]] [[next]]
+        [[tool update_goal {"status": "complete"}]] [[say two]]"#;
+    let told = sidecar.say("b", &format!("{} [[say done]]", spawn(words))).await;
+    assert_eq!((told.final_response(), told.codex_turn_ids().len()), ("done", 1));
+    let agents = told.sub_agents();
+    let works = agents.iter().filter(|agent| agent.action() == pb::SubAgentAction::Work);
+    let said: Vec<&str> = works.map(|agent| agent.agents[0].message.as_str()).collect();
+    assert_eq!(said, ["one", "two"], "{agents:#?}");
+    assert_quiet(&sidecar, "b", 2).await;
     sidecar.stop().await;
 }
 
@@ -422,6 +433,28 @@ async fn what_a_sub_agent_uses_counts_for_the_budget_and_what_it_asks_is_answere
     let agents = told.sub_agents();
     let work = agents.iter().find(|agent| agent.action() == pb::SubAgentAction::Work).unwrap();
     assert_eq!(work.agents[0].message, "asked");
+    sidecar.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_sub_agent_does_is_progress_of_the_turn() {
+    let sidecar = Sidecar::start().await;
+    // Its answer takes longer than the turn may be idle, each piece of it much less.
+    let words = format!("{} [[say done]]", spawn("[[words 60]] [[slow 150]]"));
+    let mut request = prompt("a", &words);
+    let idle = Some(prost_types::Duration { seconds: 5, nanos: 0 });
+    request.turn_options.get_or_insert_default().idle_timeout = idle;
+    let told = sidecar.run(request).await;
+    assert_eq!(told.final_response(), "done");
+    let at = |event: &pb::TurnEvent| {
+        let at = event.emitted_at.unwrap();
+        Duration::new(at.seconds.try_into().unwrap(), at.nanos.try_into().unwrap())
+    };
+    let done = told.events.iter().rposition(|event| {
+        matches!(&event.event, Some(Event::AgentMessageDelta(delta)) if delta.text.contains("done"))
+    });
+    let waited = at(told.events.last().unwrap()) - at(&told.events[done.expect("the deltas")]);
+    assert!(waited > Duration::from_secs(5), "the turn waited only {waited:?}");
     sidecar.stop().await;
 }
 

@@ -3,7 +3,7 @@
 //! Pure: it is told what happened and says what still runs. The caller's one turn is over when nothing
 //! does: its thread has a turn of Codex's no more and none is to come, and neither has any sub-agent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -28,8 +28,9 @@ pub(super) struct Owned {
     // Codex's ids of the turns that are the caller's one turn, and of those within them.
     turns: Vec<String>,
     current: Option<String>,
-    goal_is_active: bool,
-    // Until when Codex may go on with the goal.
+    // The threads with a goal that Codex goes on with by itself.
+    goals: BTreeSet<String>,
+    // Until when Codex may go on with the turn's own.
     continues_by: Option<Instant>,
     agents: BTreeMap<String, Agent>,
     commands: BTreeMap<String, Commands>,
@@ -100,7 +101,7 @@ impl Owned {
             root: root.to_owned(),
             turns: vec![codex_turn_id.to_owned()],
             current: Some(codex_turn_id.to_owned()),
-            goal_is_active: false,
+            goals: BTreeSet::new(),
             continues_by: None,
             agents: BTreeMap::new(),
             commands: BTreeMap::new(),
@@ -147,26 +148,39 @@ impl Owned {
             return false;
         }
         self.current = None;
-        self.continues_by = (self.goal_is_active && went_well).then(|| now + GOES_ON_WITHIN);
+        let goes_on = went_well && self.goals.contains(&self.thread_id);
+        self.continues_by = goes_on.then(|| now + GOES_ON_WITHIN);
         true
     }
 
-    /// The thread's goal changes.
-    pub(super) fn goal_changes(&mut self, is_active: bool) {
-        self.goal_is_active = is_active;
-        if !is_active {
+    /// The goal of a thread changes, of the turn's own or of a sub-agent's.
+    pub(super) fn goal_changes(&mut self, thread_id: &str, is_active: bool) {
+        if is_active {
+            self.goals.insert(thread_id.to_owned());
+            return;
+        }
+        self.goals.remove(thread_id);
+        if thread_id == self.thread_id {
             self.continues_by = None;
+        } else if let Some(agent) = self.agents.get_mut(thread_id) {
+            agent.begins_by = None;
         }
     }
 
-    /// Whether the thread has a goal that Codex goes on with by itself.
-    pub(super) fn has_goal(&self) -> bool {
-        self.goal_is_active
+    /// No thread has a goal any more.
+    pub(super) fn forget_goals(&mut self) {
+        self.goals.clear();
+        self.continues_by = None;
+    }
+
+    /// The threads with a goal that Codex goes on with by itself.
+    pub(super) fn goals(&self) -> Vec<String> {
+        self.goals.iter().cloned().collect()
     }
 
     /// Whether more runs, or is about to, than the turn's own thread has.
     pub(super) fn has_others(&self) -> bool {
-        self.goal_is_active || self.agents.values().any(|agent| agent.turn.is_some())
+        !self.goals.is_empty() || self.agents.values().any(|agent| agent.turn.is_some())
     }
 
     /// The turns that run, with their threads.
@@ -192,7 +206,7 @@ impl Owned {
         let latest = to_come.chain(self.continues_by).filter(|by| *by > now).max();
         match latest {
             Some(by) => Rest::Until(by),
-            None if self.goal_is_active => Rest::Goal,
+            None if !self.goals.is_empty() => Rest::Goal,
             None => Rest::Over,
         }
     }
@@ -278,9 +292,12 @@ impl Owned {
         thread_id: &str,
         status: SubAgentStatus,
         failure: Option<&str>,
+        now: Instant,
     ) -> Option<Item> {
+        let goes_on = status == SubAgentStatus::Completed && self.goals.contains(thread_id);
         let agent = self.agents.get_mut(thread_id)?;
         let turn = agent.turn.take()?;
+        agent.begins_by = goes_on.then(|| now + GOES_ON_WITHIN);
         agent.phase = Some(match status {
             SubAgentStatus::InProgress => AgentPhase::Running,
             SubAgentStatus::Completed => AgentPhase::Completed,
@@ -294,8 +311,9 @@ impl Owned {
     }
 
     /// A sub-agent's thread is unloaded: whatever it did is over.
-    pub(super) fn agent_goes(&mut self, thread_id: &str) -> Option<Item> {
-        let item = self.agent_ends(thread_id, SubAgentStatus::Interrupted, None);
+    pub(super) fn agent_goes(&mut self, thread_id: &str, now: Instant) -> Option<Item> {
+        self.goals.remove(thread_id);
+        let item = self.agent_ends(thread_id, SubAgentStatus::Interrupted, None, now);
         if let Some(agent) = self.agents.get_mut(thread_id) {
             agent.begins_by = None;
         }
@@ -406,7 +424,7 @@ mod tests {
     fn a_turn_with_a_goal_goes_on_until_the_goal_is_done() {
         let now = Instant::now();
         let mut owned = Owned::new("t", "r", "1");
-        owned.goal_changes(true);
+        owned.goal_changes("t", true);
         assert!(owned.turn_ends(Some("1"), true, now));
         assert_eq!(owned.rest(now), Rest::Until(now + GOES_ON_WITHIN));
         assert_eq!(owned.turn_begins("2", Some("r")), Begun::Continuation);
@@ -417,11 +435,19 @@ mod tests {
         assert!(owned.turn_ends(Some("2"), true, now));
         // One that Codex does not go on with is looked into.
         assert_eq!(owned.rest(now + GOES_ON_WITHIN), Rest::Goal);
-        owned.goal_changes(false);
+        owned.goal_changes("t", false);
+        assert_eq!(owned.rest(now), Rest::Over);
+        // A sub-agent's goal is waited for as well.
+        owned.agent_begins("c", "3");
+        owned.goal_changes("c", true);
+        owned.agent_ends("c", SubAgentStatus::Completed, None, now);
+        assert_eq!(owned.rest(now), Rest::Until(now + GOES_ON_WITHIN));
+        assert_eq!(owned.rest(now + GOES_ON_WITHIN), Rest::Goal);
+        owned.goal_changes("c", false);
         assert_eq!(owned.rest(now), Rest::Over);
         // After a failure nothing is waited for.
         let mut owned = Owned::new("t", "r", "1");
-        owned.goal_changes(true);
+        owned.goal_changes("t", true);
         assert!(owned.turn_ends(Some("1"), false, now));
         assert_eq!(owned.rest(now), Rest::Goal);
     }
@@ -439,9 +465,9 @@ mod tests {
         // A grandchild, which began before it was told of.
         assert!(owned.agent_begins("g", "3").is_some());
         owned.notes_item("c", &agents(SubAgentAction::Spawn, "spawnAgent", "g"), true, now);
-        assert!(owned.agent_ends("c", SubAgentStatus::Completed, None).is_some());
+        assert!(owned.agent_ends("c", SubAgentStatus::Completed, None, now).is_some());
         assert_eq!(owned.rest(now), Rest::Busy);
-        assert!(owned.agent_ends("g", SubAgentStatus::Failed, Some("no")).is_some());
+        assert!(owned.agent_ends("g", SubAgentStatus::Failed, Some("no"), now).is_some());
         assert_eq!(owned.rest(now), Rest::Over);
     }
 
@@ -450,7 +476,7 @@ mod tests {
         let now = Instant::now();
         let mut owned = Owned::new("t", "r", "1");
         owned.agent_begins("c", "2");
-        owned.agent_ends("c", SubAgentStatus::Completed, None);
+        owned.agent_ends("c", SubAgentStatus::Completed, None, now);
         owned.turn_ends(Some("1"), true, now);
         for (action, tool) in [
             (SubAgentAction::Wait, "wait"),
@@ -465,7 +491,7 @@ mod tests {
         let word = agents(SubAgentAction::Message, "sendInput", "c");
         owned.notes_item("t", &word, false, now);
         owned.agent_begins("c", "3");
-        owned.agent_ends("c", SubAgentStatus::Completed, None);
+        owned.agent_ends("c", SubAgentStatus::Completed, None, now);
         owned.notes_item("t", &word, true, now);
         assert_eq!(owned.rest(now), Rest::Over);
         owned.notes_item("t", &word, false, now);

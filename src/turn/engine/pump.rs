@@ -306,16 +306,15 @@ impl Engine {
                     }
                     continue;
                 }
-                (Rest::Over, _) | (Rest::Goal, Some(_)) => {
+                (Rest::Over, _) => {
                     let end = run.end.take().unwrap_or(TurnEnd::Interrupted);
                     return Ended::Codex(end, stopping);
                 }
-                (Rest::Goal, None) => {
+                (Rest::Goal, _) => {
                     // Codex holds back for a reason of its own, and must not go on when nobody looks.
-                    if worker.has_goal(thread_id).await {
-                        worker.clear_goal(thread_id).await;
-                    }
-                    run.owned.goal_changes(false);
+                    let clearing = run.clear_goals();
+                    let _ = tokio::time::timeout(self.settings.interrupt_grace, clearing).await;
+                    run.owned.forget_goals();
                     while let Some(message) = route.try_recv() {
                         run.take_message(message);
                     }
@@ -510,7 +509,7 @@ impl Run<'_> {
             Decoded::TurnStarted | Decoded::RequestResolved { .. } => {}
             Decoded::Untyped => {
                 if let Some(Kinship::Goal { is_active, .. }) = decode::kinship(notification) {
-                    self.owned.goal_changes(is_active);
+                    self.owned.goal_changes(self.thread_id.as_str(), is_active);
                 }
                 if self.include_raw_events {
                     self.file_raw(notification);

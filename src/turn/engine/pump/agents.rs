@@ -62,7 +62,8 @@ impl Run<'_> {
                     TurnEnd::Failed(_) => SubAgentStatus::Failed,
                 };
                 let failure = decode::failure_of(&end);
-                self.owned.agent_ends(thread_id, status, failure).map(Event::ItemCompleted)
+                let now = Instant::now();
+                self.owned.agent_ends(thread_id, status, failure, now).map(Event::ItemCompleted)
             }
             Decoded::TokenUsage { total, last, model_context_window } => {
                 if self.owned.agent_uses(thread_id, total, last) {
@@ -94,8 +95,14 @@ impl Run<'_> {
                 }
             }
             Decoded::Event(warning @ Event::Warning { .. }) => Some(warning),
+            Decoded::Untyped if matches!(kinship, Some(Kinship::Goal { .. })) => {
+                if let Some(Kinship::Goal { is_active, .. }) = kinship {
+                    self.owned.goal_changes(thread_id, is_active);
+                }
+                None
+            }
             Decoded::Untyped if matches!(kinship, Some(Kinship::Unloaded { .. })) => {
-                self.owned.agent_goes(thread_id).map(Event::ItemCompleted)
+                self.owned.agent_goes(thread_id, Instant::now()).map(Event::ItemCompleted)
             }
             Decoded::Event(_)
             | Decoded::Plan { .. }

@@ -35,10 +35,20 @@ pub(super) struct Stopping {
 impl Engine {
     /// Begins to stop a turn and all that belongs to it.
     pub(super) fn stop(&self, run: &Run<'_>, cause: Option<Cause>) -> Stopping {
-        let (worker, thread_id) = (Arc::clone(run.worker), run.thread_id.clone());
-        // Else Codex would go on with it at the next turn.
-        let clearing = (run.owned.has_goal() || worker.may_have_goal(&thread_id))
-            .then(|| self.tasks.spawn(async move { worker.clear_goal(&thread_id).await }));
+        let worker = Arc::clone(run.worker);
+        let mut goals: Vec<ThreadId> =
+            run.owned.goals().into_iter().map(ThreadId::from_codex).collect();
+        if worker.may_have_goal(run.thread_id) && !goals.contains(run.thread_id) {
+            goals.push(run.thread_id.clone());
+        }
+        // Else Codex would go on with them at the next turn.
+        let clearing = (!goals.is_empty()).then(|| {
+            self.tasks.spawn(async move {
+                for thread_id in goals {
+                    worker.clear_goal(&thread_id).await;
+                }
+            })
+        });
         Stopping {
             cause,
             had_others: run.end.is_some() || run.owned.has_others(),
@@ -61,6 +71,16 @@ impl Engine {
 }
 
 impl Run<'_> {
+    /// Takes the goals away that Codex would go on with by itself.
+    pub(super) async fn clear_goals(&self) {
+        for thread_id in self.owned.goals() {
+            let thread_id = ThreadId::from_codex(thread_id);
+            if self.worker.has_goal(&thread_id).await {
+                self.worker.clear_goal(&thread_id).await;
+            }
+        }
+    }
+
     /// Ends the commands that still run, of the turn and of its sub-agents: nothing of a turn runs on
     /// after it, as nothing runs on after `codex exec`. It is told, unless the end was asked for.
     pub(super) async fn end_commands(&mut self, route: &mut Route, was_asked: bool) {
