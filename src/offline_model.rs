@@ -39,6 +39,7 @@
 //! | `[[status CODE]]`, `[[status CODE SECONDS]]` | HTTP status 400 to 599 instead of an answer, with `Retry-After: SECONDS`. Comes first, or right after a call: an answer that has begun has its status |
 //! | `[[fail CODE]]`, `[[fail CODE MESSAGE]]` | the answer ends as `response.failed` with this error code: `context_length_exceeded`, `insufficient_quota`, `rate_limit_exceeded`, … |
 //! | `[[incomplete REASON]]` | the answer ends as `response.incomplete` for this reason: `content_filter`, `max_output_tokens`, … |
+//! | `[[next]]` | what follows is for the next turn that Codex takes by itself, to go on with a goal; the last part is for all turns from there on |
 //! | `[[end]]` | the answer ends here, without the default message |
 //! | `[[cut]]` | the connection breaks in the middle of a message |
 //! | `[[hang]]` | silence, until the client goes away |

@@ -5,6 +5,7 @@
 //! by field. Nothing here knows protobuf or Codex's JSON.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -265,6 +266,8 @@ pub struct TurnOptions {
     pub answer_timeout: Option<Duration>,
     /// Leave the final response out of the turn's end: its items have it.
     pub omit_final_response: bool,
+    /// Most tokens, in and out, of all that the turn owns; more stop it.
+    pub max_total_tokens: Option<NonZeroU64>,
 }
 
 /// Defaults of one of the caller's Codex tools. `None` means: not said here.
@@ -285,6 +288,8 @@ pub struct ToolDefaults {
     pub turn_timeout: Option<Duration>,
     /// Longest wait for an answer.
     pub answer_timeout: Option<Duration>,
+    /// Most tokens of a turn, in and out.
+    pub max_total_tokens: Option<NonZeroU64>,
 }
 
 impl ToolDefaults {

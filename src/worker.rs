@@ -8,10 +8,12 @@
 
 mod complaints;
 pub mod mcp;
+pub mod ownership;
 mod record;
 pub mod settings;
 mod stderr;
 pub mod thread;
+mod unowned;
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
@@ -211,6 +213,8 @@ pub struct Worker {
     killed: Kill,
     request_timeout: Duration,
     redactor: Redactor,
+    // Whether Codex may pursue goals, which lets it take turns by itself.
+    may_have_goals: bool,
     defaults: OnceLock<CliDefaults>,
     running_turns: watch::Sender<usize>,
     started_turns: AtomicU64,
@@ -234,11 +238,12 @@ struct Routes {
     // `None` once the worker has ended: no route can be made any more.
     table: Mutex<Option<Table>>,
     mcp: McpServers,
+    kin: unowned::Kin,
 }
 
 impl Routes {
-    fn open(mcp: McpServers) -> Routes {
-        Routes { table: Mutex::new(Some(Table::new())), mcp }
+    fn open(mcp: McpServers, kin: unowned::Kin) -> Routes {
+        Routes { table: Mutex::new(Some(Table::new())), mcp, kin }
     }
 
     fn table(&self) -> MutexGuard<'_, Option<Table>> {
@@ -246,8 +251,27 @@ impl Routes {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Where messages of a thread go: to the turn on it, else to that on the nearest thread that it
+    /// descends from.
     fn get(&self, thread_id: &str) -> Option<mpsc::UnboundedSender<ThreadMessage>> {
-        self.table().as_ref().and_then(|table| table.get(thread_id).cloned())
+        let table = self.table();
+        let table = table.as_ref()?;
+        let own = table.get(thread_id).cloned();
+        own.or_else(|| {
+            let ownership = self.kin.ownership();
+            ownership.ancestors(thread_id).find_map(|elder| table.get(elder).cloned())
+        })
+    }
+
+    /// Passes on what is held of threads that somebody listens to by now.
+    fn forward_held(&self) {
+        for (thread_id, messages) in self.kin.take_heard(|thread_id| self.get(thread_id).is_some())
+        {
+            let Some(sender) = self.get(&thread_id) else { continue };
+            for message in messages {
+                let _ = sender.send(message);
+            }
+        }
     }
 }
 
@@ -274,6 +298,11 @@ impl Route {
     pub async fn recv(&mut self) -> Option<ThreadMessage> {
         self.messages.recv().await
     }
+
+    /// The next message, if one is here already.
+    pub fn try_recv(&mut self) -> Option<ThreadMessage> {
+        self.messages.try_recv().ok()
+    }
 }
 
 impl Drop for Route {
@@ -281,6 +310,7 @@ impl Drop for Route {
         if let Some(table) = self.routes.table().as_mut() {
             table.remove(&self.thread_id);
         }
+        self.routes.kin.unheard_from_now_on(&self.thread_id);
     }
 }
 
@@ -321,7 +351,8 @@ impl Worker {
         });
 
         let mcp = McpServers::new(id.clone());
-        let routes = Arc::new(Routes::open(mcp));
+        let (kin, suspects) = unowned::Kin::new();
+        let routes = Arc::new(Routes::open(mcp, kin));
         let unanswered = Arc::new(OnceLock::<Peer>::new());
         let peer = Peer::start(stdout, stdin, spec.limits.peer.clone(), {
             let (routes, unanswered) = (Arc::clone(&routes), Arc::clone(&unanswered));
@@ -363,6 +394,10 @@ impl Worker {
             killed,
             request_timeout: spec.limits.request_timeout,
             redactor,
+            may_have_goals: !spec
+                .config_overrides
+                .iter()
+                .any(|value| value == "features.goals=false"),
             defaults: OnceLock::new(),
             running_turns: watch::Sender::new(0),
             started_turns: AtomicU64::new(0),
@@ -394,7 +429,9 @@ impl Worker {
         let _ = worker.defaults.set(defaults);
         worker.config_fault_at_start = config_fault;
         stderr_tail.note_ready();
-        Ok(Arc::new(worker))
+        let worker = Arc::new(worker);
+        tokio::spawn(unowned::watch(Arc::downgrade(&worker), suspects));
+        Ok(worker)
     }
 
     async fn read_defaults(&self) -> (CliDefaults, Option<String>) {
@@ -548,6 +585,19 @@ impl Worker {
         Some(Route { thread_id, routes, messages, mcp_servers })
     }
 
+    /// Whether a turn of ours listens to what it says of a thread.
+    fn is_heard(&self, thread_id: &str) -> bool {
+        self.routes.get(thread_id).is_some()
+    }
+
+    fn forward_held(&self) {
+        self.routes.forward_held();
+    }
+
+    fn kin(&self) -> &unowned::Kin {
+        &self.routes.kin
+    }
+
     /// Waits for its end.
     pub async fn exited(&self) -> Arc<WorkerExit> {
         let mut exit = self.exit.clone();
@@ -625,6 +675,11 @@ impl Worker {
         self.loaded().len()
     }
 
+    /// Whether it holds this thread.
+    pub fn holds_thread(&self, thread_id: &ThreadId) -> bool {
+        self.loaded().contains(thread_id)
+    }
+
     /// Notes that a thread was loaded into it.
     pub fn note_thread_loaded(&self, thread_id: &ThreadId) {
         self.loaded().insert(thread_id.clone());
@@ -676,20 +731,27 @@ fn route(routes: &Routes, peer: Option<&Peer>, inbound: Inbound) {
     match inbound {
         Inbound::Notification(notification) => {
             let scope = decode::scope(&notification.params);
-            let pass_on = |notification: Notification| {
-                let Some(sender) = scope.thread_id.as_deref().and_then(|id| routes.get(id)) else {
-                    tracing::trace!(
-                        method = notification.method,
-                        "a notification that no turn is waiting for"
-                    );
-                    return false;
-                };
-                sender.send(ThreadMessage::Notification(notification)).is_ok()
-            };
-            match scope.thread_id.as_deref() {
-                Some(thread_id) => routes.mcp.hear(thread_id, notification, pass_on),
-                None => drop(pass_on(notification)),
+            let kinship = decode::kinship(&notification);
+            if let Some(kinship) = &kinship {
+                routes.kin.observe(kinship);
+                // It may have told whose a thread is.
+                routes.forward_held();
             }
+            let Some(thread_id) = scope.thread_id.as_deref() else {
+                tracing::trace!(method = notification.method, "a notification of no thread");
+                return;
+            };
+            let pass_on = |notification: Notification| {
+                let message = ThreadMessage::Notification(notification);
+                match routes.get(thread_id) {
+                    Some(sender) => sender.send(message).is_ok(),
+                    None => {
+                        routes.kin.unheard(thread_id, kinship.as_ref(), message);
+                        false
+                    }
+                }
+            };
+            routes.mcp.hear(thread_id, notification, pass_on);
         }
         Inbound::Skipped(line) => skipped(routes, peer, line),
         Inbound::Request(request) => {
@@ -719,19 +781,14 @@ fn skipped(routes: &Routes, peer: Option<&Peer>, line: Box<SkippedLine>) {
         let _ = peer.respond(id, decode::decline(method));
     }
     let line = Arc::<SkippedLine>::from(line);
-    let table = routes.table();
-    let Some(table) = table.as_ref() else { return };
-    match &line.thread_id {
-        Some(thread_id) => {
-            if let Some(sender) = table.get(thread_id) {
-                let _ = sender.send(ThreadMessage::Skipped(line));
-            }
+    if let Some(thread_id) = &line.thread_id {
+        if let Some(sender) = routes.get(thread_id) {
+            let _ = sender.send(ThreadMessage::Skipped(line));
         }
-        None => {
-            for sender in table.values() {
-                let _ = sender.send(ThreadMessage::Skipped(Arc::clone(&line)));
-            }
-        }
+        return;
+    }
+    for sender in routes.table().iter().flat_map(Table::values) {
+        let _ = sender.send(ThreadMessage::Skipped(Arc::clone(&line)));
     }
 }
 

@@ -111,7 +111,11 @@ impl Bed {
 
 /// The features that a sidecar switches off unless it is told otherwise.
 pub(crate) fn disabled_by_default() -> Vec<String> {
-    WorkerSettings::default().disable_features
+    let overrides = WorkerSettings::default().config_overrides();
+    let disabled = overrides.iter().filter_map(|value| {
+        value.strip_prefix("features.")?.strip_suffix("=false").map(str::to_owned)
+    });
+    disabled.collect()
 }
 
 /// The variables that would make the two sides differ, taken out.

@@ -11,7 +11,7 @@
 //! # As Codex does it
 //!
 //! - `initialize` (the user agent is `{client}/{version} (fake)`), `config/read`, `model/list`, `server/diagnostics`,
-//!   `thread/start | resume | archive | unarchive | unsubscribe | loaded/list`, `thread/backgroundTerminals/list |
+//!   `thread/start | resume | read | archive | unarchive | unsubscribe | loaded/list`, `thread/backgroundTerminals/list |
 //!   terminate`, `turn/start | steer | interrupt`. Any other method is refused with Codex's words, and so are a wrong
 //!   turn id, a turn that does not run, a thread that is not loaded, and an input of more than 1,048,576 characters.
 //! - A thread can be resumed once its first turn began (or it was archived): `no rollout found for thread id …`. It
@@ -91,6 +91,10 @@
 //! | `late`, `late N` | N agent messages of this turn (1) after its end |
 //! | `ignore-interrupt` | `turn/interrupt` is answered, and the turn goes on |
 //! | `slow-interrupt MS` | an interrupted turn ends so much later |
+//! | `unasked`, `unasked N` | at the end of the turn the process begins N turns (1) of its own on the thread, one after the other, each of 100 tokens in and 10 out, and each until it is interrupted |
+//! | `unasked-deaf` | the same, and an interruption does not end them |
+//! | `unasked-told-over` | the same, and each is told as over as soon as it has begun |
+//! | `stray` | at the end of the turn, `turn/started` on a thread that nobody knows |
 //!
 //! # Settings
 //!

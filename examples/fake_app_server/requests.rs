@@ -46,6 +46,12 @@ impl Server {
                 self.answer(id, Ok(json!({ "thread": told })));
                 self.notify("thread/unarchived", json!({ "threadId": thread.id }), None);
             }
+            "thread/read" => {
+                let thread = self.thread(params)?;
+                let told =
+                    shapes::thread(&thread, Some(&thread.state()), self.settings().version());
+                self.answer(id, Ok(json!({ "thread": told })));
+            }
             "thread/unsubscribe" => {
                 let loaded = self.thread(params).is_ok();
                 let status = if loaded { "unsubscribed" } else { "notLoaded" };
@@ -199,7 +205,7 @@ impl Server {
         let mut state = thread.state();
         if let Some(turn) = &state.active {
             turn.steer(input.clone());
-            let turn = shapes::turn(&turn.id, "inProgress", Value::Null, None, None);
+            let turn = shapes::turn(turn.ids(), "inProgress", Value::Null, None, None);
             state.apply(params);
             self.answer(id, Ok(json!({ "turn": turn })));
             return Ok(());
@@ -214,10 +220,10 @@ impl Server {
         let before = state.settings.clone();
         state.apply(params);
         self.tell_settings(&thread, &state, &before);
-        let turn = Arc::new(Turn::new(&script.manner));
+        let turn = Arc::new(Turn::new(&script.manner, params["rootTurnId"].as_str()));
         state.active = Some(Arc::clone(&turn));
         drop(state);
-        let started = shapes::turn(&turn.id, "inProgress", Value::Null, None, None);
+        let started = shapes::turn(turn.ids(), "inProgress", Value::Null, None, None);
         let answer = Ok(json!({ "turn": started }));
         let (early, no_answer) = (script.manner.early, script.manner.no_answer);
         let running = Running {
@@ -231,6 +237,7 @@ impl Server {
             last_message: None,
             usage: None,
             words: 0,
+            unasked_runs: false,
         };
         if !(early || no_answer) {
             self.answer(id, answer.clone());

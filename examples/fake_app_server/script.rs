@@ -31,6 +31,12 @@ pub(crate) struct Manner {
     pub(crate) double_end: bool,
     pub(crate) late: usize,
     pub(crate) ignore_interrupt: bool,
+    /// How many turns of its own the process begins on the thread when this one has ended.
+    pub(crate) unasked: usize,
+    pub(crate) unasked_deaf: bool,
+    pub(crate) unasked_told_over: bool,
+    /// Whether a turn is told of a thread that nobody knows.
+    pub(crate) stray: bool,
     pub(crate) slow_interrupt: Duration,
 }
 
@@ -224,6 +230,16 @@ fn take(script: &mut Script, word: &str, body: &Body<'_>) -> Result<(), String> 
         "double-end" => return assign(&mut manner.double_end, none(text)?),
         "late" => return assign(&mut manner.late, count_or(text, 1)?),
         "ignore-interrupt" => return assign(&mut manner.ignore_interrupt, none(text)?),
+        "unasked" => return assign(&mut manner.unasked, count_or(text, 1)?),
+        "unasked-deaf" => {
+            manner.unasked = manner.unasked.max(1);
+            return assign(&mut manner.unasked_deaf, none(text)?);
+        }
+        "unasked-told-over" => {
+            manner.unasked = manner.unasked.max(1);
+            return assign(&mut manner.unasked_told_over, none(text)?);
+        }
+        "stray" => return assign(&mut manner.stray, none(text)?),
         "slow-interrupt" => return assign(&mut manner.slow_interrupt, millis(text)?),
 
         "say" => Step::Say(some(text)?),

@@ -34,7 +34,11 @@ impl RpcError {
 pub(crate) fn thread(thread: &Thread, state: Option<&ThreadState>, version: &str) -> Value {
     let setting =
         |key: &str| state.and_then(|state| state.settings.get(key).cloned()).unwrap_or_default();
-    let status = if state.is_some() { "idle" } else { "notLoaded" };
+    let status = match state {
+        Some(state) if state.active.is_some() => "active",
+        Some(_) => "idle",
+        None => "notLoaded",
+    };
     let cwd = state.map_or(Value::from("/"), |state| state.cwd());
     json!({
         "id": thread.id,
@@ -125,7 +129,7 @@ pub(crate) fn settings(state: &ThreadState) -> Value {
 
 /// A turn. The times are in milliseconds; absent before they have come.
 pub(crate) fn turn(
-    id: &str,
+    (id, root): (&str, &str),
     status: &str,
     error: Value,
     started: Option<u64>,
@@ -134,7 +138,7 @@ pub(crate) fn turn(
     let ended = (status != "inProgress").then(now_ms);
     json!({
         "id": id,
-        "rootTurnId": id,
+        "rootTurnId": root,
         "items": last_item.into_iter().collect::<Vec<_>>(),
         "itemsView": if last_item.is_some() { "summary" } else { "notLoaded" },
         "status": status,

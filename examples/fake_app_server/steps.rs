@@ -186,7 +186,7 @@ impl Running {
         let tell = |params: Value, method: &str| self.server.notify(method, params, self.piece);
         let error = shapes::turn_error(&json!("other"), "of another turn", Value::Null);
         let turn = |status: &str, error: Value| {
-            let turn = shapes::turn(&turn_id, status, error, Some(now_ms()), None);
+            let turn = shapes::turn((&turn_id, &turn_id), status, error, Some(now_ms()), None);
             json!({ "threadId": self.thread.id, "turn": turn })
         };
         tell(turn("inProgress", Value::Null), "turn/started");

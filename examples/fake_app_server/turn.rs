@@ -15,12 +15,14 @@ use crate::output::{guard, now_ms};
 use crate::script::{Manner, Script, Step};
 use crate::server::Server;
 use crate::shapes;
-use crate::threads::{Thread, Usage, text_of};
+use crate::threads::{Thread, ThreadState, Usage, text_of};
 
 /// What others see of a running turn.
 #[derive(Debug)]
 pub(crate) struct Turn {
     pub(crate) id: String,
+    /// The first turn of the work that it belongs to.
+    root: String,
     /// In milliseconds since 1970.
     pub(crate) started: u64,
     /// Whether it goes on when it is interrupted.
@@ -44,14 +46,21 @@ pub(crate) enum Stop {
 }
 
 impl Turn {
-    pub(crate) fn new(manner: &Manner) -> Turn {
+    /// `root` is the name that whoever starts it gives it.
+    pub(crate) fn new(manner: &Manner, root: Option<&str>) -> Turn {
+        let id = uuid::Uuid::now_v7().to_string();
         Turn {
-            id: uuid::Uuid::now_v7().to_string(),
+            root: root.unwrap_or(&id).to_owned(),
+            id,
             started: now_ms(),
             deaf: manner.ignore_interrupt,
             control: Mutex::default(),
             changed: Condvar::new(),
         }
+    }
+
+    pub(crate) fn ids(&self) -> (&str, &str) {
+        (&self.id, &self.root)
     }
 
     pub(crate) fn interrupt(&self) {
@@ -120,6 +129,8 @@ pub(crate) struct Running {
     pub(crate) last_message: Option<Value>,
     pub(crate) usage: Option<Usage>,
     pub(crate) words: u64,
+    /// Whether `turn` is one that nobody asked for.
+    pub(crate) unasked_runs: bool,
 }
 
 impl Running {
@@ -143,6 +154,40 @@ impl Running {
         for _ in 0..self.manner.late {
             self.message(["late"]).ok();
         }
+        if self.manner.stray {
+            let [thread, turn] = [(); 2].map(|()| uuid::Uuid::now_v7().to_string());
+            let turn =
+                shapes::turn((&turn, &turn), "inProgress", Value::Null, Some(now_ms()), None);
+            let params = json!({ "threadId": thread, "turn": turn });
+            self.server.notify("turn/started", params, None);
+        }
+        while std::mem::take(&mut self.unasked_runs) {
+            if let Err(stop) = self.turn.await_mail("nothing") {
+                self.end_early(stop);
+            }
+        }
+    }
+
+    /// Begins a turn of the process's own in the place of the one that has just ended: under the lock of
+    /// the thread's state, so that no other one can come between.
+    fn begin_unasked(&mut self, state: &mut ThreadState) -> Option<Arc<Turn>> {
+        self.manner.unasked = self.manner.unasked.checked_sub(1)?;
+        let manner = Manner { ignore_interrupt: self.manner.unasked_deaf, ..Manner::default() };
+        self.turn = Arc::new(Turn::new(&manner, None));
+        self.unasked_runs = true;
+        let status = json!({ "status": { "type": "active", "activeFlags": [] } });
+        self.tell("thread/status/changed", status);
+        let turn =
+            shapes::turn(self.turn.ids(), "inProgress", Value::Null, Some(self.turn.started), None);
+        self.tell("turn/started", json!({ "turn": turn }));
+        let last = Usage { input: 100, cached: 0, output: 10 };
+        state.note_usage(&self.turn.id, last);
+        let usage = shapes::token_usage(&state.usage, &last);
+        self.tell("thread/tokenUsage/updated", json!({ "tokenUsage": usage }));
+        if self.manner.unasked_told_over {
+            self.write_end("completed", "idle", &Value::Null, None);
+        }
+        Some(Arc::clone(&self.turn))
     }
 
     fn open(&mut self, input: &Value) -> Result<(), Stop> {
@@ -155,7 +200,7 @@ impl Running {
             json!({ "status": { "type": "active", "activeFlags": [] } }),
         );
         let turn =
-            shapes::turn(&self.turn.id, "inProgress", Value::Null, Some(self.turn.started), None);
+            shapes::turn(self.turn.ids(), "inProgress", Value::Null, Some(self.turn.started), None);
         self.tell("turn/started", json!({ "turn": turn }));
         self.take_input(input)
     }
@@ -218,7 +263,7 @@ impl Running {
         };
         let item = self.last_message.take();
         self.write_end(status, "idle", &error, item.as_ref());
-        state.active = None;
+        state.active = self.begin_unasked(&mut state);
         thread.idle.notify_all();
         None
     }
@@ -228,7 +273,7 @@ impl Running {
             // Deaf from here on: it is interrupted already.
             std::thread::sleep(self.manner.slow_interrupt);
         }
-        let thread = Arc::clone(&self.thread);
+        let (thread, ended) = (Arc::clone(&self.thread), Arc::clone(&self.turn));
         let mut state = thread.state();
         match stop {
             Stop::Interrupted => self.write_end("interrupted", "idle", &Value::Null, None),
@@ -237,10 +282,10 @@ impl Running {
                 self.write_end("failed", "systemError", &error, None);
             }
         }
-        state.active = None;
+        state.active = self.begin_unasked(&mut state);
         thread.idle.notify_all();
         drop(state);
-        self.server.withdraw_requests(&self.turn.id, &self.thread.id);
+        self.server.withdraw_requests(&ended.id, &self.thread.id);
     }
 
     fn write_end(
@@ -257,7 +302,7 @@ impl Running {
         let times = if self.manner.no_end { 0 } else { 1 + usize::from(self.manner.double_end) };
         for _ in 0..times {
             let turn = shapes::turn(
-                &self.turn.id,
+                self.turn.ids(),
                 status,
                 error.clone(),
                 Some(self.turn.started),

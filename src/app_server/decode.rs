@@ -3,8 +3,10 @@
 //! A newer CLI never breaks anything here: an item of an unknown type becomes
 //! [`ItemKind::Unknown`](crate::turn::event::ItemKind::Unknown), a notification of an unknown method becomes [`Decoded::Untyped`].
 
+mod agent;
 mod failure;
 mod item;
+mod kinship;
 mod request;
 mod retry;
 mod skipped;
@@ -24,6 +26,7 @@ use crate::turn::event::{
 use failure::CodexTurnError;
 use item::{item, patch};
 
+pub use kinship::{Kinship, ThreadRead, failure_of, kinship};
 pub use request::{decline, request};
 pub use skipped::{LostNews, skipped};
 

@@ -38,6 +38,10 @@ pub const THREAD_UNARCHIVE: &str = "thread/unarchive";
 pub const THREAD_UNSUBSCRIBE: &str = "thread/unsubscribe";
 /// `thread/loaded/list`, the cheapest request that goes through Codex's own queue.
 pub const THREAD_LOADED_LIST: &str = "thread/loaded/list";
+/// `thread/goal/get`; a CLI without goals refuses it.
+pub const GOAL_GET: &str = "thread/goal/get";
+/// `thread/goal/clear`; a CLI without goals refuses it.
+pub const GOAL_CLEAR: &str = "thread/goal/clear";
 /// `thread/backgroundTerminals/list`.
 pub const TERMINALS_LIST: &str = "thread/backgroundTerminals/list";
 /// `thread/backgroundTerminals/terminate`.
@@ -64,6 +68,9 @@ pub const METHODS: &[&str] = &[
     THREAD_UNARCHIVE,
     THREAD_UNSUBSCRIBE,
     THREAD_LOADED_LIST,
+    THREAD_READ,
+    GOAL_GET,
+    GOAL_CLEAR,
     TERMINALS_LIST,
     TERMINALS_TERMINATE,
     SETTINGS_UPDATE,
@@ -273,9 +280,14 @@ pub struct TurnStarted {
 
 /// A turn, by its id.
 #[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct TurnRef {
     /// Codex's id.
     pub id: String,
+    /// The first turn of the chain of work that it belongs to; what [`with_root`] named, where the
+    /// request made the turn.
+    #[serde(default)]
+    pub root_turn_id: Option<String>,
 }
 
 /// The answer to [`TERMINALS_LIST`].
@@ -294,6 +306,48 @@ pub struct Terminal {
     pub item_id: String,
     /// Codex's handle of it; not the operating system's.
     pub process_id: String,
+    /// The command line.
+    #[serde(default)]
+    pub command: String,
+}
+
+/// The answer to [`GOAL_GET`].
+#[derive(Debug, Clone, Deserialize)]
+pub struct GoalRead {
+    #[serde(default)]
+    goal: Option<Goal>,
+}
+
+/// A goal, as far as it tells whether Codex goes on with it.
+#[derive(Debug, Clone, Deserialize)]
+struct Goal {
+    status: String,
+}
+
+impl GoalRead {
+    /// Whether there is a goal that Codex goes on with by itself.
+    pub fn is_active(&self) -> bool {
+        self.goal.as_ref().is_some_and(|goal| goal.status == "active")
+    }
+}
+
+/// The answer to [`THREAD_READ`], as far as it tells whether a turn runs.
+#[derive(Debug, Clone, Deserialize)]
+pub struct ThreadStatusRead {
+    thread: ThreadWithStatus,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct ThreadWithStatus {
+    #[serde(default)]
+    status: Value,
+}
+
+impl ThreadStatusRead {
+    /// Whether Codex works on the thread.
+    pub fn is_active(&self) -> bool {
+        self.thread.status["type"] == "active"
+    }
 }
 
 /// What a thread is loaded with, and can't be changed by `turn/start`: a turn with another value
@@ -548,6 +602,13 @@ pub fn turn_start_params(
         params["outputSchema"] = schema.clone();
     }
     params
+}
+
+/// Names the turn that a [`TURN_START`] makes, for the look at its answer: Codex takes the name for a
+/// new turn, and not where it takes the request as steering of a turn that runs.
+pub fn with_root(mut turn_start_params: Value, root_turn_id: &str) -> Value {
+    turn_start_params["rootTurnId"] = json!(root_turn_id);
+    turn_start_params
 }
 
 /// The parameters of [`TURN_STEER`].

@@ -276,10 +276,34 @@ impl<W: Write> Printer<W> {
                     self.line(Look::Dim, "summed up the thread's history to make room")?;
                 }
             }
+            Kind::SubAgent(agent) => self.sub_agent(agent, first_time, completed)?,
             Kind::Unknown(unknown) => {
                 if first_time {
                     self.line(Look::Dim, &format!("{} {}", unknown.r#type, unknown.json))?;
                 }
+            }
+        }
+        Ok(())
+    }
+
+    fn sub_agent(
+        &mut self,
+        agent: &pb::SubAgent,
+        first_time: bool,
+        completed: bool,
+    ) -> io::Result<()> {
+        let action = word(agent.action().as_str_name(), "SUB_AGENT_ACTION_");
+        if first_time {
+            let ids: Vec<&str> =
+                agent.agents.iter().map(|agent| agent.thread_id.as_str()).collect();
+            let text = format!("sub-agent {}: {action} {}", ids.join(", "), plain(&agent.prompt));
+            self.line(Look::Bold, text.trim_end())?;
+        }
+        if completed {
+            for agent in &agent.agents {
+                let phase = word(agent.phase().as_str_name(), "SUB_AGENT_PHASE_");
+                let said = plain(&agent.message);
+                self.line(Look::Dim, format!("  {phase} {said}").trim_end())?;
             }
         }
         Ok(())

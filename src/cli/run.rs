@@ -70,6 +70,9 @@ pub(super) struct RunArgs {
     /// Longest time for the turn, like 10m
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     turn_timeout: Option<Duration>,
+    /// Most tokens of the turn, in and out, sub-agents included; more stop it.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    max_total_tokens: Option<u64>,
     /// Longest time without progress, like 2m
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     idle_timeout: Option<Duration>,
@@ -251,6 +254,7 @@ fn request(args: &RunArgs) -> Result<pb::RunTurnRequest, Failure> {
         image,
         output_schema,
         turn_timeout,
+        max_total_tokens,
         idle_timeout,
         request_id,
         busy,
@@ -317,6 +321,7 @@ fn request(args: &RunArgs) -> Result<pb::RunTurnRequest, Failure> {
             output_schema,
             idle_timeout: idle_timeout.map(duration).transpose()?,
             turn_timeout: turn_timeout.map(duration).transpose()?,
+            max_total_tokens: max_total_tokens.unwrap_or_default(),
             ..Default::default()
         }),
         request_id: request_id.clone(),
@@ -417,6 +422,8 @@ mod tests {
             schema.to_str().unwrap(),
             "--turn-timeout",
             "1m 500ms",
+            "--max-total-tokens",
+            "9000",
             "--idle-timeout",
             "2s",
             "--request-id",
@@ -454,6 +461,7 @@ mod tests {
                 output_schema: "{}".to_owned(),
                 idle_timeout: Some(prost_types::Duration { seconds: 2, nanos: 0 }),
                 turn_timeout: Some(prost_types::Duration { seconds: 60, nanos: 500_000_000 }),
+                max_total_tokens: 9000,
                 ..Default::default()
             }),
             request_id: "r".to_owned(),

@@ -87,6 +87,7 @@ impl Printer<'_> {
             idle_timeout,
             turn_timeout,
             answer_timeout,
+            max_total_tokens,
         } = tool;
         self.header(&["tools", name]);
         let mut lines: Vec<(String, toml::Value)> = Vec::new();
@@ -110,6 +111,9 @@ impl Printer<'_> {
         for (key, value) in timeouts {
             push(key, value.as_ref().map(|value| codec::duration().write(value)));
         }
+        // Read as one, so that it fits.
+        let tokens = max_total_tokens.and_then(|tokens| i64::try_from(tokens.get()).ok());
+        push("max_total_tokens", tokens.map(toml::Value::from));
         for (key, value) in lines {
             let path = format!("tools.{name}.{key}");
             self.line(&key, &value, &path);

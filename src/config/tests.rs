@@ -97,6 +97,7 @@ fn every_fault_of_every_source_is_told_at_once() {
         modle = "gpt"
         thread_id = "abc"
         answer_timeout = "0s"
+        max_total_tokens = 0
         [tools.claude]
         [tools."codex_a-b"]
         "#,
@@ -129,6 +130,7 @@ fn every_fault_of_every_source_is_told_at_once() {
         "FILE: tools.codex_engineer.modle: unknown key; did you mean model?",
         "FILE: tools.codex_engineer.thread_id: \"abc\": wants a thread id, a UUID",
         "FILE: tools.codex_engineer.answer_timeout: \"0s\": wants a duration from 1ms",
+        "FILE: tools.codex_engineer.max_total_tokens: 0: wants a whole number of tokens from 1",
         "FILE: tools.claude: \"claude\": a tool is called codex, or codex_ and a suffix",
         "FILE: tools.codex_a-b: \"codex_a-b\": the suffix of a tool's name wants",
         "CODEX_API_KEY: wants a key of printable ASCII characters without spaces",
@@ -231,6 +233,7 @@ const FULL: &str = r#"
     idle_timeout = "1s"
     turn_timeout = "2s"
     answer_timeout = "3s"
+    max_total_tokens = 100000
 "#;
 
 #[test]
@@ -259,6 +262,7 @@ fn what_print_config_prints_loads_to_the_same_configuration() {
             "notify=[\"a\", \"\"\"\nmulti\nline\"\"\"]",
             "features.apps=false",
             "features.plugins=false",
+            "features.goals=false",
         ]
     );
 }
@@ -297,6 +301,34 @@ fn a_key_reaches_its_part_from_whatever_section() {
     let WorkerLimits { peer, start_timeout, .. } = config.worker.limits;
     assert_eq!(start_timeout, seconds(8));
     assert_eq!((peer.max_line_bytes, peer.write_timeout), (128 << 10, seconds(7)));
+}
+
+#[test]
+fn what_the_worker_config_says_of_a_feature_beats_every_other_word() {
+    let overrides = |text: &str| {
+        let (_directory, path) = file(text);
+        let (config, _) = load(&["--config", &path], &[]).unwrap();
+        config.worker.config_overrides()
+    };
+    let off = ["features.shell_snapshot=false", "features.goals=false"];
+    assert_eq!(overrides(""), off);
+    assert_eq!(overrides("[worker]\ndisable_features = []"), [off[1]]);
+    assert_eq!(overrides("[worker]\ndisable_features = [\"goals\"]"), [off[1]]);
+    // As a dotted key, and as a table; also against the list that names it.
+    for (config, beaten) in [
+        ("config = { \"features.goals\" = true }", vec!["features.goals=true", off[0]]),
+        ("config = { features = { goals = true } }", vec!["features.goals=true", off[0]]),
+        (
+            "disable_features = [\"goals\", \"apps\"]\nconfig = { \"features.goals\" = true }",
+            vec!["features.goals=true", "features.apps=false"],
+        ),
+        (
+            "config = { \"features.shell_snapshot\" = true }",
+            vec!["features.shell_snapshot=true", off[1]],
+        ),
+    ] {
+        assert_eq!(overrides(&format!("[worker]\n{config}")), beaten, "{config}");
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The defaults of tools: `[tools.NAME]` of the file.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::num::NonZeroU64;
 use std::path::{Component, Path};
 
 use super::Fault;
@@ -30,13 +31,14 @@ pub(super) const THREAD_OPTION_KEYS: [&str; 17] = [
 ];
 
 /// The keys of a tool beside them.
-const OWN_KEYS: [&str; 6] = [
+const OWN_KEYS: [&str; 7] = [
     "thread_id",
     "thread_id_key",
     "output_schema",
     "idle_timeout",
     "turn_timeout",
     "answer_timeout",
+    "max_total_tokens",
 ];
 
 pub(super) fn read(
@@ -146,6 +148,9 @@ fn read_key(key: &str, value: &toml::Value, defaults: &mut ToolDefaults) -> Read
         "idle_timeout" => read_duration(value).map(|time| defaults.idle_timeout = Some(time)),
         "turn_timeout" => read_duration(value).map(|time| defaults.turn_timeout = Some(time)),
         "answer_timeout" => read_duration(value).map(|time| defaults.answer_timeout = Some(time)),
+        "max_total_tokens" => {
+            read_max_total_tokens(value).map(|tokens| defaults.max_total_tokens = Some(tokens))
+        }
         key if THREAD_OPTION_KEYS.contains(&key) => {
             read_thread_option(key, value).map(|option| {
                 // One key each time, so nothing overlaps and nothing is lost.
@@ -179,6 +184,14 @@ fn merge(above: ThreadOptions, below: ThreadOptions) -> ThreadOptions {
 
 fn read_duration(value: &toml::Value) -> Result<std::time::Duration, String> {
     codec::duration().read(Raw::Toml(value), Path::new(""))
+}
+
+fn read_max_total_tokens(value: &toml::Value) -> Result<NonZeroU64, String> {
+    value
+        .as_integer()
+        .and_then(|tokens| u64::try_from(tokens).ok())
+        .and_then(NonZeroU64::new)
+        .ok_or_else(|| "wants a whole number of tokens from 1".to_owned())
 }
 
 fn read_thread_id(value: &toml::Value) -> Result<String, String> {

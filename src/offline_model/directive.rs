@@ -44,6 +44,8 @@ pub(super) enum Directive {
     },
     /// Why the answer is not whole.
     Incomplete(String),
+    /// What follows is for the next turn that Codex takes by itself.
+    Next,
     End,
     Cut,
     Hang,
@@ -64,6 +66,7 @@ impl Directive {
             | Self::Status { .. }
             | Self::Fail { .. }
             | Self::Incomplete(_)
+            | Self::Next
             | Self::End
             | Self::Cut
             | Self::Hang => false,
@@ -276,9 +279,10 @@ fn directive(word: &str, body: &Body<'_>) -> Result<Directive, String> {
             }
         }
         "incomplete" => Directive::Incomplete(needed("the reason")?),
-        "end" | "cut" | "hang" if !text.is_empty() => {
+        "next" | "end" | "cut" | "hang" if !text.is_empty() => {
             return Err("it takes no arguments".to_owned());
         }
+        "next" => Directive::Next,
         "end" => Directive::End,
         "cut" => Directive::Cut,
         "hang" => Directive::Hang,
@@ -309,7 +313,7 @@ mod tests {
         let prompt = "please [[wait 1s 500ms]] then [[run if [[ -f a ]]; then echo ${b[0]}; fi]] and\n\
                       [[tool db.query {\"sql\": \"select ']]' from [[t\", \"n\": [[1]]}]][[tool ping]]\n\
                       [[slow 20]][[json [1,[2]]]] [[status 429 7]] [[fail boom because of it]] \
-                      [[incomplete content_filter]] [[cut]]";
+                      [[incomplete content_filter]] [[next]][[cut]]";
         assert_eq!(
             parse(prompt),
             Ok(vec![
@@ -325,6 +329,7 @@ mod tests {
                 Directive::Status { code: 429, retry_after: Some(7) },
                 Directive::Fail { code: "boom".into(), message: Some("because of it".into()) },
                 Directive::Incomplete("content_filter".into()),
+                Directive::Next,
                 Directive::Cut,
             ])
         );

@@ -98,6 +98,10 @@ struct History {
     user_messages: usize,
     /// Tool outputs since the last of them.
     outputs: usize,
+    /// How often Codex told the model since then to go on with its goal.
+    continuations: usize,
+    /// Tool outputs since the last time that it did.
+    outputs_since: usize,
     input_chars: usize,
     cached_chars: usize,
 }
@@ -108,6 +112,8 @@ impl History {
             prompt: String::new(),
             user_messages: 0,
             outputs: 0,
+            continuations: 0,
+            outputs_since: 0,
             input_chars: 0,
             cached_chars: 0,
         };
@@ -120,13 +126,33 @@ impl History {
                 history.prompt = text;
                 history.user_messages += 1;
                 history.outputs = 0;
-            } else if item["type"].as_str().is_some_and(|kind| kind.ends_with("_output")) {
+                history.continuations = 0;
+                history.outputs_since = 0;
+            } else if is_continuation(item) {
+                history.continuations += 1;
+                history.outputs_since = 0;
+            } else if is_output(item) {
                 history.outputs += 1;
+                history.outputs_since += 1;
             }
             history.input_chars += chars(item);
         }
         history
     }
+}
+
+/// Whether it is what a tool gave back. Codex tells the goal as an output, too, of a call that nobody made.
+fn is_output(item: &Value) -> bool {
+    item["type"].as_str().is_some_and(|kind| kind.ends_with("_output"))
+        && item["name"] != "goal_objective"
+}
+
+/// Whether Codex tells the model to go on with its goal.
+fn is_continuation(item: &Value) -> bool {
+    const OPENING: &str = "<codex_internal_context source=\"goal\">";
+    let parts = item["content"].as_array().into_iter().flatten();
+    item["role"] == "user"
+        && parts.filter_map(|part| part["text"].as_str()).any(|text| text.starts_with(OPENING))
 }
 
 /// The text of a message that a person wrote; `None` for every other item.
@@ -204,8 +230,12 @@ fn perform(directives: &[Directive], history: &History, request: &Value) -> Scri
             _ => None,
         })
         .unwrap_or_default();
-    let mut remaining = directives.iter();
-    for _ in 0..history.outputs {
+    let mut parts: Vec<&[Directive]> = directives.split(|one| *one == Directive::Next).collect();
+    let outputs = if parts.len() > 1 { history.outputs_since } else { history.outputs };
+    // The last part is for all turns from there on.
+    parts.truncate(history.continuations + 1);
+    let mut remaining = parts.last().copied().unwrap_or_default().iter();
+    for _ in 0..outputs {
         if !remaining.any(Directive::is_call) {
             break;
         }
@@ -216,7 +246,7 @@ fn perform(directives: &[Directive], history: &History, request: &Value) -> Scri
     let mut answered = false;
     for directive in remaining {
         let answer = match directive {
-            Directive::Slow(_) => continue,
+            Directive::Slow(_) | Directive::Next => continue,
             Directive::Wait(pause) => {
                 steps.push(Step::Wait(*pause));
                 continue;
@@ -522,6 +552,43 @@ mod tests {
         assert_eq!(turn(2), [echo]);
         // A turn that Codex goes on with for its own reasons ends all the same.
         assert_eq!(turn(7), turn(2));
+    }
+
+    #[test]
+    fn turns_that_codex_takes_by_itself_have_parts_of_the_prompt_of_their_own() {
+        let tools =
+            json!([{"type": "function", "name": "create_goal"}, {"type": "function", "name": "t"}]);
+        let goal =
+            || json!({"type": "function_call_output", "name": "goal_objective", "output": "x"});
+        let go_on = || {
+            let text =
+                "<codex_internal_context source=\"goal\">\nGo on.\n</codex_internal_context>";
+            json!({"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]})
+        };
+        let called = |name: &str| {
+            let (name, arguments) = (name.to_owned(), json!({}));
+            [Step::Call(Call::Function { name, namespace: None, arguments })]
+        };
+        let prompt =
+            "[[tool create_goal]] [[say a]] [[next]] [[tool t]] [[say b]] [[next]] [[say c]]";
+        let after = |items: &[Value]| {
+            steps(tools.clone(), [user(prompt)].into_iter().chain(items.iter().cloned()))
+        };
+        assert_eq!(after(&[]), called("create_goal"));
+        // Codex's own output is that of no call.
+        assert_eq!(after(&[output(), goal()]), [text("a")]);
+        assert_eq!(after(&[output(), goal(), go_on()]), called("t"));
+        assert_eq!(after(&[output(), goal(), go_on(), output()]), [text("b")]);
+        let twice = [output(), goal(), go_on(), output(), go_on()];
+        assert_eq!(after(&twice), [text("c")]);
+        let often: Vec<Value> = twice.into_iter().chain([go_on(), go_on()]).collect();
+        assert_eq!(after(&often), [text("c")]);
+        // Without parts, a prompt is done once.
+        let once = steps(
+            tools.clone(),
+            [user("[[tool create_goal]] [[say a]]"), output(), goal(), go_on()],
+        );
+        assert_eq!(once, [text("a")]);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! the turn is over, so that whoever reads that may start the next one at once.
 
 mod open;
+mod owned;
 mod pump;
 
 use std::path::PathBuf;
@@ -79,6 +80,7 @@ enum Cause {
     IdleTimeout,
     // More came into force than was asked.
     SettingsNotApplied,
+    Budget,
 }
 
 /// When a turn must be over; absent clocks never strike.
@@ -87,6 +89,8 @@ struct Clocks {
     turn_timeout: Option<Duration>,
     turn_deadline: Option<Instant>,
     idle_timeout: Option<Duration>,
+    // No clock, but it stops a turn like one.
+    max_total_tokens: Option<u64>,
     stop: watch::Receiver<Option<InterruptReason>>,
 }
 
@@ -97,6 +101,7 @@ impl Clocks {
             turn_timeout,
             turn_deadline: turn_timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
             idle_timeout: request.turn_options.idle_timeout,
+            max_total_tokens: request.turn_options.max_total_tokens.map(u64::from),
             stop,
         }
     }
@@ -160,13 +165,21 @@ impl Clocks {
                 let message = "Codex gave the turn more rights than it asked for".to_owned();
                 (FailureReason::SettingsNotApplied, message)
             }
+            Cause::Budget => {
+                let (used, most) =
+                    (usage.total_tokens(), self.max_total_tokens.unwrap_or_default());
+                let message = format!(
+                    "the turn used {used} tokens, more than its max_total_tokens of {most}"
+                );
+                (FailureReason::BudgetExceeded, message)
+            }
         };
         let error = TurnError {
             reason,
             message,
             details: String::new(),
-            // A turn that was too long will be too long again, and one that was given too much would
-            // be given it again; a silent provider may be back.
+            // What was too long, too dear, or given too much, would be so again; a silent provider
+            // may be back.
             retryable: cause == Cause::IdleTimeout,
             retry_after: None,
             side_effects_possible,

@@ -268,6 +268,10 @@ pub enum WarningCode {
     McpServerFailed,
     /// Something that the worker told was too long to be read.
     LineSkipped,
+    /// Codex ran a turn on the thread that nobody had asked for; it was stopped.
+    UnownedTurnStopped,
+    /// Commands that the turn had started still ran at its end; they were ended.
+    CommandsEnded,
 }
 
 impl WarningCode {
@@ -285,6 +289,8 @@ impl WarningCode {
             WarningCode::SandboxOptionsIgnored => "SANDBOX_OPTIONS_IGNORED",
             WarningCode::McpServerFailed => "MCP_SERVER_FAILED",
             WarningCode::LineSkipped => "LINE_SKIPPED",
+            WarningCode::UnownedTurnStopped => "UNOWNED_TURN_STOPPED",
+            WarningCode::CommandsEnded => "COMMANDS_ENDED",
         }
     }
 }
@@ -340,7 +346,30 @@ pub struct Usage {
     pub reasoning_output_tokens: u64,
 }
 
+impl std::ops::Add for Usage {
+    type Output = Usage;
+
+    fn add(self, other: Usage) -> Usage {
+        Usage {
+            input_tokens: self.input_tokens.saturating_add(other.input_tokens),
+            cached_input_tokens: self.cached_input_tokens.saturating_add(other.cached_input_tokens),
+            cache_write_input_tokens: self
+                .cache_write_input_tokens
+                .saturating_add(other.cache_write_input_tokens),
+            output_tokens: self.output_tokens.saturating_add(other.output_tokens),
+            reasoning_output_tokens: self
+                .reasoning_output_tokens
+                .saturating_add(other.reasoning_output_tokens),
+        }
+    }
+}
+
 impl Usage {
+    /// Tokens in and out together. Cached ones and those of reasoning are among them.
+    pub fn total_tokens(self) -> u64 {
+        self.input_tokens.saturating_add(self.output_tokens)
+    }
+
     /// What was used since `before`. Never negative: a provider that restarts its count (after a
     /// context compaction, say) yields zero, not a wrap-around.
     pub fn since(self, before: Usage) -> Usage {
@@ -393,6 +422,8 @@ pub enum FailureReason {
     WorkerProtocol,
     /// More came into force than was asked.
     SettingsNotApplied,
+    /// More tokens than `max_total_tokens`.
+    BudgetExceeded,
     /// `contextWindowExceeded`.
     ContextWindowExceeded,
     /// `sessionBudgetExceeded`.
@@ -450,6 +481,7 @@ impl FailureReason {
             FailureReason::TurnTimeout => "TURN_TIMEOUT",
             FailureReason::WorkerProtocol => "WORKER_PROTOCOL",
             FailureReason::SettingsNotApplied => "SETTINGS_NOT_APPLIED",
+            FailureReason::BudgetExceeded => "BUDGET_EXCEEDED",
             FailureReason::ContextWindowExceeded => "CONTEXT_WINDOW_EXCEEDED",
             FailureReason::SessionBudgetExceeded => "SESSION_BUDGET_EXCEEDED",
             FailureReason::UsageLimitExceeded => "USAGE_LIMIT_EXCEEDED",
@@ -496,12 +528,17 @@ impl Item {
     /// Whether its start means that the world outside the model may have changed. An item of an
     /// unknown kind may be a tool of a newer CLI.
     pub fn has_side_effects(&self) -> bool {
-        match self.kind {
+        match &self.kind {
             ItemKind::CommandExecution(_)
             | ItemKind::FileChange { .. }
             | ItemKind::McpToolCall(_)
             | ItemKind::DynamicToolCall(_)
             | ItemKind::Unknown { .. } => true,
+            // A sub-agent may act before anything is heard of it.
+            ItemKind::SubAgent(agent) => matches!(
+                agent.action,
+                SubAgentAction::Spawn | SubAgentAction::Message | SubAgentAction::Other
+            ),
             ItemKind::AgentMessage { .. }
             | ItemKind::Reasoning { .. }
             | ItemKind::WebSearch { .. }
@@ -551,6 +588,10 @@ impl Item {
             }
             ItemKind::ImageView { path } => path.len(),
             ItemKind::ContextCompaction => 0,
+            ItemKind::SubAgent(agent) => {
+                let agents = agent.agents.iter();
+                agent.prompt.len() + agents.map(|agent| agent.message.len() + 128).sum::<usize>()
+            }
             ItemKind::Unknown { json, .. } => json.len(),
         };
         self.id.len() + kind
@@ -620,6 +661,8 @@ pub enum ItemKind {
     },
     /// The thread's history was shortened.
     ContextCompaction,
+    /// What the agent does with other agents, and what those do.
+    SubAgent(SubAgent),
     /// What this version has no name for.
     Unknown {
         /// Codex's name of it.
@@ -756,6 +799,100 @@ pub struct DynamicToolCall {
     pub status: Status,
     /// How long it took, once it ended.
     pub duration: Option<Duration>,
+}
+
+/// What the agent does with sub-agents, or what one of them does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SubAgent {
+    /// What is done.
+    pub action: SubAgentAction,
+    /// Codex's name for it (`spawnAgent`, `wait`, …); empty where the sidecar tells what a sub-agent
+    /// does.
+    pub tool: String,
+    /// How far it is.
+    pub status: SubAgentStatus,
+    /// The thread of the agent that does it.
+    pub sender_thread_id: String,
+    /// The sub-agents that it is done with, each as last known.
+    pub agents: Vec<AgentState>,
+    /// What a sub-agent is told; empty where it is told nothing.
+    pub prompt: String,
+    /// The model of a new sub-agent, where Codex says it.
+    pub model: String,
+    /// Its reasoning effort, where Codex says it.
+    pub reasoning_effort: String,
+}
+
+/// What is done with sub-agents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SubAgentAction {
+    /// A new one is started.
+    Spawn,
+    /// One is told something.
+    Message,
+    /// The agent waits for some.
+    Wait,
+    /// One is closed.
+    Close,
+    /// A closed one is opened again.
+    Resume,
+    /// The turn of one is stopped.
+    Interrupt,
+    /// They are listed.
+    List,
+    /// One works: a turn of its own, from its begin to its end.
+    Work,
+    /// Codex tells that one has ended its work.
+    Finish,
+    /// What this version has no name for.
+    Other,
+}
+
+/// How far something with a sub-agent is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SubAgentStatus {
+    /// It goes on.
+    InProgress,
+    /// It ended well.
+    Completed,
+    /// It ended badly.
+    Failed,
+    /// It was stopped.
+    Interrupted,
+}
+
+/// One sub-agent, as last known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentState {
+    /// Its thread.
+    pub thread_id: String,
+    /// Codex's name of its place among the agents (`/root/reader`); empty where it has none.
+    pub path: String,
+    /// How it stands.
+    pub phase: AgentPhase,
+    /// The last thing that it said, or what went wrong with it.
+    pub message: String,
+}
+
+/// How a sub-agent stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AgentPhase {
+    /// Not said, or one that this version has no name for.
+    Unknown,
+    /// It has not begun.
+    Pending,
+    /// It works.
+    Running,
+    /// It was stopped; it can be told more.
+    Interrupted,
+    /// It has done what it was told; it can be told more.
+    Completed,
+    /// It failed.
+    Errored,
+    /// It is closed.
+    Closed,
+    /// There is none of that id.
+    NotFound,
 }
 
 /// A step of a plan.

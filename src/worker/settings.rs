@@ -8,14 +8,19 @@ use super::WorkerLimits;
 /// belongs into CODEX_HOME or the environment.
 #[derive(Clone, PartialEq)]
 pub struct WorkerSettings {
-    /// Overrides of CLI configuration. A nested table means dotted keys.
+    /// Overrides of CLI configuration. A nested table means dotted keys. What it says of a feature
+    /// beats `disable_features` and the sidecar's own defaults.
     pub config: toml::Table,
-    /// Features of the CLI that are switched off. Default `shell_snapshot`: it runs a login shell for
-    /// every new thread, and leaves it behind when the worker ends meanwhile.
+    /// Features of the CLI that are switched off, beside `goals`, which only `config` switches on.
+    /// Default `shell_snapshot`: it runs a login shell for every new thread, and leaves it behind when
+    /// the worker ends meanwhile.
     pub disable_features: Vec<String>,
     /// Bounds.
     pub limits: WorkerLimits,
 }
+
+/// Features that let Codex act after a turn has ended: a goal makes it take turn after turn by itself.
+const OFF_BY_DEFAULT: [&str; 1] = ["goals"];
 
 impl Default for WorkerSettings {
     fn default() -> WorkerSettings {
@@ -30,14 +35,22 @@ impl Default for WorkerSettings {
 impl WorkerSettings {
     /// The values for `-c`, each `dotted.key=value` with the value in TOML. Features are among them
     /// as `features.NAME=false`: unlike `--disable`, a CLI that does not know one takes that with a
-    /// warning.
+    /// warning. What `config` says of a feature holds, whatever else would switch it off.
     pub fn config_overrides(&self) -> Vec<String> {
-        let disabled = self.disable_features.iter().map(|name| format!("features.{name}=false"));
-        flatten(&self.config)
-            .into_iter()
-            .map(|(key, value)| format!("{key}={value}"))
-            .chain(disabled)
-            .collect()
+        let config = flatten(&self.config);
+        let is_said = |feature: &str| config.iter().any(|(key, _)| key == feature);
+        let listed = self.disable_features.iter().map(String::as_str);
+        let defaults =
+            OFF_BY_DEFAULT.into_iter().filter(|name| !listed.clone().any(|x| x == *name));
+        let disabled: Vec<String> = listed
+            .clone()
+            .chain(defaults)
+            .map(|name| format!("features.{name}"))
+            .filter(|feature| !is_said(feature))
+            .map(|feature| format!("{feature}=false"))
+            .collect();
+        let config = config.iter().map(|(key, value)| format!("{key}={value}"));
+        config.chain(disabled).collect()
     }
 }
 

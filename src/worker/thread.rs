@@ -121,6 +121,9 @@ pub enum ThreadError {
     /// A `config.toml` can't be read, the user's or one of a project.
     #[error("{0}")]
     BadConfig(String),
+    /// It took the turn as steering of a turn of its own, which was ended.
+    #[error("the turn was taken as input of turn {0}, which Codex had begun by itself")]
+    Steered(String),
     /// It refuses for another reason.
     #[error("{0}")]
     Refused(String),
@@ -443,8 +446,9 @@ impl Worker {
         }
     }
 
-    /// Starts a turn on a loaded thread and returns Codex's id of it. The thread must have no
-    /// running turn: Codex would take the request as steering, without an error.
+    /// Starts a turn on a loaded thread and returns Codex's id of it. The thread should have no running
+    /// turn: Codex takes the request as steering then, without an error, which is found out by
+    /// `root_turn_id`, a name that no other turn has.
     ///
     /// # Errors
     /// See [`ThreadError`]; the turn can't have begun unless `Lost` says that it was written.
@@ -452,7 +456,7 @@ impl Worker {
         &self,
         thread_id: &ThreadId,
         thread: &mut LoadedThread,
-        inputs: &[UserInput],
+        (root_turn_id, inputs): (&str, &[UserInput]),
         options: &ThreadOptions,
         workspace: &Workspace,
         output_schema: Option<&Value>,
@@ -477,7 +481,12 @@ impl Worker {
         );
         // Before it is known whether Codex takes it.
         thread.granted = Settings::asked(&params);
+        let params = method::with_root(params, root_turn_id);
+        let before = self.expects_turn(thread_id, root_turn_id);
         let started: method::TurnStarted = self.request(method::TURN_START, &params).await?;
+        if !self.is_new(&started.turn, root_turn_id, &before) {
+            return Err(ThreadError::Steered(started.turn.id));
+        }
         thread.lingering.effort = options
             .model_reasoning_effort
             .as_ref()
@@ -517,43 +526,45 @@ impl Worker {
         Ok(())
     }
 
-    /// Ends the commands of these items that still run: an interruption leaves them alive. Commands
-    /// of earlier turns (a development server, say) are left alone.
-    pub async fn end_commands(&self, thread_id: &ThreadId, item_ids: &[String]) {
+    /// Ends the commands of these items that still run, and gives their command lines: neither the
+    /// end of a turn nor its interruption ends them.
+    pub async fn end_commands(&self, thread_id: &ThreadId, item_ids: &[String]) -> Vec<String> {
+        let mut ended = Vec::new();
         let params = json!({ "threadId": thread_id.as_str() });
         let running = match self.request::<method::Terminals>(method::TERMINALS_LIST, &params).await
         {
             Ok(running) => running.data,
             Err(error) => {
                 tracing::debug!(%thread_id, %error, "running commands can't be listed");
-                return;
+                return ended;
             }
         };
         for terminal in running.iter().filter(|terminal| item_ids.contains(&terminal.item_id)) {
             let params =
                 json!({ "threadId": thread_id.as_str(), "processId": terminal.process_id });
-            if let Err(error) =
-                self.request::<method::Ignored>(method::TERMINALS_TERMINATE, &params).await
-            {
-                tracing::debug!(%thread_id, %error, "a running command can't be ended");
+            match self.request::<method::Ignored>(method::TERMINALS_TERMINATE, &params).await {
+                Ok(_) => ended.push(terminal.command.clone()),
+                Err(error) => {
+                    tracing::debug!(%thread_id, %error, "a running command can't be ended");
+                }
             }
         }
+        ended
     }
 
     /// Kills what commands of this thread have started since a moment and left running: what has made
     /// itself a daemon, and with CLIs before 0.150, which can't list their commands, the commands
-    /// themselves.
-    pub async fn kill_commands(&self, thread_id: &ThreadId, since: process::Moment) {
+    /// themselves. Gives how many processes that were.
+    pub async fn kill_commands(&self, thread_id: &ThreadId, since: process::Moment) -> usize {
         let (pid, thread) = (self.pid(), thread_id.to_string());
         let killing = tokio::task::spawn_blocking(move || {
             process::kill_started_since(pid, "CODEX_THREAD_ID", &thread, since)
         });
-        match killing.await {
-            Ok(0) | Err(_) => {}
-            Ok(count) => {
-                tracing::info!(%thread_id, count, "killed what a stopped turn left behind")
-            }
+        let count = killing.await.unwrap_or_default();
+        if count > 0 {
+            tracing::info!(%thread_id, count, "killed what a turn left behind");
         }
+        count
     }
 
     /// The answer that says no to a request of Codex.

@@ -168,13 +168,15 @@ async fn an_interrupted_turn_takes_its_commands_along_and_a_worker_all_that_it_s
         sidecar.interrupt(turn.turn_id()).await.unwrap();
         turn.rest().await.interrupted();
     }
-    // The turns' own commands; and what has made itself a daemon goes at the latest with its worker.
+    // The turns' own commands, with what has made itself a daemon.
     eventually("the end of the turns' commands", async || {
-        (naps(&[300, 301, 302, 304]) == 0).then_some(())
+        (naps(&[300, 301, 302, 303, 304]) == 0).then_some(())
     })
     .await;
 
-    let mut request = prompt("d", "[[run setsid -f sleep 303; true]] [[say left it behind]]");
+    // One that does not show which turn started it goes with its worker.
+    let hidden = "[[run setsid -f env -u CODEX_THREAD_ID sleep 303; true]] [[say left it behind]]";
+    let mut request = prompt("d", hidden);
     let options = request.thread_options.get_or_insert_default();
     options.sandbox_mode = pb::SandboxMode::DangerFullAccess.into();
     sidecar.run(request).await.completed();

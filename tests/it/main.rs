@@ -26,6 +26,7 @@ mod idempotency;
 mod lifecycle;
 mod long_lines;
 mod mcp;
+mod ownership;
 #[cfg(target_os = "linux")]
 mod processes;
 mod python_client;

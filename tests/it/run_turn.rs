@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::support;
-use crate::support::{Sidecar, Told, ephemeral, prompt, text};
+use crate::support::{Sidecar, Told, ephemeral, prompt, scripted, text};
 use codex_sidecar::config::ToolDefaults;
 use codex_sidecar::options::ThreadOptions;
 use codex_sidecar::pb;
@@ -190,10 +190,9 @@ async fn the_deltas_of_a_message_give_its_text_as_it_streams() {
 
 #[tokio::test]
 async fn what_the_contract_has_no_name_for_is_passed_on() {
-    let sidecar = Sidecar::start().await;
-    // A sub-agent: an item of Codex that the contract does not have.
-    let spawn = r#"[[tool multi_agent_v1.spawn_agent {"message": "hi"}]] [[say done]]"#;
-    let told = sidecar.run(prompt("unknown", spawn)).await;
+    // An item of a newer CLI.
+    let sidecar = scripted::start().await;
+    let told = sidecar.say("unknown", "[[unknown-item]] [[say done]]").await;
     assert_eq!(told.final_response(), "done");
     let (id, unknown) = told.item("an unknown item", |kind| match kind {
         Kind::Unknown(item) => Some(item),
@@ -204,6 +203,11 @@ async fn what_the_contract_has_no_name_for_is_passed_on() {
         (json["type"].as_str(), json["id"].as_str()),
         (Some(unknown.r#type.as_str()), Some(id))
     );
+    assert_eq!(unknown.r#type, "hologram");
+    sidecar.stop().await;
+
+    let sidecar = Sidecar::start().await;
+    let told = sidecar.say("unknown", "hello").await;
 
     let raw = |told: &Told| -> Vec<pb::Raw> {
         told.all()

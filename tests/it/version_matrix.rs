@@ -145,6 +145,8 @@ const NOTIFICATIONS: &[&str] = &[
     "item/commandExecution/outputDelta",
     "thread/tokenUsage/updated",
     "thread/settings/updated",
+    "thread/goal/updated",
+    "thread/goal/cleared",
     "error",
     "warning",
     "mcpServer/startupStatus/updated",
@@ -190,7 +192,9 @@ const ANSWERS: &[(&str, &[&str])] = &[
             "cwd",
         ],
     ),
-    ("TurnStartResponse", &["turn.id"]),
+    ("TurnStartResponse", &["turn.id", "turn.rootTurnId"]),
+    ("ThreadReadResponse", &["thread.id", "thread.status"]),
+    ("ThreadGoalGetResponse", &["goal.status"]),
     (
         "ConfigReadResponse",
         &[
@@ -255,7 +259,7 @@ fn sent() -> Vec<(&'static str, Map<String, Value>)> {
         let schema = json!({});
         let workspace: (&Path, &[PathBuf]) = (directory, &[]);
         let lingering = Lingering { effort: true, summary: true };
-        method::turn_start_params(
+        let params = method::turn_start_params(
             "t",
             &inputs,
             &options,
@@ -263,7 +267,8 @@ fn sent() -> Vec<(&'static str, Map<String, Value>)> {
             workspace,
             Some(&schema),
             lingering,
-        )
+        );
+        method::with_root(params, "r")
     };
     let without_effort = Baseline { effort: None, ..baseline.clone() };
     let profile = BaselineAccess { sandbox_policy: Value::Null, profile: Some("p".to_owned()) };
@@ -290,6 +295,9 @@ fn sent() -> Vec<(&'static str, Map<String, Value>)> {
         (method::THREAD_ARCHIVE, json!({"threadId": "t"})),
         (method::THREAD_UNARCHIVE, json!({"threadId": "t"})),
         (method::THREAD_UNSUBSCRIBE, json!({"threadId": "t"})),
+        (method::THREAD_READ, json!({"threadId": "t", "includeTurns": false})),
+        (method::GOAL_GET, json!({"threadId": "t"})),
+        (method::GOAL_CLEAR, json!({"threadId": "t"})),
         (method::CONFIG_READ, json!({"includeLayers": false, "cwd": "/w"})),
         (method::TERMINALS_LIST, json!({"threadId": "t"})),
         (method::TERMINALS_TERMINATE, json!({"threadId": "t", "processId": "p"})),
@@ -395,6 +403,16 @@ async fn every_schema_has_what_the_sidecar_uses() {
     let server_news =
         ["mcpServerStatus/list: parameter detail", "notification mcpServer/startupStatus/updated"]
             .map(str::to_owned);
+    let goals = [
+        "method thread/goal/clear",
+        "method thread/goal/get",
+        "notification thread/goal/cleared",
+        "notification thread/goal/updated",
+    ]
+    .map(str::to_owned);
+    let roots = ["TurnStartResponse: field turn.rootTurnId", "turn/start: parameter rootTurnId"]
+        .map(str::to_owned);
+    let statuses = ["ThreadReadResponse: field thread.status"].map(str::to_owned);
     let known: [(&'static str, Vec<&[String]>); 5] = [
         (
             "0.100.0",
@@ -407,14 +425,27 @@ async fn every_schema_has_what_the_sidecar_uses() {
                 &one_server,
                 &servers,
                 &server_news,
+                &goals,
+                &roots,
+                &statuses,
             ],
         ),
         (
             "0.115.0",
-            vec![&terminals, &settings, &early, &profiles, &one_server, &servers, &server_news],
+            vec![
+                &terminals,
+                &settings,
+                &early,
+                &profiles,
+                &one_server,
+                &servers,
+                &server_news,
+                &goals,
+                &roots,
+            ],
         ),
-        ("0.130.0", vec![&terminals, &settings, &one_server, &servers, &server_threads]),
-        ("0.150.0", vec![&one_server]),
+        ("0.130.0", vec![&terminals, &settings, &one_server, &servers, &server_threads, &roots]),
+        ("0.150.0", vec![&one_server, &roots]),
         ("0.169.0", vec![]),
     ];
     for (version, known) in known {

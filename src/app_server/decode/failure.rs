@@ -154,6 +154,7 @@ fn is_retryable(reason: FailureReason, http_status: Option<u16>) -> bool {
         }
         FailureReason::TurnTimeout
         | FailureReason::WorkerProtocol
+        | FailureReason::BudgetExceeded
         | FailureReason::ContextWindowExceeded
         | FailureReason::SessionBudgetExceeded
         | FailureReason::UsageLimitExceeded

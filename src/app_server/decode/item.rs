@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use super::agent::{CodexActivity, CollabCall};
 use super::read;
 use crate::turn::event::{
     CommandExecution, DynamicToolCall, FileChange, FileChangeKind, Item, ItemKind, McpToolCall,
@@ -107,6 +108,8 @@ enum CodexItem {
     Error {
         message: String,
     },
+    CollabAgentToolCall(CollabCall),
+    SubAgentActivity(CodexActivity),
 }
 
 #[derive(Deserialize, Clone, Copy)]
@@ -287,6 +290,8 @@ impl From<CodexItem> for ItemKind {
             },
             CodexItem::ContextCompaction {} => ItemKind::ContextCompaction,
             CodexItem::Error { message } => ItemKind::Error { message },
+            CodexItem::CollabAgentToolCall(call) => ItemKind::SubAgent(call.into()),
+            CodexItem::SubAgentActivity(activity) => ItemKind::SubAgent(activity.into()),
         }
     }
 }

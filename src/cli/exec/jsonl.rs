@@ -132,6 +132,8 @@ pub(super) struct Renderer {
     /// `turn.started` is held back until the turn does something: warnings of the turn's beginning
     /// come before it.
     turn_started: bool,
+    /// Whether the turn has begun.
+    began: bool,
 }
 
 impl Renderer {
@@ -146,7 +148,8 @@ impl Renderer {
                 return vec![Line::ThreadStarted { thread_id }];
             }
             Event::TurnStarted(_) => {
-                self.turn_started = true;
+                // Those after the first are a goal's continuations, which are the same turn here.
+                self.turn_started = !std::mem::replace(&mut self.began, true);
                 return Vec::new();
             }
             Event::Warning(warning) if is_from_codex(warning) => {
@@ -326,6 +329,7 @@ fn details(item: &pb::Item) -> Option<Details<'_>> {
                 .collect(),
         },
         Kind::Error(pb::ErrorItem { message }) => Details::Error { message: message.clone() },
+        Kind::SubAgent(agent) => sub_agent(agent)?,
         Kind::Unknown(unknown) if unknown.r#type == "collabAgentToolCall" => {
             collab_tool_call(&unknown.json)?
         }
@@ -413,7 +417,52 @@ fn web_search_action(action: Option<&pb::web_search::Action>) -> Value {
     Value::Object(shown)
 }
 
-/// The contract has no name for what an agent asks of other agents; the real one shows it.
+/// The real one shows what an agent asks of others, and nothing of what those do.
+fn sub_agent(agent: &pb::SubAgent) -> Option<Details<'_>> {
+    use pb::{SubAgentAction as Action, SubAgentStatus as Status};
+    if agent.action() == Action::Work || agent.sender_thread_id.is_empty() {
+        return None;
+    }
+    let known = |agent: &&pb::SubAgentState| agent.phase() != pb::SubAgentPhase::Unspecified;
+    let state = |agent: &pb::SubAgentState| {
+        let status = match agent.phase() {
+            pb::SubAgentPhase::Unspecified => "unknown",
+            pb::SubAgentPhase::Pending => "pending_init",
+            pb::SubAgentPhase::Running => "running",
+            pb::SubAgentPhase::Interrupted => "interrupted",
+            pb::SubAgentPhase::Completed => "completed",
+            pb::SubAgentPhase::Errored => "errored",
+            pb::SubAgentPhase::Closed => "shutdown",
+            pb::SubAgentPhase::NotFound => "not_found",
+        };
+        let message = (!agent.message.is_empty()).then_some(&agent.message);
+        (agent.thread_id.clone(), json!({ "status": status, "message": message }))
+    };
+    Some(Details::CollabToolCall {
+        tool: shown_tool(&agent.tool),
+        sender_thread_id: json!(agent.sender_thread_id),
+        receiver_thread_ids: agent.agents.iter().map(|agent| json!(agent.thread_id)).collect(),
+        prompt: json!((!agent.prompt.is_empty()).then_some(&agent.prompt)),
+        agents_states: Value::Object(agent.agents.iter().filter(known).map(state).collect()),
+        status: match agent.status() {
+            Status::Unspecified | Status::InProgress => "in_progress",
+            Status::Completed => "completed",
+            Status::Failed => "failed",
+            Status::Interrupted => "interrupted",
+        }
+        .to_owned(),
+    })
+}
+
+fn shown_tool(codex_name: &str) -> String {
+    match codex_name {
+        // The real one shows it so.
+        "resumeAgent" => "wait".to_owned(),
+        name => snake_case(name),
+    }
+}
+
+/// The same from a sidecar whose contract has no name for it.
 fn collab_tool_call<'a>(text: &str) -> Option<Details<'a>> {
     let mut call = parsed(text)?;
     let mut take = |name: &str| call.get_mut(name).map(Value::take).unwrap_or_default();
@@ -429,11 +478,7 @@ fn collab_tool_call<'a>(text: &str) -> Option<Details<'a>> {
         ),
         _ => json!({}),
     };
-    let tool = match take("tool").as_str() {
-        // The real one shows it so.
-        Some("resumeAgent") => "wait".to_owned(),
-        tool => snake_case(tool?),
-    };
+    let tool = shown_tool(take("tool").as_str()?);
     Some(Details::CollabToolCall {
         tool,
         sender_thread_id: take("senderThreadId"),
@@ -649,11 +694,29 @@ mod tests {
             r#type: "collabAgentToolCall".to_owned(),
             json: collab.to_owned(),
         });
+        let agent = |action: pb::SubAgentAction, tool: &str, phase: pb::SubAgentPhase| {
+            Kind::SubAgent(pb::SubAgent {
+                action: action.into(),
+                status: pb::SubAgentStatus::Completed.into(),
+                agents: vec![pb::SubAgentState {
+                    thread_id: "you".to_owned(),
+                    phase: phase.into(),
+                    ..Default::default()
+                }],
+                sender_thread_id: "me".to_owned(),
+                tool: tool.to_owned(),
+                ..Default::default()
+            })
+        };
+        use pb::{SubAgentAction as Action, SubAgentPhase as Phase};
         let lines = render(vec![
             started("a", call("", "", pb::McpToolCallStatus::InProgress)),
             completed("a", call(result, "", pb::McpToolCallStatus::Completed)),
             completed("b", call("", "boom", pb::McpToolCallStatus::Failed)),
             started("k", collab),
+            completed("w", agent(Action::Wait, "wait", Phase::Completed)),
+            completed("m", agent(Action::Message, "sendInput", Phase::Unspecified)),
+            started("t", agent(Action::Work, "", Phase::Running)),
             started("x", Kind::Unknown(pb::UnknownItem::default())),
             started("i", Kind::ImageView(pb::ImageView::default())),
         ]);
@@ -662,6 +725,8 @@ mod tests {
             r#"{"type":"item.completed","item":{"id":"item_0","type":"mcp_tool_call","server":"s","tool":"t","arguments":{"z":1,"a":[null]},"result":{"content":[{"type":"text","text":"x"}],"structured_content":{"b":1,"a":2}},"error":null,"status":"completed"}}"#,
             r#"{"type":"item.completed","item":{"id":"item_1","type":"mcp_tool_call","server":"s","tool":"t","arguments":{"z":1,"a":[null]},"result":null,"error":{"message":"boom"},"status":"failed"}}"#,
             r#"{"type":"item.started","item":{"id":"item_2","type":"collab_tool_call","tool":"spawn_agent","sender_thread_id":"me","receiver_thread_ids":["you"],"prompt":"go","agents_states":{"you":{"status":"pending_init","message":null}},"status":"in_progress"}}"#,
+            r#"{"type":"item.completed","item":{"id":"item_3","type":"collab_tool_call","tool":"wait","sender_thread_id":"me","receiver_thread_ids":["you"],"prompt":null,"agents_states":{"you":{"status":"completed","message":null}},"status":"completed"}}"#,
+            r#"{"type":"item.completed","item":{"id":"item_4","type":"collab_tool_call","tool":"send_input","sender_thread_id":"me","receiver_thread_ids":["you"],"prompt":null,"agents_states":{},"status":"completed"}}"#,
         ];
         assert_eq!(lines, expected);
     }

@@ -3,8 +3,9 @@
 use super::duration;
 use crate::pb;
 use crate::turn::event::{
-    CommandExecution, DynamicToolCall, FileChange, FileChangeKind, Item, ItemKind, McpToolCall,
-    Status, TodoItem, TodoStatus, ToolContent, UserInput, WebSearchAction,
+    AgentPhase, AgentState, CommandExecution, DynamicToolCall, FileChange, FileChangeKind, Item,
+    ItemKind, McpToolCall, Status, SubAgent, SubAgentAction, SubAgentStatus, TodoItem, TodoStatus,
+    ToolContent, UserInput, WebSearchAction,
 };
 
 pub(super) fn item(item: &Item) -> pb::Item {
@@ -43,6 +44,7 @@ fn item_kind(kind: &ItemKind) -> pb::item::Kind {
         ItemKind::DynamicToolCall(call) => Kind::DynamicToolCall(dynamic_tool_call(call)),
         ItemKind::ImageView { path } => Kind::ImageView(pb::ImageView { path: path.clone() }),
         ItemKind::ContextCompaction => Kind::ContextCompaction(pb::ContextCompaction {}),
+        ItemKind::SubAgent(agent) => Kind::SubAgent(sub_agent(agent)),
         ItemKind::Unknown { r#type, json } => {
             Kind::Unknown(pb::UnknownItem { r#type: r#type.clone(), json: json.clone() })
         }
@@ -141,6 +143,67 @@ fn dynamic_tool_call(call: &DynamicToolCall) -> pb::DynamicToolCall {
         content: content.iter().map(tool_content).collect(),
         success: *success,
         duration: took.and_then(duration),
+    }
+}
+
+fn sub_agent(agent: &SubAgent) -> pb::SubAgent {
+    let SubAgent {
+        action,
+        tool,
+        status,
+        sender_thread_id,
+        agents,
+        prompt,
+        model,
+        reasoning_effort,
+    } = agent;
+    pb::SubAgent {
+        action: match action {
+            SubAgentAction::Spawn => pb::SubAgentAction::Spawn,
+            SubAgentAction::Message => pb::SubAgentAction::Message,
+            SubAgentAction::Wait => pb::SubAgentAction::Wait,
+            SubAgentAction::Close => pb::SubAgentAction::Close,
+            SubAgentAction::Resume => pb::SubAgentAction::Resume,
+            SubAgentAction::Interrupt => pb::SubAgentAction::Interrupt,
+            SubAgentAction::List => pb::SubAgentAction::List,
+            SubAgentAction::Work => pb::SubAgentAction::Work,
+            SubAgentAction::Finish => pb::SubAgentAction::Finish,
+            SubAgentAction::Other => pb::SubAgentAction::Unspecified,
+        }
+        .into(),
+        tool: tool.clone(),
+        status: match status {
+            SubAgentStatus::InProgress => pb::SubAgentStatus::InProgress,
+            SubAgentStatus::Completed => pb::SubAgentStatus::Completed,
+            SubAgentStatus::Failed => pb::SubAgentStatus::Failed,
+            SubAgentStatus::Interrupted => pb::SubAgentStatus::Interrupted,
+        }
+        .into(),
+        agents: agents.iter().map(agent_state).collect(),
+        prompt: prompt.clone(),
+        sender_thread_id: sender_thread_id.clone(),
+        model: model.clone(),
+        reasoning_effort: reasoning_effort.clone(),
+    }
+}
+
+fn agent_state(agent: &AgentState) -> pb::SubAgentState {
+    let AgentState { thread_id, path, phase, message } = agent;
+    pb::SubAgentState {
+        thread_id: thread_id.clone(),
+        phase: match phase {
+            AgentPhase::Unknown => pb::SubAgentPhase::Unspecified,
+            AgentPhase::Pending => pb::SubAgentPhase::Pending,
+            AgentPhase::Running => pb::SubAgentPhase::Running,
+            AgentPhase::Interrupted => pb::SubAgentPhase::Interrupted,
+            AgentPhase::Completed => pb::SubAgentPhase::Completed,
+            AgentPhase::Errored => pb::SubAgentPhase::Errored,
+            AgentPhase::Closed => pb::SubAgentPhase::Closed,
+            AgentPhase::NotFound => pb::SubAgentPhase::NotFound,
+        }
+        .into(),
+        message: message.clone(),
+        path: path.clone(),
     }
 }
 

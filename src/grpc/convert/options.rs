@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::num::NonZeroU64;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -105,6 +106,7 @@ pub(super) fn turn_options(
         turn_timeout,
         answer_timeout,
         omit_final_response,
+        max_total_tokens,
     } = options.unwrap_or_default();
 
     let output_schema = if output_schema.is_empty() {
@@ -143,6 +145,7 @@ pub(super) fn turn_options(
             faults,
         ),
         omit_final_response,
+        max_total_tokens: NonZeroU64::new(max_total_tokens).or(tool.max_total_tokens),
     }
 }
 

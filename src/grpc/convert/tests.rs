@@ -292,6 +292,7 @@ fn every_fault_of_a_request_is_named_at_once() {
             turn_timeout: seconds(3601),
             answer_timeout: Some(prost_types::Duration { seconds: 1, nanos: -1 }),
             omit_final_response: false,
+            max_total_tokens: 0,
         }),
         request_id: "x".repeat(37),
         busy_policy: 7,

@@ -339,7 +339,10 @@ impl Engine {
         let worker = lease.worker();
 
         let before = thread.loaded.clone();
-        let mut held = before.clone().filter(|loaded| loaded.worker == *worker.id());
+        let mut held = before.clone().filter(|loaded| {
+            // The worker may have let go of it to end a turn that nobody had asked for.
+            loaded.worker == *worker.id() && worker.holds_thread(thread_id)
+        });
         if let Some(loaded) = held.as_mut().filter(|loaded| loaded.fits(options)) {
             let preparing = worker.prepare(loaded, options, workspace).await;
             preparing.map_err(|error| open_error(error, Some(thread_id)))?;
@@ -530,6 +533,7 @@ fn open_error(error: ThreadError, thread_id: Option<&ThreadId>) -> OpenError {
             | ThreadError::HeldElsewhere(_)
             | ThreadError::BadConfig(_)
             | ThreadError::Unreadable(_)
+            | ThreadError::Steered(_)
             | ThreadError::Refused(_)),
             _,
         ) => Refusal::CodexRefused { cause: error.to_string() }.into(),

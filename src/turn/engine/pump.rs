@@ -1,5 +1,7 @@
 //! One turn on an open thread: from `turn/start` to the end.
 
+mod agents;
+mod ending;
 mod skipped;
 mod withheld;
 
@@ -9,38 +11,34 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::app_server::decode::{self, Decoded, TurnEnd};
+use crate::app_server::decode::{self, Decoded, Kinship, TurnEnd};
 use crate::app_server::message::{Notification, ServerRequest};
 use crate::app_server::settings::Gate;
 use crate::process;
 use crate::redact::Redactor;
 use crate::turn::directory::{Live, Phase, Turn};
 use crate::turn::engine::open::{Opened, PATIENCE};
+use crate::turn::engine::owned::{Owned, Rest, Whose};
 use crate::turn::engine::{Cause, Clocks, Engine, Outcome, until};
 use crate::turn::event::{
     Event, FailureReason, InterruptReason, Item, ItemKind, Request, Resolution, TodoItem,
-    TurnError, Usage,
+    TurnError, Usage, WarningCode,
 };
 use crate::turn::log::Log;
 use crate::turn::refusal::Refusal;
 use crate::turn::request::{ThreadId, TurnRequest};
 use crate::worker::thread::{ThreadError, Workspace};
 use crate::worker::{Route, ThreadMessage, Worker, WorkerExit};
+
+use ending::Stopping;
 use skipped::OpenMessage;
 use withheld::Withheld;
 
 /// The worker died before it could have seen the turn; for this cause.
 pub(super) struct NeverBegan(pub(super) String);
 
-/// A turn that is being stopped.
-#[derive(Debug)]
-struct Stopping {
-    cause: Cause,
-    // Until when it may take to end.
-    deadline: Instant,
-    // Ends the interrupting.
-    _interrupting: Option<DropGuard>,
-}
+/// How often `turn/start` is tried again after Codex took it as steering of a turn of its own.
+const STEERED_AGAIN: u32 = 2;
 
 /// How often an interruption that Codex refuses is tried again: it refuses while it has not quite
 /// begun with the turn.
@@ -72,11 +70,32 @@ impl Engine {
         // A cause that comes while Codex is being told waits for what it says, but not for long.
         let mut cause = None;
         let mut patience = PATIENCE.iter();
+        let mut steered = 0;
         let started = loop {
+            // Codex takes the turn as steering of whatever runs there.
+            let quiet = tokio::select! {
+                biased;
+                quiet = worker.quiet_thread(&thread_id, self.settings.timeouts.interrupt_grace) => quiet,
+                struck = clocks.strike(Some(handed_over)) => {
+                    self.forget_ephemeral(request, worker, &thread_id).await;
+                    return Ok(Outcome::Ended(clocks.outcome(struck, Default::default(), false)));
+                }
+            };
+            if let Err(what) = quiet {
+                self.give_up(worker, &thread_id).await;
+                thread.loaded = None;
+                return Err(NeverBegan(what));
+            }
+            if let Some(counts) = worker.counts_of(&thread_id)
+                && thread.usage.is_none_or(|known| known.total_tokens() < counts.total_tokens())
+            {
+                // What was used meanwhile is not this turn's.
+                thread.usage = Some(counts);
+            }
             let start = worker.start_turn(
                 &thread_id,
                 &mut loaded,
-                &request.inputs,
+                (&turn.id.0, &request.inputs),
                 &request.thread_options,
                 workspace,
                 schema,
@@ -96,6 +115,16 @@ impl Engine {
                     tokio::time::timeout(self.settings.timeouts.interrupt_grace, start).await.ok()
                 }
             };
+            if let Some(Err(ThreadError::Steered(other))) = &started {
+                steered += 1;
+                let grace = self.settings.timeouts.interrupt_grace;
+                let ended = worker.end_foreign_turn(&thread_id, other, grace).await;
+                if ended.is_ok() && steered <= STEERED_AGAIN && cause.is_none() {
+                    continue;
+                }
+                self.give_up(worker, &thread_id).await;
+                break started;
+            }
             // It has not taken the turn: asking again can do no harm.
             let pause = match &started {
                 Some(Err(ThreadError::Overloaded(_))) if cause.is_none() => patience.next(),
@@ -175,10 +204,20 @@ impl Engine {
                 return Ok(Outcome::Ended(unreadable(&cause)));
             }
             Some(Err(error)) => {
+                if matches!(error, ThreadError::Steered(_)) {
+                    // It was unloaded to end what ran on it.
+                    thread.loaded = None;
+                }
                 self.forget_ephemeral(request, worker, &thread_id).await;
-                return Ok(Outcome::Ended(refused_by_codex(&error)));
+                return Ok(Outcome::Ended(match cause {
+                    Some(cause) => clocks.outcome(cause, Default::default(), false),
+                    None => refused_by_codex(&error),
+                }));
             }
         };
+        for stopped in worker.take_stopped_turns(&thread_id) {
+            turn.log.append(unowned_turn_stopped(&stopped));
+        }
         turn.log.append(Event::TurnStarted { codex_turn_id: codex_turn_id.clone() });
         for status in route.take_mcp_servers() {
             let warning = status.warning();
@@ -194,9 +233,14 @@ impl Engine {
         }));
 
         let mut run = Run {
+            turn,
+            worker,
             log: &turn.log,
-            thread_id: thread_id.clone(),
+            owned: Owned::new(thread_id.as_str(), &turn.id.0, &codex_turn_id),
+            thread_id: &thread_id,
             codex_turn_id,
+            end: None,
+            max_total_tokens: request.turn_options.max_total_tokens.map(u64::from),
             include_raw_events: request.include_raw_events,
             usage_before: thread.usage,
             usage_total: thread.usage.unwrap_or_default(),
@@ -208,8 +252,6 @@ impl Engine {
             redactor: worker.redactor().clone(),
             withheld: Withheld::new(),
             is_response_doubtful: false,
-            running_commands: Vec::new(),
-            ran_commands: false,
             began_at,
             plan: None,
             raised: 0,
@@ -228,25 +270,27 @@ impl Engine {
             thread.usage = Some(run.usage_total);
         }
         let event = match end {
-            Ended::Codex(end, cause) => {
+            Ended::Codex(end, stopping) => {
                 worker.note_turn_completed();
-                if end != TurnEnd::Completed || run.not_applied.is_some() {
-                    run.end_commands(worker, &thread_id).await;
-                }
+                let cause = stopping.as_ref().and_then(|stopping| stopping.cause);
+                run.end_commands(&mut route, cause.is_some()).await;
                 let is_failure = matches!(end, TurnEnd::Failed(_))
-                    || matches!(cause, Some(Cause::TurnTimeout | Cause::IdleTimeout));
+                    || matches!(
+                        cause,
+                        Some(Cause::TurnTimeout | Cause::IdleTimeout | Cause::Budget)
+                    );
                 if is_failure || run.held_error.is_some() {
-                    run.settle_side_effects(worker, &thread_id).await;
+                    run.settle_side_effects().await;
                 }
                 run.finish();
-                run.terminal(end, cause, clocks)
+                run.terminal(end, stopping, clocks)
             }
-            Ended::Unresponsive(cause) => {
+            Ended::Unresponsive(end, stopping) => {
                 thread.loaded = None;
                 // What it goes on doing, nobody knows.
                 run.side_effects = true;
                 run.finish();
-                run.terminal(TurnEnd::Interrupted, Some(cause), clocks)
+                run.terminal(end, stopping, clocks)
             }
             Ended::WorkerLost(exit) => {
                 // It may have acted in its last moment, and told nobody.
@@ -255,6 +299,14 @@ impl Engine {
                 worker_lost(&exit, "", run.side_effects, (run.usage(), run.usage_total))
             }
         };
+        if request.ephemeral {
+            for agent in run.owned.agent_threads() {
+                let agent = ThreadId::from_codex(agent);
+                let forgetting = worker.forget_thread(&agent);
+                let _ =
+                    tokio::time::timeout(self.settings.timeouts.interrupt_grace, forgetting).await;
+            }
+        }
         self.forget_ephemeral(request, worker, &thread_id).await;
         Ok(Outcome::Ended(event))
     }
@@ -280,22 +332,58 @@ impl Engine {
         let mut stopping: Option<Stopping> = None;
         let mut in_a_row = 0_u32;
         loop {
-            if let Some(cause) = cause.take().filter(|_| stopping.is_none()) {
-                stopping = Some(Stopping {
-                    cause,
-                    deadline: Instant::now() + self.settings.timeouts.interrupt_grace,
-                    _interrupting: self.interrupt(worker, thread_id, &run.codex_turn_id),
-                });
+            if stopping.is_none() {
+                cause = cause.or(run.not_applied.is_some().then_some(Cause::SettingsNotApplied));
+                cause = cause.or(run.is_over_budget().then_some(Cause::Budget));
+                if cause.is_some() || run.ended_badly() {
+                    stopping = Some(self.stop(run, cause.take()));
+                }
+            }
+            if let Some(stopping) = &mut stopping {
+                self.interrupt_all(run, stopping);
+            }
+            let rest = run.rest();
+            match (rest, &mut stopping) {
+                (
+                    Rest::Over | Rest::Goal,
+                    Some(Stopping { clearing: clearing @ Some(_), deadline, .. }),
+                ) => {
+                    if let Some(clearing) = clearing.take() {
+                        let _ = tokio::time::timeout_at(*deadline, clearing).await;
+                    }
+                    // What came meanwhile may have begun before the goal was gone.
+                    while let Some(message) = route.try_recv() {
+                        run.take_message(message);
+                    }
+                    continue;
+                }
+                (Rest::Over, _) => {
+                    let end = run.end.take().unwrap_or(TurnEnd::Interrupted);
+                    return Ended::Codex(end, stopping);
+                }
+                (Rest::Goal, _) => {
+                    // Codex holds back for a reason of its own, and must not go on when nobody looks.
+                    let clearing = run.clear_goals();
+                    let _ = tokio::time::timeout(self.settings.timeouts.interrupt_grace, clearing)
+                        .await;
+                    run.owned.forget_goals();
+                    while let Some(message) = route.try_recv() {
+                        run.take_message(message);
+                    }
+                    continue;
+                }
+                (Rest::Busy | Rest::Until(_), _) => {}
             }
             let give_up_at = stopping.as_ref().map(|stopping| stopping.deadline);
             if in_a_row >= FLOOD {
                 in_a_row = 0;
                 match &stopping {
                     None => cause = clocks.has_struck(Some(run.last_progress)),
-                    Some(Stopping { cause, deadline, .. }) if *deadline <= Instant::now() => {
-                        run.end_commands(worker, thread_id).await;
+                    Some(Stopping { deadline, .. }) if *deadline <= Instant::now() => {
+                        run.end_commands(route, true).await;
                         self.give_up(worker, thread_id).await;
-                        return Ended::Unresponsive(*cause);
+                        let end = run.end.take().unwrap_or(TurnEnd::Interrupted);
+                        return Ended::Unresponsive(end, stopping);
                     }
                     Some(_) => {}
                 }
@@ -303,22 +391,18 @@ impl Engine {
                     continue;
                 }
             }
+            let look_again_at = match rest {
+                Rest::Until(by) => Some(by),
+                Rest::Busy | Rest::Goal | Rest::Over => None,
+            };
             tokio::select! {
                 biased;
                 // First what has happened: an end already here beats every clock.
                 message = route.recv() => {
                     in_a_row += 1;
-                    let end = match message {
-                        Some(ThreadMessage::Notification(notification)) => run.take(&notification),
-                        Some(ThreadMessage::Request(request)) => { run.decline(worker, &request); None }
-                        Some(ThreadMessage::Skipped(line)) => run.skip(&line),
+                    match message {
+                        Some(message) => run.take_message(message),
                         None => return Ended::WorkerLost(worker.exited().await),
-                    };
-                    if let Some(end) = end {
-                        return Ended::Codex(end, stopping.map(|stopping| stopping.cause));
-                    }
-                    if run.not_applied.is_some() && stopping.is_none() {
-                        cause = Some(Cause::SettingsNotApplied);
                     }
                 }
                 struck = clocks.strike(Some(run.last_progress)), if stopping.is_none() => {
@@ -327,6 +411,7 @@ impl Engine {
                 }
                 // Seen above.
                 () = until(give_up_at), if stopping.is_some() => in_a_row = FLOOD,
+                () = until(look_again_at) => {}
             }
         }
     }
@@ -338,7 +423,7 @@ impl Engine {
         worker: &Arc<Worker>,
         thread_id: &ThreadId,
         codex_turn_id: &str,
-    ) -> Option<DropGuard> {
+    ) -> DropGuard {
         let over = CancellationToken::new();
         let guard = over.clone().drop_guard();
         let (worker, thread_id) = (Arc::clone(worker), thread_id.clone());
@@ -353,7 +438,7 @@ impl Engine {
             }
         };
         self.tasks.spawn(async move { over.run_until_cancelled(interrupting).await });
-        Some(guard)
+        guard
     }
 
     /// The turn did not end although it was told to. A worker that still answers is asked to let go
@@ -373,19 +458,26 @@ impl Engine {
 
 /// How the pumping ended.
 enum Ended {
-    /// Codex said so; why it had been told to, if it had.
-    Codex(TurnEnd, Option<Cause>),
-    /// Codex did not end it in time.
-    Unresponsive(Cause),
+    /// Codex said so; how it had been told to, if it had.
+    Codex(TurnEnd, Option<Stopping>),
+    /// Codex did not end all of it in time.
+    Unresponsive(TurnEnd, Option<Stopping>),
     /// The worker ended.
     WorkerLost(Arc<WorkerExit>),
 }
 
 /// What is known of a running turn.
 struct Run<'a> {
-    log: &'a Log,
-    thread_id: ThreadId,
+    turn: &'a Turn,
+    worker: &'a Arc<Worker>,
+    thread_id: &'a ThreadId,
+    // Codex's id of the first of its turns that are this one.
     codex_turn_id: String,
+    log: &'a Log,
+    owned: Owned,
+    // How Codex ended its turn on the turn's own thread, unless it goes on.
+    end: Option<TurnEnd>,
+    max_total_tokens: Option<u64>,
     include_raw_events: bool,
     // The thread's counts before this turn; `None` until the first report of a resumed thread.
     usage_before: Option<Usage>,
@@ -404,8 +496,6 @@ struct Run<'a> {
     withheld: Withheld,
     // Whether an agent message may have been lost.
     is_response_doubtful: bool,
-    running_commands: Vec<String>,
-    ran_commands: bool,
     // Before Codex could have started a command for it.
     began_at: process::Moment,
     plan: Option<(Vec<TodoItem>, Option<String>)>,
@@ -418,34 +508,74 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Files a notification; returns the turn's end, if it is that.
-    fn take(&mut self, notification: &Notification) -> Option<TurnEnd> {
+    fn rest(&self) -> Rest {
+        if self.end.is_none() { Rest::Busy } else { self.owned.rest(Instant::now()) }
+    }
+
+    fn ended_badly(&self) -> bool {
+        self.end.as_ref().is_some_and(|end| *end != TurnEnd::Completed)
+    }
+
+    fn is_over_budget(&self) -> bool {
+        self.max_total_tokens.is_some_and(|most| self.usage().total_tokens() > most)
+    }
+
+    fn take_message(&mut self, message: ThreadMessage) {
+        match message {
+            ThreadMessage::Notification(notification) => self.take(&notification),
+            ThreadMessage::Request(request) => self.decline(&request),
+            ThreadMessage::Skipped(line) => self.skip(&line),
+        }
+    }
+
+    /// Tells an event, unless more came into force than was asked: then only the end is told.
+    fn tell(&self, event: Event) {
+        if self.not_applied.is_none() {
+            self.log.append(event);
+        }
+    }
+
+    /// Files a notification.
+    fn take(&mut self, notification: &Notification) {
         let scope = decode::scope(&notification.params);
-        // Those of another thread are not this turn's.
-        let is_own = scope.thread_id.as_deref() == Some(self.thread_id.as_str());
-        if let Some(told) = decode::settings(notification).filter(|_| is_own) {
+        let decoded = decode::notification(notification);
+        let whose = self.owned.whose(&scope);
+        if let Some(told) = decode::settings(notification)
+            // Those of a sub-agent's thread are not this turn's.
+            && scope.thread_id.as_deref() == Some(self.thread_id.as_str())
+        {
             let heard = self.gate.hear(told);
             self.hold_back(heard);
         }
-        if scope.turn_id.as_ref().is_some_and(|turn_id| *turn_id != self.codex_turn_id) {
-            // A late word on an earlier turn of this thread.
-            return None;
-        }
-        let decoded = decode::notification(notification);
         let is_retry =
             matches!(decoded, Decoded::Event(Event::ThreadError { will_retry: true, .. }));
         // Only what is about this turn is progress, and trying again is not.
-        // Items come after the input was written to the rollout.
-        self.has_begun |= notification.method.starts_with("item/");
-        if scope.turn_id.is_some() && !is_retry {
+        if whose != Whose::Another && scope.turn_id.is_some() && !is_retry {
             self.last_progress = Instant::now();
         }
-        if scope.turn_id.is_some() {
-            let passed = self.gate.pass();
-            self.hold_back(passed);
+        match whose {
+            Whose::Own => {
+                // Items come after the input was written to the rollout.
+                self.has_begun |= notification.method.starts_with("item/");
+                if scope.turn_id.is_some() {
+                    let passed = self.gate.pass();
+                    self.hold_back(passed);
+                }
+                self.take_own(notification, scope.turn_id.as_deref(), decoded);
+            }
+            Whose::Another => self.take_anothers(decode::kinship(notification), decoded),
+            Whose::Agent(thread_id) => {
+                if self.include_raw_events {
+                    self.file_raw(notification);
+                }
+                let turn_id = scope.turn_id.as_deref();
+                self.take_agents(&thread_id, turn_id, decoded, decode::kinship(notification));
+            }
         }
+    }
+
+    fn take_own(&mut self, notification: &Notification, turn_id: Option<&str>, decoded: Decoded) {
         match decoded {
-            Decoded::TurnEnded(end) => return Some(end),
             Decoded::Event(Event::McpServerStatus(status)) => {
                 let warning = status.warning();
                 self.log.append(Event::McpServerStatus(status));
@@ -454,38 +584,46 @@ impl Run<'_> {
                 }
             }
             Decoded::Event(event) => self.file(event),
+            Decoded::Plan { .. } if self.not_applied.is_some() => {}
+            Decoded::Plan { items, explanation } => self.update_plan(items, explanation),
             Decoded::TokenUsage { total, last, model_context_window } => {
                 // Older CLIs begin a turn by repeating the counts of the one before.
                 if self.usage_before.is_some() && total == self.usage_total {
-                    return None;
+                    return;
                 }
                 // A resumed thread's earlier counts are what this first report adds to.
                 self.usage_before.get_or_insert_with(|| total.since(last));
                 self.usage_total = total;
-                let turn = self.usage();
-                let last_request = last;
-                let event = Event::TokenUsageUpdated {
-                    turn,
-                    thread: total,
-                    last_request,
-                    model_context_window,
-                };
-                if self.not_applied.is_none() {
-                    self.log.append(event);
+                self.file_usage(last, model_context_window);
+            }
+            Decoded::TurnEnded(end) => {
+                let went_well = end == TurnEnd::Completed;
+                if self.owned.turn_ends(turn_id, went_well, Instant::now()) {
+                    self.end = Some(end);
                 }
             }
-            _ if self.not_applied.is_some() => {}
-            Decoded::Plan { items, explanation } => self.update_plan(items, explanation),
             // Every request is answered at once, so that there is none to be withdrawn.
             Decoded::TurnStarted | Decoded::RequestResolved { .. } => {}
-            Decoded::Untyped if self.include_raw_events => {
-                let Notification { method, params } = notification;
-                let (method, json) = (method.clone(), params.get().to_owned());
-                self.log.append(Event::Raw { method, json });
+            Decoded::Untyped => {
+                if let Some(Kinship::Goal { is_active, .. }) = decode::kinship(notification) {
+                    self.owned.goal_changes(self.thread_id.as_str(), is_active);
+                }
+                if self.include_raw_events {
+                    self.file_raw(notification);
+                }
             }
-            Decoded::Untyped => {}
         }
-        None
+    }
+
+    fn file_raw(&mut self, notification: &Notification) {
+        let Notification { method, params } = notification;
+        let (method, json) = (method.clone(), params.get().to_owned());
+        self.tell(Event::Raw { method, json });
+    }
+
+    fn file_usage(&mut self, last_request: Usage, model_context_window: Option<u64>) {
+        let (turn, thread) = (self.usage(), self.usage_total);
+        self.tell(Event::TokenUsageUpdated { turn, thread, last_request, model_context_window });
     }
 
     fn file(&mut self, mut event: Event) {
@@ -495,17 +633,14 @@ impl Run<'_> {
         match &mut event {
             Event::ItemStarted(item) => {
                 self.side_effects |= item.has_side_effects();
-                if matches!(item.kind, ItemKind::CommandExecution(_)) {
-                    self.running_commands.push(item.id.clone());
-                    self.ran_commands = true;
-                }
+                self.owned.notes_item(self.thread_id.as_str(), item, false, Instant::now());
             }
             Event::ItemUpdated(item) => self.side_effects |= item.has_side_effects(),
             Event::AgentMessageDelta(delta) => self.open_message.add(&delta.item_id, &delta.text),
             Event::ItemCompleted(item) => {
                 self.side_effects |= item.is_of_an_answer();
                 self.release_withheld(&item.id);
-                self.running_commands.retain(|id| *id != item.id);
+                self.owned.notes_item(self.thread_id.as_str(), item, true, Instant::now());
                 if let ItemKind::AgentMessage { text, .. } = &item.kind {
                     self.final_response = Some(text.clone());
                     self.open_message.close(&item.id);
@@ -522,9 +657,7 @@ impl Run<'_> {
             }
             _ => {}
         }
-        if self.not_applied.is_none() {
-            self.log.append(event);
-        }
+        self.tell(event);
     }
 
     /// Keeps the first thing that is wrong with what came into force.
@@ -535,9 +668,10 @@ impl Run<'_> {
     }
 
     /// Finds out, once the turn is over, whether something may have been done of which no event told.
-    async fn settle_side_effects(&mut self, worker: &Worker, thread_id: &ThreadId) {
+    async fn settle_side_effects(&mut self) {
         if !self.side_effects {
-            self.side_effects = !worker.had_no_answer(thread_id, &self.codex_turn_id).await;
+            let had_none = self.worker.had_no_answer(self.thread_id, &self.codex_turn_id).await;
+            self.side_effects = !had_none;
         }
     }
 
@@ -568,8 +702,8 @@ impl Run<'_> {
 
     /// A plan is final when its turn is.
     fn close_plan(&mut self) {
-        if let Some(item) = self.plan_item().filter(|_| self.not_applied.is_none()) {
-            self.log.append(Event::ItemCompleted(item));
+        if let Some(item) = self.plan_item() {
+            self.tell(Event::ItemCompleted(item));
         }
     }
 
@@ -579,39 +713,30 @@ impl Run<'_> {
         Some(Item { id: TODO_LIST_ID.to_owned(), kind })
     }
 
-    /// Ends the commands that still run: an interruption leaves them alive.
-    async fn end_commands(&self, worker: &Worker, thread_id: &ThreadId) {
-        if !self.running_commands.is_empty() {
-            let ending = worker.end_commands(thread_id, &self.running_commands);
-            let _ = tokio::time::timeout(Duration::from_secs(2), ending).await;
-        }
-        if self.ran_commands {
-            let killing = worker.kill_commands(thread_id, self.began_at);
-            let _ = tokio::time::timeout(Duration::from_secs(2), killing).await;
-        }
-    }
-
     /// Says no to what Codex asks: an unanswered request would hang the turn for ever.
-    fn decline(&mut self, worker: &Worker, request: &ServerRequest) {
+    fn decline(&mut self, request: &ServerRequest) {
         self.last_progress = Instant::now();
         self.side_effects = true;
         let passed = self.gate.pass();
         self.hold_back(passed);
         if self.not_applied.is_some() {
-            worker.decline(request);
+            self.worker.decline(request);
             return;
         }
         self.raised += 1;
         let id = self.raised.to_string();
         let (item_id, kind) = decode::request(request);
         self.log.append(Event::RequestRaised(Request { id: id.clone(), item_id, kind }));
-        worker.decline(request);
+        self.worker.decline(request);
         let resolution = Resolution::Declined;
         self.log.append(Event::RequestResolved { request_id: id, resolution });
     }
 
+    /// Of the turn: of its own thread, and of its sub-agents.
     fn usage(&self) -> Usage {
-        self.usage_before.map_or_else(Usage::default, |before| self.usage_total.since(before))
+        let own =
+            self.usage_before.map_or_else(Usage::default, |before| self.usage_total.since(before));
+        own + self.owned.agents_usage()
     }
 
     fn take_final_response(&mut self) -> String {
@@ -619,7 +744,7 @@ impl Run<'_> {
         final_response(doubtful, self.final_response.take())
     }
 
-    fn terminal(&mut self, end: TurnEnd, cause: Option<Cause>, clocks: &Clocks) -> Event {
+    fn terminal(&mut self, end: TurnEnd, stopping: Option<Stopping>, clocks: &Clocks) -> Event {
         let usage = self.usage();
         if let Some(wrong) = self.not_applied.take() {
             let counts = (usage, self.usage_total);
@@ -629,8 +754,12 @@ impl Run<'_> {
             }
             return event;
         }
-        match (end, cause) {
-            (TurnEnd::Completed, _) => Event::TurnCompleted {
+        let had_others = stopping.as_ref().is_some_and(|stopping| stopping.had_others);
+        match (end, stopping.and_then(|stopping| stopping.cause)) {
+            (_, Some(cause @ Cause::Budget)) => {
+                clocks.outcome(cause, (usage, self.usage_total), self.side_effects)
+            }
+            (TurnEnd::Completed, cause) if cause.is_none() || !had_others => Event::TurnCompleted {
                 final_response: self.take_final_response(),
                 usage,
                 thread_usage: self.usage_total,
@@ -639,15 +768,26 @@ impl Run<'_> {
                 error.side_effects_possible = self.side_effects;
                 Event::TurnFailed { error, usage, thread_usage: self.usage_total }
             }
-            (TurnEnd::Interrupted, Some(cause)) => {
+            (TurnEnd::Completed | TurnEnd::Interrupted, Some(cause)) => {
                 clocks.outcome(cause, (usage, self.usage_total), self.side_effects)
             }
-            (TurnEnd::Interrupted, None) => Event::TurnInterrupted {
+            (TurnEnd::Completed | TurnEnd::Interrupted, None) => Event::TurnInterrupted {
                 reason: InterruptReason::Codex,
                 usage,
                 thread_usage: self.usage_total,
             },
         }
+    }
+}
+
+fn unowned_turn_stopped(codex_turn_id: &str) -> Event {
+    Event::Warning {
+        code: WarningCode::UnownedTurnStopped,
+        message: format!(
+            "Codex had begun turn {codex_turn_id} by itself on this thread, or on one of its \
+             sub-agents; nobody had asked for it, and it was stopped"
+        ),
+        details: String::new(),
     }
 }
 
@@ -703,6 +843,7 @@ fn unreadable(cause: &str) -> Event {
 fn refused_by_codex(error: &ThreadError) -> Event {
     let (reason, retryable) = match error {
         ThreadError::Overloaded(_) => (FailureReason::ServerOverloaded, true),
+        ThreadError::Steered(_) => (FailureReason::WorkerProtocol, true),
         ThreadError::NotFound(_)
         | ThreadError::Archived(_)
         | ThreadError::HeldElsewhere(_)

@@ -160,7 +160,11 @@ impl Told {
 
         let first = |kind: &str| kinds.iter().position(|other| *other == kind);
         let once = |kind: &str| kinds.iter().filter(|other| **other == kind).count() <= 1;
-        assert!(once("thread_started") && once("turn_started"), "{kinds:?}");
+        assert!(once("thread_started"), "{kinds:?}");
+        // More than one only where Codex goes on with a goal, each with an id of its own.
+        let begun = self.codex_turn_ids();
+        let different: std::collections::BTreeSet<_> = begun.iter().collect();
+        assert_eq!(different.len(), begun.len(), "{kinds:?}");
         if let Some(turn_started) = first("turn_started") {
             let thread_started = first("thread_started").expect("no thread_started");
             assert!(thread_started < turn_started, "{kinds:?}");
@@ -268,6 +272,27 @@ impl Told {
         let commands = self.commands();
         assert_eq!(commands.len(), 1, "one command: {:#?}", self.events);
         commands[0]
+    }
+
+    /// Codex's ids of its turns: one, and one more each time that it went on with a goal.
+    pub fn codex_turn_ids(&self) -> Vec<&str> {
+        self.all()
+            .filter_map(|event| match event {
+                Event::TurnStarted(started) => Some(started.codex_turn_id.as_str()),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// What sub-agents did, as it was told when it ended.
+    pub fn sub_agents(&self) -> Vec<&pb::SubAgent> {
+        self.items()
+            .into_iter()
+            .filter_map(|(_, kind)| match kind {
+                Kind::SubAgent(agent) => Some(agent),
+                _ => None,
+            })
+            .collect()
     }
 
     pub fn warnings(&self) -> Vec<&pb::Warning> {

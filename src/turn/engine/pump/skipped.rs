@@ -3,11 +3,17 @@
 //! News that are lost are told as a warning, and the turn goes on; a lost end ends it. From then on
 //! nobody can promise that the turn had no effect.
 
-use super::Run;
-use crate::app_server::decode::{self, LostNews, TurnEnd};
+use tokio::time::Instant;
+
+use crate::app_server::decode::{self, LostNews, Scope, TurnEnd};
 use crate::app_server::message::SkippedLine;
 use crate::app_server::whose::encoded_bytes;
-use crate::turn::event::{Event, FailureReason, Item, ItemKind, TurnError, WarningCode};
+use crate::turn::engine::owned::Whose;
+use crate::turn::event::{
+    Event, FailureReason, Item, ItemKind, SubAgentStatus, TurnError, WarningCode,
+};
+
+use super::Run;
 
 /// An agent message as far as its deltas have told it.
 #[derive(Debug, Default)]
@@ -64,15 +70,17 @@ impl OpenMessage {
 }
 
 impl Run<'_> {
-    /// Files a line over the limit as what was lost; returns the turn's end, if it was that.
-    pub(super) fn skip(&mut self, line: &SkippedLine) -> Option<TurnEnd> {
-        if line.turn_id.as_ref().is_some_and(|turn_id| *turn_id != self.codex_turn_id) {
+    /// Files a line over the limit as what was lost.
+    pub(super) fn skip(&mut self, line: &SkippedLine) {
+        let scope = Scope { thread_id: line.thread_id.clone(), turn_id: line.turn_id.clone() };
+        let whose = self.owned.whose(&scope);
+        if whose == Whose::Another {
             // A late word on an earlier turn of this thread.
-            return None;
+            return;
         }
         self.side_effects = true;
         if line.turn_id.is_some() {
-            self.last_progress = tokio::time::Instant::now();
+            self.last_progress = Instant::now();
         }
         let limit = format!(
             "{} bytes, more than limits.max_line_bytes, which is {}",
@@ -80,6 +88,7 @@ impl Run<'_> {
         );
         let (mut end, mut message) = (None, None);
         let consequence = match decode::skipped(line) {
+            lost if matches!(whose, Whose::Agent(_)) => self.lose_agents(&scope, lost),
             LostNews::TurnEnded { is_interrupted: true, .. } => {
                 end = Some(TurnEnd::Interrupted);
                 "it told that the turn was interrupted".to_owned()
@@ -90,8 +99,7 @@ impl Run<'_> {
             }
             LostNews::ItemStarted { item_id, is_command } => {
                 if is_command {
-                    self.running_commands.extend(item_id);
-                    self.ran_commands = true;
+                    self.owned.loses_begin_of_command(self.thread_id.as_str(), item_id);
                 }
                 self.has_begun = true;
                 "the turn goes on".to_owned()
@@ -114,7 +122,7 @@ impl Run<'_> {
                 }
             }
             LostNews::ItemCompleted { item_id } => {
-                self.running_commands.retain(|id| Some(id) != item_id.as_ref());
+                self.owned.loses_end_of_item(self.thread_id.as_str(), item_id.as_deref());
                 self.has_begun = true;
                 "the turn goes on".to_owned()
             }
@@ -142,9 +150,9 @@ impl Run<'_> {
         };
         // First what is larger than all that is retained of a turn, so that the warning outlives it.
         if let Some(item) = message {
-            self.log.append(Event::ItemCompleted(item));
+            self.tell(Event::ItemCompleted(item));
         }
-        self.log.append(Event::Warning {
+        self.tell(Event::Warning {
             code: WarningCode::LineSkipped,
             message: format!(
                 "the Codex process wrote a line of {limit}{what}; it was skipped: {consequence}"
@@ -154,7 +162,43 @@ impl Run<'_> {
                       high as 67108864"
                     .to_owned(),
         });
-        end
+        if let Some(end) = end
+            && self.owned.turn_ends(line.turn_id.as_deref(), false, Instant::now())
+        {
+            self.end = Some(end);
+        }
+    }
+
+    /// What was lost of a sub-agent: it goes on, or has ended as far as its turn can tell.
+    fn lose_agents(&mut self, scope: &Scope, lost: LostNews) -> String {
+        let thread_id = scope.thread_id.as_deref().unwrap_or_default();
+        match lost {
+            LostNews::TurnEnded { is_interrupted, .. } => {
+                let status = match is_interrupted {
+                    true => SubAgentStatus::Interrupted,
+                    false => SubAgentStatus::Failed,
+                };
+                let failure = "how it ended was in a line that is too long to be read";
+                let ended = self.owned.agent_ends(thread_id, status, Some(failure), Instant::now());
+                if let Some(item) = ended {
+                    self.tell(Event::ItemCompleted(item));
+                }
+                "it was the end of a sub-agent's turn".to_owned()
+            }
+            LostNews::ItemStarted { item_id, is_command: true } => {
+                self.owned.loses_begin_of_command(thread_id, item_id);
+                "the sub-agent goes on".to_owned()
+            }
+            LostNews::ItemCompleted { item_id } => {
+                self.owned.loses_end_of_item(thread_id, item_id.as_deref());
+                "the sub-agent goes on".to_owned()
+            }
+            LostNews::ItemStarted { .. }
+            | LostNews::MessageCompleted { .. }
+            | LostNews::MessageDelta { .. }
+            | LostNews::Other
+            | LostNews::Unknown => "the sub-agent goes on".to_owned(),
+        }
     }
 }
 

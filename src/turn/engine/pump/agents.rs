@@ -1,0 +1,116 @@
+//! What a turn hears that is not of Codex's turn for it: of sub-agents, and of other turns of its thread.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::Run;
+use crate::app_server::decode::{self, Decoded, Kinship, TurnEnd};
+use crate::turn::directory::{Live, Phase};
+use crate::turn::engine::owned::Begun;
+use crate::turn::event::{Event, ItemKind, SubAgentStatus, UserInput};
+
+impl Run<'_> {
+    /// Takes what is told of another turn of the thread: a late word on an earlier one, or the begin of
+    /// one that Codex starts by itself.
+    pub(super) fn take_anothers(&mut self, kinship: Option<Kinship>, decoded: Decoded) {
+        match (decoded, kinship) {
+            (_, Some(Kinship::TurnStarted { turn_id, root_turn_id, .. })) => {
+                let begun = self.owned.turn_begins(&turn_id, root_turn_id.as_deref());
+                if begun == Begun::Continuation {
+                    self.end = None;
+                    self.final_response = None;
+                    self.last_progress = Instant::now();
+                    let codex_turn_id = turn_id;
+                    self.log.append(Event::TurnStarted { codex_turn_id: codex_turn_id.clone() });
+                    // Input is added to what runs now.
+                    self.turn.set_phase(Phase::Live(Live {
+                        worker: Arc::clone(self.worker),
+                        thread_id: self.thread_id.clone(),
+                        codex_turn_id,
+                    }));
+                }
+            }
+            // What it used is its own.
+            (Decoded::TokenUsage { total, .. }, _) => {
+                let used = total.since(self.usage_total);
+                self.usage_before = Some(self.usage_before.map_or(total, |before| before + used));
+                self.usage_total = self.usage_total + used;
+            }
+            (_, _) => {}
+        }
+    }
+
+    /// Takes what a sub-agent tells. It becomes an item of the turn: what the sub-agent says must not be
+    /// taken for what the turn's own agent says.
+    pub(super) fn take_agents(
+        &mut self,
+        thread_id: &str,
+        turn_id: Option<&str>,
+        decoded: Decoded,
+        kinship: Option<Kinship>,
+    ) {
+        let update = match decoded {
+            Decoded::TurnStarted => {
+                let begun = turn_id.and_then(|turn_id| self.owned.agent_begins(thread_id, turn_id));
+                begun.map(Event::ItemStarted)
+            }
+            Decoded::TurnEnded(end) => {
+                let status = match &end {
+                    TurnEnd::Completed => SubAgentStatus::Completed,
+                    TurnEnd::Interrupted => SubAgentStatus::Interrupted,
+                    TurnEnd::Failed(_) => SubAgentStatus::Failed,
+                };
+                let failure = decode::failure_of(&end);
+                let now = Instant::now();
+                self.owned.agent_ends(thread_id, status, failure, now).map(Event::ItemCompleted)
+            }
+            Decoded::TokenUsage { total, last, model_context_window } => {
+                if self.owned.agent_uses(thread_id, total, last) {
+                    self.file_usage(last, model_context_window);
+                }
+                None
+            }
+            Decoded::Event(Event::ItemStarted(item) | Event::ItemUpdated(item)) => {
+                self.side_effects |= item.has_side_effects();
+                self.owned.notes_item(thread_id, &item, false, Instant::now());
+                None
+            }
+            Decoded::Event(Event::ItemCompleted(item)) => {
+                self.side_effects |= item.is_of_an_answer();
+                self.owned.notes_item(thread_id, &item, true, Instant::now());
+                match item.kind {
+                    ItemKind::AgentMessage { text, .. } => {
+                        self.owned.agent_says(thread_id, &text).map(Event::ItemUpdated)
+                    }
+                    ItemKind::UserMessage { inputs } => {
+                        let texts = inputs.into_iter().filter_map(|input| match input {
+                            UserInput::Text(text) => Some(text),
+                            UserInput::LocalImage(_) | UserInput::ImageUrl(_) => None,
+                        });
+                        self.owned.agent_hears(thread_id, texts.collect::<Vec<_>>().join("\n\n"));
+                        None
+                    }
+                    _ => None,
+                }
+            }
+            Decoded::Event(warning @ Event::Warning { .. }) => Some(warning),
+            Decoded::Untyped if matches!(kinship, Some(Kinship::Goal { .. })) => {
+                if let Some(Kinship::Goal { is_active, .. }) = kinship {
+                    self.owned.goal_changes(thread_id, is_active);
+                }
+                None
+            }
+            Decoded::Untyped if matches!(kinship, Some(Kinship::Unloaded { .. })) => {
+                self.owned.agent_goes(thread_id, Instant::now()).map(Event::ItemCompleted)
+            }
+            Decoded::Event(_)
+            | Decoded::Plan { .. }
+            | Decoded::RequestResolved { .. }
+            | Decoded::Untyped => None,
+        };
+        if let Some(update) = update {
+            self.tell(update);
+        }
+    }
+}

@@ -1,0 +1,368 @@
+//! Turns that nobody asked for: found, stopped and told.
+//!
+//! Codex takes turns by itself: a goal's continuations, a sub-agent's. Those of a thread with a turn
+//! of ours, and of the threads that descend from it, go to that turn. Any other turn is looked at here:
+//! for a second at most, since the news of a sub-agent's parent may come after its first turn, and then
+//! it is interrupted and its thread's goal is cleared. A worker in which that does not help is given
+//! up: tokens must not be spent without a turn.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use crate::app_server::decode::{Kinship, ThreadRead};
+use crate::app_server::method::{self, TurnRef};
+use crate::app_server::peer::RequestError;
+use crate::turn::event::Usage;
+use crate::turn::request::ThreadId;
+use crate::worker::ownership::{Before, Ownership};
+use crate::worker::{ThreadMessage, Worker};
+
+/// How long the news of a thread's parent is waited for.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How long a turn that nobody asked for may take to end.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// How often it is told to.
+const AGAIN: Duration = Duration::from_millis(100);
+
+/// How many such turns a thread may begin within [`WINDOW`] before it is given up.
+const PATIENCE: u32 = 8;
+
+/// See [`PATIENCE`].
+const WINDOW: Duration = Duration::from_secs(10);
+
+/// How many messages of a thread are held while its parent is looked for.
+const HELD: usize = 512;
+
+/// A turn that has begun on a thread to which no turn of ours listens.
+#[derive(Debug)]
+pub(super) struct Suspect {
+    thread_id: String,
+    turn_id: String,
+}
+
+/// What a worker knows of its threads, beside its routes.
+#[derive(Debug)]
+pub(super) struct Kin {
+    ownership: Mutex<Ownership>,
+    // Messages of threads whose parent is being looked for.
+    held: Mutex<HashMap<String, Vec<ThreadMessage>>>,
+    // Begins of turns that nobody asked for, by thread: since when, and how many.
+    repeated: Mutex<HashMap<String, (Instant, u32)>>,
+    // Changes whenever something is learned.
+    changed: watch::Sender<u64>,
+    suspects: mpsc::UnboundedSender<Suspect>,
+    // Whether the CLI repeats the name that a turn is given when it is started.
+    repeats_roots: AtomicBool,
+}
+
+impl Kin {
+    pub(super) fn new() -> (Kin, mpsc::UnboundedReceiver<Suspect>) {
+        let (suspects, suspected) = mpsc::unbounded_channel();
+        let kin = Kin {
+            ownership: Mutex::default(),
+            held: Mutex::default(),
+            repeated: Mutex::default(),
+            changed: watch::Sender::new(0),
+            suspects,
+            repeats_roots: AtomicBool::new(false),
+        };
+        (kin, suspected)
+    }
+
+    pub(super) fn ownership(&self) -> MutexGuard<'_, Ownership> {
+        // A panic elsewhere can't leave it half changed.
+        self.ownership.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn held(&self) -> MutexGuard<'_, HashMap<String, Vec<ThreadMessage>>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn observe(&self, told: &Kinship) {
+        self.ownership().observe(told);
+        self.changed.send_modify(|changes| *changes += 1);
+    }
+
+    /// A message of a thread to which no turn of ours listens: the begin of a turn is looked into, and
+    /// what follows is held until that is done.
+    pub(super) fn unheard(&self, thread_id: &str, told: Option<&Kinship>, message: ThreadMessage) {
+        if let Some(Kinship::TurnStarted { turn_id, .. }) = told {
+            self.held().entry(thread_id.to_owned()).or_default();
+            let suspect = Suspect { thread_id: thread_id.to_owned(), turn_id: turn_id.clone() };
+            // Nobody looks while the worker is being started or has ended.
+            let _ = self.suspects.send(suspect);
+        }
+        if let Some(held) = self.held().get_mut(thread_id).filter(|held| held.len() < HELD) {
+            held.push(message);
+        }
+    }
+
+    fn suspect(&self, thread_id: String, turn_id: String) {
+        // Nobody looks while the worker is being started or has ended.
+        let _ = self.suspects.send(Suspect { thread_id, turn_id });
+    }
+
+    /// No turn of ours listens to a thread any more: what runs there, or on a thread that descends from
+    /// it, has begun in the last moment.
+    pub(super) fn unheard_from_now_on(&self, thread_id: &str) {
+        let running = self.ownership().running_below(thread_id);
+        for (thread_id, turn_id) in running {
+            self.suspect(thread_id, turn_id);
+        }
+    }
+
+    /// Gives back what is held of the threads of which `is_heard` says that somebody listens now.
+    pub(super) fn take_heard(
+        &self,
+        is_heard: impl Fn(&str) -> bool,
+    ) -> Vec<(String, Vec<ThreadMessage>)> {
+        let mut held = self.held();
+        if held.is_empty() {
+            return Vec::new();
+        }
+        held.extract_if(|thread_id, _| is_heard(thread_id)).collect()
+    }
+
+    /// Counts the begin of a turn that nobody asked for; whether there have been too many.
+    fn is_too_often(&self, thread_id: &str) -> bool {
+        let mut repeated = self.repeated.lock().unwrap_or_else(PoisonError::into_inner);
+        repeated.retain(|_, (since, _)| since.elapsed() < WINDOW);
+        let (_, count) = repeated.entry(thread_id.to_owned()).or_insert((Instant::now(), 0));
+        *count += 1;
+        *count > PATIENCE
+    }
+}
+
+/// Looks after the suspects of a worker until it ends.
+pub(super) async fn watch(worker: Weak<Worker>, mut suspects: mpsc::UnboundedReceiver<Suspect>) {
+    while let Some(Suspect { thread_id, turn_id }) = suspects.recv().await {
+        let Some(worker) = worker.upgrade() else { return };
+        tokio::spawn(async move {
+            if !worker.finds_an_owner(&thread_id).await {
+                worker.stop_unowned(&thread_id, &turn_id).await;
+            }
+        });
+    }
+}
+
+impl Worker {
+    /// Whether a thread turns out to descend from one with a turn of ours.
+    async fn finds_an_owner(&self, thread_id: &str) -> bool {
+        let kin = self.kin();
+        // One that was opened here is nobody's sub-agent: there is nothing to wait for.
+        let is_ours = self.loaded().contains(&ThreadId::from_codex(thread_id));
+        if !is_ours {
+            let mut changed = kin.changed.subscribe();
+            let looking =
+                async { while !self.is_heard(thread_id) && changed.changed().await.is_ok() {} };
+            if tokio::time::timeout(LOOK, looking).await.is_err() {
+                // What was not told may be asked.
+                let params = json!({ "threadId": thread_id, "includeTurns": false });
+                let read = self.request_within::<ThreadRead>(method::THREAD_READ, &params, LOOK);
+                if let Some(parent) = read.await.ok().and_then(|read| read.parent()) {
+                    kin.ownership().adopt(thread_id, &parent);
+                }
+            }
+        }
+        self.forward_held();
+        let is_heard = self.is_heard(thread_id);
+        if !is_heard {
+            kin.held().remove(thread_id);
+        }
+        is_heard
+    }
+
+    /// Ends a turn that is nobody's, and what makes Codex begin the next.
+    async fn stop_unowned(&self, thread_id: &str, turn_id: &str) {
+        self.note_unowned(thread_id, turn_id);
+        let kin = self.kin();
+        if !kin.is_too_often(thread_id) {
+            let thread = ThreadId::from_codex(thread_id);
+            self.clear_goal(&thread).await;
+            if self.end_turn_of(thread_id, turn_id, GRACE).await {
+                return;
+            }
+        }
+        // A turn of ours that has come meanwhile sees to it itself.
+        if self.is_alive() && !self.is_heard(thread_id) {
+            self.give_up_thread(thread_id).await;
+        }
+    }
+
+    fn note_unowned(&self, thread_id: &str, turn_id: &str) {
+        if self.kin().ownership().note_stopped(thread_id, turn_id) {
+            tracing::warn!(
+                worker = %self.id,
+                thread_id,
+                codex_turn_id = turn_id,
+                "Codex began a turn that nobody had asked for; it is stopped"
+            );
+        }
+    }
+
+    /// Tells Codex to end a turn until it has; false where it has not in time.
+    async fn end_turn_of(&self, thread_id: &str, turn_id: &str, within: Duration) -> bool {
+        let kin = self.kin();
+        let runs = || kin.ownership().running(thread_id) == Some(turn_id);
+        let thread = ThreadId::from_codex(thread_id);
+        let ending = async {
+            let mut changed = kin.changed.subscribe();
+            while runs() && self.is_alive() {
+                if let Err(error) = self.interrupt_turn(&thread, turn_id).await {
+                    tracing::debug!(worker = %self.id, thread_id, %error, "not interrupted");
+                    if self.is_active(&thread).await == Some(false) {
+                        // It has ended by itself, and that was told before.
+                        kin.ownership().note_ended(thread_id, turn_id);
+                    }
+                }
+                let told = async { while runs() && changed.changed().await.is_ok() {} };
+                let _ = tokio::time::timeout(AGAIN, told).await;
+            }
+        };
+        tokio::time::timeout(within, ending).await.is_ok()
+    }
+
+    /// Unloads a thread that goes on by itself; a worker that does not let go of it is killed.
+    async fn give_up_thread(&self, thread_id: &str) {
+        let thread = ThreadId::from_codex(thread_id);
+        let released = tokio::time::timeout(GRACE, self.release_thread(&thread)).await;
+        if matches!(released, Ok(Ok(()))) {
+            tracing::warn!(worker = %self.id, thread_id, "the thread was unloaded to end its turns");
+        } else if self.is_alive() {
+            self.kill("it ran turns that nobody had asked for, and did not end them");
+        }
+    }
+
+    /// Makes sure that nothing runs on a thread that is about to have a turn, and that Codex begins
+    /// nothing there by itself: it would take the turn as steering of what runs.
+    ///
+    /// # Errors
+    /// What could not be ended.
+    pub async fn quiet_thread(&self, thread_id: &ThreadId, within: Duration) -> Result<(), String> {
+        let deadline = Instant::now() + within;
+        let kin = self.kin();
+        let had_goal = (self.may_have_goals || kin.ownership().has_goal(thread_id.as_str()))
+            && self.has_goal(thread_id).await;
+        if had_goal {
+            // Left by another process, or by a worker that died: nobody has asked to go on with it.
+            self.clear_goal(thread_id).await;
+        }
+        loop {
+            let running = kin.ownership().running(thread_id.as_str()).map(str::to_owned);
+            if let Some(turn_id) = running {
+                self.note_unowned(thread_id.as_str(), &turn_id);
+                let left = deadline.saturating_duration_since(Instant::now());
+                if !self.end_turn_of(thread_id.as_str(), &turn_id, left).await {
+                    return Err(format!("Codex's own turn {turn_id} could not be ended"));
+                }
+            } else if !(had_goal && self.is_active(thread_id).await == Some(true)) {
+                return Ok(());
+            } else if Instant::now() >= deadline {
+                return Err("Codex goes on with the thread by itself".to_owned());
+            } else {
+                // Its begin is about to be told.
+                tokio::time::sleep(AGAIN.min(within)).await;
+            }
+        }
+    }
+
+    /// Whether the thread has a goal that Codex goes on with by itself.
+    pub async fn has_goal(&self, thread_id: &ThreadId) -> bool {
+        let params = json!({ "threadId": thread_id.as_str() });
+        match self.request::<method::GoalRead>(method::GOAL_GET, &params).await {
+            Ok(read) => read.is_active(),
+            // A CLI or a thread without goals.
+            Err(RequestError::Server { .. }) => false,
+            Err(error) => {
+                tracing::debug!(worker = %self.id, %thread_id, %error, "the goal can't be read");
+                self.kin().ownership().has_goal(thread_id.as_str())
+            }
+        }
+    }
+
+    /// Takes a thread's goal away. An interruption alone leaves it, and the next turn wakes it.
+    pub async fn clear_goal(&self, thread_id: &ThreadId) {
+        let params = json!({ "threadId": thread_id.as_str() });
+        match self.request::<method::Ignored>(method::GOAL_CLEAR, &params).await {
+            // A CLI or a thread without goals has none to go on with.
+            Ok(_) | Err(RequestError::Server { .. }) => {}
+            Err(error) => {
+                tracing::warn!(worker = %self.id, %thread_id, %error, "the goal can't be cleared");
+            }
+        }
+    }
+
+    /// Whether Codex works on a thread, as far as it says so.
+    async fn is_active(&self, thread_id: &ThreadId) -> Option<bool> {
+        let params = json!({ "threadId": thread_id.as_str(), "includeTurns": false });
+        let read = self.request::<method::ThreadStatusRead>(method::THREAD_READ, &params).await;
+        read.ok().map(|read| read.is_active())
+    }
+
+    /// Whether the thread may have a goal: the CLI has goals on, or told of one.
+    pub fn may_have_goal(&self, thread_id: &ThreadId) -> bool {
+        self.may_have_goals || self.kin().ownership().has_goal(thread_id.as_str())
+    }
+
+    /// Notes that a turn of this name is being started on a thread; what ran there before, for
+    /// [`Worker::is_new`].
+    pub(super) fn expects_turn(&self, thread_id: &ThreadId, root_turn_id: &str) -> Before {
+        let mut ownership = self.kin().ownership();
+        ownership.expect_root(root_turn_id, thread_id.as_str());
+        ownership.now(thread_id.as_str())
+    }
+
+    /// Whether a turn that `turn/start` was answered with is one that it made.
+    pub(super) fn is_new(&self, turn: &TurnRef, root_turn_id: &str, before: &Before) -> bool {
+        let repeats_roots = &self.kin().repeats_roots;
+        match &turn.root_turn_id {
+            Some(root) if root == root_turn_id => {
+                repeats_roots.store(true, Ordering::Relaxed);
+                true
+            }
+            Some(_) if repeats_roots.load(Ordering::Relaxed) => false,
+            // An older CLI: a turn that was there before is all that can be told.
+            Some(_) | None => !self.kin().ownership().had_begun(before, &turn.id),
+        }
+    }
+
+    /// Ends a turn into which a new one was taken as steering.
+    ///
+    /// # Errors
+    /// It could not be ended.
+    pub async fn end_foreign_turn(
+        &self,
+        thread_id: &ThreadId,
+        codex_turn_id: &str,
+        within: Duration,
+    ) -> Result<(), String> {
+        self.note_unowned(thread_id.as_str(), codex_turn_id);
+        // Whatever was told of it: Codex said that it runs.
+        self.kin().ownership().note_running(thread_id.as_str(), codex_turn_id);
+        self.clear_goal(thread_id).await;
+        if self.end_turn_of(thread_id.as_str(), codex_turn_id, within).await {
+            Ok(())
+        } else {
+            Err(format!("Codex's own turn {codex_turn_id} could not be ended"))
+        }
+    }
+
+    /// Codex's ids of the turns that were stopped on a thread, or on those that descend from it,
+    /// because they were nobody's; each is told once.
+    pub fn take_stopped_turns(&self, thread_id: &ThreadId) -> Vec<String> {
+        self.kin().ownership().take_stopped(thread_id.as_str())
+    }
+
+    /// The token counts that it last told of a thread.
+    pub fn counts_of(&self, thread_id: &ThreadId) -> Option<Usage> {
+        self.kin().ownership().counts(thread_id.as_str())
+    }
+}
