@@ -318,6 +318,14 @@ pub struct GoalRead {
     goal: Option<Goal>,
 }
 
+/// The answer to [`GOAL_CLEAR`].
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct GoalCleared {
+    /// Whether there was a goal.
+    #[serde(default)]
+    pub cleared: bool,
+}
+
 /// A goal, as far as it tells whether Codex goes on with it.
 #[derive(Debug, Clone, Deserialize)]
 struct Goal {

@@ -254,6 +254,7 @@ impl Worker {
         if had_goal {
             // Left by another process, or by a worker that died: nobody has asked to go on with it.
             self.clear_goal(thread_id).await;
+            let _ = tokio::time::timeout(within, self.goes_on_all_the_same(thread_id)).await;
         }
         loop {
             let running = kin.ownership().running(thread_id.as_str()).map(str::to_owned);
@@ -288,14 +289,33 @@ impl Worker {
         }
     }
 
-    /// Takes a thread's goal away. An interruption alone leaves it, and the next turn wakes it.
-    pub async fn clear_goal(&self, thread_id: &ThreadId) {
+    /// Takes a thread's goal away, and tells whether there was one. An interruption alone leaves it, and
+    /// the next turn wakes it.
+    pub async fn clear_goal(&self, thread_id: &ThreadId) -> bool {
         let params = json!({ "threadId": thread_id.as_str() });
-        match self.request::<method::Ignored>(method::GOAL_CLEAR, &params).await {
+        match self.request::<method::GoalCleared>(method::GOAL_CLEAR, &params).await {
+            Ok(method::GoalCleared { cleared }) => cleared,
             // A CLI or a thread without goals has none to go on with.
-            Ok(_) | Err(RequestError::Server { .. }) => {}
+            Err(RequestError::Server { .. }) => false,
             Err(error) => {
                 tracing::warn!(worker = %self.id, %thread_id, %error, "the goal can't be cleared");
+                false
+            }
+        }
+    }
+
+    /// Waits until it shows whether Codex had begun to go on with a goal of an idle thread when the goal
+    /// was taken away; true when it had.
+    pub async fn goes_on_all_the_same(&self, thread_id: &ThreadId) -> bool {
+        let begun = || self.kin().ownership().running(thread_id.as_str()).is_some();
+        loop {
+            let mut changed = self.kin().changed.subscribe();
+            let beginning = async { while !begun() && changed.changed().await.is_ok() {} };
+            if tokio::time::timeout(AGAIN, beginning).await.is_ok() {
+                return true;
+            }
+            if self.is_active(thread_id).await != Some(true) {
+                return begun();
             }
         }
     }

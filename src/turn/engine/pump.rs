@@ -8,7 +8,7 @@ mod withheld;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::app_server::decode::{self, Decoded, Kinship, TurnEnd};
@@ -348,12 +348,10 @@ impl Engine {
                     Rest::Over | Rest::Goal,
                     Some(Stopping { clearing: clearing @ Some(_), deadline, .. }),
                 ) => {
-                    if let Some(clearing) = clearing.take() {
-                        let _ = tokio::time::timeout_at(*deadline, clearing).await;
-                    }
-                    // What came meanwhile may have begun before the goal was gone.
-                    while let Some(message) = route.try_recv() {
-                        run.take_message(message);
+                    if let Some(clearing) = clearing.take()
+                        && let Ok(Ok(had_goals)) = timeout_at(*deadline, clearing).await
+                    {
+                        run.hear_of_goals(had_goals, route, *deadline).await;
                     }
                     continue;
                 }
@@ -363,13 +361,10 @@ impl Engine {
                 }
                 (Rest::Goal, _) => {
                     // Codex holds back for a reason of its own, and must not go on when nobody looks.
-                    let clearing = run.clear_goals();
-                    let _ = tokio::time::timeout(self.settings.timeouts.interrupt_grace, clearing)
-                        .await;
+                    let deadline = Instant::now() + self.settings.timeouts.interrupt_grace;
+                    let had_goals = timeout_at(deadline, run.clear_goals()).await;
                     run.owned.forget_goals();
-                    while let Some(message) = route.try_recv() {
-                        run.take_message(message);
-                    }
+                    run.hear_of_goals(had_goals.unwrap_or_default(), route, deadline).await;
                     continue;
                 }
                 (Rest::Busy | Rest::Until(_), _) => {}

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::DropGuard;
 
 use super::Run;
+use crate::turn::engine::owned::Rest;
 use crate::turn::engine::{Cause, Engine};
 use crate::turn::event::{Event, WarningCode};
 use crate::turn::request::ThreadId;
@@ -28,8 +29,8 @@ pub(super) struct Stopping {
     pub(super) deadline: Instant,
     // Each ends the interrupting of a turn; by Codex's id of it.
     interrupting: HashMap<String, DropGuard>,
-    // Takes the goal away.
-    pub(super) clearing: Option<JoinHandle<()>>,
+    // Takes the goals away; gives the threads that had one.
+    pub(super) clearing: Option<JoinHandle<Vec<ThreadId>>>,
 }
 
 impl Engine {
@@ -44,9 +45,13 @@ impl Engine {
         // Else Codex would go on with them at the next turn.
         let clearing = (!goals.is_empty()).then(|| {
             self.tasks.spawn(async move {
+                let mut had_goals = Vec::new();
                 for thread_id in goals {
-                    worker.clear_goal(&thread_id).await;
+                    if worker.clear_goal(&thread_id).await {
+                        had_goals.push(thread_id);
+                    }
                 }
+                had_goals
             })
         });
         Stopping {
@@ -71,13 +76,40 @@ impl Engine {
 }
 
 impl Run<'_> {
-    /// Takes the goals away that Codex would go on with by itself.
-    pub(super) async fn clear_goals(&self) {
+    /// Takes the goals away that Codex would go on with by itself; gives the threads that had one.
+    pub(super) async fn clear_goals(&self) -> Vec<ThreadId> {
+        let mut had_goals = Vec::new();
         for thread_id in self.owned.goals() {
             let thread_id = ThreadId::from_codex(thread_id);
-            if self.worker.has_goal(&thread_id).await {
-                self.worker.clear_goal(&thread_id).await;
+            if self.worker.has_goal(&thread_id).await && self.worker.clear_goal(&thread_id).await {
+                had_goals.push(thread_id);
             }
+        }
+        had_goals
+    }
+
+    /// Waits until it shows whether Codex goes on with goals that were taken away in the moment in which
+    /// it may have begun, and hears what it told meanwhile.
+    pub(super) async fn hear_of_goals(
+        &mut self,
+        had_goals: Vec<ThreadId>,
+        route: &mut Route,
+        deadline: Instant,
+    ) {
+        for thread_id in had_goals {
+            let going_on = self.worker.goes_on_all_the_same(&thread_id);
+            if let Ok(true) = tokio::time::timeout_at(deadline, going_on).await {
+                // Its begin may be known a moment before it is here.
+                while self.rest() != Rest::Busy {
+                    match tokio::time::timeout_at(deadline, route.recv()).await {
+                        Ok(Some(message)) => self.take_message(message),
+                        Ok(None) | Err(_) => return,
+                    }
+                }
+            }
+        }
+        while let Some(message) = route.try_recv() {
+            self.take_message(message);
         }
     }
 
