@@ -182,6 +182,9 @@ impl Running {
         self.tell("turn/started", json!({ "turn": turn }));
         let last = Usage { input: 100, cached: 0, output: 10 };
         state.note_usage(&self.turn.id, last);
+        // As the real one: the counts are in the rollout before they are told.
+        let counts = json!([last.input, last.cached, last.output]);
+        let _ = self.thread.append(&json!({ "turn": self.turn.id, "usage": counts }));
         let usage = shapes::token_usage(&state.usage, &last);
         self.tell("thread/tokenUsage/updated", json!({ "tokenUsage": usage }));
         if self.manner.unasked_told_over {

@@ -220,6 +220,7 @@ async fn a_turn_that_nobody_asked_for_is_stopped_and_told_and_swallows_none() {
         let said = "You said: [[usage 7 3]] hello (user messages so far: 2)";
         assert_eq!(told.final_response(), said, "{context}");
         // What nobody asked for is not charged to the turn.
+        assert!(told.completed().usage.is_some(), "{context}: {:#?}", told.events);
         assert_eq!(total(told.completed().usage.as_ref()), 10, "{context}");
         let mut count = warnings(&told, "UNOWNED_TURN_STOPPED");
         while count < stopped {
@@ -286,12 +287,11 @@ async fn a_turn_ends_when_its_sub_agents_have_and_counts_what_they_used() {
     let (turn, thread) = (total(completed.usage.as_ref()), total(completed.thread_usage.as_ref()));
     assert!(turn > thread, "usage {turn} without the sub-agent's, the thread's is {thread}");
     assert_eq!(sidecar.model.requests(), 4);
-    assert_quiet(&sidecar, "a", 2).await;
 
     // It stays with the thread: a later turn may use it again, and is charged for that alone.
     let id = &state.thread_id;
     let again = json!({ "target": id, "message": "[[say once more]]" });
-    let told = sidecar.say("a", &format!("[[tool send_input {again}]] [[say sent]]")).await;
+    let told = sidecar.run(free("a", &format!("[[tool send_input {again}]] [[say sent]]"))).await;
     assert_eq!(told.final_response(), "sent");
     let agents = told.sub_agents();
     let said = agents.iter().find(|agent| agent.action() == pb::SubAgentAction::Work);
@@ -304,6 +304,7 @@ async fn a_turn_ends_when_its_sub_agents_have_and_counts_what_they_used() {
         })
         .sum();
     assert_eq!(total(told.completed().usage.as_ref()), last);
+    assert_quiet(&sidecar, "a", 3).await;
     sidecar.stop().await;
 }
 
