@@ -26,3 +26,42 @@ pub fn is_dying(pid: u32) -> bool {
     };
     status.lines().filter_map(pending).any(|mask| mask & SIGKILL != 0)
 }
+
+/// Whether a child of a process is about to end, or has ended and its exit status was not taken yet:
+/// what the process says of that child now may be out of date. False where the system does not tell.
+pub fn has_dying_children(pid: u32) -> bool {
+    // Children are listed by the thread that started them.
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return false };
+    threads.flatten().any(|thread| {
+        let children = std::fs::read_to_string(thread.path().join("children"));
+        let children = children.unwrap_or_default();
+        children.split_ascii_whitespace().filter_map(|child| child.parse().ok()).any(is_dying)
+    })
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_is_dying_until_its_exit_status_is_taken() {
+        // Of a process of its own: other tests have children in this one.
+        let script = "sleep 90 & echo $!; exec cat";
+        let mut parent = std::process::Command::new("sh")
+            .args(["-c", script])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let mut output = std::io::BufReader::new(parent.stdout.take().unwrap());
+        std::io::BufRead::read_line(&mut output, &mut line).unwrap();
+        assert!(!has_dying_children(parent.id()));
+        let child = rustix::process::Pid::from_raw(line.trim().parse().unwrap()).unwrap();
+        rustix::process::kill_process(child, rustix::process::Signal::KILL).unwrap();
+        // At once, and for ever, since `cat` knows of no children.
+        assert!(has_dying_children(parent.id()));
+        parent.kill().unwrap();
+        parent.wait().unwrap();
+    }
+}

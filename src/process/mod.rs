@@ -43,7 +43,7 @@ use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-pub use dying::is_dying;
+pub use dying::{has_dying_children, is_dying};
 #[cfg(target_os = "linux")]
 pub use guard::guard_if_asked;
 #[cfg(target_os = "linux")]

@@ -19,6 +19,7 @@ use crate::app_server::mcp::{self, ServerStatus};
 use crate::app_server::message::Notification;
 use crate::app_server::method::{self, ThreadOpened};
 use crate::app_server::peer::RequestError;
+use crate::process;
 use crate::turn::event::{McpServerState, McpServerStatus};
 use crate::turn::request::ThreadId;
 use crate::worker::{Worker, WorkerId};
@@ -260,6 +261,9 @@ impl Worker {
     ) -> McpHealth {
         let thread = thread_id.as_str();
         let suspects = self.routes.mcp.suspects(thread);
+        if suspects.iter().any(|(_, suspicion)| *suspicion == Suspicion::MayHaveEnded) {
+            self.funerals().await;
+        }
         let looks = suspects.into_iter().map(|(name, suspicion)| async move {
             match suspicion {
                 Suspicion::Failed => Some((name, suspicion)),
@@ -323,6 +327,19 @@ impl Worker {
     }
 
     /// What Codex says of one server of a thread; `None` where it can't be known in time.
+    /// Waits while a child of the worker dies: Codex may not know yet that one of its servers has ended.
+    async fn funerals(&self) {
+        const AGAIN: Duration = Duration::from_millis(5);
+        const WITHIN: Duration = Duration::from_millis(300);
+        let waiting = async {
+            while process::has_dying_children(self.pid()) {
+                tokio::time::sleep(AGAIN).await;
+            }
+        };
+        // A child that nobody ever takes the status of is not waited for.
+        let _ = tokio::time::timeout(WITHIN, waiting).await;
+    }
+
     async fn mcp_server_status(
         &self,
         thread_id: &str,
