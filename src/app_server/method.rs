@@ -440,7 +440,7 @@ pub fn thread_start_params(
 
 /// The parameters of a [`THREAD_START`] that only asks what a thread would use: the thread gets no
 /// turn, so nothing is started for it and nothing is kept of it. `config` are the overrides that it is
-/// loaded with; see [`mcp::without_servers`](crate::app_server::mcp::without_servers).
+/// loaded with; see [`mcp::without_servers`].
 pub fn thread_probe_params(mut config: Map<String, Value>, working_directory: &Path) -> Value {
     config.insert("features.shell_snapshot".to_owned(), json!(false));
     json!({ "cwd": working_directory, "ephemeral": true, "config": config })

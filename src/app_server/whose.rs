@@ -1,6 +1,6 @@
 //! Whose a line is that is too long to be kept: the few words of it that tell, and nothing else.
 //!
-//! A [`Scan`] is fed the bytes of a line as they come, and keeps only what stands at fixed places of a
+//! A `Scan` is fed the bytes of a line as they come, and keeps only what stands at fixed places of a
 //! message: its method, its id, and the ids directly within its parameters. Codex writes those of an
 //! item behind the item, and an item may hold any text that a model, a file or a tool wrote: so every
 //! byte is looked at, the depth of brackets is counted, and nothing within a string or at another

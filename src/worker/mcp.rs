@@ -2,7 +2,7 @@
 //! found and started again, and threads that are loaded for as long as their servers may take.
 //!
 //! Codex tells of a thread's servers right after it answered that the thread is loaded, when no turn
-//! may listen yet: [`McpServers`] keeps what it says until one does. The table holds the threads that
+//! may listen yet: `McpServers` keeps what it says until one does. The table holds the threads that
 //! the worker has loaded, sub-agents' too, and forgets each when Codex has closed it.
 
 use std::collections::{BTreeMap, HashMap};
