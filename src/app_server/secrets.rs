@@ -77,12 +77,25 @@ fn named_secret(table: &Table, key: &str) -> Vec<String> {
         .collect()
 }
 
+/// Whether what has this name is a secret. `GIT_AUTHOR_NAME`, `SSH_AUTH_SOCK` and `TOKENIZER_PATH` are
+/// not: their values stand in many texts that must stay whole.
 fn is_secret(name: &str) -> bool {
+    const ANYWHERE: [&str; 7] =
+        ["token", "secret", "password", "passwd", "credential", "cookie", "apikey"];
+    const PLACES: [&str; 6] = ["sock", "path", "file", "dir", "name", "email"];
     let name = name.to_ascii_lowercase();
-    ["auth", "key", "token", "secret", "password", "passwd", "credential", "cookie"]
-        .iter()
-        .any(|word| name.contains(word))
-        || name.split(['_', '-']).any(|word| word == "pat")
+    let words: Vec<&str> = name.split(['_', '-', '.']).collect();
+    if words.last().is_some_and(|word| PLACES.contains(word)) {
+        return false;
+    }
+    words.iter().any(|word| {
+        let word = word.trim_end_matches(|c: char| c.is_ascii_digit());
+        let word = word.strip_suffix("s").filter(|word| !word.ends_with('s')).unwrap_or(word);
+        (ANYWHERE.iter().any(|part| word.contains(part)) && !word.contains("tokeni"))
+            || word.ends_with("key")
+            || word.ends_with("auth")
+            || ["pat", "pass", "authorization"].contains(&word)
+    })
 }
 
 #[cfg(test)]
@@ -112,5 +125,46 @@ mod tests {
             r#"{"OPENAI_API_KEY": null, "tokens": {"access_token": "a", "account_id": "b"}}"#;
         assert_eq!(of_login(login), ["a"]);
         assert_eq!(of_login("what"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_name_tells_a_secret_from_a_place_and_a_person() {
+        for name in [
+            "Authorization",
+            "Proxy-Authorization",
+            "X-Api-Key",
+            "x-goog-api-key",
+            "apiKey",
+            "API_KEYS",
+            "KEY2",
+            "GITHUB_PAT",
+            "DB_PASS",
+            "DB_PASSWORD",
+            "OAUTH_TOKEN",
+            "X-Auth",
+            "CLIENT_SECRET",
+            "Cookie",
+            "AWS_SECRET_ACCESS_KEY",
+            "authToken",
+            "CREDENTIALS",
+        ] {
+            assert!(is_secret(name), "{name}");
+        }
+        for name in [
+            "GIT_AUTHOR_NAME",
+            "GIT_AUTHOR_EMAIL",
+            "AUTHOR",
+            "XAUTHORITY",
+            "SSH_AUTH_SOCK",
+            "KEYBOARD",
+            "TOKENIZER_PATH",
+            "TOKENIZERS_PARALLELISM",
+            "GOOGLE_CREDENTIALS_FILE",
+            "PATH",
+            "HOME",
+            "",
+        ] {
+            assert!(!is_secret(name), "{name}");
+        }
     }
 }
