@@ -21,8 +21,8 @@ pub const REDACTED: &str = "[redacted]";
 /// and taking every such word out of all texts would only garble them.
 const SHORTEST: usize = 8;
 
-/// The secrets, in every way in which they are looked for: as they are, escaped as in a JSON text, and
-/// percent-encoded as in an address. Cheap to clone.
+/// The secrets, in every way in which they are looked for: as they are, escaped as in a JSON text
+/// and as in one within another, and percent-encoded as in an address. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Redactor {
     // Longest first: where one secret begins as another one does, the longer one is taken out.
@@ -44,11 +44,18 @@ impl Redactor {
             if secret.len() < SHORTEST {
                 continue;
             }
-            let escaped = serde_json::to_string(secret).unwrap_or_default();
-            forms.insert(escaped.trim_matches('"').to_owned());
+            // A provider's body is JSON that stands in a text of JSON; some escape slashes, too.
+            for plain in [secret.to_owned(), secret.replace('/', "\\/")] {
+                let escaped = json_escaped(&plain);
+                forms.insert(json_escaped(&escaped));
+                forms.insert(escaped);
+                forms.insert(plain);
+            }
+            let once = json_escaped(secret).replace('/', "\\/");
+            forms.insert(json_escaped(&once));
+            forms.insert(once);
             forms.insert(percent_encoded(secret, true));
             forms.insert(percent_encoded(secret, false));
-            forms.insert(secret.to_owned());
         }
         let mut forms: Vec<String> = forms.into_iter().collect();
         forms.sort_by_key(|form| std::cmp::Reverse(form.len()));
@@ -207,6 +214,13 @@ impl<R: AsyncRead + Unpin> AsyncRead for RedactedReader<R> {
     }
 }
 
+/// The text as it stands between the quotes of a JSON text.
+fn json_escaped(text: &str) -> String {
+    let quoted = serde_json::to_string(text).unwrap_or_default();
+    let inner = quoted.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+    inner.unwrap_or_default().to_owned()
+}
+
 fn percent_encoded(text: &str, upper_case: bool) -> String {
     let mut encoded = String::new();
     for byte in text.bytes() {
@@ -252,6 +266,9 @@ mod tests {
             ("sk-canary-", "[redacted]"),
             ("sk-can sk", "sk-can sk"),
             (r#"{"m":"pass\"w/ord+"}"#, r#"{"m":"[redacted]"}"#),
+            (r#"{"body":"{\"m\":\"pass\\\"w/ord+\"}"}"#, r#"{"body":"{\"m\":\"[redacted]\"}"}"#),
+            (r#"{"m":"pass\"w\/ord+"}"#, r#"{"m":"[redacted]"}"#),
+            (r#"{"body":"{\"m\":\"pass\\\"w\\/ord+\"}"}"#, r#"{"body":"{\"m\":\"[redacted]\"}"}"#),
             ("?key=pass%22w%2Ford%2B&x", "?key=[redacted]&x"),
             ("?key=pass%22w%2ford%2b&x", "?key=[redacted]&x"),
             ("none of it", "none of it"),

@@ -37,10 +37,12 @@ pub fn meaning(message: &str) -> Meaning {
     }
     let is_missing = says(&["no rollout found", "thread not found"]);
     // Of an empty rollout, of one whose first line is cut or is no session's, of one that is no text,
-    // of a directory in its place, of one that may not be read, of another thread's.
+    // of a directory in its place, of one that may not be read, of another thread's; of one whose last
+    // record Codex can't go on from.
     let is_unreadable =
         says(&["failed to load rollout", "rollout is empty", "failed to read session metadata"])
-            || (says(&["session metadata"]) && says(&["belongs to thread"]));
+            || (says(&["session metadata"]) && says(&["belongs to thread"]))
+            || (says(&["failed to resume local thread recorder"]) && says(&["rollout record at"]));
     if is_missing || (is_unreadable && !says(PASSING)) {
         Meaning::ThreadNotFound
     } else if says(&["active writer"]) {
@@ -91,6 +93,12 @@ mod tests {
         let others = "failed to read thread: thread-store internal error: session metadata /h/r.jsonl \
                       belongs to thread 1, expected 2";
         assert_eq!(meaning(others), Meaning::ThreadNotFound);
+        let recorder = "error resuming thread: Fatal error: Failed to initialize session: thread-store \
+                        internal error: failed to resume local thread recorder: ";
+        let last = "final paginated rollout record at /h/r.jsonl is missing an ordinal";
+        assert_eq!(meaning(&format!("{recorder}{last}")), Meaning::ThreadNotFound);
+        let passing = "No space left on device (os error 28)";
+        assert_eq!(meaning(&format!("{recorder}{passing}")), Meaning::Other);
         assert_eq!(meaning("no rollout found for thread id 1"), Meaning::ThreadNotFound);
         assert_eq!(meaning("thread 1 already has an active writer"), Meaning::HeldElsewhere);
         assert_eq!(meaning("session 1 is archived. Run unarchive"), Meaning::Archived);

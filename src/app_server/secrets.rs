@@ -25,12 +25,14 @@ pub fn of_config(config: &Table) -> Secrets {
     for provider in tables("model_providers") {
         secrets.variables.extend(text(provider, "env_key"));
         secrets.values.extend(text(provider, "experimental_bearer_token"));
+        secrets.values.extend(named_secret(provider, "query_params"));
         secrets.add_headers(provider);
     }
     for server in tables("mcp_servers") {
         secrets.variables.extend(text(server, "bearer_token_env_var"));
         secrets.values.extend(text(server, "bearer_token"));
         secrets.values.extend(named_secret(server, "env"));
+        secrets.variables.extend(passed_variables(server));
         secrets.add_headers(server);
     }
     secrets
@@ -55,19 +57,45 @@ fn text(table: &Table, key: &str) -> Option<String> {
     table.get(key).and_then(Value::as_str).map(str::to_owned)
 }
 
+/// The variables that a server gets of Codex's environment, where their names say that they are secret.
+fn passed_variables(server: &Table) -> Vec<String> {
+    let variables = server.get("env_vars").and_then(Value::as_array).into_iter().flatten();
+    let name = |variable: &Value| match variable {
+        Value::Table(variable) => text(variable, "name"),
+        variable => variable.as_str().map(str::to_owned),
+    };
+    variables.filter_map(name).filter(|name| is_secret(name)).collect()
+}
+
 /// The values of a table whose names say that they are secret; without the scheme before a token.
 fn named_secret(table: &Table, key: &str) -> Vec<String> {
     let entries = table.get(key).and_then(Value::as_table).into_iter().flatten();
     entries
-        .filter(|(name, _)| {
-            let name = name.to_ascii_lowercase();
-            ["auth", "key", "token", "secret", "password", "credential", "cookie"]
-                .iter()
-                .any(|word| name.contains(word))
-        })
+        .filter(|(name, _)| is_secret(name))
         .filter_map(|(_, value)| value.as_str())
         .map(|value| value.strip_prefix("Bearer ").unwrap_or(value).to_owned())
         .collect()
+}
+
+/// Whether what has this name is a secret. `GIT_AUTHOR_NAME`, `SSH_AUTH_SOCK` and `TOKENIZER_PATH` are
+/// not: their values stand in many texts that must stay whole.
+fn is_secret(name: &str) -> bool {
+    const ANYWHERE: [&str; 7] =
+        ["token", "secret", "password", "passwd", "credential", "cookie", "apikey"];
+    const PLACES: [&str; 6] = ["sock", "path", "file", "dir", "name", "email"];
+    let name = name.to_ascii_lowercase();
+    let words: Vec<&str> = name.split(['_', '-', '.']).collect();
+    if words.last().is_some_and(|word| PLACES.contains(word)) {
+        return false;
+    }
+    words.iter().any(|word| {
+        let word = word.trim_end_matches(|c: char| c.is_ascii_digit());
+        let word = word.strip_suffix("s").filter(|word| !word.ends_with('s')).unwrap_or(word);
+        (ANYWHERE.iter().any(|part| word.contains(part)) && !word.contains("tokeni"))
+            || word.ends_with("key")
+            || word.ends_with("auth")
+            || ["pat", "pass", "authorization"].contains(&word)
+    })
 }
 
 #[cfg(test)]
@@ -81,19 +109,62 @@ mod tests {
             [model_providers.x]
             env_key = "X_KEY"
             experimental_bearer_token = "bearer-value"
+            query_params = { "api-key" = "query-value", "api-version" = "2026" }
             http_headers = { Authorization = "Bearer header-value", "X-Team" = "team" }
             env_http_headers = { "X-Api-Key" = "X_HEADER_KEY", "X-Org" = "ORG" }
             [mcp_servers.y]
             bearer_token_env_var = "Y_TOKEN"
+            env_vars = ["GITHUB_PAT", "PATH", { name = "Z_TOKEN", source = "local" }]
             env = { Y_SECRET = "y-value", HOME = "/home" }
         };
         let Secrets { values, variables } = of_config(&config);
-        assert_eq!(values, ["bearer-value", "header-value", "y-value"]);
-        assert_eq!(variables, ["X_KEY", "X_HEADER_KEY", "Y_TOKEN"]);
+        assert_eq!(values, ["bearer-value", "query-value", "header-value", "y-value"]);
+        assert_eq!(variables, ["X_KEY", "X_HEADER_KEY", "Y_TOKEN", "GITHUB_PAT", "Z_TOKEN"]);
         assert_eq!(of_config(&toml::toml! { model_providers = 7 }), Secrets::default());
         let login =
             r#"{"OPENAI_API_KEY": null, "tokens": {"access_token": "a", "account_id": "b"}}"#;
         assert_eq!(of_login(login), ["a"]);
         assert_eq!(of_login("what"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_name_tells_a_secret_from_a_place_and_a_person() {
+        for name in [
+            "Authorization",
+            "Proxy-Authorization",
+            "X-Api-Key",
+            "x-goog-api-key",
+            "apiKey",
+            "API_KEYS",
+            "KEY2",
+            "GITHUB_PAT",
+            "DB_PASS",
+            "DB_PASSWORD",
+            "OAUTH_TOKEN",
+            "X-Auth",
+            "CLIENT_SECRET",
+            "Cookie",
+            "AWS_SECRET_ACCESS_KEY",
+            "authToken",
+            "CREDENTIALS",
+        ] {
+            assert!(is_secret(name), "{name}");
+        }
+        for name in [
+            "GIT_AUTHOR_NAME",
+            "GIT_AUTHOR_EMAIL",
+            "AUTHOR",
+            "XAUTHORITY",
+            "SSH_AUTH_SOCK",
+            "KEYBOARD",
+            "TOKENIZER_PATH",
+            "TOKENIZERS_PARALLELISM",
+            "GOOGLE_CREDENTIALS_FILE",
+            "PATH",
+            "HOME",
+            "",
+        ] {
+            assert!(!is_secret(name), "{name}");
+        }
     }
 }

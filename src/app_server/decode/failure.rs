@@ -129,7 +129,9 @@ pub(crate) fn failure_reason(name: &str) -> FailureReason {
 
 /// Whether a text is the body with which a provider refuses a request.
 fn is_refusal(text: &str) -> bool {
-    serde_json::from_str::<Value>(text).is_ok_and(|body| body["error"].is_object())
+    serde_json::from_str::<Value>(text).is_ok_and(|body| {
+        body["error"].is_object() || body["error"].is_string() || !body["detail"].is_null()
+    })
 }
 
 /// Whether the cause may be gone on a second try: the provider was overloaded, failing or out of
@@ -207,6 +209,21 @@ fn status_in(text: &str) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_body_of_a_refusal_is_known_in_the_forms_of_several_providers() {
+        for body in [
+            r#"{"error":{"message":"no","code":null}}"#,
+            r#"{"error":"model 'x' not found"}"#,
+            r#"{"detail":"no"}"#,
+            r#"{"detail":[{"loc":["body"],"msg":"no"}]}"#,
+        ] {
+            assert!(is_refusal(body), "{body}");
+        }
+        for text in ["no", "{}", "[]", r#"{"error":null}"#, r#""error""#, "{"] {
+            assert!(!is_refusal(text), "{text}");
+        }
+    }
 
     #[test]
     fn only_a_status_of_http_is_one() {

@@ -47,15 +47,25 @@ fn duration(text: &str, is_enough: bool) -> Option<Duration> {
     }
     let mut seconds = None;
     loop {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
-        let (number, after) = rest.split_at(digits);
-        // The end of a sentence is no part of its last number.
-        let Ok(number) = number.trim_end_matches('.').parse::<f64>() else { break };
-        let after = after.trim_start();
-        let letters = after.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(after.len());
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && !".,".contains(c));
+        let (number, after) = rest.split_at(digits.unwrap_or(rest.len()));
+        let is_last = number.ends_with(['.', ',']);
+        let Some(number) = number_of(number) else { break };
+        if after
+            .strip_prefix(':')
+            .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+        {
+            // A time of day, or minutes and seconds: the text does not say which.
+            return None;
+        }
+        // What stands in the next line is no unit.
+        let after = after.trim_start_matches([' ', '\t']);
+        let letters = after.find(|c: char| is_last || !c.is_ascii_alphabetic());
+        let letters = letters.unwrap_or(after.len());
         let (unit, after) = after.split_at(letters);
         let Some(factor) = in_seconds(unit) else {
-            if seconds.is_none() && is_enough {
+            // `5 attempts` and `3 moons` are no seconds.
+            if seconds.is_none() && is_enough && unit.is_empty() {
                 seconds = Some(number);
             }
             break;
@@ -68,6 +78,22 @@ fn duration(text: &str, is_enough: bool) -> Option<Duration> {
     Duration::try_from_secs_f64(seconds).ok()
 }
 
+/// A number without the end of its sentence: `30.`, `1.5`, `1,200`.
+fn number_of(digits: &str) -> Option<f64> {
+    let digits = digits.trim_end_matches(['.', ',']);
+    let mut groups = digits.split(',');
+    let first = groups.next().unwrap_or_default();
+    let mut plain = first.to_owned();
+    for group in groups {
+        let whole = group.split('.').next().unwrap_or_default();
+        if first.len() > 3 || whole.len() != 3 {
+            return None;
+        }
+        plain.push_str(group);
+    }
+    plain.parse().ok()
+}
+
 fn in_seconds(unit: &str) -> Option<f64> {
     Some(match unit {
         "ms" | "msec" | "msecs" | "millisecond" | "milliseconds" => 0.001,
@@ -75,6 +101,7 @@ fn in_seconds(unit: &str) -> Option<f64> {
         "m" | "min" | "mins" | "minute" | "minutes" => 60.0,
         "h" | "hr" | "hrs" | "hour" | "hours" => 3600.0,
         "d" | "day" | "days" => 24.0 * 3600.0,
+        "w" | "wk" | "wks" | "week" | "weeks" => 7.0 * 24.0 * 3600.0,
         _ => return None,
     })
 }
@@ -103,6 +130,14 @@ mod tests {
             (r#"{"retry_after": 1.5}"#, Some(1_500)),
             ("Please retry in 39.430694776s.", Some(39_430)),
             ("Please wait 5 min before", Some(300_000)),
+            ("Try again in 1,200 seconds", Some(1_200_000)),
+            ("Please try again in 2 weeks", Some(1_209_600_000)),
+            ("try again in 3 months", None),
+            ("try again in 01:59", None),
+            ("retry after 12:30", None),
+            ("wait 5 turns", None),
+            ("Retry-After: 30\r\nServer: x", Some(30_000)),
+            ("retry after 30, then go on", Some(30_000)),
             ("wait for it; try again in 2s", Some(2_000)),
             ("the quota resets in 1h", Some(3_600_000)),
             ("too many requests: you can go on in 20 seconds", Some(20_000)),
