@@ -15,7 +15,7 @@ use crate::turn::event::{Event, WarningCode};
 use crate::turn::request::ThreadId;
 use crate::worker::Route;
 
-/// How long the ends of commands that were ended are waited for.
+/// How long the ends of commands are waited for once the turn is over.
 const COMMANDS_END_WITHIN: Duration = Duration::from_millis(500);
 
 /// A turn that is being stopped, with all that belongs to it.
@@ -137,15 +137,14 @@ impl Run<'_> {
         if was_asked {
             return;
         }
-        if !ended.is_empty() {
-            let settling = async {
-                while self.owned.has_running_commands() {
-                    let Some(message) = route.recv().await else { return };
-                    self.take_message(message);
-                }
-            };
-            let _ = tokio::time::timeout(COMMANDS_END_WITHIN, settling).await;
-        }
+        // Also of one that has ended by itself: an older CLI may tell that after the turn's end.
+        let settling = async {
+            while self.owned.has_running_commands() {
+                let Some(message) = route.recv().await else { return };
+                self.take_message(message);
+            }
+        };
+        let _ = tokio::time::timeout(COMMANDS_END_WITHIN, settling).await;
         if !ended.is_empty() || killed > 0 {
             self.log.append(commands_ended(&ended, killed));
         }
