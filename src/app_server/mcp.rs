@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::turn::event::{McpServerState, McpServerStatus};
+use crate::model::event::{McpServerState, McpServerStatus};
 
 /// `mcpServer/startupStatus/updated`, a notification.
 pub const STARTUP_STATUS: &str = "mcpServer/startupStatus/updated";

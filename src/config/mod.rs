@@ -42,7 +42,7 @@ use crate::turn::retention::Retention;
 use crate::turn::timeouts::Timeouts;
 use crate::worker::settings::WorkerSettings;
 
-pub use crate::options::ToolDefaults;
+pub use crate::model::options::ToolDefaults;
 pub use crate::telemetry::LogFormat;
 pub use args::ServeArgs;
 pub use fault::{ConfigErrors, Fault};

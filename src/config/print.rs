@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::codec::{self, Codec};
 use super::settings::{self, Name, Visitor};
 use super::{Config, Origins};
-use crate::options::ToolDefaults;
+use crate::model::options::ToolDefaults;
 use crate::worker::settings::is_bare_key;
 
 pub(super) fn to_toml(config: &Config, origins: &Origins) -> String {

@@ -9,7 +9,7 @@ use clap::Parser as _;
 use secrecy::ExposeSecret as _;
 
 use super::*;
-use crate::options::{
+use crate::model::options::{
     ApprovalPolicy, DynamicTool, ReasoningSummary, SandboxMode, ThreadOptions, WebSearchMode,
 };
 use crate::worker::WorkerLimits;

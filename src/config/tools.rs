@@ -7,7 +7,7 @@ use std::path::{Component, Path};
 use super::Fault;
 use super::codec::{self, Codec as _, Raw, show_bounded};
 use super::file::{File, Origins, unknown_key};
-use crate::options::{DynamicTool, ThreadOptions, ToolDefaults};
+use crate::model::options::{DynamicTool, ThreadOptions, ToolDefaults};
 
 /// The keys of `ThreadOptions`; a test keeps the list true.
 pub(super) const THREAD_OPTION_KEYS: [&str; 17] = [

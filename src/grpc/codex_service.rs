@@ -11,17 +11,17 @@ use tonic::{Request, Response, Status};
 
 use crate::grpc::limits::RequestLimits;
 use crate::grpc::{convert, deadline};
-use crate::options::ToolDefaults;
+use crate::model::event::{InterruptReason, TurnEvent};
+use crate::model::id::{ContextKey, Tenant, ThreadId, TurnId};
+use crate::model::options::ToolDefaults;
+use crate::model::refusal::Refusal;
 use crate::pb;
 use crate::pb::codex_service_server::CodexService;
 use crate::registry::Binding;
 use crate::turn::admission::Lane;
 use crate::turn::directory::{Caller, Turn};
 use crate::turn::engine::Engine;
-use crate::turn::event::{InterruptReason, TurnEvent};
 use crate::turn::log::{End, Reader};
-use crate::turn::refusal::Refusal;
-use crate::turn::request::{ContextKey, Tenant, ThreadId, TurnId};
 use crate::turn::timeouts::Timeouts;
 
 /// Most bindings in one page, and how many where none are asked for.
@@ -402,8 +402,8 @@ fn turn_id_of(text: &str) -> Result<TurnId, Refusal> {
 mod page_token {
     //! Where a page ended: the last key, and the filter that it was made with.
 
-    use crate::turn::refusal::Refusal;
-    use crate::turn::request::ContextKey;
+    use crate::model::id::ContextKey;
+    use crate::model::refusal::Refusal;
 
     type Token = (String, String, Option<String>);
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 
-use crate::turn::refusal::Refusal;
+use crate::model::refusal::Refusal;
 
 /// How long before the deadline a stream has its headers, if there is nothing to say yet: what comes
 /// after them is no more tonic's matter. Both tonic's clocks, the client's above all, started earlier

@@ -12,8 +12,8 @@ use std::time::Duration;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use crate::turn::refusal::{FieldViolation, Refusal};
-use crate::turn::request::ContextKey;
+use crate::model::id::ContextKey;
+use crate::model::refusal::{FieldViolation, Refusal};
 
 const DOMAIN: &str = "codex.sidecar";
 
@@ -237,7 +237,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
-    use crate::turn::request::{Tenant, ThreadId, TurnId};
+    use crate::model::id::{Tenant, ThreadId, TurnId};
 
     /// One of each; a new variant belongs here too.
     fn all(text: &str) -> Vec<(Refusal, Code, &'static str)> {

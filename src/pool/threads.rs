@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use dashmap::DashMap;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
-use crate::options::DynamicTool;
-use crate::turn::event::Usage;
-use crate::turn::request::ThreadId;
+use crate::model::event::Usage;
+use crate::model::id::ThreadId;
+use crate::model::options::DynamicTool;
 use crate::worker::WorkerId;
 use crate::worker::thread::LoadedThread;
 

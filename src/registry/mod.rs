@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 
-use crate::turn::request::{ContextKey, Tenant, ThreadId, TurnId};
+use crate::model::id::{ContextKey, Tenant, ThreadId, TurnId};
 
 /// A context's thread.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::turn::refusal::Refusal;
-use crate::turn::request::{BusyPolicy, ContextKey, Tenant, ThreadId};
+use crate::model::id::{ContextKey, Tenant, ThreadId};
+use crate::model::refusal::Refusal;
+use crate::model::request::BusyPolicy;
 
 /// What runs one turn at a time.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -10,13 +10,12 @@ use dashmap::mapref::entry::Entry;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::model::event::InterruptReason;
+use crate::model::id::{ContextKey, Tenant, ThreadId, TurnId};
+use crate::model::refusal::Refusal;
+use crate::model::request::{DisconnectPolicy, RequestId, TurnRequest};
 use crate::turn::admission::Lane;
-use crate::turn::event::InterruptReason;
 use crate::turn::log::{End, Log, Retained};
-use crate::turn::refusal::Refusal;
-use crate::turn::request::{
-    ContextKey, DisconnectPolicy, RequestId, Tenant, ThreadId, TurnId, TurnRequest,
-};
 use crate::turn::retention::Retention;
 use crate::worker::Worker;
 
@@ -447,8 +446,8 @@ impl Directory {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::turn::event::{Event, Usage};
-    use crate::turn::request::{BusyPolicy, MissingThreadPolicy};
+    use crate::model::event::{Event, Usage};
+    use crate::model::request::{BusyPolicy, MissingThreadPolicy};
 
     const KEEP: Duration = Duration::from_secs(600);
 

@@ -15,8 +15,8 @@ use std::time::SystemTime;
 
 use tokio::sync::watch;
 
-use crate::turn::event::{Event, TurnEvent};
-use crate::turn::refusal::Refusal;
+use crate::model::event::{Event, TurnEvent};
+use crate::model::refusal::Refusal;
 
 /// The bytes that all logs together hold, against their common bound.
 #[derive(Debug)]
@@ -302,7 +302,7 @@ impl Reader {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::turn::event::{Delta, InterruptReason, ThreadOrigin, Usage};
+    use crate::model::event::{Delta, InterruptReason, ThreadOrigin, Usage};
     use proptest::prelude::*;
 
     fn delta(bytes: usize) -> Event {

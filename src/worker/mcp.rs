@@ -19,9 +19,9 @@ use crate::app_server::mcp::{self, ServerStatus};
 use crate::app_server::message::Notification;
 use crate::app_server::method::{self, ThreadOpened};
 use crate::app_server::peer::RequestError;
+use crate::model::event::{McpServerState, McpServerStatus};
+use crate::model::id::ThreadId;
 use crate::process;
-use crate::turn::event::{McpServerState, McpServerStatus};
-use crate::turn::request::ThreadId;
 use crate::worker::{Worker, WorkerId};
 
 /// A server that took longer than this to fail, or that needs a login, is not tried again before

@@ -7,7 +7,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use crate::app_server::decode::Kinship;
-use crate::turn::event::Usage;
+use crate::model::event::Usage;
 
 /// How many of the last begun turns are remembered, to know a turn that was there before.
 const BEGUN: usize = 1024;

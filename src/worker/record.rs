@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::app_server::method;
 use crate::app_server::record::{self, Recorded};
-use crate::turn::request::ThreadId;
+use crate::model::id::ThreadId;
 use crate::worker::Worker;
 
 /// How much of the end of a record is read: more than a turn without an answer needs, the longest

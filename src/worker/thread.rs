@@ -13,10 +13,10 @@ use crate::app_server::method::{self, Baseline, BaselineAccess, Lingering, LoadO
 use crate::app_server::peer::{OVERLOADED, RequestError};
 use crate::app_server::refusal_text::{self, Meaning};
 use crate::app_server::settings::{Gate, Settings};
-use crate::options::{SandboxMode, ThreadOptions};
+use crate::model::event::UserInput;
+use crate::model::id::ThreadId;
+use crate::model::options::{SandboxMode, ThreadOptions};
 use crate::process;
-use crate::turn::event::UserInput;
-use crate::turn::request::ThreadId;
 use crate::worker::mcp::McpHealth;
 use crate::worker::{Worker, WorkerId};
 

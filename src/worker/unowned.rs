@@ -18,8 +18,8 @@ use tokio::time::Instant;
 use crate::app_server::decode::{Kinship, ThreadRead};
 use crate::app_server::method::{self, TurnRef};
 use crate::app_server::peer::RequestError;
-use crate::turn::event::Usage;
-use crate::turn::request::ThreadId;
+use crate::model::event::Usage;
+use crate::model::id::ThreadId;
 use crate::worker::ownership::{Before, Ownership};
 use crate::worker::{ThreadMessage, Worker};
 

@@ -6,8 +6,8 @@ use std::process::Command;
 use crate::support::{Sidecar, codex_path, prompt, scripted};
 use codex_sidecar::app_server::decode::{self, Decoded};
 use codex_sidecar::app_server::message::Notification;
+use codex_sidecar::model::event::{Event, TurnError};
 use codex_sidecar::pb;
-use codex_sidecar::turn::event::{Event, TurnError};
 use serde_json::{Value, json};
 
 /// The kinds of failure in the schema of the installed CLI, and whether they have a status.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::support;
 use crate::support::{Sidecar, Told, ephemeral, prompt, scripted, text};
 use codex_sidecar::config::ToolDefaults;
-use codex_sidecar::options::ThreadOptions;
+use codex_sidecar::model::options::ThreadOptions;
 use codex_sidecar::pb;
 use codex_sidecar::pb::item::Kind;
 use codex_sidecar::pb::turn_event::Event;

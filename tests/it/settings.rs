@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::support::{Place, Sidecar, Told, processes, prompt, scripted};
 use codex_sidecar::config::ToolDefaults;
-use codex_sidecar::options::ThreadOptions;
+use codex_sidecar::model::options::ThreadOptions;
 use codex_sidecar::pb;
 use codex_sidecar::pb::item::Kind;
 use serde_json::{Value, json};

@@ -8,9 +8,9 @@ use std::process::{Command, Stdio};
 use crate::support::{Sidecar, eventually, processes, prompt};
 use codex_sidecar::app_server::mcp;
 use codex_sidecar::app_server::method::{self, Baseline, BaselineAccess, Lingering, LoadOptions};
-use codex_sidecar::options::{ApprovalPolicy, DynamicTool, SandboxMode, ThreadOptions};
+use codex_sidecar::model::event::UserInput;
+use codex_sidecar::model::options::{ApprovalPolicy, DynamicTool, SandboxMode, ThreadOptions};
 use codex_sidecar::pb;
-use codex_sidecar::turn::event::UserInput;
 use rustix::process::Signal;
 use serde_json::{Map, Value, json};
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use crate::turn::event::{AgentPhase, AgentState, SubAgent, SubAgentAction, SubAgentStatus};
+use crate::model::event::{AgentPhase, AgentState, SubAgent, SubAgentAction, SubAgentStatus};
 
 /// The item `collabAgentToolCall`.
 #[derive(Deserialize)]

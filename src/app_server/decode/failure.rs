@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::retry;
-use crate::turn::event::{FailureReason, TurnError};
+use crate::model::event::{FailureReason, TurnError};
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]

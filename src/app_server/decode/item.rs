@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 
 use super::agent::{CodexActivity, CollabCall};
 use super::read;
-use crate::turn::event::{
+use crate::model::event::{
     CommandExecution, DynamicToolCall, FileChange, FileChangeKind, Item, ItemKind, McpToolCall,
     Status, ToolContent, UserInput, WebSearchAction,
 };

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{Decoded, TurnEnd, notification};
 use crate::app_server::message::Notification;
-use crate::turn::event::{Event, ItemKind, Usage};
+use crate::model::event::{Event, ItemKind, Usage};
 
 /// What a notification tells of threads.
 #[derive(Debug, Clone, PartialEq)]

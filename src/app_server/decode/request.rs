@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::app_server::message::{RpcError, ServerRequest};
-use crate::turn::event::{Question, RequestKind};
+use crate::model::event::{Question, RequestKind};
 
 /// What a request of Codex asks, and the item that it is about.
 pub fn request(request: &ServerRequest) -> (Option<String>, RequestKind) {

@@ -2,13 +2,13 @@
 
 use super::duration;
 use super::item::item;
-use crate::pb;
-use crate::pb::turn_event::Event as PbEvent;
-use crate::turn::event::{
+use crate::model::event::{
     Delta, Event, InterruptReason, McpServerState, McpServerStatus, Question, ReasoningDelta,
     ReasoningPart, Request, RequestKind, Resolution, ThreadOrigin, TurnError, TurnEvent, Usage,
 };
-use crate::turn::request::TurnId;
+use crate::model::id::TurnId;
+use crate::pb;
+use crate::pb::turn_event::Event as PbEvent;
 
 /// An event of the turn `turn_id` for the wire.
 pub fn turn_event(turn_id: &TurnId, event: &TurnEvent) -> pb::TurnEvent {

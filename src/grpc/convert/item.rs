@@ -1,12 +1,12 @@
 //! Items on their way out.
 
 use super::duration;
-use crate::pb;
-use crate::turn::event::{
+use crate::model::event::{
     AgentPhase, AgentState, CommandExecution, DynamicToolCall, FileChange, FileChangeKind, Item,
     ItemKind, McpToolCall, Status, SubAgent, SubAgentAction, SubAgentStatus, TodoItem, TodoStatus,
     ToolContent, UserInput, WebSearchAction,
 };
+use crate::pb;
 
 pub(super) fn item(item: &Item) -> pb::Item {
     let Item { id, kind } = item;

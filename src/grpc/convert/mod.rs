@@ -20,7 +20,7 @@ pub use request::{context_key, context_ref, turn_request, user_inputs};
 
 use std::fmt::Write as _;
 
-use crate::turn::refusal::{FieldViolation, Refusal};
+use crate::model::refusal::{FieldViolation, Refusal};
 
 /// The faults of one request. It keeps the first [`Faults::MOST`] and counts no further: a caller
 /// could else make it hold many times the memory of the request.

@@ -10,13 +10,13 @@ use prost_types::value::Kind;
 use serde_json::{Map, Number, Value, json};
 
 use super::{Faults, show};
-use crate::options::{
+use crate::model::options::{
     ApprovalPolicy, DynamicTool, REASONING_SUMMARY_KEY, ReasoningSummary, SandboxMode,
     ThreadOptions, ToolDefaults, TurnOptions, WebSearchMode,
 };
+use crate::model::request::{BusyPolicy, DisconnectPolicy, MissingThreadPolicy};
+use crate::output_schema;
 use crate::pb;
-use crate::turn::output_schema;
-use crate::turn::request::{BusyPolicy, DisconnectPolicy, MissingThreadPolicy};
 use crate::turn::timeouts::Timeouts;
 
 /// Most entries of a list in the options: more are a mistake, and each costs a look at the disk or

@@ -10,11 +10,12 @@ use super::options::{
 };
 use super::{Faults, image_url, show};
 use crate::grpc::limits::RequestLimits;
-use crate::options::ToolDefaults;
+use crate::model::event::UserInput;
+use crate::model::id::{ContextKey, Tenant, ThreadId};
+use crate::model::options::ToolDefaults;
+use crate::model::refusal::Refusal;
+use crate::model::request::{RequestId, TurnRequest};
 use crate::pb;
-use crate::turn::event::UserInput;
-use crate::turn::refusal::Refusal;
-use crate::turn::request::{ContextKey, RequestId, Tenant, ThreadId, TurnRequest};
 use crate::turn::timeouts::Timeouts;
 
 /// Most bytes of a context id, a tool name and a thread key.

@@ -8,13 +8,16 @@ use serde_json::json;
 
 use super::*;
 use crate::grpc::limits::RequestLimits;
-use crate::options::{ReasoningSummary, SandboxMode, ThreadOptions, ToolDefaults, WebSearchMode};
-use crate::pb;
-use crate::pb::turn_event::Event as PbEvent;
-use crate::turn::event::{
+use crate::model::event::{
     Event, InterruptReason, Item, ItemKind, Status, TurnEvent, Usage, UserInput,
 };
-use crate::turn::request::{BusyPolicy, ContextKey, Tenant, ThreadId, TurnId, TurnRequest};
+use crate::model::id::{ContextKey, Tenant, ThreadId, TurnId};
+use crate::model::options::{
+    ReasoningSummary, SandboxMode, ThreadOptions, ToolDefaults, WebSearchMode,
+};
+use crate::model::request::{BusyPolicy, TurnRequest};
+use crate::pb;
+use crate::pb::turn_event::Event as PbEvent;
 use crate::turn::timeouts::Timeouts;
 
 const THREAD: &str = "0198c2a4-0000-7000-8000-000000000001";

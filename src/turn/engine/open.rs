@@ -7,13 +7,14 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::options::ThreadOptions;
+use crate::model::event::{Event, ThreadOrigin, WarningCode};
+use crate::model::id::ThreadId;
+use crate::model::options::ThreadOptions;
+use crate::model::refusal::Refusal;
+use crate::model::request::{BusyPolicy, MissingThreadPolicy, TurnRequest};
 use crate::pool::Lease;
 use crate::pool::threads::{ThreadGuard, ThreadState};
 use crate::turn::engine::Engine;
-use crate::turn::event::{Event, ThreadOrigin, WarningCode};
-use crate::turn::refusal::Refusal;
-use crate::turn::request::{BusyPolicy, MissingThreadPolicy, ThreadId, TurnRequest};
 use crate::worker::mcp::McpHealth;
 use crate::worker::thread::{LoadedThread, ThreadError, Workspace};
 use crate::worker::{Route, Worker, WorkerId};
@@ -290,7 +291,7 @@ impl Engine {
         };
         let mut thread = self.pool.threads().lock(&thread_id).await;
         *thread = ThreadState {
-            usage: Some(crate::turn::event::Usage::default()),
+            usage: Some(crate::model::event::Usage::default()),
             is_blank: true,
             dynamic_tools: Some(options.dynamic_tools.clone().unwrap_or_default()),
             developer_instructions: Some(

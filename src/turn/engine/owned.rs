@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::app_server::decode::Scope;
-use crate::turn::event::{
+use crate::model::event::{
     AgentPhase, AgentState, Item, ItemKind, SubAgent, SubAgentAction, SubAgentStatus, Usage,
 };
 
@@ -528,12 +528,12 @@ mod tests {
     fn commands_are_known_by_thread_as_long_as_they_run() {
         let command = |id: &str| Item {
             id: id.to_owned(),
-            kind: ItemKind::CommandExecution(crate::turn::event::CommandExecution {
+            kind: ItemKind::CommandExecution(crate::model::event::CommandExecution {
                 command: "sleep".to_owned(),
                 working_directory: String::new(),
                 aggregated_output: String::new(),
                 exit_code: None,
-                status: crate::turn::event::Status::InProgress,
+                status: crate::model::event::Status::InProgress,
                 duration: None,
             }),
         };

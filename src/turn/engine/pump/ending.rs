@@ -9,10 +9,10 @@ use tokio::time::Instant;
 use tokio_util::sync::DropGuard;
 
 use super::Run;
+use crate::model::event::{Event, WarningCode};
+use crate::model::id::ThreadId;
 use crate::turn::engine::owned::Rest;
 use crate::turn::engine::{Cause, Engine};
-use crate::turn::event::{Event, WarningCode};
-use crate::turn::request::ThreadId;
 use crate::worker::Route;
 
 /// How long the ends of commands are waited for once the turn is over.

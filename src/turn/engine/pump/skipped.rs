@@ -8,10 +8,10 @@ use tokio::time::Instant;
 use crate::app_server::decode::{self, LostNews, Scope, TurnEnd};
 use crate::app_server::message::SkippedLine;
 use crate::app_server::whose::encoded_bytes;
-use crate::turn::engine::owned::Whose;
-use crate::turn::event::{
+use crate::model::event::{
     Event, FailureReason, Item, ItemKind, SubAgentStatus, TurnError, WarningCode,
 };
+use crate::turn::engine::owned::Whose;
 
 use super::Run;
 

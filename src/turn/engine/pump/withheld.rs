@@ -6,8 +6,8 @@
 use std::collections::HashMap;
 
 use super::Run;
+use crate::model::event::{Delta, Event, ReasoningDelta, ReasoningPart};
 use crate::redact::Pieces;
-use crate::turn::event::{Delta, Event, ReasoningDelta, ReasoningPart};
 
 /// Which text of which item.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

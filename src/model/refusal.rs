@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::turn::request::{ContextKey, ThreadId, TurnId};
+use crate::model::id::{ContextKey, ThreadId, TurnId};
 
 /// One fault of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -31,10 +31,10 @@ use tokio_util::sync::CancellationToken;
 use crate::app_server::message::{Inbound, Notification, ServerRequest, SkippedLine};
 use crate::app_server::peer::{Peer, PeerLimits, RequestError};
 use crate::app_server::{decode, method, refusal_text};
+use crate::model::event::McpServerStatus;
+use crate::model::id::ThreadId;
 use crate::process::{self, Pipes, Process, ProcessSpec};
 use crate::redact::Redactor;
-use crate::turn::event::McpServerStatus;
-use crate::turn::request::ThreadId;
 use crate::worker::mcp::McpServers;
 use crate::worker::stderr::StderrTail;
 

@@ -29,6 +29,7 @@ use crate::grpc::codex_service::CodexApi;
 use crate::grpc::limits::{ConnectionLimits, RequestLimits};
 use crate::grpc::pool_service::{PoolApi, Setup};
 use crate::offline_model::OfflineModel;
+use crate::output_schema;
 use crate::pb;
 use crate::pb::codex_service_server::CodexServiceServer;
 use crate::pb::pool_service_server::PoolServiceServer;
@@ -38,7 +39,6 @@ use crate::registry::Registry;
 use crate::turn::admission::Admission;
 use crate::turn::directory::Directory;
 use crate::turn::engine::{Engine, EngineSettings};
-use crate::turn::output_schema;
 use crate::worker::{WorkerLimits, WorkerSpec, is_out_of_resources};
 
 /// The service whose health says whether turns are taken.

@@ -14,19 +14,20 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::app_server::decode::{self, Decoded, Kinship, TurnEnd};
 use crate::app_server::message::{Notification, ServerRequest};
 use crate::app_server::settings::Gate;
+use crate::model::event::{
+    Event, FailureReason, InterruptReason, Item, ItemKind, Request, Resolution, TodoItem,
+    TurnError, Usage, WarningCode,
+};
+use crate::model::id::ThreadId;
+use crate::model::refusal::Refusal;
+use crate::model::request::TurnRequest;
 use crate::process;
 use crate::redact::Redactor;
 use crate::turn::directory::{Live, Phase, Turn};
 use crate::turn::engine::open::{Opened, PATIENCE};
 use crate::turn::engine::owned::{Owned, Rest, Whose};
 use crate::turn::engine::{Cause, Clocks, Engine, Outcome, until};
-use crate::turn::event::{
-    Event, FailureReason, InterruptReason, Item, ItemKind, Request, Resolution, TodoItem,
-    TurnError, Usage, WarningCode,
-};
 use crate::turn::log::Log;
-use crate::turn::refusal::Refusal;
-use crate::turn::request::{ThreadId, TurnRequest};
 use crate::worker::thread::{ThreadError, Workspace};
 use crate::worker::{Route, ThreadMessage, Worker, WorkerExit};
 

@@ -1,7 +1,7 @@
 //! From Codex's notifications and requests to this project's events.
 //!
 //! A newer CLI never breaks anything here: an item of an unknown type becomes
-//! [`ItemKind::Unknown`](crate::turn::event::ItemKind::Unknown), a notification of an unknown method becomes [`Decoded::Untyped`].
+//! [`ItemKind::Unknown`](crate::model::event::ItemKind::Unknown), a notification of an unknown method becomes [`Decoded::Untyped`].
 
 mod agent;
 mod failure;
@@ -18,7 +18,7 @@ use serde_json::value::RawValue;
 use crate::app_server::mcp;
 use crate::app_server::message::Notification;
 use crate::app_server::settings::Settings;
-use crate::turn::event::{
+use crate::model::event::{
     Delta, Event, FailureReason, ReasoningDelta, ReasoningPart, TodoItem, TodoStatus, TurnError,
     Usage, WarningCode,
 };
@@ -355,7 +355,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::turn::event::{Item, ItemKind};
+    use crate::model::event::{Item, ItemKind};
 
     fn notify(method: &str, params: Value) -> Decoded {
         let params = RawValue::from_string(params.to_string()).unwrap();

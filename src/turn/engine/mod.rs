@@ -18,13 +18,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::model::event::{Event, FailureReason, InterruptReason, TurnError, Usage, UserInput};
+use crate::model::id::{ThreadId, TurnId};
+use crate::model::refusal::Refusal;
+use crate::model::request::{BusyPolicy, TurnRequest};
 use crate::pool::{Pool, Unavailable};
 use crate::registry::Registry;
 use crate::turn::admission::{Admission, Place, Ticket};
 use crate::turn::directory::{Caller, Directory, Phase, RequestIdUse, Turn};
-use crate::turn::event::{Event, FailureReason, InterruptReason, TurnError, Usage, UserInput};
-use crate::turn::refusal::Refusal;
-use crate::turn::request::{BusyPolicy, ThreadId, TurnId, TurnRequest};
 use crate::turn::timeouts::Timeouts;
 use crate::turn::workspace;
 use crate::worker::Worker;

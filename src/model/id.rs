@@ -1,0 +1,69 @@
+//! Names of things: tenants, contexts, threads, turns.
+
+use std::fmt;
+
+/// Whose a context, a worker or a limit is. One app-server is one tenant, because every thread of
+/// a CODEX_HOME is visible to all of its clients.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Tenant(pub String);
+
+impl Default for Tenant {
+    fn default() -> Tenant {
+        Tenant("default".to_owned())
+    }
+}
+
+/// The key of a binding: which thread of which context.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ContextKey {
+    /// Whose it is.
+    pub tenant: Tenant,
+    /// The caller's name of the conversation, trimmed, 1 to 256 bytes.
+    pub context_id: String,
+    /// Which of the context's threads, `codex_thread_id` or `codex_thread_id_<suffix>`.
+    pub thread_key: String,
+}
+
+/// Codex's id of a thread: a UUID in its hyphenated lower-case form.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ThreadId(String);
+
+impl ThreadId {
+    /// Parses a UUID in any of its usual forms; `None` where it is none.
+    pub fn parse(text: &str) -> Option<ThreadId> {
+        uuid::Uuid::try_parse(text.trim()).ok().map(|id| ThreadId(id.to_string()))
+    }
+
+    /// Takes an id from Codex as it is.
+    pub fn from_codex(id: impl Into<String>) -> ThreadId {
+        ThreadId(id.into())
+    }
+
+    /// The id's text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ThreadId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The sidecar's id of a turn: a UUID, time-ordered.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TurnId(pub String);
+
+impl TurnId {
+    /// A fresh id.
+    pub fn generate() -> TurnId {
+        TurnId(uuid::Uuid::now_v7().to_string())
+    }
+}
+
+impl fmt::Display for TurnId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
