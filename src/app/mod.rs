@@ -37,8 +37,8 @@ use crate::pool::{Pool, Readiness};
 use crate::process;
 use crate::registry::Registry;
 use crate::turn::admission::Admission;
-use crate::turn::directory::Directory;
 use crate::turn::engine::{Engine, EngineSettings};
+use crate::turn::turns::Turns;
 use crate::worker::{WorkerLimits, WorkerSpec, is_out_of_resources};
 
 /// The service whose health says whether turns are taken.
@@ -180,7 +180,7 @@ impl App {
         let engine = Engine::new(
             Arc::clone(&pool),
             Arc::new(Registry::default()),
-            Arc::new(Directory::new(&config.retention)),
+            Arc::new(Turns::new(&config.retention)),
             Admission::new(config.limits.clone()),
             EngineSettings { default_directory, timeouts: config.timeouts.clone() },
         );

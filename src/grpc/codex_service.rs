@@ -1,16 +1,14 @@
 //! `CodexService`.
 
 use std::collections::BTreeMap;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use futures::Stream;
-use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use crate::grpc::limits::RequestLimits;
-use crate::grpc::{convert, deadline};
+use crate::grpc::stream::{EventStream, Streaming};
+use crate::grpc::{convert, deadline, page_token};
 use crate::model::event::{InterruptReason, TurnEvent};
 use crate::model::id::{ContextKey, Tenant, ThreadId, TurnId};
 use crate::model::options::ToolDefaults;
@@ -19,10 +17,10 @@ use crate::pb;
 use crate::pb::codex_service_server::CodexService;
 use crate::registry::Binding;
 use crate::turn::admission::Lane;
-use crate::turn::directory::{Caller, Turn};
 use crate::turn::engine::Engine;
-use crate::turn::log::{End, Reader};
+use crate::turn::log::End;
 use crate::turn::timeouts::Timeouts;
+use crate::turn::turn::Turn;
 
 /// Most bindings in one page, and how many where none are asked for.
 const MAX_PAGE: usize = 1000;
@@ -59,9 +57,9 @@ impl CodexApi {
     }
 
     fn context(&self, key: &ContextKey, binding: &Binding) -> pb::Context {
-        let directory = self.engine.directory();
+        let turns = self.engine.turns();
         let lane = Lane::Context(key.clone());
-        let running = directory.live_of(key);
+        let running = turns.live_of(key);
         pb::Context {
             context_id: key.context_id.clone(),
             thread_id_key: key.thread_key.clone(),
@@ -94,63 +92,6 @@ fn tool_of(thread_key: &str) -> String {
         _ => "codex".to_owned(),
     }
 }
-
-/// One stream of a turn's events.
-struct Streaming {
-    turn_id: TurnId,
-    reader: Reader,
-    // Held for its drop: the end of the stream is the caller's leave.
-    caller: Option<Caller>,
-    deadline: Option<Instant>,
-    is_over: bool,
-}
-
-impl Streaming {
-    async fn next(&mut self) -> Option<Result<Arc<TurnEvent>, Status>> {
-        if self.is_over {
-            return None;
-        }
-        let deadline = async {
-            match self.deadline {
-                Some(deadline) => tokio::time::sleep_until(deadline).await,
-                None => std::future::pending().await,
-            }
-        };
-        let next = tokio::select! {
-            biased;
-            // First: a flood of events must not carry a stream beyond its deadline.
-            () = deadline => {
-                if let Some(caller) = &self.caller {
-                    caller.deadline_passed();
-                }
-                Some(Err(Refusal::DeadlineExceeded.into()))
-            }
-            next = self.reader.next() => next.map(|next| next.map_err(Status::from)),
-        };
-        self.is_over = match &next {
-            None | Some(Err(_)) => true,
-            Some(Ok(event)) => event.event.is_terminal(),
-        };
-        if self.is_over {
-            // Now, not when the client has read the trailers.
-            self.caller = None;
-        }
-        next
-    }
-
-    fn into_stream<T: Send + 'static>(
-        self,
-        wrap: impl Fn(pb::TurnEvent) -> T + Send + 'static,
-    ) -> EventStream<T> {
-        Box::pin(futures::stream::unfold((self, wrap), |(mut streaming, wrap)| async move {
-            let next = streaming.next().await?;
-            let next = next.map(|event| wrap(convert::turn_event(&streaming.turn_id, &event)));
-            Some((next, (streaming, wrap)))
-        }))
-    }
-}
-
-type EventStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl CodexService for CodexApi {
@@ -210,7 +151,7 @@ impl CodexService for CodexApi {
                 let defaults = |tool: &str| ToolDefaults::of(&self.tools, tool);
                 let tenant = Tenant::default();
                 let key = convert::context_ref("context", &tenant, &context, &defaults)?;
-                let turn = self.engine.directory().of_context(&key);
+                let turn = self.engine.turns().of_context(&key);
                 turn.ok_or(Refusal::NoTurnOfContext(key))?
             }
             None => {
@@ -396,46 +337,5 @@ fn turn_id_of(text: &str) -> Result<TurnId, Refusal> {
             "turn_id",
             format!("{text:?} is not a turn id; every event of a turn bears its turn_id"),
         )),
-    }
-}
-
-mod page_token {
-    //! Where a page ended: the last key, and the filter that it was made with.
-
-    use crate::model::id::ContextKey;
-    use crate::model::refusal::Refusal;
-
-    type Token = (String, String, Option<String>);
-
-    pub(super) fn write(key: &ContextKey, filter: Option<&str>) -> String {
-        let token: Token =
-            (key.context_id.clone(), key.thread_key.clone(), filter.map(str::to_owned));
-        let json = serde_json::to_vec(&token).unwrap_or_default();
-        json.iter().map(|byte| format!("{byte:02x}")).collect()
-    }
-
-    pub(super) fn read(
-        token: &str,
-        filter: Option<&str>,
-    ) -> Result<Option<(String, String)>, Refusal> {
-        if token.is_empty() {
-            return Ok(None);
-        }
-        let refused =
-            || Refusal::field("page_token", "is not the next_page_token of a page of this listing");
-        let bytes = (0..token.len())
-            .step_by(2)
-            .map(|start| {
-                let pair = token.get(start..start + 2)?;
-                u8::from_str_radix(pair, 16).ok()
-            })
-            .collect::<Option<Vec<u8>>>()
-            .ok_or_else(refused)?;
-        let (context_id, thread_key, made_with): Token =
-            serde_json::from_slice(&bytes).map_err(|_| refused())?;
-        if made_with.as_deref() != filter {
-            return Err(refused());
-        }
-        Ok(Some((context_id, thread_key)))
     }
 }

@@ -7,5 +7,7 @@ pub mod codex_service;
 pub mod convert;
 pub mod deadline;
 pub mod limits;
+mod page_token;
 pub mod pool_service;
 pub mod status;
+mod stream;

@@ -137,8 +137,8 @@ impl PoolApi {
         pb::ServerCounts {
             running_turns: count(engine.admission().running()),
             queued_turns: count(engine.admission().waiting()),
-            retained_turns: engine.directory().len() as u64,
-            retained_bytes: engine.directory().retained().bytes(),
+            retained_turns: engine.turns().len() as u64,
+            retained_bytes: engine.turns().retained().bytes(),
             contexts: engine.registry().len() as u64,
             ready_workers: count(ready),
         }

@@ -1,12 +1,14 @@
 //! The domain: what a turn is, and how it runs.
 //!
 //! [`engine`] drives turns, one task each; [`admission`] says who may run, [`log`] keeps what
-//! happened, [`directory`] finds it again. [`timeouts`] and [`retention`] are their settings.
+//! happened, [`turns`] finds it again. [`timeouts`] and [`retention`] are their settings.
 
 pub mod admission;
-pub mod directory;
+pub mod claims;
 pub mod engine;
 pub mod log;
 pub mod retention;
 pub mod timeouts;
+pub mod turn;
+pub mod turns;
 pub mod workspace;

@@ -25,8 +25,10 @@ use crate::model::request::{BusyPolicy, TurnRequest};
 use crate::pool::{Pool, Unavailable};
 use crate::registry::Registry;
 use crate::turn::admission::{Admission, Place, Ticket};
-use crate::turn::directory::{Caller, Directory, Phase, RequestIdUse, Turn};
+use crate::turn::claims::RequestIdUse;
 use crate::turn::timeouts::Timeouts;
+use crate::turn::turn::{Caller, Phase, Turn};
+use crate::turn::turns::Turns;
 use crate::turn::workspace;
 use crate::worker::Worker;
 use crate::worker::thread::Workspace;
@@ -59,7 +61,7 @@ pub enum DrainState {
 pub struct Engine {
     pool: Arc<Pool>,
     registry: Arc<Registry>,
-    directory: Arc<Directory>,
+    turns: Arc<Turns>,
     admission: Arc<Admission>,
     settings: EngineSettings,
     drain: watch::Sender<DrainState>,
@@ -214,14 +216,14 @@ impl Engine {
     pub fn new(
         pool: Arc<Pool>,
         registry: Arc<Registry>,
-        directory: Arc<Directory>,
+        turns: Arc<Turns>,
         admission: Arc<Admission>,
         settings: EngineSettings,
     ) -> Arc<Engine> {
         Arc::new(Engine {
             pool,
             registry,
-            directory,
+            turns,
             admission,
             settings,
             drain: watch::Sender::new(DrainState::Serving),
@@ -235,8 +237,8 @@ impl Engine {
     }
 
     /// The turns.
-    pub fn directory(&self) -> &Arc<Directory> {
-        &self.directory
+    pub fn turns(&self) -> &Arc<Turns> {
+        &self.turns
     }
 
     /// The workers.
@@ -258,7 +260,7 @@ impl Engine {
         // First of all, so that a repeated call finds its turn whatever has changed since.
         let claim = match &request.request_id {
             None => None,
-            Some(request_id) => match self.directory.claim(&request.tenant, request_id).await? {
+            Some(request_id) => match self.turns.claim(&request.tenant, request_id).await? {
                 RequestIdUse::Repeated(turn) => return Ok(turn.join()),
                 RequestIdUse::First(claim) => Some(claim),
             },
@@ -294,14 +296,14 @@ impl Engine {
         if self.is_draining() {
             return Err(Refusal::Draining { retry_after: Duration::from_secs(1) });
         }
-        let turn = Turn::new(&request, Arc::clone(self.directory.retained()));
+        let turn = Turn::new(&request, Arc::clone(self.turns.retained()));
         let ticket = self.admission.admit(&turn.tenant, turn.lane.clone(), request.busy_policy)?;
         if *ticket.place().borrow() == Place::Running {
             turn.set_phase(Phase::Opening);
         }
         // Before the engine starts: a turn without a caller would be interrupted at once.
         let caller = turn.join();
-        self.directory.enter(&turn);
+        self.turns.enter(&turn);
         if let Some(claim) = claim {
             claim.settle(&turn);
         }
@@ -327,7 +329,7 @@ impl Engine {
         /// A turn that Codex has just ended refuses input some moments before its end is told here.
         const END_IS_NEAR: Duration = Duration::from_secs(1);
         let Some(key) = &request.context else { return Ok(None) };
-        while let Some(turn) = self.directory.running_of(key) {
+        while let Some(turn) = self.turns.running_of(key) {
             let caller = turn.join();
             match self.steer(&turn, &request.inputs).await {
                 Ok(_) => return Ok(Some(caller)),
@@ -346,7 +348,7 @@ impl Engine {
     /// # Errors
     /// [`Refusal::TurnNotFound`].
     pub fn turn(&self, id: &TurnId) -> Result<Arc<Turn>, Refusal> {
-        self.directory.get(id).ok_or_else(|| Refusal::TurnNotFound(id.clone()))
+        self.turns.get(id).ok_or_else(|| Refusal::TurnNotFound(id.clone()))
     }
 
     /// The worker that has this thread loaded, by its place in the pool. Unknown for the moments in
@@ -378,7 +380,7 @@ impl Engine {
             () = hurry.cancelled() => {}
         }
         self.drain.send_replace(DrainState::Interrupting);
-        for turn in self.directory.unended() {
+        for turn in self.turns.unended() {
             turn.interrupt(InterruptReason::Draining);
         }
         // A turn that does not end within its own grace ends by giving up its worker.
@@ -400,8 +402,8 @@ impl Engine {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
-            self.directory.sweep();
-            self.directory.make_room();
+            self.turns.sweep();
+            self.turns.make_room();
         }
     }
 
@@ -507,7 +509,7 @@ impl Drop for EndGuard<'_> {
             let event = Event::TurnFailed { error, usage, thread_usage };
             let _ = self.turn.log.append(event);
         }
-        self.engine.directory.note_ended(self.turn);
+        self.engine.turns.note_ended(self.turn);
     }
 }
 

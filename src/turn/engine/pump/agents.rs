@@ -7,8 +7,8 @@ use tokio::time::Instant;
 use super::Run;
 use crate::app_server::decode::{self, Decoded, Kinship, TurnEnd};
 use crate::model::event::{Event, ItemKind, SubAgentStatus, UserInput};
-use crate::turn::directory::{Live, Phase};
 use crate::turn::engine::owned::Begun;
+use crate::turn::turn::{Live, Phase};
 
 impl Run<'_> {
     /// Takes what is told of another turn of the thread: a late word on an earlier one, or the begin of

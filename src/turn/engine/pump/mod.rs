@@ -23,11 +23,11 @@ use crate::model::refusal::Refusal;
 use crate::model::request::TurnRequest;
 use crate::process;
 use crate::redact::Redactor;
-use crate::turn::directory::{Live, Phase, Turn};
 use crate::turn::engine::open::{Opened, PATIENCE};
 use crate::turn::engine::owned::{Owned, Rest, Whose};
 use crate::turn::engine::{Cause, Clocks, Engine, Outcome, until};
 use crate::turn::log::Log;
+use crate::turn::turn::{Live, Phase, Turn};
 use crate::worker::thread::{ThreadError, Workspace};
 use crate::worker::{Route, ThreadMessage, Worker, WorkerExit};
 

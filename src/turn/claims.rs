@@ -1,0 +1,96 @@
+//! Request ids: the same request twice gets one turn.
+
+use std::sync::Arc;
+
+use dashmap::mapref::entry::Entry;
+use tokio::sync::watch;
+
+use crate::model::id::Tenant;
+use crate::model::refusal::Refusal;
+use crate::model::request::RequestId;
+use crate::turn::turn::{RequestKey, Turn};
+use crate::turn::turns::Turns;
+
+/// What is known of a request id.
+#[derive(Debug)]
+pub(super) struct Claimed {
+    fingerprint: [u8; 32],
+    // `None` while the first call with it has no turn yet.
+    turn: watch::Receiver<Option<Arc<Turn>>>,
+}
+
+impl Claimed {
+    pub(super) fn is_for(&self, turn: &Arc<Turn>) -> bool {
+        self.turn.borrow().as_ref().is_some_and(|known| Arc::ptr_eq(known, turn))
+    }
+}
+
+/// What became of a request id.
+#[derive(Debug)]
+pub enum RequestIdUse {
+    /// Nobody else has it.
+    First(Claim),
+    /// The same request came before; this is its turn.
+    Repeated(Arc<Turn>),
+}
+
+/// The sole use of a request id. Dropping it unsettled gives the id free again, and whoever waits
+/// for its turn tries to get one.
+#[derive(Debug)]
+pub struct Claim {
+    turns: Arc<Turns>,
+    key: RequestKey,
+    turn: watch::Sender<Option<Arc<Turn>>>,
+}
+
+impl Claim {
+    /// Every call with this id gets this turn from now on, for as long as the turn is retained.
+    pub fn settle(self, turn: &Arc<Turn>) {
+        turn.requests().push(self.key.clone());
+        self.turn.send_replace(Some(Arc::clone(turn)));
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let turn = self.turn.borrow().clone();
+        // Also where the turn was forgotten while it was being settled for.
+        if turn.is_none_or(|turn| !self.turns.turns.contains_key(&turn.id)) {
+            self.turns.by_request.remove(&self.key);
+        }
+    }
+}
+
+impl Turns {
+    /// Takes a request id for a call that is about to get a turn, or finds the turn that the same
+    /// request got before. Waits while that is not known yet.
+    ///
+    /// # Errors
+    /// [`Refusal::RequestIdReused`].
+    pub async fn claim(
+        self: &Arc<Turns>,
+        tenant: &Tenant,
+        RequestId { id, fingerprint }: &RequestId,
+    ) -> Result<RequestIdUse, Refusal> {
+        loop {
+            let key = (tenant.clone(), id.clone());
+            let mut turn = match self.by_request.entry(key.clone()) {
+                Entry::Occupied(entry) if entry.get().fingerprint != *fingerprint => {
+                    return Err(Refusal::RequestIdReused { request_id: id.clone() });
+                }
+                Entry::Occupied(entry) => entry.get().turn.clone(),
+                Entry::Vacant(entry) => {
+                    let (turn, known) = watch::channel(None);
+                    entry.insert(Claimed { fingerprint: *fingerprint, turn: known });
+                    let turns = Arc::clone(self);
+                    return Ok(RequestIdUse::First(Claim { turns, key, turn }));
+                }
+            };
+            let known = turn.wait_for(Option::is_some).await;
+            if let Ok(Some(turn)) = known.as_deref() {
+                return Ok(RequestIdUse::Repeated(Arc::clone(turn)));
+            }
+            // The first call was refused before it had a turn.
+        }
+    }
+}

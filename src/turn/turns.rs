@@ -1,0 +1,318 @@
+//! The turns that run or are retained, and how they are found.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use dashmap::DashMap;
+use tokio::time::Instant;
+
+use crate::model::id::{ContextKey, TurnId};
+use crate::turn::claims::Claimed;
+use crate::turn::log::{End, Retained};
+use crate::turn::retention::Retention;
+use crate::turn::turn::{RequestKey, Turn};
+
+/// All turns.
+#[derive(Debug)]
+pub struct Turns {
+    pub(super) turns: DashMap<TurnId, Arc<Turn>>,
+    pub(super) by_request: DashMap<RequestKey, Claimed>,
+    // In the order of their arrival.
+    unended: DashMap<ContextKey, Vec<Arc<Turn>>>,
+    latest: DashMap<ContextKey, Arc<Turn>>,
+    ended: Mutex<VecDeque<(Instant, Arc<Turn>)>>,
+    retained: Arc<Retained>,
+    keep_for: Duration,
+}
+
+impl Turns {
+    /// Empty.
+    pub fn new(retention: &Retention) -> Turns {
+        let Retention { max_bytes_per_turn, max_bytes, after_end } = *retention;
+        Turns {
+            turns: DashMap::new(),
+            by_request: DashMap::new(),
+            unended: DashMap::new(),
+            latest: DashMap::new(),
+            ended: Mutex::default(),
+            retained: Retained::new(max_bytes as u64, max_bytes_per_turn as u64),
+            keep_for: after_end,
+        }
+    }
+
+    /// The bytes that all turns' logs share.
+    pub fn retained(&self) -> &Arc<Retained> {
+        &self.retained
+    }
+
+    /// Enters a turn that was admitted: from now on it can be found.
+    pub fn enter(&self, turn: &Arc<Turn>) {
+        self.turns.insert(turn.id.clone(), Arc::clone(turn));
+        if let Some(key) = &turn.context {
+            self.unended.entry(key.clone()).or_default().push(Arc::clone(turn));
+        }
+    }
+
+    /// The turn of this id.
+    pub fn get(&self, id: &TurnId) -> Option<Arc<Turn>> {
+        self.turns.get(id).map(|turn| Arc::clone(&turn))
+    }
+
+    /// The turn of this context that runs or is the next to run, or else the latest one that is
+    /// retained.
+    pub fn of_context(&self, key: &ContextKey) -> Option<Arc<Turn>> {
+        self.live_of(key).or_else(|| self.latest.get(key).map(|turn| Arc::clone(&turn)))
+    }
+
+    /// The turn of this context that runs or is the next to run.
+    pub fn live_of(&self, key: &ContextKey) -> Option<Arc<Turn>> {
+        self.running_of(key).or_else(|| {
+            let turns = self.unended.get(key)?;
+            turns.iter().find(|turn| turn.log.end().is_none()).cloned()
+        })
+    }
+
+    /// The turn of this context that runs.
+    pub fn running_of(&self, key: &ContextKey) -> Option<Arc<Turn>> {
+        self.unended.get(key)?.iter().find(|turn| turn.is_running()).cloned()
+    }
+
+    /// Every turn that has not ended.
+    pub fn unended(&self) -> Vec<Arc<Turn>> {
+        let unended = self.turns.iter().filter(|turn| turn.log.end().is_none());
+        unended.map(|turn| Arc::clone(&turn)).collect()
+    }
+
+    /// How many turns are known, ended ones included.
+    pub fn len(&self) -> usize {
+        self.turns.len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.turns.is_empty()
+    }
+
+    /// Notes that a turn has ended. One that was refused is forgotten at once, so that the same
+    /// request may be tried again; any other is kept for its readers.
+    pub fn note_ended(&self, turn: &Arc<Turn>) {
+        match turn.log.end() {
+            Some(End::Terminal) => {
+                // First, so that there is no moment in which the context has no turn.
+                if let Some(key) = &turn.context {
+                    self.latest.insert(key.clone(), Arc::clone(turn));
+                }
+                self.retained.note_ended(&turn.log);
+                let expiry = Instant::now() + self.keep_for;
+                self.ended().push_back((expiry, Arc::clone(turn)));
+            }
+            Some(End::Refused(_)) | None => self.forget(turn),
+        }
+        if let Some(key) = &turn.context {
+            if let Some(mut turns) = self.unended.get_mut(key) {
+                turns.retain(|other| !Arc::ptr_eq(other, turn));
+            }
+            self.unended.remove_if(key, |_, turns| turns.is_empty());
+        }
+        self.make_room();
+    }
+
+    /// Forgets the ended turns whose time is over.
+    pub fn sweep(&self) {
+        let now = Instant::now();
+        loop {
+            let expired = {
+                let mut ended = self.ended();
+                match ended.front() {
+                    Some((expiry, _)) if *expiry <= now => ended.pop_front(),
+                    _ => None,
+                }
+            };
+            match expired {
+                Some((_, turn)) => self.forget(&turn),
+                None => return,
+            }
+        }
+    }
+
+    /// While all logs together are too large, lets ended turns give up their events, oldest first,
+    /// then running ones; and where that does not do, because terminal events alone are too many,
+    /// forgets the oldest turns.
+    pub fn make_room(&self) {
+        self.retained.make_room();
+        if !self.retained.is_over() {
+            return;
+        }
+        for turn in self.unended() {
+            turn.log.give_up(self.retained.excess());
+        }
+        let mut excess = self.retained.excess();
+        while excess > 0 {
+            let Some((_, turn)) = self.ended().pop_front() else { return };
+            // Counted here: the bytes are only free once its last reader has gone.
+            excess = excess.saturating_sub(turn.log.bytes());
+            self.forget(&turn);
+        }
+    }
+
+    fn forget(&self, turn: &Arc<Turn>) {
+        self.turns.remove(&turn.id);
+        for key in turn.requests().drain(..) {
+            self.by_request.remove_if(&key, |_, claimed| claimed.is_for(turn));
+        }
+        if let Some(key) = &turn.context {
+            self.latest.remove_if(key, |_, other| Arc::ptr_eq(other, turn));
+        }
+    }
+
+    fn ended(&self) -> MutexGuard<'_, VecDeque<(Instant, Arc<Turn>)>> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::event::{Event, Usage};
+    use crate::model::id::Tenant;
+    use crate::model::refusal::Refusal;
+    use crate::model::request::{BusyPolicy, MissingThreadPolicy};
+    use crate::model::request::{DisconnectPolicy, RequestId, TurnRequest};
+    use crate::turn::claims::RequestIdUse;
+
+    const KEEP: Duration = Duration::from_secs(600);
+
+    fn turns(max_bytes: usize) -> Arc<Turns> {
+        let retention = Retention { max_bytes_per_turn: max_bytes, max_bytes, after_end: KEEP };
+        Arc::new(Turns::new(&retention))
+    }
+
+    fn turn(all: &Turns, context: &str) -> Arc<Turn> {
+        let tenant = Tenant::default();
+        let request = TurnRequest {
+            tenant: tenant.clone(),
+            context: Some(ContextKey {
+                tenant,
+                context_id: context.to_owned(),
+                thread_key: String::new(),
+            }),
+            inputs: Vec::new(),
+            ephemeral: false,
+            explicit_thread: None,
+            configured_thread: None,
+            thread_options: Default::default(),
+            turn_options: Default::default(),
+            request_id: None,
+            busy_policy: BusyPolicy::Queue,
+            disconnect_policy: DisconnectPolicy::Interrupt,
+            missing_thread_policy: MissingThreadPolicy::Fail,
+            include_raw_events: false,
+        };
+        let turn = Turn::new(&request, Arc::clone(all.retained()));
+        all.enter(&turn);
+        turn
+    }
+
+    fn complete(all: &Turns, turn: &Arc<Turn>, response_bytes: usize) {
+        turn.log.append(Event::TurnCompleted {
+            final_response: "x".repeat(response_bytes),
+            usage: Usage::default(),
+            thread_usage: Usage::default(),
+        });
+        all.note_ended(turn);
+    }
+
+    fn id(text: &str, fingerprint: u8) -> RequestId {
+        RequestId { id: text.to_owned(), fingerprint: [fingerprint; 32] }
+    }
+
+    async fn claim(all: &Arc<Turns>, id: &RequestId) -> Result<RequestIdUse, Refusal> {
+        all.claim(&Tenant::default(), id).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn ended_turns_are_forgotten_when_their_time_is_over_and_running_ones_are_not() {
+        let all = turns(1 << 20);
+        let (running, ended) = (turn(&all, "a"), turn(&all, "b"));
+        let Ok(RequestIdUse::First(first)) = claim(&all, &id("r", 1)).await else { panic!() };
+        first.settle(&ended);
+        tokio::time::advance(2 * KEEP).await;
+        complete(&all, &ended, 10);
+        let (a, b) = (running.context.clone().unwrap(), ended.context.clone().unwrap());
+
+        tokio::time::advance(KEEP - Duration::from_secs(1)).await;
+        all.sweep();
+        assert_eq!(all.of_context(&b).unwrap().id, ended.id);
+        assert!(matches!(
+            claim(&all, &id("r", 1)).await,
+            Ok(RequestIdUse::Repeated(known)) if known.id == ended.id
+        ));
+
+        tokio::time::advance(Duration::from_secs(1)).await;
+        all.sweep();
+        assert!(all.get(&ended.id).is_none() && all.of_context(&b).is_none());
+        assert!(all.by_request.is_empty());
+        assert_eq!(all.of_context(&a).unwrap().id, running.id);
+        drop(ended);
+        assert_eq!(all.retained().bytes(), 0);
+    }
+
+    #[test]
+    fn where_terminal_events_alone_are_too_much_the_oldest_turns_are_forgotten() {
+        let all = turns(10_000);
+        let turns: Vec<_> = (0..8).map(|n| turn(&all, &n.to_string())).collect();
+        let ids: Vec<_> = turns.iter().map(|turn| turn.id.clone()).collect();
+        for turn in turns {
+            complete(&all, &turn, 4000);
+        }
+        assert!(!all.retained().is_over());
+        let kept: Vec<_> = ids.iter().map(|id| all.get(id).is_some()).collect();
+        assert_eq!(kept, [false, false, false, false, false, false, true, true]);
+    }
+
+    #[test]
+    fn running_turns_give_up_events_before_an_ended_one_is_forgotten() {
+        let all = turns(10_000);
+        let (running, ended) = (turn(&all, "a"), turn(&all, "b"));
+        for _ in 0..8 {
+            running.log.append(Event::Raw { method: String::new(), json: "x".repeat(800) });
+        }
+        let before = running.log.bytes();
+        complete(&all, &ended, 4000);
+        assert!(all.get(&ended.id).is_some() && !all.retained().is_over());
+        assert!(running.log.bytes() < before && running.log.bytes() > before / 4);
+    }
+
+    #[tokio::test]
+    async fn the_same_request_at_once_waits_for_the_first_and_a_refused_one_leaves_no_trace() {
+        let all = turns(1 << 20);
+        let Ok(RequestIdUse::First(first)) = claim(&all, &id("r", 1)).await else { panic!() };
+        let reused = claim(&all, &id("r", 2)).await.unwrap_err();
+        assert_eq!(reused, Refusal::RequestIdReused { request_id: "r".to_owned() });
+
+        let second = tokio::spawn({
+            let all = Arc::clone(&all);
+            async move { claim(&all, &id("r", 1)).await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!second.is_finished());
+        // Refused: the next one is the first.
+        drop(first);
+        let Ok(RequestIdUse::First(second)) = second.await.unwrap() else { panic!() };
+        let third = tokio::spawn({
+            let all = Arc::clone(&all);
+            async move { claim(&all, &id("r", 1)).await }
+        });
+        tokio::task::yield_now().await;
+        let turn = turn(&all, "a");
+        second.settle(&turn);
+        assert!(matches!(third.await.unwrap(),
+            Ok(RequestIdUse::Repeated(known)) if known.id == turn.id));
+
+        // A turn that is refused after it was entered frees its id, too.
+        turn.log.refuse(Refusal::ContextBusy);
+        all.note_ended(&turn);
+        assert!(all.is_empty() && all.by_request.is_empty());
+    }
+}
