@@ -39,7 +39,8 @@ use crate::registry::Registry;
 use crate::turn::admission::Admission;
 use crate::turn::engine::{Engine, EngineSettings};
 use crate::turn::turns::Turns;
-use crate::worker::{WorkerLimits, WorkerSpec, is_out_of_resources};
+use crate::worker::child::{Child, is_out_of_resources};
+use crate::worker::{WorkerLimits, WorkerSpec};
 
 /// The service whose health says whether turns are taken.
 pub const READINESS_SERVICE: &str = "codex.sidecar.v1.CodexService";
@@ -433,14 +434,18 @@ fn worker_spec(config: &Config, offline_model: Option<&OfflineModel>) -> WorkerS
     }
     let configured = config.codex_path.clone();
     let codex_home = config.codex_home.clone();
-    WorkerSpec {
-        guard: config.guard.clone().or_else(own_binary),
-        config_file: codex_home.join("config.toml"),
-        check_home: Arc::new(move || check_home(&codex_home)),
+    let child = Child {
         locate: Arc::new(move || {
             codex_cli::find(configured.as_deref(), std::env::var_os("PATH").as_deref())
                 .map_err(|error| error.to_string())
         }),
+        guard: config.guard.clone().or_else(own_binary),
+        env,
+    };
+    WorkerSpec {
+        launch: Arc::new(child),
+        config_file: codex_home.join("config.toml"),
+        check_home: Arc::new(move || check_home(&codex_home)),
         check_version: Arc::new(|version| {
             let parsed: CliVersion = version.parse().map_err(|error| format!("{error}"))?;
             if parsed.is_supported() {
@@ -454,7 +459,6 @@ fn worker_spec(config: &Config, offline_model: Option<&OfflineModel>) -> WorkerS
             Err(format!("it is version {version}, and the oldest that is supported is {oldest}"))
         }),
         config_overrides,
-        env,
         secrets: known_secrets(config),
         limits: WorkerLimits {
             peer: PeerLimits {

@@ -81,8 +81,7 @@ pub(super) async fn contexts(ContextsArgs { action }: ContextsArgs) -> Outcome {
             let Key { context_id, tool, thread_key } = key;
             let request =
                 pb::GetContextRequest { context_id, tool_name: tool, thread_id_key: thread_key };
-            let mut client = client::codex(&output.addr.addr).await?;
-            let response = client.get_context(request).await?.into_inner();
+            let response = client::connect(&output.addr.addr).await?.get_context(request).await?;
             print(&output, response.context.as_slice())?;
         }
         Action::Bind { key, thread_id, output } => {
@@ -93,8 +92,7 @@ pub(super) async fn contexts(ContextsArgs { action }: ContextsArgs) -> Outcome {
                 thread_id_key: thread_key,
                 thread_id,
             };
-            let mut client = client::codex(&output.addr.addr).await?;
-            let response = client.bind_context(request).await?.into_inner();
+            let response = client::connect(&output.addr.addr).await?.bind_context(request).await?;
             if output.json {
                 writeln!(io::stdout(), "{}", json::line(&response)?)?;
             } else {
@@ -109,20 +107,20 @@ pub(super) async fn contexts(ContextsArgs { action }: ContextsArgs) -> Outcome {
             let Key { context_id, tool, thread_key } = key;
             let request =
                 pb::DeleteContextRequest { context_id, tool_name: tool, thread_id_key: thread_key };
-            client::codex(&addr.addr).await?.delete_context(request).await?;
+            client::connect(&addr.addr).await?.delete_context(request).await?;
         }
     }
     Ok(0)
 }
 
 async fn list(context_id: String, output: &Output) -> Result<(), Failure> {
-    let mut client = client::codex(&output.addr.addr).await?;
+    let caller = client::connect(&output.addr.addr).await?;
     let mut contexts = Vec::new();
     let mut page_token = String::new();
     loop {
         let request =
             pb::ListContextsRequest { page_size: 1000, page_token, context_id: context_id.clone() };
-        let page = client.list_contexts(request).await?.into_inner();
+        let page = caller.list_contexts(request).await?;
         if output.json {
             // Page by page: a million bindings need not fit into memory first.
             print(output, &page.contexts)?;

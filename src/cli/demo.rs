@@ -9,10 +9,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
-use tonic_health::pb::HealthCheckRequest;
-use tonic_health::pb::health_check_response::ServingStatus;
-use tonic_health::pb::health_client::HealthClient;
 
 use super::failure::{Failure, Outcome, tell};
 use super::printer::{Printer, colours_wanted};
@@ -23,6 +19,7 @@ use super::{INTERRUPTED, client};
 use crate::app::{App, READINESS_SERVICE};
 use crate::codex_cli::{self, CliVersion};
 use crate::config::{Config, LogFormat, ServeArgs};
+use crate::grpc::caller::Caller;
 use crate::pb;
 use crate::telemetry;
 
@@ -93,8 +90,8 @@ async fn show(
     turn: impl Fn(&str) -> pb::RunTurnRequest,
     output: &mut Output,
 ) -> Outcome {
-    let channel = tokio::select! {
-        channel = wait_until_ready(addr) => channel?,
+    let caller = tokio::select! {
+        caller = wait_until_ready(addr) => caller?,
         _ = tokio::signal::ctrl_c() => return Ok(INTERRUPTED),
     };
     let took = show_duration(started.elapsed());
@@ -111,9 +108,8 @@ async fn show(
     let mut last_response = String::new();
     for (number, prompt) in [(1, first_prompt), (2, second_prompt)] {
         say(output, &format!("\n— turn {number} of the context {CONTEXT:?}"))?;
-        let client = client::codex_on(channel.clone());
         let began = Instant::now();
-        let told = run_turn(client, turn(prompt), output).await?;
+        let told = run_turn(&caller, turn(prompt), output).await?;
         timings.push(began.elapsed());
         threads.push(told.thread_id);
         match told.ended {
@@ -251,25 +247,16 @@ fn configure(live: bool, codex: &Path, place: &TemporaryPlace) -> Result<Config,
 }
 
 /// Waits until the sidecar takes turns, as any client would.
-async fn wait_until_ready(addr: &str) -> Result<Channel, Failure> {
-    let channel = client::connect(addr).await?;
-    let mut health = HealthClient::new(channel.clone());
-    let request = HealthCheckRequest { service: READINESS_SERVICE.to_owned() };
-    let serving = async {
-        let mut statuses = health.watch(request).await?.into_inner();
-        while let Some(response) = statuses.message().await? {
-            if response.status() == ServingStatus::Serving {
-                return Ok::<_, Failure>(());
-            }
+async fn wait_until_ready(addr: &str) -> Result<Caller, Failure> {
+    let caller = client::connect(addr).await?;
+    match tokio::time::timeout(READY_TIMEOUT, caller.serving(READINESS_SERVICE)).await {
+        Ok(Ok(true)) => Ok(caller),
+        Ok(Ok(false)) => {
+            Err(Failure::told("the sidecar ended its health stream before it was ready"))
         }
-        Err(Failure::told("the sidecar ended its health stream before it was ready"))
-    };
-    match tokio::time::timeout(READY_TIMEOUT, serving).await {
-        Ok(result) => result.map(|()| channel),
+        Ok(Err(refused)) => Err(refused.into()),
         Err(_) => {
-            let info =
-                client::pool(addr).await?.get_server_info(pb::GetServerInfoRequest {}).await?;
-            let info = info.into_inner();
+            let info = caller.get_server_info().await?;
             Err(Failure::told(format!(
                 "the sidecar was not ready for turns within {}: {}: {}",
                 show_duration(READY_TIMEOUT),

@@ -5,10 +5,8 @@ use std::io::{self, Write as _};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use tonic::Code;
-use tonic_types::StatusExt as _;
-
 use super::OUTPUT_CLOSED;
+use crate::grpc::caller::Refused;
 
 /// What a subcommand gives: its exit code, or why it failed.
 pub(super) type Outcome = Result<u8, Failure>;
@@ -60,77 +58,45 @@ impl From<io::Error> for Failure {
     }
 }
 
-impl From<tonic::Status> for Failure {
-    fn from(status: tonic::Status) -> Failure {
-        Failure::told(describe(&status))
+impl From<Refused> for Failure {
+    fn from(refused: Refused) -> Failure {
+        Failure::told(describe(&refused))
     }
 }
 
-/// A status for people: code, reason, message; then a line for each field and for the retry.
-fn describe(status: &tonic::Status) -> String {
-    let details = status.get_error_details();
-    let mut text = code_name(status.code()).to_owned();
-    if let Some(info) = details.error_info() {
-        let _ = write!(text, " ({})", info.reason);
+/// A refusal for people: code, reason, message; then a line for each field and for the retry.
+pub(super) fn describe(refused: &Refused) -> String {
+    let Refused { code, reason, message, fields, retry_after } = refused;
+    let mut text = (*code).to_owned();
+    if let Some(reason) = reason {
+        let _ = write!(text, " ({reason})");
     }
-    let message = match status.message() {
-        "" => status.code().description(),
-        message => message,
-    };
     let _ = write!(text, ": {message}");
-    for violation in details.bad_request().into_iter().flat_map(|request| &request.field_violations)
-    {
-        let _ = write!(text, "\n  {}: {}", violation.field, violation.description);
+    for (field, fault) in fields {
+        let _ = write!(text, "\n  {field}: {fault}");
     }
-    if let Some(delay) = details.retry_info().and_then(|retry| retry.retry_delay) {
+    if let Some(delay) = retry_after {
         let delay = Duration::from_millis(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
         let _ = write!(text, "\n  try again after {}", humantime::format_duration(delay));
     }
     text
 }
 
-/// The code's name in the protocol.
-fn code_name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "CANCELLED",
-        Code::Unknown => "UNKNOWN",
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::OutOfRange => "OUT_OF_RANGE",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        Code::Internal => "INTERNAL",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::DataLoss => "DATA_LOSS",
-        Code::Unauthenticated => "UNAUTHENTICATED",
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
-
-    use tonic_types::ErrorDetails;
-
     use super::*;
 
     #[test]
-    fn a_status_is_told_with_all_its_details() {
-        let mut details = ErrorDetails::new();
-        details
-            .set_error_info("INVALID_INPUT", "codex.sidecar", HashMap::new())
-            .add_bad_request_violation("inputs[0].text", "is blank")
-            .set_retry_info(Some(Duration::from_millis(1500)));
-        let status =
-            tonic::Status::with_error_details(Code::InvalidArgument, "invalid request", details);
+    fn a_refusal_is_told_with_all_its_details() {
+        let refused = Refused {
+            code: "INVALID_ARGUMENT",
+            reason: Some("INVALID_INPUT".to_owned()),
+            message: "invalid request".to_owned(),
+            fields: vec![("inputs[0].text".to_owned(), "is blank".to_owned())],
+            retry_after: Some(Duration::from_micros(1_500_700)),
+        };
         assert_eq!(
-            Failure::from(status),
+            Failure::from(refused),
             Failure::told(
                 "INVALID_ARGUMENT (INVALID_INPUT): invalid request\n  inputs[0].text: is blank\n  \
                  try again after 1s 500ms"

@@ -3,10 +3,6 @@
 use std::io::{self, Write as _};
 use std::time::Duration;
 
-use tonic_health::pb::HealthCheckRequest;
-use tonic_health::pb::health_check_response::ServingStatus;
-use tonic_health::pb::health_client::HealthClient;
-
 use super::client::{self, AddrArgs};
 use super::failure::{Failure, Outcome};
 
@@ -26,14 +22,13 @@ pub(super) struct HealthArgs {
 /// Runs `health`.
 pub(super) async fn health(HealthArgs { addr, service, timeout }: HealthArgs) -> Outcome {
     let check = async {
-        let mut client = HealthClient::new(client::connect(&addr.addr).await?);
-        let response = client.check(HealthCheckRequest { service: service.clone() }).await?;
-        Ok::<_, Failure>(response.into_inner().status())
+        let caller = client::connect(&addr.addr).await?;
+        Ok::<_, Failure>(caller.health(&service).await?)
     };
-    let status = tokio::time::timeout(timeout, check).await.map_err(|_| {
+    let health = tokio::time::timeout(timeout, check).await.map_err(|_| {
         let timeout = humantime::format_duration(timeout);
         Failure::told(format!("the sidecar at {} did not answer within {timeout}", addr.addr))
     })??;
-    writeln!(io::stdout(), "{}", status.as_str_name())?;
-    Ok(if status == ServingStatus::Serving { 0 } else { 1 })
+    writeln!(io::stdout(), "{}", health.as_str())?;
+    Ok(if health.is_serving() { 0 } else { 1 })
 }

@@ -6,16 +6,14 @@ use std::time::Duration;
 
 use clap::builder::PossibleValuesParser;
 use tokio::signal::unix::{SignalKind, signal};
-use tonic::Streaming;
-use tonic::transport::Channel;
 
 use super::client::{self, AddrArgs};
-use super::failure::{Failure, Outcome, tell};
+use super::failure::{Failure, Outcome, describe, tell};
 use super::printer::{Printer, colours_wanted};
 use super::words::show_error;
 use super::{INTERRUPTED, USAGE, json};
+use crate::grpc::caller::Caller;
 use crate::pb;
-use crate::pb::codex_service_client::CodexServiceClient;
 use crate::pb::turn_event::Event;
 
 /// Arguments of `run`.
@@ -96,13 +94,13 @@ pub(super) struct RunArgs {
 /// Runs `run`.
 pub(super) async fn run(args: RunArgs) -> Outcome {
     let request = request(&args)?;
-    let client = client::codex(&args.addr.addr).await?;
+    let caller = client::connect(&args.addr.addr).await?;
     let mut output = if args.json {
         Output::Json
     } else {
         Output::People(Box::new(Printer::new(io::stdout(), colours_wanted())))
     };
-    match run_turn(client, request, &mut output).await?.ended {
+    match run_turn(&caller, request, &mut output).await?.ended {
         Ended::Completed(_) => Ok(0),
         Ended::Failed(error) => {
             let advice = if error.retryable { "; trying again may help" } else { "" };
@@ -163,17 +161,16 @@ pub(super) enum Ended {
 /// Runs a turn and prints it. Ctrl-C interrupts the turn and goes on until it has ended; a second
 /// one leaves at once, and so does the first as long as there is no turn to interrupt.
 pub(super) async fn run_turn(
-    mut client: CodexServiceClient<Channel>,
+    caller: &Caller,
     request: pb::RunTurnRequest,
     output: &mut Output,
 ) -> Result<Told, Failure> {
     let mut interrupts = signal(SignalKind::interrupt())
         .map_err(|error| Failure::told(format!("can't listen for signals: {error}")))?;
-    let interrupter = client.clone();
     let mut thread_id = String::new();
-    let mut stream: Streaming<pb::RunTurnResponse> = tokio::select! {
+    let mut events = tokio::select! {
         // The server may answer only with the first event.
-        response = client.run_turn(request) => response?.into_inner(),
+        events = caller.run_turn(request) => events?,
         _ = interrupts.recv() => return Ok(Told { thread_id, ended: Ended::Interrupted }),
     };
 
@@ -181,7 +178,7 @@ pub(super) async fn run_turn(
     let mut interrupting = false;
     let mut ended = None;
     loop {
-        let message = tokio::select! {
+        let event = tokio::select! {
             // First, so that a flood of events can't delay it.
             biased;
             _ = interrupts.recv() => {
@@ -191,18 +188,17 @@ pub(super) async fn run_turn(
                 interrupting = true;
                 output.finish_line()?;
                 tell("interrupting the turn; once more to leave at once");
-                tokio::spawn(interrupt(interrupter.clone(), turn_id.clone()));
+                tokio::spawn(interrupt(caller.clone(), turn_id.clone()));
                 continue;
             }
-            message = stream.message() => message,
+            event = events.next() => event,
         };
-        let event = match message {
-            Ok(Some(pb::RunTurnResponse { event: Some(event) })) => event,
-            Ok(Some(pb::RunTurnResponse { event: None })) => continue,
+        let event = match event {
+            Ok(Some(event)) => event,
             Ok(None) => break,
-            Err(status) => {
+            Err(refused) => {
                 output.finish_line()?;
-                return Err(status.into());
+                return Err(refused.into());
             }
         };
         output.event(&event)?;
@@ -225,12 +221,9 @@ pub(super) async fn run_turn(
     }
 }
 
-async fn interrupt(mut client: CodexServiceClient<Channel>, turn_id: String) {
-    if let Err(status) = client.interrupt_turn(pb::InterruptTurnRequest { turn_id }).await {
-        let failure = Failure::from(status);
-        if let Failure::Told { message, .. } = failure {
-            tell(&format!("error: can't interrupt the turn: {message}"));
-        }
+async fn interrupt(caller: Caller, turn_id: String) {
+    if let Err(refused) = caller.interrupt_turn(turn_id).await {
+        tell(&format!("error: can't interrupt the turn: {}", describe(&refused)));
     }
 }
 

@@ -5,7 +5,6 @@ use std::io::{self, Write as _};
 use super::client::{self, AddrArgs};
 use super::failure::Outcome;
 use super::{json, table, words};
-use crate::pb;
 
 /// Arguments of `workers`.
 #[derive(Debug, clap::Args)]
@@ -19,9 +18,9 @@ pub(super) struct WorkersArgs {
 
 /// Runs `workers`.
 pub(super) async fn workers(WorkersArgs { addr, json }: WorkersArgs) -> Outcome {
-    let mut client = client::pool(&addr.addr).await?;
-    let workers = client.list_workers(pb::ListWorkersRequest {}).await?.into_inner().workers;
-    let info = client.get_server_info(pb::GetServerInfoRequest {}).await?.into_inner();
+    let caller = client::connect(&addr.addr).await?;
+    let workers = caller.list_workers().await?.workers;
+    let info = caller.get_server_info().await?;
     let mut out = io::stdout().lock();
     if json {
         for worker in &workers {

@@ -1,8 +1,10 @@
 //! The edge: what gRPC says becomes what the domain says, and back.
 //!
-//! The only modules that know tonic and [`crate::pb`]. [`convert`] is pure, [`status`] is the only
-//! map from a refusal to a gRPC status, [`limits`] are their settings, the services only put the two around calls of the engine.
+//! With `app`, which serves it, the only modules that know tonic. [`convert`] is pure, [`status`] is
+//! the only map from a refusal to a gRPC status, [`limits`] are their settings, the services only put
+//! the two around calls of the engine. [`caller`] is the other end: it calls a sidecar.
 
+pub(crate) mod caller;
 pub mod codex_service;
 pub mod convert;
 pub mod deadline;

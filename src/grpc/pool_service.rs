@@ -10,7 +10,6 @@ use crate::grpc::limits::RequestLimits;
 use crate::pb;
 use crate::pb::pool_service_server::PoolService;
 use crate::pool::{Readiness, SlotState, SlotStatus, Trouble};
-use crate::process;
 use crate::turn::admission::AdmissionLimits;
 use crate::turn::engine::{DrainState, Engine};
 use crate::turn::retention::Retention;
@@ -174,12 +173,12 @@ fn worker(index: usize, status: &SlotStatus) -> pb::Worker {
     let state = match state {
         SlotState::Starting => pb::WorkerState::Starting,
         SlotState::Ready(running) | SlotState::Unresponsive(running) => {
-            worker.pid = running.pid();
+            worker.pid = running.pid().unwrap_or_default();
             worker.start_time = Some(running.started_at().into());
             worker.loaded_threads = count(running.loaded_threads());
             worker.running_turns = count(running.running_turns());
             worker.turns_started = running.started_turns();
-            worker.resident_memory_bytes = process::resident_bytes(running.pid()).unwrap_or(0);
+            worker.resident_memory_bytes = running.resident_bytes().unwrap_or(0);
             worker.cli_version = running.cli_version().to_owned();
             match state {
                 SlotState::Unresponsive(_) => pb::WorkerState::Unresponsive,

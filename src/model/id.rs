@@ -1,4 +1,4 @@
-//! Names of things: tenants, contexts, threads, turns.
+//! Names of things: tenants, contexts, threads, turns, workers.
 
 use std::fmt;
 
@@ -65,5 +65,27 @@ impl TurnId {
 impl fmt::Display for TurnId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+/// Which worker, and which incarnation of it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct WorkerId {
+    /// The worker's slot in the pool, from 0.
+    pub slot: usize,
+    /// 1, 2, 3… for each incarnation in that slot.
+    pub generation: u64,
+}
+
+impl WorkerId {
+    /// The name of the slot, which outlives the incarnation: `w0`.
+    pub fn slot_name(&self) -> String {
+        format!("w{}", self.slot)
+    }
+}
+
+impl fmt::Display for WorkerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "w{}.{}", self.slot, self.generation)
     }
 }

@@ -17,7 +17,8 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::worker::{Worker, WorkerId, WorkerSpec};
+use crate::model::id::WorkerId;
+use crate::worker::{Worker, WorkerSpec};
 
 pub use placement::Lease;
 

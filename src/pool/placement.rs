@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::model::id::WorkerId;
 use crate::pool::{Pool, Readiness, SlotState, SlotStatus, Trouble, Unavailable};
-use crate::worker::{Worker, WorkerId};
+use crate::worker::Worker;
 
 /// The use of a worker by one turn. Bound to one incarnation: when that one dies, the lease is of
 /// no more use, and whatever it still says reaches nobody.

@@ -10,9 +10,9 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
+use crate::model::id::WorkerId;
 use crate::pool::{Failure, Pool, PoolSettings, SlotState, SlotStatus, Trouble};
-use crate::process;
-use crate::worker::{SpawnError, Worker, WorkerId, WorkerSpec};
+use crate::worker::{SpawnError, Worker, WorkerSpec};
 
 /// How often a healthy worker is looked at.
 pub(super) const LOOK: Duration = Duration::from_secs(1);
@@ -208,7 +208,7 @@ impl Supervision {
             return Some(format!("it holds {idle} idle threads, the limit is {max}"));
         }
         let max = (*max_resident_bytes)?;
-        let resident = process::resident_bytes(worker.pid())?;
+        let resident = worker.resident_bytes()?;
         (resident >= max).then(|| format!("it has {resident} bytes resident, the limit is {max}"))
     }
 

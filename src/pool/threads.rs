@@ -12,8 +12,8 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::model::event::Usage;
 use crate::model::id::ThreadId;
+use crate::model::id::WorkerId;
 use crate::model::options::DynamicTool;
-use crate::worker::WorkerId;
 use crate::worker::thread::LoadedThread;
 
 /// What is remembered of a thread between its turns.

@@ -21,7 +21,6 @@ use crate::app_server::method::{self, ThreadOpened};
 use crate::app_server::peer::RequestError;
 use crate::model::event::{McpServerState, McpServerStatus};
 use crate::model::id::ThreadId;
-use crate::process;
 use crate::worker::{Worker, WorkerId};
 
 /// A server that took longer than this to fail, or that needs a login, is not tried again before
@@ -327,19 +326,6 @@ impl Worker {
     }
 
     /// What Codex says of one server of a thread; `None` where it can't be known in time.
-    /// Waits while a child of the worker dies: Codex may not know yet that one of its servers has ended.
-    async fn funerals(&self) {
-        const AGAIN: Duration = Duration::from_millis(5);
-        const WITHIN: Duration = Duration::from_millis(300);
-        let waiting = async {
-            while process::has_dying_children(self.pid()) {
-                tokio::time::sleep(AGAIN).await;
-            }
-        };
-        // A child that nobody ever takes the status of is not waited for.
-        let _ = tokio::time::timeout(WITHIN, waiting).await;
-    }
-
     async fn mcp_server_status(
         &self,
         thread_id: &str,

@@ -1,23 +1,29 @@
-//! One worker: a Codex CLI child that speaks the app-server protocol.
+//! One worker: a conversation with a Codex CLI that speaks the app-server protocol.
 //!
-//! A runner task owns the child and all that ends it; a [`Worker`] is a handle to it that any number
-//! of turns share. [`Worker::spawn`] returns only after `initialize` was answered. A worker ends once
-//! (by its own death, by a broken protocol, by [`Worker::kill`]), and then every route to it closes
-//! and every pending request fails. An incarnation is never revived: the pool starts another one with
-//! a higher generation, so that a late message of a dead one has nowhere to go.
+//! A runner task owns all that ends it; a [`Worker`] is a handle to it that any number of turns share.
+//! [`Worker::start`] runs over any [`Conversation`], and returns only after `initialize` was answered;
+//! a child process is one way to get one ([`child`]). A worker ends once (by its own death, by a broken
+//! protocol, by [`Worker::kill`]), and then every route to it closes and every pending request fails. An
+//! incarnation is never revived: the pool starts another one with a higher generation, so that a late
+//! message of a dead one has nowhere to go.
 
+pub mod child;
 mod complaints;
+pub mod conversation;
 pub mod mcp;
 pub mod ownership;
 mod record;
+mod route;
+mod runner;
 pub mod settings;
+mod spec;
 mod stderr;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod thread;
 mod unowned;
 
-use std::collections::{HashMap, HashSet};
-use std::ffi::OsString;
-use std::path::PathBuf;
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -25,168 +31,21 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
-use tokio::sync::{mpsc, watch};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::watch;
 
-use crate::app_server::message::{Inbound, Notification, ServerRequest, SkippedLine};
-use crate::app_server::peer::{Peer, PeerLimits, RequestError};
-use crate::app_server::{decode, method, refusal_text};
-use crate::model::event::McpServerStatus;
-use crate::model::id::ThreadId;
-use crate::process::{self, Pipes, Process, ProcessSpec};
+use crate::app_server::peer::{Peer, RequestError};
+use crate::app_server::{method, refusal_text};
+use crate::model::id::{ThreadId, WorkerId};
 use crate::redact::Redactor;
+use crate::worker::conversation::Conversation;
 use crate::worker::mcp::McpServers;
+use crate::worker::route::Routes;
+use crate::worker::runner::{Life, Runner};
 use crate::worker::stderr::StderrTail;
 
-/// Says of a version what is wrong with it.
-pub type CheckVersion = dyn Fn(&str) -> Result<(), String> + Send + Sync;
-
-/// How to start a worker.
-#[derive(Clone)]
-pub struct WorkerSpec {
-    /// Finds the native CLI; asked anew for every start, so that a CLI that is installed later is
-    /// found then. The error says what was looked for, where, and what to do.
-    pub locate: Arc<dyn Fn() -> Result<PathBuf, String> + Send + Sync>,
-    /// Looks whether CODEX_HOME can be written, before a start and now and then; may block. The error
-    /// says what is wrong with it, and what to do.
-    pub check_home: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
-    /// The user's `config.toml`, in CODEX_HOME.
-    pub config_file: PathBuf,
-    /// Looks at the version that the handshake told; the error says what is wrong with it.
-    pub check_version: Arc<CheckVersion>,
-    /// The binary that guards it, so that nothing of what it starts outlives it; see
-    /// [`ProcessSpec::guard`].
-    pub guard: Option<PathBuf>,
-    /// Values for `-c`.
-    pub config_overrides: Vec<String>,
-    /// Variables to set for it, or to take out of its environment.
-    pub env: Vec<(OsString, Option<OsString>)>,
-    /// Texts that must not appear in anything that it says; asked anew for every start.
-    pub secrets: Arc<dyn Fn() -> Vec<String> + Send + Sync>,
-    /// Bounds.
-    pub limits: WorkerLimits,
-}
-
-impl std::fmt::Debug for WorkerSpec {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // Neither values nor variables: they may be secrets.
-        f.debug_struct("WorkerSpec").field("limits", &self.limits).finish_non_exhaustive()
-    }
-}
-
-/// Bounds of one worker.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WorkerLimits {
-    /// Bounds of the protocol.
-    pub peer: PeerLimits,
-    /// How long it may take from spawn to the end of the handshake. Default 30 s.
-    pub start_timeout: Duration,
-    /// How long any request but a turn may take.
-    pub request_timeout: Duration,
-}
-
-impl Default for WorkerLimits {
-    fn default() -> WorkerLimits {
-        WorkerLimits {
-            peer: PeerLimits::default(),
-            start_timeout: Duration::from_secs(30),
-            request_timeout: Duration::from_secs(30),
-        }
-    }
-}
-
-/// Which worker, and which incarnation of it.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct WorkerId {
-    /// The worker's place in the pool, from 0.
-    pub slot: usize,
-    /// 1, 2, 3… for each incarnation in that place.
-    pub generation: u64,
-}
-
-impl WorkerId {
-    /// The name of its place, which outlives the incarnation: `w0`.
-    pub fn place(&self) -> String {
-        format!("w{}", self.slot)
-    }
-}
-
-impl std::fmt::Display for WorkerId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "w{}.{}", self.slot, self.generation)
-    }
-}
-
-/// Why a worker could not be started.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum SpawnError {
-    /// There is no CLI to start.
-    #[error("{0}")]
-    NotFound(String),
-    /// The operating system refused.
-    #[error("{} could not be started: {cause}", .program.display())]
-    Os {
-        /// The program.
-        program: PathBuf,
-        /// What the system said.
-        cause: String,
-        /// Whether the machine is out of processes, memory or file descriptors.
-        out_of_resources: bool,
-    },
-    /// Its version is none that the sidecar can work with.
-    #[error("{} can't be used: {cause}", .program.display())]
-    Version {
-        /// The program.
-        program: PathBuf,
-        /// Which version it is, and which are supported.
-        cause: String,
-    },
-    /// It started, but the handshake failed.
-    #[error("{} started, but did not become an app-server: {cause}{}", .program.display(), tail(.stderr_tail))]
-    Handshake {
-        /// The program.
-        program: PathBuf,
-        /// What happened.
-        cause: String,
-        /// The last lines that it complained.
-        stderr_tail: Vec<String>,
-    },
-}
-
-/// How a worker ended.
-#[derive(Debug, Clone)]
-pub struct WorkerExit {
-    /// What the sidecar saw first: `exit status 1`, `it wrote 1000 lines that …`, `killed: …`.
-    pub cause: String,
-    /// What it said last on its stderr, oldest first, each line with its time.
-    pub stderr_tail: Vec<String>,
-}
-
-impl std::fmt::Display for WorkerExit {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}{}", self.cause, tail(&self.stderr_tail))
-    }
-}
-
-fn tail(lines: &[String]) -> String {
-    if lines.is_empty() {
-        String::new()
-    } else {
-        format!("; its last words: {}", lines.join(" | "))
-    }
-}
-
-/// What a worker says about one thread.
-#[derive(Debug)]
-pub enum ThreadMessage {
-    /// It tells.
-    Notification(Notification),
-    /// It asks; [`Worker::answer`] must be called.
-    Request(ServerRequest),
-    /// It told or asked something in a line over the limit, which is gone. What it asked was declined.
-    /// A line that may be about this thread or another one comes to all of them, and names none.
-    Skipped(Arc<SkippedLine>),
-}
+pub use route::{Route, ThreadMessage};
+pub use runner::WorkerExit;
+pub use spec::{CheckVersion, SpawnError, WorkerLimits, WorkerSpec};
 
 /// What the CLI's configuration says where a request says nothing; read once per worker.
 #[derive(Debug, Clone, Default)]
@@ -204,13 +63,12 @@ pub struct CliDefaults {
 #[derive(Debug)]
 pub struct Worker {
     id: WorkerId,
-    pid: u32,
+    pid: Option<u32>,
     user_agent: String,
     started_at: SystemTime,
     peer: Peer,
     routes: Arc<Routes>,
-    exit: watch::Receiver<Option<Arc<WorkerExit>>>,
-    killed: Kill,
+    life: Life,
     request_timeout: Duration,
     redactor: Redactor,
     // Whether Codex may pursue goals, which lets it take turns by itself.
@@ -225,121 +83,26 @@ pub struct Worker {
     config_fault_at_start: Option<String>,
 }
 
-#[derive(Debug, Clone, Default)]
-struct Kill {
-    token: CancellationToken,
-    cause: Arc<OnceLock<String>>,
-}
-
-type Table = HashMap<String, mpsc::UnboundedSender<ThreadMessage>>;
-
-#[derive(Debug)]
-struct Routes {
-    // `None` once the worker has ended: no route can be made any more.
-    table: Mutex<Option<Table>>,
-    mcp: McpServers,
-    kin: unowned::Kin,
-}
-
-impl Routes {
-    fn open(mcp: McpServers, kin: unowned::Kin) -> Routes {
-        Routes { table: Mutex::new(Some(Table::new())), mcp, kin }
-    }
-
-    fn table(&self) -> MutexGuard<'_, Option<Table>> {
-        // A panic elsewhere can't leave the map half changed.
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Where messages of a thread go: to the turn on it, else to that on the nearest thread that it
-    /// descends from.
-    fn get(&self, thread_id: &str) -> Option<mpsc::UnboundedSender<ThreadMessage>> {
-        let table = self.table();
-        let table = table.as_ref()?;
-        let own = table.get(thread_id).cloned();
-        own.or_else(|| {
-            let ownership = self.kin.ownership();
-            ownership.ancestors(thread_id).find_map(|elder| table.get(elder).cloned())
-        })
-    }
-
-    /// Passes on what is held of threads that somebody listens to by now.
-    fn forward_held(&self) {
-        for (thread_id, messages) in self.kin.take_heard(|thread_id| self.get(thread_id).is_some())
-        {
-            let Some(sender) = self.get(&thread_id) else { continue };
-            for message in messages {
-                let _ = sender.send(message);
-            }
-        }
-    }
-}
-
-/// What a worker says about one thread, as long as it is held. Ends when the worker ends.
-///
-/// The queue is unbounded on purpose: its reader is the engine, which only files what it reads into
-/// a bounded log, and a bounded queue here would let one slow turn block all others of the worker.
-#[derive(Debug)]
-pub struct Route {
-    thread_id: String,
-    routes: Arc<Routes>,
-    messages: mpsc::UnboundedReceiver<ThreadMessage>,
-    mcp_servers: Vec<McpServerStatus>,
-}
-
-impl Route {
-    /// What was said of the thread's MCP servers before there was this route, as far as it is new or
-    /// bad; once.
-    pub fn take_mcp_servers(&mut self) -> Vec<McpServerStatus> {
-        std::mem::take(&mut self.mcp_servers)
-    }
-
-    /// The next message; `None` once the worker has ended.
-    pub async fn recv(&mut self) -> Option<ThreadMessage> {
-        self.messages.recv().await
-    }
-
-    /// The next message, if one is here already.
-    pub fn try_recv(&mut self) -> Option<ThreadMessage> {
-        self.messages.try_recv().ok()
-    }
-}
-
-impl Drop for Route {
-    fn drop(&mut self) {
-        if let Some(table) = self.routes.table().as_mut() {
-            table.remove(&self.thread_id);
-        }
-        self.routes.kin.unheard_from_now_on(&self.thread_id);
-    }
-}
-
 impl Worker {
-    /// Starts a worker and shakes hands with it.
+    /// Launches a worker and shakes hands with it.
     ///
     /// # Errors
     /// [`SpawnError`]; nothing is left of a worker that failed.
     pub async fn spawn(id: WorkerId, spec: &WorkerSpec) -> Result<Arc<Worker>, SpawnError> {
-        let mut args: Vec<OsString> = vec!["app-server".into()];
-        for value in &spec.config_overrides {
-            args.extend(["-c".into(), value.into()]);
-        }
-        let program = (spec.locate)().map_err(SpawnError::NotFound)?;
-        let process_spec = ProcessSpec {
-            program: program.clone(),
-            args,
-            env: spec.env.clone(),
-            current_dir: None,
-            guard: spec.guard.clone(),
-        };
-        let (process, Pipes { stdin, stdout, stderr }) =
-            Process::spawn(process_spec).await.map_err(|error| SpawnError::Os {
-                program: program.clone(),
-                out_of_resources: is_out_of_resources(&error),
-                cause: error.to_string(),
-            })?;
-        let pid = process.pid();
+        let conversation = spec.launch.launch(&spec.config_overrides).await?;
+        Worker::start(id, conversation, spec).await
+    }
 
+    /// Shakes hands with the other side of a conversation.
+    ///
+    /// # Errors
+    /// [`SpawnError`]; nothing is left of a worker that failed.
+    pub async fn start(
+        id: WorkerId,
+        conversation: Conversation,
+        spec: &WorkerSpec,
+    ) -> Result<Arc<Worker>, SpawnError> {
+        let Conversation { program, pid, stdin, stdout, stderr, ending } = conversation;
         // Before anything is read: whatever it says may repeat a key.
         let redactor = Redactor::new((spec.secrets)());
         let stdout = redactor.reader(stdout);
@@ -356,42 +119,25 @@ impl Worker {
         let unanswered = Arc::new(OnceLock::<Peer>::new());
         let peer = Peer::start(stdout, stdin, spec.limits.peer.clone(), {
             let (routes, unanswered) = (Arc::clone(&routes), Arc::clone(&unanswered));
-            move |inbound| route(&routes, unanswered.get(), inbound)
+            move |inbound| route::route(&routes, unanswered.get(), inbound)
         });
         let _ = unanswered.set(peer.clone());
 
-        let killed = Kill::default();
-        let (exit_sender, exit) = watch::channel(None);
-        tokio::spawn(run(
-            process,
-            peer.clone(),
-            killed.clone(),
-            Arc::clone(&routes),
-            Arc::clone(&stderr_tail),
+        let runner = Runner {
+            ending,
+            peer: peer.clone(),
+            routes: Arc::clone(&routes),
+            stderr_tail: Arc::clone(&stderr_tail),
             drained,
-            exit_sender,
-        ));
-
-        let handshake = async {
-            let initialized: method::Initialized = peer
-                .request(
-                    method::INITIALIZE,
-                    &method::initialize_params(),
-                    spec.limits.start_timeout,
-                )
-                .await?;
-            peer.notify(method::INITIALIZED)?;
-            Ok::<_, RequestError>(initialized)
         };
         let mut worker = Worker {
             id,
             pid,
             user_agent: String::new(),
             started_at: SystemTime::now(),
-            peer: peer.clone(),
+            peer,
             routes,
-            exit,
-            killed,
+            life: runner.start(),
             request_timeout: spec.limits.request_timeout,
             redactor,
             may_have_goals: !spec
@@ -406,12 +152,12 @@ impl Worker {
             loading: Arc::default(),
             config_fault_at_start: None,
         };
-        match handshake.await {
+        match worker.shake_hands(spec.limits.start_timeout).await {
             Ok(initialized) => worker.user_agent = initialized.user_agent,
             Err(error) => {
                 worker.kill("the handshake failed");
                 let exit = worker.exited().await;
-                // Its own end explains more than our failed request.
+                // Its own end explains more than the failed request.
                 let cause = match error {
                     RequestError::Transport { .. } => exit.cause.clone(),
                     other => other.to_string(),
@@ -432,6 +178,13 @@ impl Worker {
         let worker = Arc::new(worker);
         tokio::spawn(unowned::watch(Arc::downgrade(&worker), suspects));
         Ok(worker)
+    }
+
+    async fn shake_hands(&self, within: Duration) -> Result<method::Initialized, RequestError> {
+        let params = method::initialize_params();
+        let initialized = self.request_within(method::INITIALIZE, &params, within).await?;
+        self.peer.notify(method::INITIALIZED)?;
+        Ok(initialized)
     }
 
     async fn read_defaults(&self) -> (CliDefaults, Option<String>) {
@@ -505,8 +258,8 @@ impl Worker {
         &self.id
     }
 
-    /// The operating system's id of it.
-    pub fn pid(&self) -> u32 {
+    /// The operating system's id of it, where it is a process.
+    pub fn pid(&self) -> Option<u32> {
         self.pid
     }
 
@@ -574,15 +327,9 @@ impl Worker {
     }
 
     /// What it says about a thread from now on. `None` once it has ended. A second route of the
-    /// same thread takes the place of the first.
+    /// same thread takes over from the first.
     pub fn route(&self, thread_id: &str) -> Option<Route> {
-        let (sender, messages) = mpsc::unbounded_channel();
-        let ((), mcp_servers) = self.routes.mcp.hand_over(thread_id, || {
-            self.routes.table().as_mut()?.insert(thread_id.to_owned(), sender);
-            Some(())
-        })?;
-        let (thread_id, routes) = (thread_id.to_owned(), Arc::clone(&self.routes));
-        Some(Route { thread_id, routes, messages, mcp_servers })
+        self.routes.listen(thread_id)
     }
 
     /// Whether a turn of ours listens to what it says of a thread.
@@ -600,22 +347,17 @@ impl Worker {
 
     /// Waits for its end.
     pub async fn exited(&self) -> Arc<WorkerExit> {
-        let mut exit = self.exit.clone();
-        match exit.wait_for(Option::is_some).await {
-            Ok(exit) => exit.clone().unwrap_or_else(lost_runner),
-            Err(_) => lost_runner(),
-        }
+        self.life.exited().await
     }
 
     /// Whether it still runs, as far as the sidecar knows.
     pub fn is_alive(&self) -> bool {
-        self.exit.borrow().is_none() && self.peer.close_cause().is_none()
+        !self.life.is_over() && self.peer.close_cause().is_none()
     }
 
-    /// Kills it with all that it started. The cause is told to whoever has a turn on it.
+    /// Ends it with all that it started. The cause is told to whoever has a turn on it.
     pub fn kill(&self, cause: impl Into<String>) {
-        let _ = self.killed.cause.set(cause.into());
-        self.killed.token.cancel();
+        self.life.end(cause.into());
     }
 
     /// Asks for the cheapest thing that goes through Codex's own queue.
@@ -723,122 +465,5 @@ fn fault_of(error: &RequestError) -> Option<String> {
     }
 }
 
-fn lost_runner() -> Arc<WorkerExit> {
-    Arc::new(WorkerExit { cause: "its supervision ended".to_owned(), stderr_tail: Vec::new() })
-}
-
-fn route(routes: &Routes, peer: Option<&Peer>, inbound: Inbound) {
-    match inbound {
-        Inbound::Notification(notification) => {
-            let scope = decode::scope(&notification.params);
-            let kinship = decode::kinship(&notification);
-            if let Some(kinship) = &kinship {
-                routes.kin.observe(kinship);
-                // It may have told whose a thread is.
-                routes.forward_held();
-            }
-            let Some(thread_id) = scope.thread_id.as_deref() else {
-                tracing::trace!(method = notification.method, "a notification of no thread");
-                return;
-            };
-            let pass_on = |notification: Notification| {
-                let message = ThreadMessage::Notification(notification);
-                match routes.get(thread_id) {
-                    Some(sender) => sender.send(message).is_ok(),
-                    None => {
-                        routes.kin.unheard(thread_id, kinship.as_ref(), message);
-                        false
-                    }
-                }
-            };
-            routes.mcp.hear(thread_id, notification, pass_on);
-        }
-        Inbound::Skipped(line) => skipped(routes, peer, line),
-        Inbound::Request(request) => {
-            let scope = decode::scope(&request.params);
-            let unclaimed = match scope.thread_id.as_deref().and_then(|id| routes.get(id)) {
-                Some(sender) => {
-                    sender.send(ThreadMessage::Request(request)).err().map(|error| error.0)
-                }
-                None => Some(ThreadMessage::Request(request)),
-            };
-            // A request without an answer would hang Codex for ever.
-            if let (Some(ThreadMessage::Request(request)), Some(peer)) = (unclaimed, peer) {
-                tracing::debug!(
-                    method = request.method,
-                    "declined a request that no turn is waiting for"
-                );
-                let _ = peer.respond(&request.id, decode::decline(&request.method));
-            }
-        }
-    }
-}
-
-/// Tells whoever a line was for that it is gone: the turns of its thread, or all of them where it names
-/// none. A request of Codex is declined, since it waits for an answer.
-fn skipped(routes: &Routes, peer: Option<&Peer>, line: Box<SkippedLine>) {
-    if let (Some(id), Some(method), Some(peer)) = (&line.id, &line.method, peer) {
-        let _ = peer.respond(id, decode::decline(method));
-    }
-    let line = Arc::<SkippedLine>::from(line);
-    if let Some(thread_id) = &line.thread_id {
-        if let Some(sender) = routes.get(thread_id) {
-            let _ = sender.send(ThreadMessage::Skipped(line));
-        }
-        return;
-    }
-    for sender in routes.table().iter().flat_map(Table::values) {
-        let _ = sender.send(ThreadMessage::Skipped(Arc::clone(&line)));
-    }
-}
-
-async fn run(
-    mut process: Process,
-    peer: Peer,
-    killed: Kill,
-    routes: Arc<Routes>,
-    stderr_tail: Arc<StderrTail>,
-    drained: tokio::task::JoinHandle<()>,
-    exit: watch::Sender<Option<Arc<WorkerExit>>>,
-) {
-    let cause = tokio::select! {
-        biased;
-        // First: who orders its end knows best why it ends.
-        () = killed.token.cancelled() => {
-            let cause = killed.cause.get().map_or("", String::as_str);
-            format!("killed: {cause}")
-        }
-        // Above the broken pipe: an exit already seen explains it.
-        status = process.exited() => match status {
-            Ok(status) => process::describe(status),
-            Err(error) => format!("its end can't be waited for: {error}"),
-        },
-        cause = peer.closed() => {
-            // Most often the pipe breaks a moment before the exit can be seen.
-            match tokio::time::timeout(Duration::from_millis(200), process.exited()).await {
-                Ok(Ok(status)) => process::describe(status),
-                Ok(Err(_)) | Err(_) => cause,
-            }
-        }
-    };
-    let cause = match peer.misconduct() {
-        Some(misconduct) if !killed.token.is_cancelled() => misconduct.to_owned(),
-        _ => cause,
-    };
-    peer.close(cause.clone());
-    // No route can be made from now on, and those that are end after what they hold already.
-    *routes.table() = None;
-    // Also what the worker started and left behind.
-    process.kill();
-    let _ = process.wait().await;
-    // A descendant may still hold the pipe open.
-    let _ = tokio::time::timeout(Duration::from_millis(200), drained).await;
-    let _ = exit.send(Some(Arc::new(WorkerExit { cause, stderr_tail: stderr_tail.last_words() })));
-}
-
-/// Whether the machine is out of processes, memory or file descriptors.
-pub fn is_out_of_resources(error: &std::io::Error) -> bool {
-    use rustix::io::Errno;
-    let exhausted = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN];
-    exhausted.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
-}
+#[cfg(test)]
+mod tests;

@@ -16,7 +16,6 @@ use crate::app_server::settings::{Gate, Settings};
 use crate::model::event::UserInput;
 use crate::model::id::ThreadId;
 use crate::model::options::{SandboxMode, ThreadOptions};
-use crate::process;
 use crate::worker::mcp::McpHealth;
 use crate::worker::{Worker, WorkerId};
 
@@ -463,7 +462,7 @@ impl Worker {
     ) -> Result<String, ThreadError> {
         // A worker that was killed a moment ago takes what is written to it, and nobody could say
         // any more whether the turn had begun.
-        if process::is_dying(self.pid()) {
+        if self.is_dying() {
             let exit = tokio::time::timeout(Duration::from_secs(2), self.exited()).await;
             let cause = exit.map_or_else(|_| "it is ending".to_owned(), |exit| exit.cause.clone());
             return Err(ThreadError::Lost { cause, written: false });
@@ -550,21 +549,6 @@ impl Worker {
             }
         }
         ended
-    }
-
-    /// Kills what commands of this thread have started since a moment and left running: what has made
-    /// itself a daemon, and with CLIs before 0.150, which can't list their commands, the commands
-    /// themselves. Gives how many processes that were.
-    pub async fn kill_commands(&self, thread_id: &ThreadId, since: process::Moment) -> usize {
-        let (pid, thread) = (self.pid(), thread_id.to_string());
-        let killing = tokio::task::spawn_blocking(move || {
-            process::kill_started_since(pid, "CODEX_THREAD_ID", &thread, since)
-        });
-        let count = killing.await.unwrap_or_default();
-        if count > 0 {
-            tracing::info!(%thread_id, count, "killed what a turn left behind");
-        }
-        count
     }
 
     /// The answer that says no to a request of Codex.

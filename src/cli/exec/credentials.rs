@@ -1,12 +1,10 @@
 //! The caller's credentials: never forwarded, but compared with what the sidecar serves with, so
 //! that nobody believes to pay with another key, or to talk to another provider, than is the case.
 
-use tonic::transport::Channel;
-
 use super::tell;
 use crate::config::key_fingerprint;
+use crate::grpc::caller::Caller;
 use crate::pb;
-use crate::pb::pool_service_client::PoolServiceClient;
 
 /// Where the CLI goes when nobody says otherwise.
 const DEFAULT_BASE_URL: &str = "https://api.openai.com/v1";
@@ -64,21 +62,20 @@ impl Wanted {
 }
 
 /// Asks the sidecar, if there is anything to compare, and tells what differs.
-pub(super) async fn compare(wanted: Wanted, channel: Channel) {
+pub(super) async fn compare(wanted: Wanted, caller: Caller) {
     if wanted.is_empty() {
         return;
     }
-    let mut client = PoolServiceClient::new(channel);
-    match client.get_server_info(pb::GetServerInfoRequest {}).await {
+    match caller.get_server_info().await {
         Ok(info) => {
-            for difference in wanted.differences(info.get_ref()) {
+            for difference in wanted.differences(&info) {
                 tell(&format!("warning: {difference}"));
             }
         }
-        Err(status) => tell(&format!(
+        Err(refused) => tell(&format!(
             "warning: the key and the base URL of this environment are not forwarded, and can't be \
              compared with the sidecar's: {}",
-            status.message()
+            refused.message
         )),
     }
 }

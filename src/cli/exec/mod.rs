@@ -25,20 +25,17 @@ use std::time::Duration;
 use clap::Parser as _;
 use clap::error::ErrorKind;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tonic::Streaming;
-use tonic::transport::Channel;
-use tonic_types::StatusExt as _;
 
 use self::args::ExecArgs;
 
 use self::credentials::Wanted;
 use self::jsonl::{Line, Renderer};
-use self::request::{Asked, Caller};
+use self::request::Asked;
 use super::client;
 use super::failure::{Failure, Outcome, tell};
+use crate::grpc::caller::{Caller, Refused, TurnEvents};
 use crate::pb;
 use crate::pb::codex_request::Kind as Question;
-use crate::pb::codex_service_client::CodexServiceClient;
 use crate::pb::turn_event::Event;
 
 /// Wrong usage, as the real one has it.
@@ -90,9 +87,9 @@ fn exec(args: &ExecArgs) -> Outcome {
         .map_err(|error| failed(format!("can't start the runtime: {error}")))?;
     let outcome = runtime.block_on(async {
         let connecting = client::connect_within(&addr, CONNECT_TIMEOUT, "CODEX_SIDECAR_ADDR");
-        let channel = connecting.await.map_err(exit_1)?;
-        let comparing = tokio::spawn(credentials::compare(wanted, channel.clone()));
-        let ended = run_turn(client::codex_on(channel), asked.request).await;
+        let caller = connecting.await.map_err(exit_1)?;
+        let comparing = tokio::spawn(credentials::compare(wanted, caller.clone()));
+        let ended = run_turn(&caller, asked.request).await;
         let _ = tokio::time::timeout(COMPARE_TIMEOUT, comparing).await;
         ended
     });
@@ -117,7 +114,7 @@ fn asked(args: &ExecArgs) -> Result<Asked, Failure> {
         Some(path) => read_schema(path)?,
         None => String::new(),
     };
-    request::ask(args, Caller { directory: &directory, context_id }, prompt, schema)
+    request::ask(args, request::Caller { directory: &directory, context_id }, prompt, schema)
 }
 
 fn read_schema(path: &Path) -> Result<String, Failure> {
@@ -146,31 +143,27 @@ struct Ended {
     last_message: Option<String>,
 }
 
-async fn run_turn(
-    mut client: CodexServiceClient<Channel>,
-    request: pb::RunTurnRequest,
-) -> Result<Ended, Failure> {
+async fn run_turn(caller: &Caller, request: pb::RunTurnRequest) -> Result<Ended, Failure> {
     let mut interrupts = signal(SignalKind::interrupt())
         .map_err(|error| failed(format!("can't listen for signals: {error}")))?;
-    let side_calls = client.clone();
     let mut ended = Ended { code: 1, last_message: None };
     let mut stream = tokio::select! {
         // The server may answer only with the first event.
-        response = client.run_turn(request) => response.map_err(refused)?.into_inner(),
+        events = caller.run_turn(request) => events.map_err(refused)?,
         // Dropping the call interrupts a turn that has begun.
         _ = interrupts.recv() => return Ok(ended),
     };
     let output = Output::start();
-    let told = follow(&mut stream, &mut interrupts, &side_calls, &output, &mut ended).await;
+    let told = follow(&mut stream, &mut interrupts, caller, &output, &mut ended).await;
     // Whatever was rendered is written before anything is told about the end.
     output.finish()?;
     told.map(|()| ended)
 }
 
 async fn follow(
-    stream: &mut Streaming<pb::RunTurnResponse>,
+    events: &mut TurnEvents,
     interrupts: &mut Signal,
-    side_calls: &CodexServiceClient<Channel>,
+    caller: &Caller,
     output: &Output,
     ended: &mut Ended,
 ) -> Result<(), Failure> {
@@ -180,7 +173,7 @@ async fn follow(
     let mut is_over = false;
     let mut failed_on_the_way = false;
     loop {
-        let message = tokio::select! {
+        let event = tokio::select! {
             // First, so that a flood of events can't delay it.
             biased;
             _ = interrupts.recv() => {
@@ -188,15 +181,12 @@ async fn follow(
                     return Ok(());
                 }
                 interrupting = true;
-                tokio::spawn(interrupt(side_calls.clone(), turn_id.clone()));
+                tokio::spawn(interrupt(caller.clone(), turn_id.clone()));
                 continue;
             }
-            message = stream.message() => message.map_err(refused)?,
+            event = events.next() => event.map_err(refused)?,
         };
-        let Some(pb::RunTurnResponse { event }) = message else {
-            break;
-        };
-        let Some(event) = event else { continue };
+        let Some(event) = event else { break };
         if turn_id.is_empty() {
             turn_id.clone_from(&event.turn_id);
         }
@@ -216,7 +206,7 @@ async fn follow(
                 tell(&format!("warning: {}", warning.message));
             }
             Some(Event::RequestRaised(pb::RequestRaised { request: Some(request) })) => {
-                tokio::spawn(answer(side_calls.clone(), turn_id.clone(), request));
+                tokio::spawn(answer(caller.clone(), turn_id.clone(), request));
             }
             Some(Event::TurnCompleted(_)) => {
                 is_over = true;
@@ -233,19 +223,15 @@ async fn follow(
     }
 }
 
-async fn interrupt(mut client: CodexServiceClient<Channel>, turn_id: String) {
-    if let Err(status) = client.interrupt_turn(pb::InterruptTurnRequest { turn_id }).await {
-        tell(&format!("warning: can't interrupt the turn: {}", status.message()));
+async fn interrupt(caller: Caller, turn_id: String) {
+    if let Err(refused) = caller.interrupt_turn(turn_id).await {
+        tell(&format!("warning: can't interrupt the turn: {}", refused.message));
     }
 }
 
 /// Says no at once, as the real one does: nobody is there to be asked. A sidecar that has said so
 /// itself answers with an error, which is no news.
-async fn answer(
-    mut client: CodexServiceClient<Channel>,
-    turn_id: String,
-    request: pb::CodexRequest,
-) {
+async fn answer(caller: Caller, turn_id: String, request: pb::CodexRequest) {
     use pb::answer_request_request::Answer;
     let answer = match request.kind {
         Some(Question::CommandApproval(_) | Question::FileChangeApproval(_)) => {
@@ -263,17 +249,16 @@ async fn answer(
     };
     let request_id = request.request_id;
     let answered = pb::AnswerRequestRequest { turn_id, request_id, answer: Some(answer) };
-    let _ = client.answer_request(answered).await;
+    let _ = caller.answer_request(answered).await;
 }
 
-/// A status, as an exit status of 1 and what the real one would say where it is known.
-fn refused(status: tonic::Status) -> Failure {
-    let details = status.get_error_details();
-    match details.error_info().map(|info| info.reason.as_str()) {
+/// A refusal, as an exit status of 1 and what the real one would say where it is known.
+fn refused(refused: Refused) -> Failure {
+    match refused.reason.as_deref() {
         Some("NOT_A_GIT_REPOSITORY") => {
             failed("Not inside a trusted directory and --skip-git-repo-check was not specified.")
         }
-        _ => Failure::from(status),
+        _ => Failure::from(refused),
     }
 }
 

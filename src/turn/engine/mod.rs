@@ -351,11 +351,11 @@ impl Engine {
         self.turns.get(id).ok_or_else(|| Refusal::TurnNotFound(id.clone()))
     }
 
-    /// The worker that has this thread loaded, by its place in the pool. Unknown for the moments in
+    /// The worker that has this thread loaded, by its slot in the pool. Unknown for the moments in
     /// which a turn opens the thread.
     pub fn holder_of(&self, thread_id: &ThreadId) -> Option<String> {
         let holder = self.pool.threads().holder(thread_id)?;
-        self.pool.worker(&holder).map(|worker| worker.id().place())
+        self.pool.worker(&holder).map(|worker| worker.id().slot_name())
     }
 
     /// How far the drain is.

@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::model::event::{Event, ThreadOrigin, WarningCode};
-use crate::model::id::ThreadId;
+use crate::model::id::{ThreadId, WorkerId};
 use crate::model::options::ThreadOptions;
 use crate::model::refusal::Refusal;
 use crate::model::request::{BusyPolicy, MissingThreadPolicy, TurnRequest};
@@ -17,7 +17,7 @@ use crate::pool::threads::{ThreadGuard, ThreadState};
 use crate::turn::engine::Engine;
 use crate::worker::mcp::McpHealth;
 use crate::worker::thread::{LoadedThread, ThreadError, Workspace};
-use crate::worker::{Route, Worker, WorkerId};
+use crate::worker::{Route, Worker};
 
 /// A thread, ready for a turn.
 #[derive(Debug)]

@@ -1,0 +1,282 @@
+//! The Rust side of a call: what the subcommands reach a sidecar through.
+//!
+//! Owns a connection and how a refused call is read; above it nobody needs tonic. Never judges a
+//! request, which is the sidecar's part, and never retries.
+
+use std::error::Error as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Code, Status, Streaming};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_types::StatusExt as _;
+
+use crate::pb;
+use crate::pb::codex_service_client::CodexServiceClient;
+use crate::pb::pool_service_client::PoolServiceClient;
+
+/// A connection to a sidecar. Clones share it.
+#[derive(Debug, Clone)]
+pub(crate) struct Caller {
+    channel: Channel,
+}
+
+/// Why there is no connection.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ConnectError {
+    #[error("{0:?} is no address; wants HOST:PORT or unix:PATH")]
+    NoAddress(String),
+    /// With the cause, such as a refused connection.
+    #[error("{0}")]
+    Unreachable(String),
+}
+
+/// A call that the sidecar refused, or that was lost on the way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Refused {
+    /// The status code as the protocol spells it, such as `INVALID_ARGUMENT`.
+    pub(crate) code: &'static str,
+    /// The contract's reason, where the sidecar gave one.
+    pub(crate) reason: Option<String>,
+    /// What it says, or else what the code means.
+    pub(crate) message: String,
+    /// The fields that it complains of, each with its fault.
+    pub(crate) fields: Vec<(String, String)>,
+    /// When to try again.
+    pub(crate) retry_after: Option<Duration>,
+}
+
+/// The events of a turn. Dropping it tells the sidecar that its caller is gone.
+#[derive(Debug)]
+pub(crate) struct TurnEvents(Streaming<pb::RunTurnResponse>);
+
+/// What a health service says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Health(ServingStatus);
+
+impl Caller {
+    /// Connects now, so that a sidecar which isn't there is told as that.
+    pub(crate) async fn connect(address: &str, timeout: Duration) -> Result<Caller, ConnectError> {
+        let trimmed = address.trim();
+        let connected = match trimmed.strip_prefix("unix:") {
+            Some(path) => {
+                let path = PathBuf::from(path);
+                // The address is never looked up: the connector below goes to the socket.
+                let endpoint = Endpoint::from_static("http://localhost").connect_timeout(timeout);
+                let connector = tower::service_fn(move |_: Uri| {
+                    let path = path.clone();
+                    async move { UnixStream::connect(path).await.map(TokioIo::new) }
+                });
+                endpoint.connect_with_connector(connector).await
+            }
+            None => {
+                let bare = trimmed.strip_prefix("http://").unwrap_or(trimmed).trim_end_matches('/');
+                let endpoint = Endpoint::from_shared(format!("http://{bare}"))
+                    .ok()
+                    .filter(|endpoint| {
+                        endpoint.uri().port_u16().is_some() && endpoint.uri().path() == "/"
+                    })
+                    .ok_or_else(|| ConnectError::NoAddress(address.to_owned()))?;
+                endpoint.connect_timeout(timeout).connect().await
+            }
+        };
+        let channel = connected.map_err(|error| ConnectError::Unreachable(root_cause(&error)))?;
+        Ok(Caller { channel })
+    }
+
+    fn codex(&self) -> CodexServiceClient<Channel> {
+        // What the sidecar sends is bounded by the sidecar's own limits.
+        CodexServiceClient::new(self.channel.clone()).max_decoding_message_size(usize::MAX)
+    }
+
+    fn pool(&self) -> PoolServiceClient<Channel> {
+        PoolServiceClient::new(self.channel.clone()).max_decoding_message_size(usize::MAX)
+    }
+
+    /// Begins a turn. The sidecar may answer only with the turn's first event.
+    pub(crate) async fn run_turn(
+        &self,
+        request: pb::RunTurnRequest,
+    ) -> Result<TurnEvents, Refused> {
+        Ok(TurnEvents(self.codex().run_turn(request).await?.into_inner()))
+    }
+
+    pub(crate) async fn interrupt_turn(&self, turn_id: String) -> Result<(), Refused> {
+        self.codex().interrupt_turn(pb::InterruptTurnRequest { turn_id }).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn answer_request(
+        &self,
+        request: pb::AnswerRequestRequest,
+    ) -> Result<(), Refused> {
+        self.codex().answer_request(request).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn get_context(
+        &self,
+        request: pb::GetContextRequest,
+    ) -> Result<pb::GetContextResponse, Refused> {
+        Ok(self.codex().get_context(request).await?.into_inner())
+    }
+
+    pub(crate) async fn list_contexts(
+        &self,
+        request: pb::ListContextsRequest,
+    ) -> Result<pb::ListContextsResponse, Refused> {
+        Ok(self.codex().list_contexts(request).await?.into_inner())
+    }
+
+    pub(crate) async fn bind_context(
+        &self,
+        request: pb::BindContextRequest,
+    ) -> Result<pb::BindContextResponse, Refused> {
+        Ok(self.codex().bind_context(request).await?.into_inner())
+    }
+
+    pub(crate) async fn delete_context(
+        &self,
+        request: pb::DeleteContextRequest,
+    ) -> Result<(), Refused> {
+        self.codex().delete_context(request).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn list_workers(&self) -> Result<pb::ListWorkersResponse, Refused> {
+        Ok(self.pool().list_workers(pb::ListWorkersRequest {}).await?.into_inner())
+    }
+
+    pub(crate) async fn get_server_info(&self) -> Result<pb::GetServerInfoResponse, Refused> {
+        Ok(self.pool().get_server_info(pb::GetServerInfoRequest {}).await?.into_inner())
+    }
+
+    /// The health of a service; of the sidecar itself under the empty name.
+    pub(crate) async fn health(&self, service: &str) -> Result<Health, Refused> {
+        let request = HealthCheckRequest { service: service.to_owned() };
+        let response = HealthClient::new(self.channel.clone()).check(request).await?;
+        Ok(Health(response.into_inner().status()))
+    }
+
+    /// Waits until a service is serving; `false` where the sidecar stops telling before.
+    pub(crate) async fn serving(&self, service: &str) -> Result<bool, Refused> {
+        let request = HealthCheckRequest { service: service.to_owned() };
+        let response = HealthClient::new(self.channel.clone()).watch(request).await?;
+        let mut told = response.into_inner();
+        while let Some(response) = told.message().await? {
+            if Health(response.status()).is_serving() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+impl TurnEvents {
+    /// The next event; `None` after the last.
+    pub(crate) async fn next(&mut self) -> Result<Option<pb::TurnEvent>, Refused> {
+        while let Some(pb::RunTurnResponse { event }) = self.0.message().await? {
+            if event.is_some() {
+                return Ok(event);
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl Health {
+    pub(crate) fn is_serving(self) -> bool {
+        self.0 == ServingStatus::Serving
+    }
+
+    /// As the protocol spells it, such as `NOT_SERVING`.
+    pub(crate) fn as_str(self) -> &'static str {
+        self.0.as_str_name()
+    }
+}
+
+impl From<Status> for Refused {
+    fn from(status: Status) -> Refused {
+        let details = status.get_error_details();
+        let fields =
+            details.bad_request().into_iter().flat_map(|request| &request.field_violations);
+        let message = match status.message() {
+            "" => status.code().description(),
+            message => message,
+        };
+        Refused {
+            code: code_name(status.code()),
+            reason: details.error_info().map(|info| info.reason.clone()),
+            message: message.to_owned(),
+            fields: fields.map(|fault| (fault.field.clone(), fault.description.clone())).collect(),
+            retry_after: details.retry_info().and_then(|retry| retry.retry_delay),
+        }
+    }
+}
+
+/// What went wrong at the bottom: tonic's own words are only `transport error`.
+fn root_cause(error: &tonic::transport::Error) -> String {
+    let mut cause = error.source();
+    let mut text = error.to_string();
+    while let Some(error) = cause {
+        text = error.to_string();
+        cause = error.source();
+    }
+    text
+}
+
+fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use tonic_types::ErrorDetails;
+
+    use super::*;
+
+    #[test]
+    fn a_status_is_read_with_all_its_details() {
+        let mut details = ErrorDetails::new();
+        details
+            .set_error_info("INVALID_INPUT", "codex.sidecar", HashMap::new())
+            .add_bad_request_violation("inputs[0].text", "is blank")
+            .set_retry_info(Some(Duration::from_millis(1500)));
+        let status = Status::with_error_details(Code::InvalidArgument, "invalid request", details);
+        assert_eq!(
+            Refused::from(status),
+            Refused {
+                code: "INVALID_ARGUMENT",
+                reason: Some("INVALID_INPUT".to_owned()),
+                message: "invalid request".to_owned(),
+                fields: vec![("inputs[0].text".to_owned(), "is blank".to_owned())],
+                retry_after: Some(Duration::from_millis(1500)),
+            }
+        );
+    }
+}
