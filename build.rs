@@ -1,13 +1,19 @@
 //! Compiles the contract in `proto/` with protox, so that a fresh machine needs no `protoc`.
+//!
+//! The messages are generated once, without tonic, and the stubs of both sides over them. In the
+//! server's stubs, the two responses that carry a turn's event carry it encoded.
 
-use std::path::PathBuf;
+use std::error::Error;
+use std::path::{Path, PathBuf};
 
 use prost::Message as _;
+use tonic_prost_build::Builder;
 
 const PROTO_ROOT: &str = "proto";
 const PROTO_DIR: &str = "proto/codex/sidecar/v1";
+const PACKAGE: &str = ".codex.sidecar.v1";
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed={PROTO_ROOT}");
     let mut files = std::fs::read_dir(PROTO_DIR)?
         .map(|entry| entry.map(|entry| entry.path()))
@@ -20,10 +26,26 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let out_dir = PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out_dir.join("codex_sidecar_descriptor.bin"), descriptors.encode_to_vec())?;
 
-    tonic_prost_build::configure()
-        // An event's variants differ much in size; boxing the large ones would be visible in the
-        // generated API for no measurable gain.
-        .server_mod_attribute(".", "#[allow(clippy::large_enum_variant, reason = \"generated\")]")
-        .compile_fds(descriptors)?;
+    let generate = |name: &str, configure: &dyn Fn(Builder) -> Builder| {
+        let builder = tonic_prost_build::configure().build_server(false).build_client(false);
+        configure(builder).out_dir(made(&out_dir.join(name))?).compile_fds(descriptors.clone())
+    };
+    let over_messages = |builder: Builder| builder.extern_path(PACKAGE, "crate::pb");
+    generate("messages", &|builder| builder)?;
+    generate("client", &|builder| over_messages(builder).build_client(true))?;
+    generate("server", &|builder| {
+        let encoded = ["RunTurnResponse", "AttachTurnResponse"];
+        let builder = encoded.iter().fold(over_messages(builder), |builder, response| {
+            let ours = format!("crate::grpc::api::{response}");
+            builder.extern_path(format!("{PACKAGE}.{response}"), ours)
+        });
+        builder.build_server(true)
+    })?;
     Ok(())
+}
+
+/// The directory, made.
+fn made(directory: &Path) -> std::io::Result<&Path> {
+    std::fs::create_dir_all(directory)?;
+    Ok(directory)
 }

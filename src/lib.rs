@@ -21,10 +21,10 @@ pub mod telemetry;
 pub mod turn;
 pub mod worker;
 
-/// The generated contract.
+/// The contract's messages. Its stubs are [`grpc::api`] and [`grpc::client`].
 #[allow(missing_docs, clippy::all, clippy::pedantic, rustdoc::all, reason = "generated")]
 pub mod pb {
-    tonic::include_proto!("codex.sidecar.v1");
+    include!(concat!(env!("OUT_DIR"), "/messages/codex.sidecar.v1.rs"));
 
     /// The contract's descriptors, for reflection.
     pub const DESCRIPTORS: &[u8] =

@@ -59,7 +59,10 @@ pub fn startup_status(params: &str) -> Option<StartupStatus> {
     };
     let error = error.map(|error| shown(&error)).unwrap_or_default();
     let needs_login = failure_reason.as_deref() == Some("reauthenticationRequired");
-    Some(StartupStatus { status: McpServerStatus { server: name, state, error }, needs_login })
+    Some(StartupStatus {
+        status: McpServerStatus { server: name, state: state.into(), error },
+        needs_login,
+    })
 }
 
 /// A server's error as it may be shown: bounded, and without what a URL has of credentials.
@@ -269,7 +272,7 @@ mod tests {
         let failed = json!({"threadId": "t", "name": "a", "status": "failed", "error": "no", "failureReason": null});
         let expected = McpServerStatus {
             server: "a".to_owned(),
-            state: McpServerState::Failed,
+            state: McpServerState::Failed.into(),
             error: "no".to_owned(),
         };
         let read = startup_status(&failed.to_string()).unwrap();

@@ -10,11 +10,11 @@ use serde_json::{Map, Value, json};
 
 use crate::app_server::mcp;
 use crate::app_server::settings::{self, Settings};
-use crate::model::event::UserInput;
 use crate::model::options::{
     ApprovalPolicy, DynamicTool, REASONING_SUMMARY_KEY, ReasoningSummary, SandboxMode,
     ThreadOptions, WebSearchMode,
 };
+use crate::model::request::UserInput;
 
 /// `initialize`.
 pub const INITIALIZE: &str = "initialize";

@@ -16,9 +16,9 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt as _;
 
+use crate::grpc::client::codex_service_client::CodexServiceClient;
+use crate::grpc::client::pool_service_client::PoolServiceClient;
 use crate::pb;
-use crate::pb::codex_service_client::CodexServiceClient;
-use crate::pb::pool_service_client::PoolServiceClient;
 
 /// A connection to a sidecar. Clones share it.
 #[derive(Debug, Clone)]

@@ -4,8 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use prost::Message as _;
 use tonic::{Request, Response, Status};
 
+use crate::grpc::api::codex_service_server::CodexService;
+use crate::grpc::api::{AttachTurnResponse, RunTurnResponse};
 use crate::grpc::limits::RequestLimits;
 use crate::grpc::stream::{EventStream, Streaming};
 use crate::grpc::{convert, deadline, page_token};
@@ -14,11 +17,9 @@ use crate::model::id::{ContextKey, Tenant, ThreadId, TurnId};
 use crate::model::options::ToolDefaults;
 use crate::model::refusal::Refusal;
 use crate::pb;
-use crate::pb::codex_service_server::CodexService;
 use crate::registry::Binding;
 use crate::turn::admission::Lane;
 use crate::turn::engine::Engine;
-use crate::turn::log::End;
 use crate::turn::timeouts::Timeouts;
 use crate::turn::turn::Turn;
 
@@ -95,7 +96,7 @@ fn tool_of(thread_key: &str) -> String {
 
 #[tonic::async_trait]
 impl CodexService for CodexApi {
-    type RunTurnStream = EventStream<pb::RunTurnResponse>;
+    type RunTurnStream = EventStream<RunTurnResponse>;
 
     async fn run_turn(
         &self,
@@ -120,22 +121,21 @@ impl CodexService for CodexApi {
         let begun = deadline::headers(deadline, turn.log.begun()).await;
         if begun.is_some()
             && turn.log.last_sequence() == 0
-            && let Some(End::Refused(refusal)) = turn.log.end()
+            && let Some(Err(refusal)) = turn.log.ending()
         {
             return Err(refusal.into());
         }
         let streaming = Streaming {
-            turn_id: turn.id.clone(),
             reader: turn.log.read_after(0),
             caller: Some(caller),
             deadline,
             is_over: false,
         };
-        let stream = streaming.into_stream(|event| pb::RunTurnResponse { event: Some(event) });
+        let stream = streaming.into_stream(|event| RunTurnResponse { event });
         Ok(Response::new(stream))
     }
 
-    type AttachTurnStream = EventStream<pb::AttachTurnResponse>;
+    type AttachTurnStream = EventStream<AttachTurnResponse>;
 
     async fn attach_turn(
         &self,
@@ -168,19 +168,13 @@ impl CodexService for CodexApi {
             );
             return Err(Refusal::field("after_sequence", description).into());
         }
-        // A stream with status OK carries a terminal event, even for who has seen it before.
-        let after = match turn.log.terminal() {
-            Some(terminal) => after_sequence.min(terminal.sequence - 1),
-            None => after_sequence,
-        };
         let streaming = Streaming {
-            turn_id: turn.id.clone(),
-            reader: turn.log.read_after(after),
+            reader: turn.log.read_after(after_sequence),
             caller: None,
             deadline,
             is_over: false,
         };
-        let stream = streaming.into_stream(|event| pb::AttachTurnResponse { event: Some(event) });
+        let stream = streaming.into_stream(|event| AttachTurnResponse { event });
         Ok(Response::new(stream))
     }
 
@@ -191,9 +185,9 @@ impl CodexService for CodexApi {
         let deadline = deadline::of(request.metadata());
         let pb::InterruptTurnRequest { turn_id } = request.into_inner();
         let turn = self.engine.turn(&turn_id_of(&turn_id)?)?;
-        turn.interrupt(InterruptReason::Requested);
+        turn.interrupt(InterruptReason::InterruptRequested);
         let terminal = deadline::answer(deadline, terminal(&turn)).await?;
-        let terminal_event = Some(convert::turn_event(&turn.id, &terminal));
+        let terminal_event = Some(terminal);
         Ok(Response::new(pb::InterruptTurnResponse { terminal_event }))
     }
 
@@ -318,13 +312,11 @@ impl CodexService for CodexApi {
     }
 }
 
-async fn terminal(turn: &Turn) -> Result<Arc<TurnEvent>, Refusal> {
+async fn terminal(turn: &Turn) -> Result<TurnEvent, Refusal> {
     turn.log.ended().await;
-    match (turn.log.terminal(), turn.log.end()) {
-        (Some(event), _) => Ok(event),
-        (None, Some(End::Refused(refusal))) => Err(refusal),
-        (None, _) => Err(Refusal::Internal("the turn ended without an event".to_owned())),
-    }
+    let nothing = || Refusal::Internal("the turn ended without an event".to_owned());
+    let terminal = turn.log.ending().ok_or_else(nothing)??;
+    TurnEvent::decode(terminal).map_err(|error| Refusal::Internal(error.to_string()))
 }
 
 fn turn_id_of(text: &str) -> Result<TurnId, Refusal> {

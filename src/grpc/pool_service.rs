@@ -6,9 +6,9 @@ use std::time::{Duration, SystemTime};
 
 use tonic::{Request, Response, Status};
 
+use crate::grpc::api::pool_service_server::PoolService;
 use crate::grpc::limits::RequestLimits;
 use crate::pb;
-use crate::pb::pool_service_server::PoolService;
 use crate::pool::{Readiness, SlotState, SlotStatus, Trouble};
 use crate::turn::admission::AdmissionLimits;
 use crate::turn::engine::{DrainState, Engine};

@@ -1,23 +1,18 @@
 //! The stream of a turn's events to one caller.
 
 use std::pin::Pin;
-use std::sync::Arc;
 
+use bytes::Bytes;
 use futures::Stream;
 use tokio::time::Instant;
 use tonic::Status;
 
-use crate::grpc::convert;
-use crate::model::event::TurnEvent;
-use crate::model::id::TurnId;
 use crate::model::refusal::Refusal;
-use crate::pb;
-use crate::turn::log::Reader;
+use crate::turn::log::{Read, Reader};
 use crate::turn::turn::Caller;
 
 /// One stream of a turn's events.
 pub(super) struct Streaming {
-    pub(super) turn_id: TurnId,
     pub(super) reader: Reader,
     // Held for its drop: the end of the stream is the caller's leave.
     pub(super) caller: Option<Caller>,
@@ -26,7 +21,7 @@ pub(super) struct Streaming {
 }
 
 impl Streaming {
-    async fn next(&mut self) -> Option<Result<Arc<TurnEvent>, Status>> {
+    async fn next(&mut self) -> Option<Result<Read, Status>> {
         if self.is_over {
             return None;
         }
@@ -49,7 +44,7 @@ impl Streaming {
         };
         self.is_over = match &next {
             None | Some(Err(_)) => true,
-            Some(Ok(event)) => event.event.is_terminal(),
+            Some(Ok(read)) => read.is_terminal,
         };
         if self.is_over {
             // Now, not when the client has read the trailers.
@@ -60,12 +55,11 @@ impl Streaming {
 
     pub(super) fn into_stream<T: Send + 'static>(
         self,
-        wrap: impl Fn(pb::TurnEvent) -> T + Send + 'static,
+        wrap: impl Fn(Bytes) -> T + Send + 'static,
     ) -> EventStream<T> {
         Box::pin(futures::stream::unfold((self, wrap), |(mut streaming, wrap)| async move {
             let next = streaming.next().await?;
-            let next = next.map(|event| wrap(convert::turn_event(&streaming.turn_id, &event)));
-            Some((next, (streaming, wrap)))
+            Some((next.map(|read| wrap(read.encoded)), (streaming, wrap)))
         }))
     }
 }

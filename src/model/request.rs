@@ -1,6 +1,5 @@
 //! A turn's request after validation: what the engine may rely on without looking again.
 
-use crate::model::event::UserInput;
 use crate::model::id::{ContextKey, Tenant, ThreadId};
 use crate::model::options::{ThreadOptions, TurnOptions};
 
@@ -34,6 +33,17 @@ pub struct TurnRequest {
     pub missing_thread_policy: MissingThreadPolicy,
     /// Pass on what the contract has no name for.
     pub include_raw_events: bool,
+}
+
+/// One part of what the user says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UserInput {
+    /// Text.
+    Text(String),
+    /// The absolute path of an image on the sidecar's machine.
+    LocalImage(String),
+    /// The `data:` address of an image.
+    ImageUrl(String),
 }
 
 /// The caller's key of idempotency with a digest of everything else in the request.

@@ -2,7 +2,8 @@
 //!
 //! The engine appends; any number of [`Reader`]s, the first caller's included, read at their own
 //! pace. Nobody who reads can slow the engine or another reader: the log is bounded by bytes, gives
-//! up its oldest events, and tells a reader that falls behind of the [`Event::Gap`].
+//! up its oldest events, and tells a reader that falls behind of the [`Gap`]. An event is encoded once,
+//! as it goes over the wire; all of its readers share those bytes.
 //!
 //! Invariants: sequences are 1, 2, 3… without a hole; a reader is given every sequence after its
 //! start exactly once, as an event or within one gap; `thread_started` and the terminal event are
@@ -13,9 +14,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::SystemTime;
 
+use bytes::Bytes;
+use prost::Message as _;
 use tokio::sync::watch;
 
-use crate::model::event::{Event, TurnEvent};
+use crate::model::event::{Event, Gap, TurnEvent};
+use crate::model::id::TurnId;
+use crate::model::outcome::Outcome;
 use crate::model::refusal::Refusal;
 
 /// The bytes that all logs together hold, against their common bound.
@@ -42,7 +47,7 @@ impl Retained {
         Arc::new(Retained { bytes, max_bytes, max_bytes_per_turn, ended })
     }
 
-    /// About how many bytes all logs hold.
+    /// How many bytes all logs hold.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
@@ -82,18 +87,10 @@ impl Retained {
     }
 }
 
-/// How a log ended.
-#[derive(Debug, Clone, PartialEq)]
-pub enum End {
-    /// With its terminal event.
-    Terminal,
-    /// Without one: the turn was refused before it began.
-    Refused(Refusal),
-}
-
 /// The events of one turn.
 #[derive(Debug)]
 pub struct Log {
+    turn_id: TurnId,
     state: Mutex<State>,
     // The last sequence, and whether there is an end: what readers wait on.
     progress: watch::Sender<Progress>,
@@ -109,37 +106,99 @@ struct Progress {
 #[derive(Debug, Default)]
 struct State {
     // In the order of their sequences, with holes where events were given up.
-    events: VecDeque<(Arc<TurnEvent>, u64)>,
+    events: VecDeque<Entry>,
     bytes: u64,
     last: u64,
     end: Option<End>,
 }
 
+#[derive(Debug, Clone)]
+enum End {
+    // The last event is the terminal one.
+    Terminal,
+    // The turn was refused before it began.
+    Refused(Refusal),
+}
+
+/// One event.
+#[derive(Debug)]
+struct Entry {
+    sequence: u64,
+    emitted_at: SystemTime,
+    is_pinned: bool,
+    encoded: Bytes,
+}
+
+impl Entry {
+    /// What an entry takes beside its event's bytes: its own place, the head of the block that they are
+    /// in, and the block of the count that its readers share.
+    const OVERHEAD: usize = size_of::<Entry>() + 16 + 32;
+
+    fn bytes(&self) -> u64 {
+        (self.encoded.len() + Entry::OVERHEAD) as u64
+    }
+}
+
+/// An event as a reader is given it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Read {
+    /// The encoded [`TurnEvent`].
+    pub encoded: Bytes,
+    /// Whether it is the terminal one.
+    pub is_terminal: bool,
+}
+
 impl Log {
-    /// An empty log.
-    pub fn new(retained: Arc<Retained>) -> Log {
-        Log { state: Mutex::default(), progress: watch::Sender::default(), retained }
+    /// An empty log of this turn.
+    pub fn new(turn_id: TurnId, retained: Arc<Retained>) -> Log {
+        let (state, progress) = (Mutex::default(), watch::Sender::default());
+        Log { turn_id, state, progress, retained }
     }
 
-    /// Appends an event and returns it with its sequence; `None` once the log has ended. A terminal
-    /// event ends it.
-    pub fn append(&self, event: Event) -> Option<Arc<TurnEvent>> {
-        let bytes = event.approximate_bytes() as u64;
-        let is_terminal = event.is_terminal();
+    /// Appends an event. Does nothing once the log has ended.
+    pub fn append(&self, event: Event) {
+        let mut state = self.state();
+        if state.end.is_none() {
+            self.push(&mut state, event);
+            self.make_room(state);
+        }
+    }
+
+    /// Ends the log: with the outcome's terminal event, or without one where the turn was refused. Does
+    /// nothing if it has ended.
+    pub fn end(&self, outcome: Outcome) {
         let mut state = self.state();
         if state.end.is_some() {
-            return None;
+            return;
         }
+        match outcome.into_event() {
+            Ok(terminal) => {
+                self.push(&mut state, terminal);
+                state.end = Some(End::Terminal);
+            }
+            Err(refusal) => state.end = Some(End::Refused(refusal)),
+        }
+        self.make_room(state);
+    }
+
+    fn push(&self, state: &mut State, event: Event) {
         state.last += 1;
-        let event =
-            Arc::new(TurnEvent { sequence: state.last, emitted_at: SystemTime::now(), event });
-        state.events.push_back((Arc::clone(&event), bytes));
-        state.bytes += bytes;
-        self.retained.bytes.fetch_add(bytes, Ordering::Relaxed);
-        if is_terminal {
-            state.end = Some(End::Terminal);
-        }
-        // The newest stays: whoever keeps up must be able to see it.
+        let (sequence, emitted_at, is_pinned) = (state.last, SystemTime::now(), event.is_pinned());
+        let encoded = self.encode(sequence, emitted_at, event);
+        let entry = Entry { sequence, emitted_at, is_pinned, encoded };
+        state.bytes += entry.bytes();
+        self.retained.bytes.fetch_add(entry.bytes(), Ordering::Relaxed);
+        state.events.push_back(entry);
+    }
+
+    fn encode(&self, sequence: u64, emitted_at: SystemTime, event: Event) -> Bytes {
+        let (turn_id, emitted_at) = (self.turn_id.0.clone(), Some(emitted_at.into()));
+        TurnEvent { sequence, emitted_at, turn_id, event: Some(event) }.encode_to_vec().into()
+    }
+
+    /// Keeps within the bounds, and wakes the readers. The newest event stays: whoever keeps up must be
+    /// able to see it.
+    fn make_room<'a>(&'a self, mut state: MutexGuard<'a, State>) {
         while state.bytes > self.retained.max_bytes_per_turn && self.give_up_oldest(&mut state, 1) {
         }
         if self.retained.is_over() {
@@ -149,23 +208,8 @@ impl Log {
             state = self.state();
             while self.retained.is_over() && self.give_up_oldest(&mut state, 1) {}
         }
-        self.tell(&state);
-        Some(event)
-    }
-
-    /// Wakes the readers. Under the lock, so that what they are told never goes back.
-    fn tell(&self, state: &MutexGuard<'_, State>) {
+        // Under the lock, so that what readers are told never goes back.
         self.progress.send_replace(Progress { last: state.last, ended: state.end.is_some() });
-    }
-
-    /// Ends the log without a terminal event. Does nothing if it has ended.
-    pub fn refuse(&self, refusal: Refusal) {
-        let mut state = self.state();
-        if state.end.is_some() {
-            return;
-        }
-        state.end = Some(End::Refused(refusal));
-        self.tell(&state);
     }
 
     /// Gives up everything that need not be kept, to make room for others.
@@ -181,14 +225,9 @@ impl Log {
         while state.bytes > enough && self.give_up_oldest(&mut state, 1) {}
     }
 
-    /// About how many bytes it holds.
+    /// How many bytes it holds.
     pub fn bytes(&self) -> u64 {
         self.state().bytes
-    }
-
-    /// How it ended, if it has.
-    pub fn end(&self) -> Option<End> {
-        self.state().end.clone()
     }
 
     /// The last sequence so far; 0 before the first.
@@ -196,11 +235,18 @@ impl Log {
         self.state().last
     }
 
-    /// The terminal event, if the log has ended with one.
-    pub fn terminal(&self) -> Option<Arc<TurnEvent>> {
+    /// Whether it has ended.
+    pub fn has_ended(&self) -> bool {
+        self.state().end.is_some()
+    }
+
+    /// How it ended, if it has: with its terminal event, encoded, or with a refusal.
+    pub fn ending(&self) -> Option<Result<Bytes, Refusal>> {
         let state = self.state();
-        let (event, _) = state.events.back()?;
-        event.event.is_terminal().then(|| Arc::clone(event))
+        match state.end.as_ref()? {
+            End::Terminal => state.events.back().map(|terminal| Ok(terminal.encoded.clone())),
+            End::Refused(refusal) => Some(Err(refusal.clone())),
+        }
     }
 
     /// Waits until it has ended.
@@ -216,11 +262,16 @@ impl Log {
         let _ = progress.wait_for(|progress| progress.ended || progress.last > 0).await;
     }
 
-    /// A reader of what comes after this sequence.
+    /// A reader of what comes after this sequence. It is given the terminal event in any case, also one
+    /// of that sequence.
     pub fn read_after(self: &Arc<Log>, sequence: u64) -> Reader {
+        let next = match self.state() {
+            state if matches!(state.end, Some(End::Terminal)) => sequence.min(state.last - 1),
+            _ => sequence,
+        };
         Reader {
             log: Arc::clone(self),
-            next: sequence.saturating_add(1),
+            next: next.saturating_add(1),
             progress: self.progress.subscribe(),
         }
     }
@@ -228,13 +279,12 @@ impl Log {
     fn give_up_oldest(&self, state: &mut State, keep_newest: usize) -> bool {
         let candidates = state.events.len().saturating_sub(keep_newest);
         // The pinned ones are few and stand at the ends, so that this finds one at once.
-        let oldest =
-            state.events.iter().take(candidates).position(|(event, _)| !event.event.is_pinned());
-        let Some((_, bytes)) = oldest.and_then(|index| state.events.remove(index)) else {
+        let oldest = state.events.iter().take(candidates).position(|entry| !entry.is_pinned);
+        let Some(entry) = oldest.and_then(|index| state.events.remove(index)) else {
             return false;
         };
-        state.bytes -= bytes;
-        self.retained.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        state.bytes -= entry.bytes();
+        self.retained.bytes.fetch_sub(entry.bytes(), Ordering::Relaxed);
         true
     }
 
@@ -264,7 +314,7 @@ impl Reader {
     ///
     /// # Errors
     /// The [`Refusal`] that ended the turn before it began.
-    pub async fn next(&mut self) -> Option<Result<Arc<TurnEvent>, Refusal>> {
+    pub async fn next(&mut self) -> Option<Result<Read, Refusal>> {
         loop {
             self.progress.mark_unchanged();
             if let Some(read) = self.read_now() {
@@ -277,40 +327,44 @@ impl Reader {
     }
 
     /// What can be said without waiting: an event, the end (`Some(None)`), or nothing yet.
-    fn read_now(&mut self) -> Option<Option<Result<Arc<TurnEvent>, Refusal>>> {
+    fn read_now(&mut self) -> Option<Option<Result<Read, Refusal>>> {
         let state = self.log.state();
-        let index = state.events.partition_point(|(event, _)| event.sequence < self.next);
-        if let Some((event, _)) = state.events.get(index) {
-            if event.sequence == self.next {
-                self.next += 1;
-                return Some(Some(Ok(Arc::clone(event))));
-            }
-            let (from, to) = (self.next, event.sequence - 1);
-            self.next = event.sequence;
-            let emitted_at = event.emitted_at;
-            let gap = TurnEvent { sequence: to, emitted_at, event: Event::Gap { from, to } };
-            return Some(Some(Ok(Arc::new(gap))));
-        }
-        match &state.end {
-            None => None,
-            Some(End::Terminal) => Some(None),
-            Some(End::Refused(refusal)) => Some(Some(Err(refusal.clone()))),
-        }
+        let index = state.events.partition_point(|entry| entry.sequence < self.next);
+        let Some(entry) = state.events.get(index) else {
+            return match &state.end {
+                None => None,
+                Some(End::Terminal) => Some(None),
+                Some(End::Refused(refusal)) => Some(Some(Err(refusal.clone()))),
+            };
+        };
+        let (from, sequence, emitted_at) = (self.next, entry.sequence, entry.emitted_at);
+        let read = if sequence == from {
+            self.next += 1;
+            let is_last = index + 1 == state.events.len();
+            let is_terminal = is_last && matches!(state.end, Some(End::Terminal));
+            Read { encoded: entry.encoded.clone(), is_terminal }
+        } else {
+            self.next = sequence;
+            let to = sequence - 1;
+            let gap = Event::Gap(Gap { from, to });
+            Read { encoded: self.log.encode(to, emitted_at, gap), is_terminal: false }
+        };
+        Some(Some(Ok(read)))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::event::{Delta, InterruptReason, ThreadOrigin, Usage};
+    use crate::model::event::{InterruptReason, ThreadOrigin, Usage};
     use proptest::prelude::*;
 
     fn delta(bytes: usize) -> Event {
-        Event::AgentMessageDelta(Delta { item_id: String::new(), text: "x".repeat(bytes) })
+        Event::agent_message_delta(String::new(), "x".repeat(bytes))
     }
 
-    fn terminal() -> Event {
-        Event::TurnInterrupted {
+    fn interrupted() -> Outcome {
+        Outcome::Interrupted {
             reason: InterruptReason::Codex,
             usage: Usage::default(),
             thread_usage: Usage::default(),
@@ -318,21 +372,33 @@ mod tests {
     }
 
     fn thread_started() -> Event {
-        Event::ThreadStarted { thread_id: "t".to_owned(), origin: ThreadOrigin::New }
+        Event::thread_started("t", ThreadOrigin::New)
+    }
+
+    fn log(retained: &Arc<Retained>) -> Arc<Log> {
+        Arc::new(Log::new(TurnId("turn".to_owned()), Arc::clone(retained)))
+    }
+
+    fn decoded(read: &Read) -> TurnEvent {
+        TurnEvent::decode(read.encoded.clone()).unwrap()
     }
 
     /// Reads all that is there and checks that no sequence is missing or doubled.
-    fn drain(reader: &mut Reader, seen: &mut u64) -> Vec<Arc<TurnEvent>> {
+    fn drain(reader: &mut Reader, seen: &mut u64) -> Vec<TurnEvent> {
         let mut events = Vec::new();
-        while let Some(Some(Ok(event))) = reader.read_now() {
-            match event.event {
-                Event::Gap { from, to } => {
-                    assert_eq!(from, *seen + 1);
+        while let Some(Some(Ok(read))) = reader.read_now() {
+            let event = decoded(&read);
+            match &event.event {
+                Some(Event::Gap(Gap { from, to })) => {
+                    assert_eq!(*from, *seen + 1);
                     assert!(to >= from);
-                    assert_eq!(event.sequence, to);
+                    assert_eq!(event.sequence, *to);
                 }
                 _ => assert_eq!(event.sequence, *seen + 1),
             }
+            assert_eq!(event.turn_id, "turn");
+            let is_terminal = event.event.as_ref().is_some_and(Event::is_terminal);
+            assert_eq!(read.is_terminal, is_terminal);
             *seen = event.sequence;
             events.push(event);
         }
@@ -347,7 +413,7 @@ mod tests {
             max in 1_u64..40_000,
         ) {
             let retained = Retained::new(max, max_per_turn);
-            let log = Arc::new(Log::new(Arc::clone(&retained)));
+            let log = log(&retained);
             log.append(thread_started());
             let mut readers = vec![(log.read_after(0), 0_u64)];
             for (bytes, action) in steps {
@@ -355,22 +421,26 @@ mod tests {
                     0 => for (reader, seen) in &mut readers { drain(reader, seen); },
                     1 => { let last = log.last_sequence() / 2; readers.push((log.read_after(last), last)); }
                     2 => log.shrink(),
-                    _ => { log.append(delta(bytes)); }
+                    _ => log.append(delta(bytes)),
                 }
                 let held = log.state().bytes;
                 prop_assert_eq!(held, retained.bytes());
+                prop_assert_eq!(held, log.state().events.iter().map(Entry::bytes).sum::<u64>());
             }
-            log.append(terminal());
-            prop_assert!(log.append(delta(1)).is_none());
+            log.end(interrupted());
+            let last = log.last_sequence();
+            log.append(delta(1));
+            log.end(interrupted());
+            prop_assert_eq!(log.last_sequence(), last);
             log.shrink();
             readers.push((log.read_after(0), 0));
-            let last = log.last_sequence();
             for (reader, seen) in &mut readers {
                 let from = *seen;
                 let events = drain(reader, seen);
                 prop_assert_eq!(*seen, last);
-                prop_assert!(events.last().is_none_or(|event| event.event.is_terminal()));
-                if from == 0 { prop_assert_eq!(&events[0].event, &thread_started()); }
+                let terminal = events.last().and_then(|event| event.event.as_ref());
+                prop_assert!(terminal.is_none_or(Event::is_terminal));
+                if from == 0 { prop_assert_eq!(events[0].event.as_ref(), Some(&thread_started())); }
                 prop_assert!(matches!(reader.read_now(), Some(None)));
             }
             drop(readers);
@@ -379,22 +449,46 @@ mod tests {
         }
     }
 
+    #[test]
+    fn readers_share_the_bytes_of_an_event_and_read_what_was_appended() {
+        let log = log(&Retained::new(1 << 20, 1 << 20));
+        let before = SystemTime::now();
+        log.append(thread_started());
+        log.end(interrupted());
+        let read = |reader: &mut Reader| match reader.read_now() {
+            Some(Some(Ok(read))) => read,
+            other => panic!("{other:?}"),
+        };
+        let (mut one, mut other) = (log.read_after(0), log.read_after(0));
+        for event in [thread_started(), interrupted().into_event().unwrap()] {
+            let (one, other) = (read(&mut one), read(&mut other));
+            assert_eq!(one.encoded.as_ptr(), other.encoded.as_ptr());
+            let told = decoded(&one);
+            assert_eq!(told.event, Some(event));
+            let emitted_at = SystemTime::try_from(told.emitted_at.unwrap()).unwrap();
+            assert!((before..=SystemTime::now()).contains(&emitted_at));
+        }
+        // The terminal event is for everybody, also for who has seen it.
+        assert!(read(&mut log.read_after(2)).is_terminal);
+        assert_eq!(log.ending(), Some(Ok(read(&mut log.read_after(1)).encoded)));
+    }
+
     #[tokio::test]
     async fn a_reader_waits_and_is_woken_by_events_and_by_a_refusal() {
-        let log = Arc::new(Log::new(Retained::new(1 << 20, 1 << 20)));
+        let log = log(&Retained::new(1 << 20, 1 << 20));
         let mut reader = log.read_after(0);
         let reading = tokio::spawn(async move {
             let first = reader.next().await.unwrap().unwrap();
             let second = reader.next().await.unwrap();
-            (first.sequence, second)
+            (decoded(&first).sequence, second)
         });
         tokio::task::yield_now().await;
-        log.append(Event::Queued { position: 1 });
+        log.append(Event::queued(1));
         tokio::task::yield_now().await;
-        log.refuse(Refusal::ContextBusy);
-        log.refuse(Refusal::DeadlineExceeded);
+        log.end(Outcome::Refused(Refusal::ContextBusy));
+        log.end(Outcome::Refused(Refusal::DeadlineExceeded));
         assert_eq!(reading.await.unwrap(), (1, Err(Refusal::ContextBusy)));
-        assert_eq!(log.terminal(), None);
+        assert_eq!(log.ending(), Some(Err(Refusal::ContextBusy)));
     }
 
     #[test]
@@ -402,17 +496,17 @@ mod tests {
         let retained = Retained::new(20_000, 10_000);
         let ended: Vec<_> = (0..2)
             .map(|_| {
-                let log = Arc::new(Log::new(Arc::clone(&retained)));
+                let log = log(&retained);
                 log.append(thread_started());
                 for _ in 0..4 {
                     log.append(delta(2000));
                 }
-                log.append(terminal());
+                log.end(interrupted());
                 retained.note_ended(&log);
                 log
             })
             .collect();
-        let running = Arc::new(Log::new(Arc::clone(&retained)));
+        let running = log(&retained);
         for _ in 0..4 {
             running.append(delta(2000));
         }
@@ -426,7 +520,7 @@ mod tests {
     fn logs_that_are_gone_do_not_pile_up() {
         let retained = Retained::new(1 << 20, 1 << 20);
         for _ in 0..1000 {
-            retained.note_ended(&Arc::new(Log::new(Arc::clone(&retained))));
+            retained.note_ended(&log(&retained));
         }
         assert!(retained.ended().logs.len() <= 64);
     }

@@ -69,12 +69,13 @@ impl Turn {
             (None, Some(id)) => Some(Lane::Thread(request.tenant.clone(), id.clone())),
             (None, None) => None,
         };
+        let id = TurnId::generate();
         Arc::new(Turn {
-            id: TurnId::generate(),
+            log: Arc::new(Log::new(id.clone(), retained)),
+            id,
             tenant: request.tenant.clone(),
             context: request.context.clone(),
             lane,
-            log: Arc::new(Log::new(retained)),
             requests: Mutex::default(),
             disconnect_policy: request.disconnect_policy,
             stop: watch::Sender::new(None),
@@ -120,7 +121,7 @@ impl Turn {
             Phase::Opening | Phase::Live(_) => true,
             Phase::Waiting | Phase::Over => false,
         };
-        begun && self.log.end().is_none()
+        begun && !self.log.has_ended()
     }
 
     pub(super) fn set_phase(&self, phase: Phase) {

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::model::id::{ContextKey, TurnId};
 use crate::turn::claims::Claimed;
-use crate::turn::log::{End, Retained};
+use crate::turn::log::Retained;
 use crate::turn::retention::Retention;
 use crate::turn::turn::{RequestKey, Turn};
 
@@ -69,7 +69,7 @@ impl Turns {
     pub fn live_of(&self, key: &ContextKey) -> Option<Arc<Turn>> {
         self.running_of(key).or_else(|| {
             let turns = self.unended.get(key)?;
-            turns.iter().find(|turn| turn.log.end().is_none()).cloned()
+            turns.iter().find(|turn| !turn.log.has_ended()).cloned()
         })
     }
 
@@ -80,7 +80,7 @@ impl Turns {
 
     /// Every turn that has not ended.
     pub fn unended(&self) -> Vec<Arc<Turn>> {
-        let unended = self.turns.iter().filter(|turn| turn.log.end().is_none());
+        let unended = self.turns.iter().filter(|turn| !turn.log.has_ended());
         unended.map(|turn| Arc::clone(&turn)).collect()
     }
 
@@ -97,8 +97,8 @@ impl Turns {
     /// Notes that a turn has ended. One that was refused is forgotten at once, so that the same
     /// request may be tried again; any other is kept for its readers.
     pub fn note_ended(&self, turn: &Arc<Turn>) {
-        match turn.log.end() {
-            Some(End::Terminal) => {
+        match turn.log.ending() {
+            Some(Ok(_)) => {
                 // First, so that there is no moment in which the context has no turn.
                 if let Some(key) = &turn.context {
                     self.latest.insert(key.clone(), Arc::clone(turn));
@@ -107,7 +107,7 @@ impl Turns {
                 let expiry = Instant::now() + self.keep_for;
                 self.ended().push_back((expiry, Arc::clone(turn)));
             }
-            Some(End::Refused(_)) | None => self.forget(turn),
+            Some(Err(_)) | None => self.forget(turn),
         }
         if let Some(key) = &turn.context {
             if let Some(mut turns) = self.unended.get_mut(key) {
@@ -174,8 +174,9 @@ impl Turns {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::event::{Event, Usage};
+    use crate::model::event::{Event, Raw, Usage};
     use crate::model::id::Tenant;
+    use crate::model::outcome::Outcome;
     use crate::model::refusal::Refusal;
     use crate::model::request::{BusyPolicy, MissingThreadPolicy};
     use crate::model::request::{DisconnectPolicy, RequestId, TurnRequest};
@@ -215,7 +216,7 @@ mod tests {
     }
 
     fn complete(all: &Turns, turn: &Arc<Turn>, response_bytes: usize) {
-        turn.log.append(Event::TurnCompleted {
+        turn.log.end(Outcome::Completed {
             final_response: "x".repeat(response_bytes),
             usage: Usage::default(),
             thread_usage: Usage::default(),
@@ -276,7 +277,8 @@ mod tests {
         let all = turns(10_000);
         let (running, ended) = (turn(&all, "a"), turn(&all, "b"));
         for _ in 0..8 {
-            running.log.append(Event::Raw { method: String::new(), json: "x".repeat(800) });
+            let raw = Raw { method: String::new(), json: "x".repeat(800) };
+            running.log.append(Event::Raw(raw));
         }
         let before = running.log.bytes();
         complete(&all, &ended, 4000);
@@ -311,7 +313,7 @@ mod tests {
             Ok(RequestIdUse::Repeated(known)) if known.id == turn.id));
 
         // A turn that is refused after it was entered frees its id, too.
-        turn.log.refuse(Refusal::ContextBusy);
+        turn.log.end(Outcome::Refused(Refusal::ContextBusy));
         all.note_ended(&turn);
         assert!(all.is_empty() && all.by_request.is_empty());
     }

@@ -14,9 +14,9 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use tokio::sync::Semaphore;
 
-use crate::model::event::UserInput;
 use crate::model::options::ThreadOptions;
 use crate::model::refusal::{FieldViolation, Refusal};
+use crate::model::request::UserInput;
 use crate::worker::thread::Workspace;
 
 /// Largest image that is passed on, in bytes.

@@ -86,12 +86,13 @@ impl Server {
     }
 
     fn become_status(&mut self, status: McpServerStatus) {
-        if status.state == McpServerState::Failed {
-            self.failed_after = match self.status.state {
+        if status.state() == McpServerState::Failed {
+            self.failed_after = match self.status.state() {
                 McpServerState::Starting => self.changed_at.elapsed(),
-                McpServerState::Ready | McpServerState::Failed | McpServerState::Cancelled => {
-                    Duration::ZERO
-                }
+                McpServerState::Ready
+                | McpServerState::Failed
+                | McpServerState::Cancelled
+                | McpServerState::Unspecified => Duration::ZERO,
             };
         }
         self.status = status;
@@ -100,14 +101,14 @@ impl Server {
     }
 
     fn suspicion(&self) -> Option<Suspicion> {
-        match self.status.state {
+        match self.status.state() {
             McpServerState::Ready => (!self.is_remote).then_some(Suspicion::MayHaveEnded),
             McpServerState::Failed | McpServerState::Cancelled => {
                 let may_be_tried = self.failed_after < SLOW_FAILURE
                     || self.changed_at.elapsed() >= SLOW_FAILURE_PAUSE;
                 may_be_tried.then_some(Suspicion::Failed)
             }
-            McpServerState::Starting => None,
+            McpServerState::Starting | McpServerState::Unspecified => None,
         }
     }
 }
@@ -149,7 +150,7 @@ impl McpServers {
         };
         let mut threads = self.threads();
         if !threads.contains_key(thread_id) {
-            if matches!(heard.status.state, McpServerState::Ready | McpServerState::Cancelled) {
+            if matches!(heard.status.state(), McpServerState::Ready | McpServerState::Cancelled) {
                 // The last words of a thread that was let go while its servers started.
                 return;
             }
@@ -175,7 +176,7 @@ impl McpServers {
         if servers.get(&status.server).is_some_and(|known| known.status == status) {
             return false;
         }
-        if status.state == McpServerState::Failed {
+        if status.state() == McpServerState::Failed {
             let McpServerStatus { server, state: _, error } = &status;
             let worker = &self.worker;
             tracing::warn!(%worker, thread_id, server, error, "an MCP server is not there");
@@ -198,7 +199,7 @@ impl McpServers {
         let listening = listen()?;
         let mut told = Vec::new();
         for server in threads.get_mut(thread_id).into_iter().flat_map(BTreeMap::values_mut) {
-            if !server.is_told || server.status.state == McpServerState::Failed {
+            if !server.is_told || server.status.state() == McpServerState::Failed {
                 server.is_told = true;
                 told.push(server.status.clone());
             }
@@ -227,7 +228,7 @@ impl McpServers {
     fn note_down(&self, thread_id: &str, name: &str, error: String) {
         let mut threads = self.threads();
         if let Some(servers) = threads.get_mut(thread_id) {
-            let (server, state) = (name.to_owned(), McpServerState::Failed);
+            let (server, state) = (name.to_owned(), McpServerState::Failed.into());
             self.note(thread_id, servers, McpServerStatus { server, state, error });
         }
     }
@@ -493,7 +494,7 @@ mod tests {
     /// What a turn that begins is told.
     fn begin(servers: &McpServers) -> Vec<(String, McpServerState)> {
         let ((), told) = servers.hand_over("t", || Some(())).unwrap();
-        told.into_iter().map(|status| (status.server, status.state)).collect()
+        told.into_iter().map(|status| (status.server.clone(), status.state())).collect()
     }
 
     fn told(server: &str, state: McpServerState) -> (String, McpServerState) {

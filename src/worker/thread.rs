@@ -13,9 +13,9 @@ use crate::app_server::method::{self, Baseline, BaselineAccess, Lingering, LoadO
 use crate::app_server::peer::{OVERLOADED, RequestError};
 use crate::app_server::refusal_text::{self, Meaning};
 use crate::app_server::settings::{Gate, Settings};
-use crate::model::event::UserInput;
 use crate::model::id::ThreadId;
 use crate::model::options::{SandboxMode, ThreadOptions};
+use crate::model::request::UserInput;
 use crate::worker::mcp::McpHealth;
 use crate::worker::{Worker, WorkerId};
 

@@ -6,7 +6,8 @@ use std::process::Command;
 use crate::support::{Sidecar, codex_path, prompt, scripted};
 use codex_sidecar::app_server::decode::{self, Decoded};
 use codex_sidecar::app_server::message::Notification;
-use codex_sidecar::model::event::{Event, TurnError};
+use codex_sidecar::model::event::Event;
+use codex_sidecar::model::failure::TurnError;
 use codex_sidecar::pb;
 use serde_json::{Value, json};
 
@@ -44,7 +45,7 @@ fn decoded(info: &Value, message: &str) -> TurnError {
     });
     let params = serde_json::value::to_raw_value(&params).unwrap();
     match decode::notification(&Notification { method: "error".to_owned(), params }) {
-        Decoded::Event(Event::ThreadError { error, .. }) => error,
+        Decoded::Event(Event::ThreadError(told)) => told.error.expect("an error"),
         other => panic!("{other:?}"),
     }
 }
@@ -67,17 +68,17 @@ fn every_kind_of_the_installed_cli_has_a_reason_of_its_own() {
     for (name, has_status) in &kinds {
         let bare = decoded(&json!(name), "it failed");
         let expected = if name == "other" { "CODEX_ERROR".to_owned() } else { upper_snake(name) };
-        assert_eq!(bare.reason.as_str(), expected, "a kind that the table does not know: {name}");
+        assert_eq!(bare.reason, expected, "a kind that the table does not know: {name}");
         assert_eq!((bare.retry_after, bare.http_status), (None, None), "{name}");
         if *has_status {
             for status in [401, 404, 429, 503] {
                 let error = decoded(&json!({ name: { "httpStatusCode": status } }), "it failed");
                 let expected = match status {
-                    401 => "UNAUTHORIZED",
-                    429 => "RATE_LIMIT_EXCEEDED",
-                    _ => bare.reason.as_str(),
+                    401 => "UNAUTHORIZED".to_owned(),
+                    429 => "RATE_LIMIT_EXCEEDED".to_owned(),
+                    _ => bare.reason.clone(),
                 };
-                assert_eq!(error.reason.as_str(), expected, "{name} with {status}");
+                assert_eq!(error.reason, expected, "{name} with {status}");
                 assert_eq!(error.http_status, Some(status), "{name}");
                 let retryable = matches!(status, 429 | 503);
                 assert_eq!(error.retryable, retryable, "{name} with {status}");
@@ -93,8 +94,8 @@ fn every_kind_of_the_installed_cli_has_a_reason_of_its_own() {
     for name in ["serverOverloaded", "rateLimitExceeded", "internalServerError"] {
         assert!(decoded(&json!(name), "").retryable, "{name}");
     }
-    assert_eq!(decoded(&json!("hologramFailed"), "").reason.as_str(), "CODEX_ERROR");
-    assert_eq!(decoded(&Value::Null, "").reason.as_str(), "CODEX_ERROR");
+    assert_eq!(decoded(&json!("hologramFailed"), "").reason, "CODEX_ERROR");
+    assert_eq!(decoded(&Value::Null, "").reason, "CODEX_ERROR");
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use crate::model::event::{AgentPhase, AgentState, SubAgent, SubAgentAction, SubAgentStatus};
+use crate::model::item::{SubAgent, SubAgentAction, SubAgentPhase, SubAgentState, SubAgentStatus};
 
 /// The item `collabAgentToolCall`.
 #[derive(Deserialize)]
@@ -52,16 +52,16 @@ struct CodexState {
 }
 
 impl CodexState {
-    fn phase(&self) -> AgentPhase {
+    fn phase(&self) -> SubAgentPhase {
         match self.status.as_str() {
-            "pendingInit" => AgentPhase::Pending,
-            "running" => AgentPhase::Running,
-            "interrupted" => AgentPhase::Interrupted,
-            "completed" => AgentPhase::Completed,
-            "errored" => AgentPhase::Errored,
-            "shutdown" => AgentPhase::Closed,
-            "notFound" => AgentPhase::NotFound,
-            _ => AgentPhase::Unknown,
+            "pendingInit" => SubAgentPhase::Pending,
+            "running" => SubAgentPhase::Running,
+            "interrupted" => SubAgentPhase::Interrupted,
+            "completed" => SubAgentPhase::Completed,
+            "errored" => SubAgentPhase::Errored,
+            "shutdown" => SubAgentPhase::Closed,
+            "notFound" => SubAgentPhase::NotFound,
+            _ => SubAgentPhase::Unspecified,
         }
     }
 }
@@ -78,7 +78,7 @@ impl From<CollabCall> for SubAgent {
             reasoning_effort,
             mut agents_states,
         } = call;
-        let mut agents: Vec<AgentState> = receiver_thread_ids
+        let mut agents: Vec<SubAgentState> = receiver_thread_ids
             .into_iter()
             .map(|id| {
                 let state = agents_states.remove(&id);
@@ -95,15 +95,17 @@ impl From<CollabCall> for SubAgent {
                 "resumeAgent" => SubAgentAction::Resume,
                 "interruptAgent" => SubAgentAction::Interrupt,
                 "listAgents" => SubAgentAction::List,
-                _ => SubAgentAction::Other,
-            },
+                _ => SubAgentAction::Unspecified,
+            }
+            .into(),
             tool,
             status: match status {
                 CallStatus::InProgress => SubAgentStatus::InProgress,
                 CallStatus::Completed => SubAgentStatus::Completed,
                 CallStatus::Failed => SubAgentStatus::Failed,
                 CallStatus::Interrupted => SubAgentStatus::Interrupted,
-            },
+            }
+            .into(),
             sender_thread_id,
             agents,
             prompt: prompt.unwrap_or_default(),
@@ -113,11 +115,11 @@ impl From<CollabCall> for SubAgent {
     }
 }
 
-fn agent(thread_id: String, state: Option<CodexState>) -> AgentState {
-    AgentState {
+fn agent(thread_id: String, state: Option<CodexState>) -> SubAgentState {
+    SubAgentState {
         thread_id,
         path: String::new(),
-        phase: state.as_ref().map_or(AgentPhase::Unknown, CodexState::phase),
+        phase: state.as_ref().map_or(SubAgentPhase::Unspecified, CodexState::phase).into(),
         message: state.and_then(|state| state.message).unwrap_or_default(),
     }
 }
@@ -126,23 +128,23 @@ impl From<CodexActivity> for SubAgent {
     fn from(activity: CodexActivity) -> SubAgent {
         let CodexActivity { kind, agent_thread_id, agent_path, model, reasoning_effort } = activity;
         let (action, phase) = match kind.as_str() {
-            "started" => (SubAgentAction::Spawn, AgentPhase::Pending),
-            "interacted" => (SubAgentAction::Message, AgentPhase::Unknown),
-            "interrupted" => (SubAgentAction::Interrupt, AgentPhase::Interrupted),
-            "completed" => (SubAgentAction::Finish, AgentPhase::Completed),
-            _ => (SubAgentAction::Other, AgentPhase::Unknown),
+            "started" => (SubAgentAction::Spawn, SubAgentPhase::Pending),
+            "interacted" => (SubAgentAction::Message, SubAgentPhase::Unspecified),
+            "interrupted" => (SubAgentAction::Interrupt, SubAgentPhase::Interrupted),
+            "completed" => (SubAgentAction::Finish, SubAgentPhase::Completed),
+            _ => (SubAgentAction::Unspecified, SubAgentPhase::Unspecified),
         };
         let message = String::new();
         SubAgent {
-            action,
+            action: action.into(),
             tool: kind,
             // It is told once it is done.
-            status: SubAgentStatus::Completed,
+            status: SubAgentStatus::Completed.into(),
             sender_thread_id: String::new(),
-            agents: vec![AgentState {
+            agents: vec![SubAgentState {
                 thread_id: agent_thread_id,
                 path: agent_path,
-                phase,
+                phase: phase.into(),
                 message,
             }],
             prompt: String::new(),

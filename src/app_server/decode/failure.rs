@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::retry;
-use crate::model::event::{FailureReason, TurnError};
+use crate::model::failure::{FailureReason, TurnError};
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -60,14 +60,13 @@ impl From<CodexTurnError> for TurnError {
                 | FailureReason::ServerOverloaded
         );
         let retry_after_in = |text: &str| retry::retry_after_in(text, is_about_a_limit);
+        let retry_after = retry_after_in(&message).or_else(|| retry_after_in(&details));
         TurnError {
-            reason,
             retryable: !is_filtered && is_retryable(reason, http_status),
-            retry_after: retry_after_in(&message).or_else(|| retry_after_in(&details)),
-            message,
+            retry_after: retry_after.and_then(|after| after.try_into().ok()),
             details,
-            side_effects_possible: false,
-            http_status,
+            http_status: http_status.map(i32::from),
+            ..TurnError::new(reason, message)
         }
     }
 }

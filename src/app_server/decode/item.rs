@@ -2,18 +2,22 @@
 //!
 //! What can't be read as a known type is passed on whole as [`ItemKind::Unknown`].
 
-use std::time::Duration;
-
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::agent::{CodexActivity, CollabCall};
 use super::read;
-use crate::model::event::{
-    CommandExecution, DynamicToolCall, FileChange, FileChangeKind, Item, ItemKind, McpToolCall,
-    Status, ToolContent, UserInput, WebSearchAction,
+use crate::model::item::{
+    AgentMessage, ChangedFile, CommandExecution, CommandExecutionStatus, ContextCompaction,
+    DynamicToolCall, DynamicToolCallStatus, ErrorItem, FileChange, FileChangeKind,
+    FileChangeStatus, ImageView, Item, ItemKind, McpToolCall, McpToolCallStatus, Reasoning,
+    ToolContent, UnknownItem, UserMessage, WebSearch, WebSearchAction,
 };
+use crate::pb::tool_content::Content;
+use crate::pb::user_input::Input;
+use crate::pb::web_search::{FindInPage, OpenPage, Search};
+use crate::pb::{LocalImage, UserInput};
 
 pub(super) fn patch(params: &str) -> Option<Item> {
     #[derive(Deserialize)]
@@ -23,8 +27,9 @@ pub(super) fn patch(params: &str) -> Option<Item> {
         changes: Vec<CodexFileChange>,
     }
     let Params { item_id, changes } = read(params)?;
-    let changes = changes.into_iter().map(FileChange::from).collect();
-    Some(Item { id: item_id, kind: ItemKind::FileChange { changes, status: Status::InProgress } })
+    let changes = changes.into_iter().map(ChangedFile::from).collect();
+    let change = FileChange { changes, status: FileChangeStatus::InProgress.into() };
+    Some(Item::new(item_id, ItemKind::FileChange(change)))
 }
 
 pub(super) fn item(params: &str) -> Option<Item> {
@@ -42,8 +47,9 @@ pub(super) fn item(params: &str) -> Option<Item> {
     let Params { item } = read(params)?;
     let Head { r#type, id } = read(item.get())?;
     let kind = serde_json::from_str::<CodexItem>(item.get())
-        .map_or_else(|_| ItemKind::Unknown { r#type, json: item.get().to_owned() }, ItemKind::from);
-    Some(Item { id, kind })
+        .map(ItemKind::from)
+        .unwrap_or_else(|_| ItemKind::Unknown(UnknownItem { r#type, json: item.get().to_owned() }));
+    Some(Item::new(id, kind))
 }
 
 #[derive(Deserialize)]
@@ -174,25 +180,58 @@ enum CodexUserInput {
     Other,
 }
 
-impl From<CodexStatus> for Status {
-    fn from(status: CodexStatus) -> Status {
+impl From<CodexStatus> for CommandExecutionStatus {
+    fn from(status: CodexStatus) -> CommandExecutionStatus {
         match status {
-            CodexStatus::InProgress => Status::InProgress,
-            CodexStatus::Completed => Status::Completed,
-            CodexStatus::Failed => Status::Failed,
-            CodexStatus::Declined => Status::Declined,
+            CodexStatus::InProgress => CommandExecutionStatus::InProgress,
+            CodexStatus::Completed => CommandExecutionStatus::Completed,
+            CodexStatus::Failed => CommandExecutionStatus::Failed,
+            CodexStatus::Declined => CommandExecutionStatus::Declined,
         }
     }
 }
 
-impl From<CodexFileChange> for FileChange {
-    fn from(CodexFileChange { path, kind, diff }: CodexFileChange) -> FileChange {
+impl From<CodexStatus> for FileChangeStatus {
+    fn from(status: CodexStatus) -> FileChangeStatus {
+        match status {
+            CodexStatus::InProgress => FileChangeStatus::InProgress,
+            CodexStatus::Completed => FileChangeStatus::Completed,
+            CodexStatus::Failed => FileChangeStatus::Failed,
+            CodexStatus::Declined => FileChangeStatus::Declined,
+        }
+    }
+}
+
+// Codex has no word for a declined call of a tool; to it, that is a failed one.
+impl From<CodexStatus> for McpToolCallStatus {
+    fn from(status: CodexStatus) -> McpToolCallStatus {
+        match status {
+            CodexStatus::InProgress => McpToolCallStatus::InProgress,
+            CodexStatus::Completed => McpToolCallStatus::Completed,
+            CodexStatus::Failed | CodexStatus::Declined => McpToolCallStatus::Failed,
+        }
+    }
+}
+
+impl From<CodexStatus> for DynamicToolCallStatus {
+    fn from(status: CodexStatus) -> DynamicToolCallStatus {
+        match status {
+            CodexStatus::InProgress => DynamicToolCallStatus::InProgress,
+            CodexStatus::Completed => DynamicToolCallStatus::Completed,
+            CodexStatus::Failed | CodexStatus::Declined => DynamicToolCallStatus::Failed,
+        }
+    }
+}
+
+impl From<CodexFileChange> for ChangedFile {
+    fn from(CodexFileChange { path, kind, diff }: CodexFileChange) -> ChangedFile {
         let (kind, move_path) = match kind {
             CodexChangeKind::Add => (FileChangeKind::Add, None),
             CodexChangeKind::Delete => (FileChangeKind::Delete, None),
             CodexChangeKind::Update { move_path } => (FileChangeKind::Update, move_path),
         };
-        FileChange { path, kind, diff, move_path }
+        let move_path = move_path.unwrap_or_default();
+        ChangedFile { path, kind: kind.into(), diff, move_path }
     }
 }
 
@@ -200,9 +239,11 @@ impl From<CodexItem> for ItemKind {
     fn from(item: CodexItem) -> ItemKind {
         match item {
             CodexItem::AgentMessage { text, phase } => {
-                ItemKind::AgentMessage { text, phase: phase.unwrap_or_default() }
+                ItemKind::AgentMessage(AgentMessage { text, phase: phase.unwrap_or_default() })
             }
-            CodexItem::Reasoning { summary, content } => ItemKind::Reasoning { summary, content },
+            CodexItem::Reasoning { summary, content } => {
+                ItemKind::Reasoning(Reasoning { summary, content })
+            }
             CodexItem::CommandExecution {
                 command,
                 cwd,
@@ -215,13 +256,13 @@ impl From<CodexItem> for ItemKind {
                 working_directory: cwd,
                 aggregated_output: aggregated_output.unwrap_or_default(),
                 exit_code,
-                status: status.into(),
-                duration: duration_ms.map(Duration::from_millis),
+                status: CommandExecutionStatus::from(status).into(),
+                duration: millis(duration_ms),
             }),
-            CodexItem::FileChange { changes, status } => ItemKind::FileChange {
-                changes: changes.into_iter().map(FileChange::from).collect(),
-                status: status.into(),
-            },
+            CodexItem::FileChange { changes, status } => ItemKind::FileChange(FileChange {
+                changes: changes.into_iter().map(ChangedFile::from).collect(),
+                status: FileChangeStatus::from(status).into(),
+            }),
             CodexItem::McpToolCall {
                 server,
                 tool,
@@ -234,10 +275,10 @@ impl From<CodexItem> for ItemKind {
                 server,
                 tool,
                 arguments_json: arguments.to_string(),
-                result_json: result.map(|result| result.to_string()),
-                error: error.map(|error| error.message),
-                status: status.into(),
-                duration: duration_ms.map(Duration::from_millis),
+                result_json: result.map(|result| result.to_string()).unwrap_or_default(),
+                error_message: error.map(|error| error.message).unwrap_or_default(),
+                status: McpToolCallStatus::from(status).into(),
+                duration: millis(duration_ms),
             }),
             CodexItem::DynamicToolCall {
                 tool,
@@ -255,45 +296,53 @@ impl From<CodexItem> for ItemKind {
                     .unwrap_or_default()
                     .into_iter()
                     .filter_map(|content| match content {
-                        CodexToolContent::InputText { text } => Some(ToolContent::Text(text)),
+                        CodexToolContent::InputText { text } => Some(Content::Text(text)),
                         CodexToolContent::InputImage { image_url } => {
-                            Some(ToolContent::ImageUrl(image_url))
+                            Some(Content::ImageUrl(image_url))
                         }
                         CodexToolContent::InputAudio { audio_url } => {
-                            Some(ToolContent::AudioUrl(audio_url))
+                            Some(Content::AudioUrl(audio_url))
                         }
                         CodexToolContent::Other => None,
                     })
+                    .map(|content| ToolContent { content: Some(content) })
                     .collect(),
                 success,
-                status: status.into(),
-                duration: duration_ms.map(Duration::from_millis),
+                status: DynamicToolCallStatus::from(status).into(),
+                duration: millis(duration_ms),
             }),
-            CodexItem::WebSearch { query, action, results } => ItemKind::WebSearch {
+            CodexItem::WebSearch { query, action, results } => ItemKind::WebSearch(WebSearch {
                 query: query.unwrap_or_default(),
                 action: action.map(web_search_action),
-                results_json: results.map(|results| results.to_string()),
-            },
-            CodexItem::ImageView { path } => ItemKind::ImageView { path },
-            CodexItem::UserMessage { content } => ItemKind::UserMessage {
+                results_json: results.map(|results| results.to_string()).unwrap_or_default(),
+            }),
+            CodexItem::ImageView { path } => ItemKind::ImageView(ImageView { path }),
+            CodexItem::UserMessage { content } => ItemKind::UserMessage(UserMessage {
                 inputs: content
                     .into_iter()
                     .filter_map(|input| match input {
-                        CodexUserInput::Text { text } => Some(UserInput::Text(text)),
+                        CodexUserInput::Text { text } => Some(Input::Text(text)),
                         CodexUserInput::Image { url } => {
-                            url.map(|url| UserInput::ImageUrl(without_data(url)))
+                            url.map(|url| Input::ImageUrl(without_data(url)))
                         }
-                        CodexUserInput::LocalImage { path } => Some(UserInput::LocalImage(path)),
+                        CodexUserInput::LocalImage { path } => {
+                            Some(Input::LocalImage(LocalImage { path }))
+                        }
                         CodexUserInput::Other => None,
                     })
+                    .map(|input| UserInput { input: Some(input) })
                     .collect(),
-            },
-            CodexItem::ContextCompaction {} => ItemKind::ContextCompaction,
-            CodexItem::Error { message } => ItemKind::Error { message },
+            }),
+            CodexItem::ContextCompaction {} => ItemKind::ContextCompaction(ContextCompaction {}),
+            CodexItem::Error { message } => ItemKind::Error(ErrorItem { message }),
             CodexItem::CollabAgentToolCall(call) => ItemKind::SubAgent(call.into()),
             CodexItem::SubAgentActivity(activity) => ItemKind::SubAgent(activity.into()),
         }
     }
+}
+
+fn millis(millis: Option<u64>) -> Option<prost_types::Duration> {
+    prost_types::Duration::try_from(std::time::Duration::from_millis(millis?)).ok()
 }
 
 /// An address without the data that it holds: the caller has sent them, and they may be megabytes.
@@ -314,7 +363,7 @@ fn is_data(head: &str) -> bool {
 fn web_search_action(action: Value) -> WebSearchAction {
     let text = |key: &str| action[key].as_str().unwrap_or_default().to_owned();
     match action["type"].as_str() {
-        Some("search") => WebSearchAction::Search {
+        Some("search") => WebSearchAction::Search(Search {
             query: text("query"),
             queries: action["queries"]
                 .as_array()
@@ -323,12 +372,12 @@ fn web_search_action(action: Value) -> WebSearchAction {
                 .filter_map(Value::as_str)
                 .map(str::to_owned)
                 .collect(),
-        },
-        Some("openPage") => WebSearchAction::OpenPage { url: text("url") },
+        }),
+        Some("openPage") => WebSearchAction::OpenPage(OpenPage { url: text("url") }),
         Some("findInPage") => {
-            WebSearchAction::FindInPage { url: text("url"), pattern: text("pattern") }
+            WebSearchAction::FindInPage(FindInPage { url: text("url"), pattern: text("pattern") })
         }
-        _ => WebSearchAction::Other(action.to_string()),
+        _ => WebSearchAction::OtherActionJson(action.to_string()),
     }
 }
 

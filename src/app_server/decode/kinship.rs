@@ -7,7 +7,8 @@ use serde_json::Value;
 
 use super::{Decoded, TurnEnd, notification};
 use crate::app_server::message::Notification;
-use crate::model::event::{Event, ItemKind, Usage};
+use crate::model::event::{Event, ItemCompleted, ItemStarted, Usage};
+use crate::model::item::ItemKind;
 
 /// What a notification tells of threads.
 #[derive(Debug, Clone, PartialEq)]
@@ -156,12 +157,13 @@ fn spawned_by(source: &Value) -> Option<String> {
 
 fn children(told: &Notification) -> Option<Kinship> {
     let parent = super::scope(&told.params).thread_id?;
-    let (Decoded::Event(Event::ItemStarted(item)) | Decoded::Event(Event::ItemCompleted(item))) =
-        notification(told)
+    let Decoded::Event(
+        Event::ItemStarted(ItemStarted { item }) | Event::ItemCompleted(ItemCompleted { item }),
+    ) = notification(told)
     else {
         return None;
     };
-    let ItemKind::SubAgent(agent) = item.kind else { return None };
+    let ItemKind::SubAgent(agent) = item?.kind? else { return None };
     let sender = Some(agent.sender_thread_id).filter(|id| !id.is_empty()).unwrap_or(parent);
     let children = agent.agents.into_iter().map(|agent| agent.thread_id).collect();
     Some(Kinship::Children { parent: sender, children })

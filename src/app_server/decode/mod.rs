@@ -1,13 +1,13 @@
 //! From Codex's notifications and requests to this project's events.
 //!
 //! A newer CLI never breaks anything here: an item of an unknown type becomes
-//! [`ItemKind::Unknown`](crate::model::event::ItemKind::Unknown), a notification of an unknown method becomes [`Decoded::Untyped`].
+//! [`ItemKind::Unknown`](crate::model::item::ItemKind::Unknown), a notification of an unknown method becomes [`Decoded::Untyped`].
 
 mod agent;
 mod failure;
 mod item;
 mod kinship;
-mod request;
+mod question;
 mod retry;
 mod skipped;
 
@@ -18,16 +18,15 @@ use serde_json::value::RawValue;
 use crate::app_server::mcp;
 use crate::app_server::message::Notification;
 use crate::app_server::settings::Settings;
-use crate::model::event::{
-    Delta, Event, FailureReason, ReasoningDelta, ReasoningPart, TodoItem, TodoStatus, TurnError,
-    Usage, WarningCode,
-};
+use crate::model::event::{Event, ReasoningPart, TurnDiffUpdated, Usage, WarningCode};
+use crate::model::failure::{FailureReason, TurnError};
+use crate::model::item::{TodoItem, TodoList, TodoStatus};
 
 use failure::CodexTurnError;
 use item::{item, patch};
 
 pub use kinship::{Kinship, ThreadRead, failure_of, kinship};
-pub use request::{decline, request};
+pub use question::{decline, question};
 pub use skipped::{LostNews, skipped};
 
 /// Which thread and turn a message is about.
@@ -68,12 +67,7 @@ pub enum Decoded {
     /// An event as it is.
     Event(Event),
     /// The plan has changed; the engine makes an item of it.
-    Plan {
-        /// The steps.
-        items: Vec<TodoItem>,
-        /// Why it changed.
-        explanation: Option<String>,
-    },
+    Plan(TodoList),
     /// Token counts: of the thread, and of the last model request.
     TokenUsage {
         /// Of the thread so far.
@@ -125,21 +119,25 @@ pub fn notification(notification: &Notification) -> Decoded {
 fn decode(Notification { method, params }: &Notification) -> Option<Decoded> {
     let params = params.get();
     let event = match method.as_str() {
-        "item/started" => Event::ItemStarted(item(params)?),
-        "item/updated" => Event::ItemUpdated(item(params)?),
-        "item/completed" => Event::ItemCompleted(item(params)?),
-        "item/agentMessage/delta" => Event::AgentMessageDelta(delta(params)?),
-        "item/reasoning/textDelta" | "item/reasoning/summaryTextDelta" => {
-            Event::ReasoningDelta(reasoning_delta(params)?)
+        "item/started" => Event::item_started(item(params)?),
+        "item/updated" => Event::item_updated(item(params)?),
+        "item/completed" => Event::item_completed(item(params)?),
+        "item/agentMessage/delta" => {
+            let Delta { item_id, delta } = read(params)?;
+            Event::agent_message_delta(item_id, delta)
         }
-        "item/commandExecution/outputDelta" => Event::CommandOutputDelta(delta(params)?),
-        "item/fileChange/patchUpdated" => Event::ItemUpdated(patch(params)?),
+        "item/reasoning/textDelta" | "item/reasoning/summaryTextDelta" => reasoning_delta(params)?,
+        "item/commandExecution/outputDelta" => {
+            let Delta { item_id, delta } = read(params)?;
+            Event::command_output_delta(item_id, delta)
+        }
+        "item/fileChange/patchUpdated" => Event::item_updated(patch(params)?),
         "turn/diff/updated" => {
             #[derive(Deserialize)]
             struct Params {
                 diff: String,
             }
-            Event::TurnDiffUpdated { diff: read::<Params>(params)?.diff }
+            Event::TurnDiffUpdated(TurnDiffUpdated { diff: read::<Params>(params)?.diff })
         }
         "warning" | "guardianWarning" => {
             #[derive(Deserialize)]
@@ -151,7 +149,7 @@ fn decode(Notification { method, params }: &Notification) -> Option<Decoded> {
                 _ => WarningCode::Guardian,
             };
             let Params { message } = read(params)?;
-            Event::Warning { code, message, details: String::new() }
+            Event::warning(code, message, "")
         }
         "configWarning" | "deprecationNotice" => {
             #[derive(Deserialize)]
@@ -164,7 +162,7 @@ fn decode(Notification { method, params }: &Notification) -> Option<Decoded> {
                 "configWarning" => WarningCode::Config,
                 _ => WarningCode::Deprecation,
             };
-            Event::Warning { code, message: summary, details: details.unwrap_or_default() }
+            Event::warning(code, summary, details.unwrap_or_default())
         }
         "model/rerouted" => {
             #[derive(Deserialize)]
@@ -176,15 +174,13 @@ fn decode(Notification { method, params }: &Notification) -> Option<Decoded> {
                 reason: Value,
             }
             let Params { from_model, to_model, reason } = read(params)?;
-            Event::Warning {
-                code: WarningCode::ModelRerouted,
-                message: format!("{to_model} answers instead of {from_model}"),
-                details: match reason {
-                    Value::Null => String::new(),
-                    Value::String(reason) => reason,
-                    reason => reason.to_string(),
-                },
-            }
+            let details = match reason {
+                Value::Null => String::new(),
+                Value::String(reason) => reason,
+                reason => reason.to_string(),
+            };
+            let message = format!("{to_model} answers instead of {from_model}");
+            Event::warning(WarningCode::ModelRerouted, message, details)
         }
         mcp::STARTUP_STATUS => Event::McpServerStatus(mcp::startup_status(params)?.status),
         "error" => {
@@ -196,7 +192,7 @@ fn decode(Notification { method, params }: &Notification) -> Option<Decoded> {
                 will_retry: bool,
             }
             let Params { error, will_retry } = read(params)?;
-            Event::ThreadError { error: error.into(), will_retry }
+            Event::thread_error(error.into(), will_retry)
         }
         "turn/started" => return Some(Decoded::TurnStarted),
         "turn/completed" => return turn_ended(params).map(Decoded::TurnEnded),
@@ -226,18 +222,14 @@ fn read<'a, T: Deserialize<'a>>(params: &'a str) -> Option<T> {
     }
 }
 
-fn delta(params: &str) -> Option<Delta> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Params {
-        item_id: String,
-        delta: String,
-    }
-    let Params { item_id, delta } = read(params)?;
-    Some(Delta { item_id, text: delta })
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Delta {
+    item_id: String,
+    delta: String,
 }
 
-fn reasoning_delta(params: &str) -> Option<ReasoningDelta> {
+fn reasoning_delta(params: &str) -> Option<Event> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Params {
@@ -252,7 +244,7 @@ fn reasoning_delta(params: &str) -> Option<ReasoningDelta> {
         Some(index) => (ReasoningPart::Summary, index),
         None => (ReasoningPart::Content, content_index),
     };
-    Some(ReasoningDelta { item_id, text: delta, part, index })
+    Some(Event::reasoning_delta(item_id, delta, part, index))
 }
 
 fn plan(params: &str) -> Option<Decoded> {
@@ -269,16 +261,16 @@ fn plan(params: &str) -> Option<Decoded> {
     let Params { explanation, plan } = read(params)?;
     let items = plan
         .into_iter()
-        .map(|Step { step, status }| TodoItem {
-            text: step,
-            status: match status.as_str() {
+        .map(|Step { step, status }| {
+            let status = match status.as_str() {
                 "completed" => TodoStatus::Completed,
                 "inProgress" => TodoStatus::InProgress,
                 _ => TodoStatus::Pending,
-            },
+            };
+            TodoItem::new(step, status)
         })
         .collect();
-    Some(Decoded::Plan { items, explanation })
+    Some(Decoded::Plan(TodoList { items, explanation: explanation.unwrap_or_default() }))
 }
 
 fn token_usage(params: &str) -> Option<Decoded> {
@@ -336,15 +328,10 @@ fn turn_ended(params: &str) -> Option<TurnEnd> {
         ("completed", _) => TurnEnd::Completed,
         ("interrupted", _) => TurnEnd::Interrupted,
         (_, Some(error)) => TurnEnd::Failed(error.into()),
-        (status, None) => TurnEnd::Failed(TurnError {
-            reason: FailureReason::CodexError,
-            message: format!("Codex ended the turn with status {status:?} and no error"),
-            details: String::new(),
-            retryable: false,
-            retry_after: None,
-            side_effects_possible: false,
-            http_status: None,
-        }),
+        (status, None) => TurnEnd::Failed(TurnError::new(
+            FailureReason::CodexError,
+            format!("Codex ended the turn with status {status:?} and no error"),
+        )),
     })
 }
 
@@ -355,7 +342,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::model::event::{Item, ItemKind};
+    use crate::model::event::{ItemCompleted, ItemStarted};
+    use crate::model::item::{FileChangeStatus, Item, ItemKind, UnknownItem};
 
     fn notify(method: &str, params: Value) -> Decoded {
         let params = RawValue::from_string(params.to_string()).unwrap();
@@ -375,9 +363,8 @@ mod tests {
     fn an_item_of_a_newer_cli_is_passed_on_whole() {
         let item = json!({"type": "hologram", "id": "i1", "depth": 3});
         let decoded = notify("item/completed", json!({"threadId": "t", "item": item}));
-        let Decoded::Event(Event::ItemCompleted(Item {
-            id,
-            kind: ItemKind::Unknown { r#type, json },
+        let Decoded::Event(Event::ItemCompleted(ItemCompleted {
+            item: Some(Item { id, kind: Some(ItemKind::Unknown(UnknownItem { r#type, json })) }),
         })) = decoded
         else {
             panic!("{decoded:?}");
@@ -389,8 +376,19 @@ mod tests {
         let decoded = notify("item/started", json!({"item": item}));
         assert!(matches!(
             decoded,
-            Decoded::Event(Event::ItemStarted(Item { kind: ItemKind::Unknown { .. }, .. }))
+            Decoded::Event(Event::ItemStarted(ItemStarted {
+                item: Some(Item { kind: Some(ItemKind::Unknown(_)), .. })
+            }))
         ));
+        // A patch that was declined is known as such.
+        let item = json!({"type": "fileChange", "id": "i3", "changes": [], "status": "declined"});
+        let decoded = notify("item/completed", json!({ "item": item }));
+        let Decoded::Event(Event::ItemCompleted(ItemCompleted { item: Some(item) })) = decoded
+        else {
+            panic!("{decoded:?}");
+        };
+        let Some(ItemKind::FileChange(change)) = item.kind else { panic!("{item:?}") };
+        assert_eq!(change.status(), FileChangeStatus::Declined);
         assert_eq!(notify("thread/hologram", json!({})), Decoded::Untyped);
         assert_eq!(notify("item/agentMessage/delta", json!({"delta": 7})), Decoded::Untyped);
     }
@@ -409,8 +407,8 @@ mod tests {
         ] {
             let info = json!({"httpConnectionFailed": {"httpStatusCode": status}});
             let error = failure(info, "no");
-            let seen = (error.reason, error.http_status, error.retryable);
-            assert_eq!(seen, (reason, Some(status), retryable));
+            let seen = (error.reason.as_str(), error.http_status, error.retryable);
+            assert_eq!(seen, (reason.as_str(), Some(status), retryable));
         }
         let lost = failure(json!({"httpConnectionFailed": {"httpStatusCode": null}}), "no");
         assert_eq!((lost.http_status, lost.retryable), (None, true));
@@ -419,35 +417,42 @@ mod tests {
             "Rate limit reached. Please try again in 7.5s.",
         );
         assert_eq!(
-            (limited.reason, limited.retryable, limited.retry_after),
-            (FailureReason::RateLimitExceeded, true, Some(Duration::from_millis(7500)))
+            (limited.reason.as_str(), limited.retryable, limited.retry_after),
+            (
+                FailureReason::RateLimitExceeded.as_str(),
+                true,
+                Duration::from_millis(7500).try_into().ok()
+            )
         );
         let other = failure(json!("other"), "unexpected status 400 Bad Request: no");
         assert_eq!(
-            (other.reason, other.http_status, other.retryable),
-            (FailureReason::BadRequest, Some(400), false)
+            (other.reason.as_str(), other.http_status, other.retryable),
+            (FailureReason::BadRequest.as_str(), Some(400), false)
         );
         let body = failure(json!("other"), r#"{"error": {"message": "exit status 137"}}"#);
-        assert_eq!((body.reason, body.http_status), (FailureReason::BadRequest, None));
+        assert_eq!(
+            (body.reason.as_str(), body.http_status),
+            (FailureReason::BadRequest.as_str(), None)
+        );
         let broken =
             failure(json!("other"), "stream disconnected before completion: exit status 137");
         assert_eq!(
-            (broken.reason, broken.http_status, broken.retryable),
-            (FailureReason::ResponseStreamDisconnected, None, true)
+            (broken.reason.as_str(), broken.http_status, broken.retryable),
+            (FailureReason::ResponseStreamDisconnected.as_str(), None, true)
         );
         for filtered in [
             "stream disconnected before completion: Incomplete response returned, reason: content_filter",
             "Incomplete response returned, reason: max_output_tokens",
         ] {
             let filtered = failure(json!("other"), filtered);
-            assert_eq!((filtered.reason, filtered.retryable), (FailureReason::CodexError, false));
+            assert_eq!(
+                (filtered.reason.as_str(), filtered.retryable),
+                (FailureReason::CodexError.as_str(), false)
+            );
         }
         let newer = failure(json!({"quantumFlux": {}}), "?");
-        assert_eq!(newer.reason, FailureReason::CodexError);
-        assert_eq!(
-            failure(json!("contextWindowExceeded"), "").reason.as_str(),
-            "CONTEXT_WINDOW_EXCEEDED"
-        );
+        assert_eq!(newer.reason, FailureReason::CodexError.as_str());
+        assert_eq!(failure(json!("contextWindowExceeded"), "").reason, "CONTEXT_WINDOW_EXCEEDED");
     }
 
     #[test]

@@ -1,21 +1,18 @@
-//! Protobuf to the domain and back.
+//! Requests on their way in: protobuf to the domain. What goes out is protobuf from the start.
 //!
 //! Pure functions: they read no file, no clock and no state. What depends on the machine (whether
 //! a directory exists) is `turn::workspace`'s. Every message is taken apart field by field without
 //! `..`, and every enum is matched without `_`, so that what the contract gains fails to compile
 //! until it is handled here.
 //!
-//! The way in collects the faults of the whole request before it refuses. The way out never fails.
+//! The faults of the whole request are collected before it is refused.
 
-mod event;
 mod image_url;
-mod item;
 mod options;
 mod request;
 #[cfg(test)]
 mod tests;
 
-pub use event::turn_event;
 pub use request::{context_key, context_ref, turn_request, user_inputs};
 
 use std::fmt::Write as _;
@@ -54,9 +51,4 @@ fn show(value: &str) -> String {
             shown
         }
     }
-}
-
-/// A duration for protobuf. What it can't express (more than 292 billion years) is left out.
-fn duration(duration: std::time::Duration) -> Option<prost_types::Duration> {
-    prost_types::Duration::try_from(duration).ok()
 }

@@ -10,11 +10,10 @@ use super::options::{
 };
 use super::{Faults, image_url, show};
 use crate::grpc::limits::RequestLimits;
-use crate::model::event::UserInput;
 use crate::model::id::{ContextKey, Tenant, ThreadId};
 use crate::model::options::ToolDefaults;
 use crate::model::refusal::Refusal;
-use crate::model::request::{RequestId, TurnRequest};
+use crate::model::request::{RequestId, TurnRequest, UserInput};
 use crate::pb;
 use crate::turn::timeouts::Timeouts;
 

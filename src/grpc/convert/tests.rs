@@ -1,5 +1,5 @@
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use proptest::prelude::*;
 use prost::Message as _;
@@ -8,16 +8,12 @@ use serde_json::json;
 
 use super::*;
 use crate::grpc::limits::RequestLimits;
-use crate::model::event::{
-    Event, InterruptReason, Item, ItemKind, Status, TurnEvent, Usage, UserInput,
-};
-use crate::model::id::{ContextKey, Tenant, ThreadId, TurnId};
+use crate::model::id::{ContextKey, Tenant, ThreadId};
 use crate::model::options::{
     ReasoningSummary, SandboxMode, ThreadOptions, ToolDefaults, WebSearchMode,
 };
-use crate::model::request::{BusyPolicy, TurnRequest};
+use crate::model::request::{BusyPolicy, TurnRequest, UserInput};
 use crate::pb;
-use crate::pb::turn_event::Event as PbEvent;
 use crate::turn::timeouts::Timeouts;
 
 const THREAD: &str = "0198c2a4-0000-7000-8000-000000000001";
@@ -509,63 +505,6 @@ fn long_values_are_shown_by_their_beginning() {
     assert_eq!(show("a\0\"b"), r#""a\0\"b""#);
     let shown = show(&"ä".repeat(1000));
     assert!(shown.len() < 130 && shown.ends_with("… (2000 bytes)"), "{shown}");
-}
-
-fn event(event: Event) -> pb::TurnEvent {
-    let emitted_at = SystemTime::UNIX_EPOCH + Duration::from_millis(1500);
-    let turn = TurnId("turn".to_owned());
-    turn_event(&turn, &TurnEvent { sequence: 3, emitted_at, event })
-}
-
-#[test]
-fn an_event_bears_its_number_time_and_turn() {
-    let pb::TurnEvent { sequence, emitted_at, turn_id, event } =
-        event(Event::Queued { position: 2 });
-    assert_eq!((sequence, turn_id.as_str()), (3, "turn"));
-    assert_eq!(emitted_at, Some(prost_types::Timestamp { seconds: 1, nanos: 500_000_000 }));
-    assert_eq!(event, Some(PbEvent::Queued(pb::Queued { position: 2 })));
-}
-
-#[test]
-fn an_unknown_item_keeps_its_name_and_text() {
-    let kind = ItemKind::Unknown { r#type: "plan".to_owned(), json: "{}".to_owned() };
-    let Some(PbEvent::ItemCompleted(pb::ItemCompleted { item: Some(item) })) =
-        event(Event::ItemCompleted(Item { id: "i".to_owned(), kind })).event
-    else {
-        panic!("not an item");
-    };
-    let unknown = pb::UnknownItem { r#type: "plan".to_owned(), json: "{}".to_owned() };
-    assert_eq!(item.kind, Some(pb::item::Kind::Unknown(unknown)));
-}
-
-#[test]
-fn a_patch_that_was_declined_says_so() {
-    let kind = ItemKind::FileChange { changes: Vec::new(), status: Status::Declined };
-    let Some(PbEvent::ItemStarted(pb::ItemStarted { item: Some(item) })) =
-        event(Event::ItemStarted(Item { id: String::new(), kind })).event
-    else {
-        panic!("not an item");
-    };
-    let Some(pb::item::Kind::FileChange(change)) = item.kind else { panic!("not a patch") };
-    assert_eq!(change.status(), pb::FileChangeStatus::Declined);
-}
-
-#[test]
-fn usage_that_codex_did_not_tell_is_absent() {
-    let interrupted = |usage| {
-        let told = event(Event::TurnInterrupted {
-            reason: InterruptReason::Draining,
-            usage,
-            thread_usage: usage,
-        });
-        match told.event {
-            Some(PbEvent::TurnInterrupted(interrupted)) => interrupted,
-            other => panic!("{other:?}"),
-        }
-    };
-    assert_eq!(interrupted(Usage::default()).usage, None);
-    let usage = interrupted(Usage { input_tokens: 5, ..Usage::default() }).usage;
-    assert_eq!(usage.map(|usage| usage.input_tokens), Some(5));
 }
 
 proptest! {

@@ -18,10 +18,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::model::event::{Event, FailureReason, InterruptReason, TurnError, Usage, UserInput};
+use crate::model::event::{Event, InterruptReason, Usage};
+use crate::model::failure::{FailureReason, TurnError};
 use crate::model::id::{ThreadId, TurnId};
+use crate::model::outcome::Outcome;
 use crate::model::refusal::Refusal;
-use crate::model::request::{BusyPolicy, TurnRequest};
+use crate::model::request::{BusyPolicy, TurnRequest, UserInput};
 use crate::pool::{Pool, Unavailable};
 use crate::registry::Registry;
 use crate::turn::admission::{Admission, Place, Ticket};
@@ -66,13 +68,6 @@ pub struct Engine {
     settings: EngineSettings,
     drain: watch::Sender<DrainState>,
     tasks: TaskTracker,
-}
-
-/// How a turn ends.
-#[derive(Debug)]
-enum Outcome {
-    Ended(Event),
-    Refused(Refusal),
 }
 
 /// Why a turn is being stopped.
@@ -145,13 +140,13 @@ impl Clocks {
         cause: Cause,
         (usage, thread_usage): (Usage, Usage),
         side_effects_possible: bool,
-    ) -> Event {
+    ) -> Outcome {
         let show = |timeout: Option<Duration>| {
             humantime::format_duration(timeout.unwrap_or_default()).to_string()
         };
         let (reason, message) = match cause {
             Cause::Asked(reason) => {
-                return Event::TurnInterrupted { reason, usage, thread_usage };
+                return Outcome::Interrupted { reason, usage, thread_usage };
             }
             Cause::TurnTimeout => {
                 let timeout = show(self.turn_timeout);
@@ -178,17 +173,13 @@ impl Clocks {
             }
         };
         let error = TurnError {
-            reason,
-            message,
-            details: String::new(),
             // What was too long, too dear, or given too much, would be so again; a silent provider
             // may be back.
             retryable: cause == Cause::IdleTimeout,
-            retry_after: None,
             side_effects_possible,
-            http_status: None,
+            ..TurnError::new(reason, message)
         };
-        Event::TurnFailed { error, usage, thread_usage }
+        Outcome::Failed { error, usage, thread_usage }
     }
 }
 
@@ -205,7 +196,7 @@ async fn stopped(stop: &mut watch::Receiver<Option<InterruptReason>>) -> Interru
     // Copied out: the watch's guard must not live across an await.
     let reason = stop.wait_for(Option::is_some).await.map(|reason| *reason);
     match reason {
-        Ok(reason) => reason.unwrap_or(InterruptReason::Requested),
+        Ok(reason) => reason.unwrap_or(InterruptReason::InterruptRequested),
         // The turn outlives its engine's task.
         Err(_) => std::future::pending().await,
     }
@@ -416,20 +407,15 @@ impl Engine {
     ) {
         // However this task ends, the log ends.
         let _ended = EndGuard { engine: &self, turn: &turn };
-        let outcome = self.run_to_outcome(&turn, &request, &workspace, &ticket).await;
+        let mut outcome = self.run_to_outcome(&turn, &request, &workspace, &ticket).await;
         turn.set_phase(Phase::Over);
         drop(ticket);
-        match outcome {
-            Outcome::Ended(mut event) => {
-                if let (true, Event::TurnCompleted { final_response, .. }) =
-                    (request.turn_options.omit_final_response, &mut event)
-                {
-                    final_response.clear();
-                }
-                drop(turn.log.append(event));
-            }
-            Outcome::Refused(refusal) => turn.log.refuse(refusal),
+        if let (true, Outcome::Completed { final_response, .. }) =
+            (request.turn_options.omit_final_response, &mut outcome)
+        {
+            final_response.clear();
         }
+        turn.log.end(outcome);
     }
 
     async fn run_to_outcome(
@@ -442,7 +428,7 @@ impl Engine {
         let mut stop = turn.stop_requests();
         if let Err(reason) = wait_for_place(turn, ticket, &mut stop).await {
             let (usage, thread_usage) = (Usage::default(), Usage::default());
-            return Outcome::Ended(Event::TurnInterrupted { reason, usage, thread_usage });
+            return Outcome::Interrupted { reason, usage, thread_usage };
         }
         turn.set_phase(Phase::Opening);
         let mut clocks = Clocks::start(request, stop);
@@ -451,7 +437,7 @@ impl Engine {
             let opened = tokio::select! {
                 biased;
                 cause = clocks.strike(None) => {
-                    return Outcome::Ended(clocks.outcome(cause, Default::default(), false));
+                    return clocks.outcome(cause, Default::default(), false);
                 }
                 opened = opening.opened() => opened,
             };
@@ -494,20 +480,16 @@ struct EndGuard<'a> {
 impl Drop for EndGuard<'_> {
     fn drop(&mut self) {
         self.turn.set_phase(Phase::Over);
-        if self.turn.log.end().is_none() {
+        if !self.turn.log.has_ended() {
+            let message = "the sidecar lost track of the turn, a fault of its own";
             let error = TurnError {
-                reason: FailureReason::WorkerLost,
-                message: "the sidecar lost track of the turn, a fault of its own".to_owned(),
-                details: String::new(),
                 retryable: true,
-                retry_after: None,
                 // How far it came can't be told.
                 side_effects_possible: true,
-                http_status: None,
+                ..TurnError::new(FailureReason::WorkerLost, message)
             };
             let (usage, thread_usage) = (Usage::default(), Usage::default());
-            let event = Event::TurnFailed { error, usage, thread_usage };
-            let _ = self.turn.log.append(event);
+            self.turn.log.end(Outcome::Failed { error, usage, thread_usage });
         }
         self.engine.turns.note_ended(self.turn);
     }
@@ -522,7 +504,7 @@ async fn wait_for_place(
     loop {
         match *place.borrow_and_update() {
             Place::Running => return Ok(()),
-            Place::Waiting(position) => drop(turn.log.append(Event::Queued { position })),
+            Place::Waiting(position) => turn.log.append(Event::queued(position)),
         }
         tokio::select! {
             biased;

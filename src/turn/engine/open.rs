@@ -251,13 +251,10 @@ impl Engine {
                     || self.is_blank(&thread_id) =>
             {
                 let mut opened = self.open_new(request, workspace, ties).await?;
-                opened.warnings.push(Event::Warning {
-                    code: WarningCode::ThreadReplaced,
-                    details: String::new(),
-                    message: format!(
-                        "thread {thread_id} was not found ({cause}); a new thread takes its place"
-                    ),
-                });
+                let message = format!(
+                    "thread {thread_id} was not found ({cause}); a new thread takes its place"
+                );
+                opened.warnings.push(Event::warning(WarningCode::ThreadReplaced, message, ""));
                 Ok(opened)
             }
             other => other,
@@ -387,11 +384,7 @@ impl Engine {
         {
             let message = "dynamic_tools belong to a thread from its start; this thread keeps \
                            those that it was started with";
-            warnings.push(Event::Warning {
-                code: WarningCode::DynamicToolsIgnored,
-                message: message.to_owned(),
-                details: String::new(),
-            });
+            warnings.push(Event::warning(WarningCode::DynamicToolsIgnored, message, ""));
         }
         let loaded = (loaded, is_loaded_anew);
         let mut opened = opened(thread_id.clone(), origin, loaded, lease, thread)?;
@@ -472,13 +465,13 @@ fn sandbox_options_ignored(loaded: &LoadedThread, options: &ThreadOptions) -> Op
     let network = options.network_access_enabled.map(|_| "network_access_enabled");
     let directories = options.additional_directories.as_ref().map(|_| "additional_directories");
     let ignored: Vec<&str> = network.into_iter().chain(directories).collect();
-    (!ignored.is_empty()).then(|| Event::Warning {
-        code: WarningCode::SandboxOptionsIgnored,
-        message: format!(
-            "{} not applied: the permission profile {profile:?} decides what commands may touch",
-            ignored.join(" and ")
-        ),
-        details: String::new(),
+    (!ignored.is_empty()).then(|| {
+        let ignored = ignored.join(" and ");
+        let message = format!(
+            "{ignored} not applied: the permission profile {profile:?} decides what commands may \
+             touch"
+        );
+        Event::warning(WarningCode::SandboxOptionsIgnored, message, "")
     })
 }
 
@@ -505,11 +498,7 @@ fn developer_instructions_ignored(
     if made_with.is_none() {
         thread.developer_instructions = Some(asked.to_owned());
     }
-    Some(Event::Warning {
-        code: WarningCode::DeveloperInstructionsIgnored,
-        message: message.to_owned(),
-        details: String::new(),
-    })
+    Some(Event::warning(WarningCode::DeveloperInstructionsIgnored, message, ""))
 }
 
 fn open_error(error: ThreadError, thread_id: Option<&ThreadId>) -> OpenError {

@@ -9,8 +9,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::app_server::decode::Scope;
-use crate::model::event::{
-    AgentPhase, AgentState, Item, ItemKind, SubAgent, SubAgentAction, SubAgentStatus, Usage,
+use crate::model::event::Usage;
+use crate::model::item::{
+    Item, ItemKind, SubAgent, SubAgentAction, SubAgentPhase, SubAgentState, SubAgentStatus,
 };
 
 /// How long a sub-agent that was started or told something may take to begin with it.
@@ -42,7 +43,7 @@ struct Agent {
     path: String,
     prompt: String,
     said: String,
-    phase: Option<AgentPhase>,
+    phase: Option<SubAgentPhase>,
     turn: Option<String>,
     turns_begun: u64,
     // The count above when it was last told something.
@@ -215,7 +216,7 @@ impl Owned {
     /// may have sub-agents itself.
     pub(super) fn notes_item(&mut self, thread_id: &str, item: &Item, ended: bool, now: Instant) {
         match &item.kind {
-            ItemKind::CommandExecution(command) => {
+            Some(ItemKind::CommandExecution(command)) => {
                 let commands = self.commands.entry(thread_id.to_owned()).or_default();
                 if ended {
                     commands.running.remove(&item.id);
@@ -224,7 +225,7 @@ impl Owned {
                     commands.any = true;
                 }
             }
-            ItemKind::SubAgent(told) => self.notes_agents(told, ended, now),
+            Some(ItemKind::SubAgent(told)) => self.notes_agents(told, ended, now),
             _ => {}
         }
     }
@@ -245,7 +246,7 @@ impl Owned {
 
     fn notes_agents(&mut self, told: &SubAgent, ended: bool, now: Instant) {
         // A word that only waits in the other's post box, or none at all.
-        let sets_to_work = matches!(told.action, SubAgentAction::Spawn | SubAgentAction::Message)
+        let sets_to_work = matches!(told.action(), SubAgentAction::Spawn | SubAgentAction::Message)
             && told.tool != "sendMessage";
         for state in &told.agents {
             if state.thread_id == self.thread_id {
@@ -263,7 +264,7 @@ impl Owned {
                 continue;
             }
             let told_at = agent.told_at.take().unwrap_or(0);
-            let went_well = told.status == SubAgentStatus::Completed;
+            let went_well = told.status() == SubAgentStatus::Completed;
             if went_well && agent.turn.is_none() && agent.turns_begun == told_at {
                 agent.begins_by = Some(now + BEGINS_WITHIN);
             }
@@ -279,7 +280,7 @@ impl Owned {
         agent.turn = Some(turn_id.to_owned());
         agent.turns_begun += 1;
         agent.begins_by = None;
-        agent.phase = Some(AgentPhase::Running);
+        agent.phase = Some(SubAgentPhase::Running);
         agent.said.clear();
         agent.prompt.clear();
         Some(agent.item(thread_id, turn_id, SubAgentStatus::InProgress))
@@ -313,10 +314,10 @@ impl Owned {
         let turn = agent.turn.take()?;
         agent.begins_by = goes_on.then(|| now + GOES_ON_WITHIN);
         agent.phase = Some(match status {
-            SubAgentStatus::InProgress => AgentPhase::Running,
-            SubAgentStatus::Completed => AgentPhase::Completed,
-            SubAgentStatus::Failed => AgentPhase::Errored,
-            SubAgentStatus::Interrupted => AgentPhase::Interrupted,
+            SubAgentStatus::InProgress | SubAgentStatus::Unspecified => SubAgentPhase::Running,
+            SubAgentStatus::Completed => SubAgentPhase::Completed,
+            SubAgentStatus::Failed => SubAgentPhase::Errored,
+            SubAgentStatus::Interrupted => SubAgentPhase::Interrupted,
         });
         if let Some(failure) = failure {
             failure.clone_into(&mut agent.said);
@@ -367,52 +368,53 @@ impl Owned {
 
 impl Agent {
     fn item(&self, thread_id: &str, turn_id: &str, status: SubAgentStatus) -> Item {
-        let state = AgentState {
+        let state = SubAgentState {
             thread_id: thread_id.to_owned(),
             path: self.path.clone(),
-            phase: self.phase.unwrap_or(AgentPhase::Unknown),
+            phase: self.phase.unwrap_or_default().into(),
             message: self.said.clone(),
         };
         let kind = ItemKind::SubAgent(SubAgent {
-            action: SubAgentAction::Work,
+            action: SubAgentAction::Work.into(),
             tool: String::new(),
-            status,
+            status: status.into(),
             sender_thread_id: thread_id.to_owned(),
             agents: vec![state],
             prompt: self.prompt.clone(),
             model: String::new(),
             reasoning_effort: String::new(),
         });
-        Item { id: turn_id.to_owned(), kind }
+        Item::new(turn_id, kind)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::item::CommandExecution;
 
     fn scope(thread_id: &str, turn_id: Option<&str>) -> Scope {
         Scope { thread_id: Some(thread_id.to_owned()), turn_id: turn_id.map(str::to_owned) }
     }
 
     fn agents(action: SubAgentAction, tool: &str, thread_id: &str) -> Item {
-        let state = AgentState {
+        let state = SubAgentState {
             thread_id: thread_id.to_owned(),
             path: String::new(),
-            phase: AgentPhase::Pending,
+            phase: SubAgentPhase::Pending.into(),
             message: String::new(),
         };
         let kind = ItemKind::SubAgent(SubAgent {
-            action,
+            action: action.into(),
             tool: tool.to_owned(),
-            status: SubAgentStatus::Completed,
+            status: SubAgentStatus::Completed.into(),
             sender_thread_id: "t".to_owned(),
             agents: vec![state],
             prompt: String::new(),
             model: String::new(),
             reasoning_effort: String::new(),
         });
-        Item { id: "call".to_owned(), kind }
+        Item::new("call", kind)
     }
 
     #[test]
@@ -526,16 +528,10 @@ mod tests {
 
     #[test]
     fn commands_are_known_by_thread_as_long_as_they_run() {
-        let command = |id: &str| Item {
-            id: id.to_owned(),
-            kind: ItemKind::CommandExecution(crate::model::event::CommandExecution {
-                command: "sleep".to_owned(),
-                working_directory: String::new(),
-                aggregated_output: String::new(),
-                exit_code: None,
-                status: crate::model::event::Status::InProgress,
-                duration: None,
-            }),
+        let command = |id: &str| {
+            let command = "sleep".to_owned();
+            let command = CommandExecution { command, ..CommandExecution::default() };
+            Item::new(id, ItemKind::CommandExecution(command))
         };
         let now = Instant::now();
         let mut owned = Owned::new("t", "r", "1");

@@ -6,7 +6,9 @@ use tokio::time::Instant;
 
 use super::Run;
 use crate::app_server::decode::{self, Decoded, Kinship, TurnEnd};
-use crate::model::event::{Event, ItemKind, SubAgentStatus, UserInput};
+use crate::model::event::{Event, ItemCompleted, ItemStarted, ItemUpdated};
+use crate::model::item::{ItemKind, SubAgentStatus, UserMessage};
+use crate::pb::user_input::Input;
 use crate::turn::engine::owned::Begun;
 use crate::turn::turn::{Live, Phase};
 
@@ -22,7 +24,7 @@ impl Run<'_> {
                     self.final_response = None;
                     self.last_progress = Instant::now();
                     let codex_turn_id = turn_id;
-                    self.log.append(Event::TurnStarted { codex_turn_id: codex_turn_id.clone() });
+                    self.log.append(Event::turn_started(codex_turn_id.clone()));
                     // Input is added to what runs now.
                     self.turn.set_phase(Phase::Live(Live {
                         worker: Arc::clone(self.worker),
@@ -53,7 +55,7 @@ impl Run<'_> {
         let update = match decoded {
             Decoded::TurnStarted => {
                 let begun = turn_id.and_then(|turn_id| self.owned.agent_begins(thread_id, turn_id));
-                begun.map(Event::ItemStarted)
+                begun.map(Event::item_started)
             }
             Decoded::TurnEnded(end) => {
                 let status = match &end {
@@ -63,7 +65,7 @@ impl Run<'_> {
                 };
                 let failure = decode::failure_of(&end);
                 let now = Instant::now();
-                self.owned.agent_ends(thread_id, status, failure, now).map(Event::ItemCompleted)
+                self.owned.agent_ends(thread_id, status, failure, now).map(Event::item_completed)
             }
             Decoded::TokenUsage { total, last, model_context_window } => {
                 if self.owned.agent_uses(thread_id, total, last) {
@@ -71,22 +73,26 @@ impl Run<'_> {
                 }
                 None
             }
-            Decoded::Event(Event::ItemStarted(item) | Event::ItemUpdated(item)) => {
+            Decoded::Event(
+                Event::ItemStarted(ItemStarted { item: Some(item) })
+                | Event::ItemUpdated(ItemUpdated { item: Some(item) }),
+            ) => {
                 self.side_effects |= item.has_side_effects();
                 self.owned.notes_item(thread_id, &item, false, Instant::now());
                 None
             }
-            Decoded::Event(Event::ItemCompleted(item)) => {
+            Decoded::Event(Event::ItemCompleted(ItemCompleted { item: Some(item) })) => {
                 self.side_effects |= item.is_of_an_answer();
                 self.owned.notes_item(thread_id, &item, true, Instant::now());
                 match item.kind {
-                    ItemKind::AgentMessage { text, .. } => {
-                        self.owned.agent_says(thread_id, &text).map(Event::ItemUpdated)
+                    Some(ItemKind::AgentMessage(message)) => {
+                        let said = self.owned.agent_says(thread_id, &message.text);
+                        said.map(Event::item_updated)
                     }
-                    ItemKind::UserMessage { inputs } => {
-                        let texts = inputs.into_iter().filter_map(|input| match input {
-                            UserInput::Text(text) => Some(text),
-                            UserInput::LocalImage(_) | UserInput::ImageUrl(_) => None,
+                    Some(ItemKind::UserMessage(UserMessage { inputs })) => {
+                        let texts = inputs.into_iter().filter_map(|input| match input.input {
+                            Some(Input::Text(text)) => Some(text),
+                            Some(Input::LocalImage(_) | Input::ImageUrl(_)) | None => None,
                         });
                         self.owned.agent_hears(thread_id, texts.collect::<Vec<_>>().join("\n\n"));
                         None
@@ -94,7 +100,7 @@ impl Run<'_> {
                     _ => None,
                 }
             }
-            Decoded::Event(warning @ Event::Warning { .. }) => Some(warning),
+            Decoded::Event(warning @ Event::Warning(_)) => Some(warning),
             Decoded::Untyped if matches!(kinship, Some(Kinship::Goal { .. })) => {
                 if let Some(Kinship::Goal { is_active, .. }) = kinship {
                     self.owned.goal_changes(thread_id, is_active);
@@ -102,10 +108,10 @@ impl Run<'_> {
                 None
             }
             Decoded::Untyped if matches!(kinship, Some(Kinship::Unloaded { .. })) => {
-                self.owned.agent_goes(thread_id, Instant::now()).map(Event::ItemCompleted)
+                self.owned.agent_goes(thread_id, Instant::now()).map(Event::item_completed)
             }
             Decoded::Event(_)
-            | Decoded::Plan { .. }
+            | Decoded::Plan(_)
             | Decoded::RequestResolved { .. }
             | Decoded::Untyped => None,
         };

@@ -161,5 +161,5 @@ fn commands_ended(ended: &[String], killed: usize) -> Event {
              processes that it had left running: {killed}"
         ),
     };
-    Event::Warning { code: WarningCode::CommandsEnded, message, details: ended.join("\n") }
+    Event::warning(WarningCode::CommandsEnded, message, ended.join("\n"))
 }

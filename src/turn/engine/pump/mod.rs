@@ -15,17 +15,21 @@ use crate::app_server::decode::{self, Decoded, Kinship, TurnEnd};
 use crate::app_server::message::{Notification, ServerRequest};
 use crate::app_server::settings::Gate;
 use crate::model::event::{
-    Event, FailureReason, InterruptReason, Item, ItemKind, Request, Resolution, TodoItem,
-    TurnError, Usage, WarningCode,
+    Event, InterruptReason, ItemCompleted, ItemStarted, ItemUpdated, Raw, TokenUsageUpdated, Usage,
+    WarningCode,
 };
+use crate::model::failure::{FailureReason, TurnError};
 use crate::model::id::ThreadId;
+use crate::model::item::{Item, ItemKind, TodoList};
+use crate::model::outcome::Outcome;
+use crate::model::question::Resolution;
 use crate::model::refusal::Refusal;
 use crate::model::request::TurnRequest;
 use crate::process;
 use crate::redact::Redactor;
 use crate::turn::engine::open::{Opened, PATIENCE};
 use crate::turn::engine::owned::{Owned, Rest, Whose};
-use crate::turn::engine::{Cause, Clocks, Engine, Outcome, until};
+use crate::turn::engine::{Cause, Clocks, Engine, until};
 use crate::turn::log::Log;
 use crate::turn::turn::{Live, Phase, Turn};
 use crate::worker::thread::{ThreadError, Workspace};
@@ -79,7 +83,7 @@ impl Engine {
                 quiet = worker.quiet_thread(&thread_id, self.settings.timeouts.interrupt_grace) => quiet,
                 struck = clocks.strike(Some(handed_over)) => {
                     self.forget_ephemeral(request, worker, &thread_id).await;
-                    return Ok(Outcome::Ended(clocks.outcome(struck, Default::default(), false)));
+                    return Ok(clocks.outcome(struck, Default::default(), false));
                 }
             };
             if let Err(what) = quiet {
@@ -158,7 +162,7 @@ impl Engine {
             // Nothing has begun, nor been told.
             self.forget_ephemeral(request, worker, &thread_id).await;
             return Ok(match cause {
-                Some(cause) => Outcome::Ended(clocks.outcome(cause, Default::default(), false)),
+                Some(cause) => clocks.outcome(cause, Default::default(), false),
                 None => Outcome::Refused(Refusal::WorkerUnavailable {
                     cause: format!("Codex is overloaded: {said}"),
                     retry_after: Duration::from_secs(2),
@@ -168,8 +172,7 @@ impl Engine {
         if let Some(key) = request.context.as_ref().filter(|_| !request.ephemeral) {
             self.registry.note_turn(key, &turn.id);
         }
-        let thread_started = Event::ThreadStarted { thread_id: thread_id.to_string(), origin };
-        turn.log.append(thread_started);
+        turn.log.append(Event::thread_started(thread_id.as_str(), origin));
         for warning in warnings {
             turn.log.append(warning);
         }
@@ -181,7 +184,7 @@ impl Engine {
                 thread.loaded = None;
                 let cause = cause.unwrap_or(Cause::TurnTimeout);
                 // It was told of the turn; what it did with it can't be known.
-                return Ok(Outcome::Ended(clocks.outcome(cause, Default::default(), true)));
+                return Ok(clocks.outcome(cause, Default::default(), true));
             }
             Some(Err(ThreadError::Lost { cause, .. })) => {
                 let exit = if worker.is_alive() {
@@ -191,18 +194,13 @@ impl Engine {
                 } else {
                     worker.exited().await
                 };
-                return Ok(Outcome::Ended(worker_lost(
-                    &exit,
-                    &cause,
-                    true,
-                    (Usage::default(), Usage::default()),
-                )));
+                return Ok(worker_lost(&exit, &cause, true, Default::default()));
             }
             Some(Err(ThreadError::Unreadable(cause))) => {
                 // It may run. Letting go of its thread stops it, and disturbs no other turn.
                 self.give_up(worker, &thread_id).await;
                 thread.loaded = None;
-                return Ok(Outcome::Ended(unreadable(&cause)));
+                return Ok(unreadable(&cause));
             }
             Some(Err(error)) => {
                 if matches!(error, ThreadError::Steered(_)) {
@@ -210,16 +208,16 @@ impl Engine {
                     thread.loaded = None;
                 }
                 self.forget_ephemeral(request, worker, &thread_id).await;
-                return Ok(Outcome::Ended(match cause {
+                return Ok(match cause {
                     Some(cause) => clocks.outcome(cause, Default::default(), false),
                     None => refused_by_codex(&error),
-                }));
+                });
             }
         };
         for stopped in worker.take_stopped_turns(&thread_id) {
             turn.log.append(unowned_turn_stopped(&stopped));
         }
-        turn.log.append(Event::TurnStarted { codex_turn_id: codex_turn_id.clone() });
+        turn.log.append(Event::turn_started(codex_turn_id.clone()));
         for status in route.take_mcp_servers() {
             let warning = status.warning();
             turn.log.append(Event::McpServerStatus(status));
@@ -270,7 +268,7 @@ impl Engine {
         if run.usage_before.is_some() {
             thread.usage = Some(run.usage_total);
         }
-        let event = match end {
+        let outcome = match end {
             Ended::Codex(end, stopping) => {
                 worker.note_turn_completed();
                 let cause = stopping.as_ref().and_then(|stopping| stopping.cause);
@@ -309,7 +307,7 @@ impl Engine {
             }
         }
         self.forget_ephemeral(request, worker, &thread_id).await;
-        Ok(Outcome::Ended(event))
+        Ok(outcome)
     }
 
     async fn forget_ephemeral(&self, request: &TurnRequest, worker: &Worker, thread_id: &ThreadId) {
@@ -494,7 +492,7 @@ struct Run<'a> {
     is_response_doubtful: bool,
     // Before Codex could have started a command for it.
     began_at: process::Moment,
-    plan: Option<(Vec<TodoItem>, Option<String>)>,
+    plan: Option<TodoList>,
     raised: u64,
     last_progress: Instant,
     // Nothing of the turn is told before this lets it pass.
@@ -544,7 +542,7 @@ impl Run<'_> {
             self.hold_back(heard);
         }
         let is_retry =
-            matches!(decoded, Decoded::Event(Event::ThreadError { will_retry: true, .. }));
+            matches!(&decoded, Decoded::Event(Event::ThreadError(error)) if error.will_retry);
         // Only what is about this turn is progress, and trying again is not.
         if whose != Whose::Another && scope.turn_id.is_some() && !is_retry {
             self.last_progress = Instant::now();
@@ -580,8 +578,8 @@ impl Run<'_> {
                 }
             }
             Decoded::Event(event) => self.file(event),
-            Decoded::Plan { .. } if self.not_applied.is_some() => {}
-            Decoded::Plan { items, explanation } => self.update_plan(items, explanation),
+            Decoded::Plan(_) if self.not_applied.is_some() => {}
+            Decoded::Plan(plan) => self.update_plan(plan),
             Decoded::TokenUsage { total, last, model_context_window } => {
                 // Older CLIs begin a turn by repeating the counts of the one before.
                 if self.usage_before.is_some() && total == self.usage_total {
@@ -614,12 +612,16 @@ impl Run<'_> {
     fn file_raw(&mut self, notification: &Notification) {
         let Notification { method, params } = notification;
         let (method, json) = (method.clone(), params.get().to_owned());
-        self.tell(Event::Raw { method, json });
+        self.tell(Event::Raw(Raw { method, json }));
     }
 
     fn file_usage(&mut self, last_request: Usage, model_context_window: Option<u64>) {
-        let (turn, thread) = (self.usage(), self.usage_total);
-        self.tell(Event::TokenUsageUpdated { turn, thread, last_request, model_context_window });
+        self.tell(Event::TokenUsageUpdated(TokenUsageUpdated {
+            usage: Some(self.usage()),
+            thread_usage: Some(self.usage_total),
+            last_request_usage: Some(last_request),
+            model_context_window,
+        }));
     }
 
     fn file(&mut self, mut event: Event) {
@@ -627,29 +629,34 @@ impl Run<'_> {
             return;
         }
         match &mut event {
-            Event::ItemStarted(item) => {
+            Event::ItemStarted(ItemStarted { item: Some(item) }) => {
                 self.side_effects |= item.has_side_effects();
                 self.owned.notes_item(self.thread_id.as_str(), item, false, Instant::now());
             }
-            Event::ItemUpdated(item) => self.side_effects |= item.has_side_effects(),
+            Event::ItemUpdated(ItemUpdated { item: Some(item) }) => {
+                self.side_effects |= item.has_side_effects();
+            }
             Event::AgentMessageDelta(delta) => self.open_message.add(&delta.item_id, &delta.text),
-            Event::ItemCompleted(item) => {
+            Event::ItemCompleted(ItemCompleted { item: Some(item) }) => {
                 self.side_effects |= item.is_of_an_answer();
                 self.release_withheld(&item.id);
                 self.owned.notes_item(self.thread_id.as_str(), item, true, Instant::now());
-                if let ItemKind::AgentMessage { text, .. } = &item.kind {
-                    self.final_response = Some(text.clone());
+                if let Some(ItemKind::AgentMessage(message)) = &item.kind {
+                    self.final_response = Some(message.text.clone());
                     self.open_message.close(&item.id);
                 }
             }
-            Event::ThreadError { error, will_retry } => {
+            Event::ThreadError(told) => {
                 self.tell_held_error();
-                if !*will_retry {
-                    self.held_error = Some((error.clone(), *will_retry));
-                    return;
+                let will_retry = told.will_retry;
+                if let Some(error) = told.error.as_mut() {
+                    if !will_retry {
+                        self.held_error = Some((error.clone(), will_retry));
+                        return;
+                    }
+                    // What the failed try did before it failed can't be known yet.
+                    error.side_effects_possible = true;
                 }
-                // What the failed try did before it failed can't be known yet.
-                error.side_effects_possible = true;
             }
             _ => {}
         }
@@ -681,17 +688,18 @@ impl Run<'_> {
     fn tell_held_error(&mut self) {
         if let Some((mut error, will_retry)) = self.held_error.take() {
             error.side_effects_possible = self.side_effects;
-            self.log.append(Event::ThreadError { error, will_retry });
+            self.log.append(Event::thread_error(error, will_retry));
         }
     }
 
-    fn update_plan(&mut self, items: Vec<TodoItem>, explanation: Option<String>) {
+    fn update_plan(&mut self, plan: TodoList) {
         // The model called a tool to say so.
         self.side_effects = true;
         let is_first = self.plan.is_none();
-        self.plan = Some((items, explanation));
+        self.plan = Some(plan);
         if let Some(item) = self.plan_item() {
-            let event = if is_first { Event::ItemStarted(item) } else { Event::ItemUpdated(item) };
+            let event =
+                if is_first { Event::item_started(item) } else { Event::item_updated(item) };
             self.log.append(event);
         }
     }
@@ -699,14 +707,12 @@ impl Run<'_> {
     /// A plan is final when its turn is.
     fn close_plan(&mut self) {
         if let Some(item) = self.plan_item() {
-            self.tell(Event::ItemCompleted(item));
+            self.tell(Event::item_completed(item));
         }
     }
 
     fn plan_item(&self) -> Option<Item> {
-        let (items, explanation) = self.plan.clone()?;
-        let kind = ItemKind::TodoList { items, explanation };
-        Some(Item { id: TODO_LIST_ID.to_owned(), kind })
+        Some(Item::new(TODO_LIST_ID, ItemKind::TodoList(self.plan.clone()?)))
     }
 
     /// Says no to what Codex asks: an unanswered request would hang the turn for ever.
@@ -721,11 +727,11 @@ impl Run<'_> {
         }
         self.raised += 1;
         let id = self.raised.to_string();
-        let (item_id, kind) = decode::request(request);
-        self.log.append(Event::RequestRaised(Request { id: id.clone(), item_id, kind }));
+        let mut question = decode::question(request);
+        question.request_id.clone_from(&id);
+        self.log.append(Event::request_raised(question));
         self.worker.decline(request);
-        let resolution = Resolution::Declined;
-        self.log.append(Event::RequestResolved { request_id: id, resolution });
+        self.log.append(Event::request_resolved(id, Resolution::Declined));
     }
 
     /// Of the turn: of its own thread, and of its sub-agents.
@@ -740,34 +746,34 @@ impl Run<'_> {
         final_response(doubtful, self.final_response.take())
     }
 
-    fn terminal(&mut self, end: TurnEnd, stopping: Option<Stopping>, clocks: &Clocks) -> Event {
+    fn terminal(&mut self, end: TurnEnd, stopping: Option<Stopping>, clocks: &Clocks) -> Outcome {
         let usage = self.usage();
         if let Some(wrong) = self.not_applied.take() {
             let counts = (usage, self.usage_total);
-            let mut event = clocks.outcome(Cause::SettingsNotApplied, counts, self.side_effects);
-            if let Event::TurnFailed { error, .. } = &mut event {
+            let mut outcome = clocks.outcome(Cause::SettingsNotApplied, counts, self.side_effects);
+            if let Outcome::Failed { error, .. } = &mut outcome {
                 error.message = format!("{}: {wrong}", error.message);
             }
-            return event;
+            return outcome;
         }
         let had_others = stopping.as_ref().is_some_and(|stopping| stopping.had_others);
         match (end, stopping.and_then(|stopping| stopping.cause)) {
             (_, Some(cause @ Cause::Budget)) => {
                 clocks.outcome(cause, (usage, self.usage_total), self.side_effects)
             }
-            (TurnEnd::Completed, cause) if cause.is_none() || !had_others => Event::TurnCompleted {
+            (TurnEnd::Completed, cause) if cause.is_none() || !had_others => Outcome::Completed {
                 final_response: self.take_final_response(),
                 usage,
                 thread_usage: self.usage_total,
             },
             (TurnEnd::Failed(mut error), _) => {
                 error.side_effects_possible = self.side_effects;
-                Event::TurnFailed { error, usage, thread_usage: self.usage_total }
+                Outcome::Failed { error, usage, thread_usage: self.usage_total }
             }
             (TurnEnd::Completed | TurnEnd::Interrupted, Some(cause)) => {
                 clocks.outcome(cause, (usage, self.usage_total), self.side_effects)
             }
-            (TurnEnd::Completed | TurnEnd::Interrupted, None) => Event::TurnInterrupted {
+            (TurnEnd::Completed | TurnEnd::Interrupted, None) => Outcome::Interrupted {
                 reason: InterruptReason::Codex,
                 usage,
                 thread_usage: self.usage_total,
@@ -777,14 +783,11 @@ impl Run<'_> {
 }
 
 fn unowned_turn_stopped(codex_turn_id: &str) -> Event {
-    Event::Warning {
-        code: WarningCode::UnownedTurnStopped,
-        message: format!(
-            "Codex had begun turn {codex_turn_id} by itself on this thread, or on one of its \
-             sub-agents; nobody had asked for it, and it was stopped"
-        ),
-        details: String::new(),
-    }
+    let message = format!(
+        "Codex had begun turn {codex_turn_id} by itself on this thread, or on one of its \
+         sub-agents; nobody had asked for it, and it was stopped"
+    );
+    Event::warning(WarningCode::UnownedTurnStopped, message, "")
 }
 
 /// What a turn answered. `doubtful`: an agent message may have been lost with its line, and what of it
@@ -804,7 +807,7 @@ fn worker_lost(
     what: &str,
     side_effects_possible: bool,
     (usage, thread_usage): (Usage, Usage),
-) -> Event {
+) -> Outcome {
     let cause = &exit.cause;
     let message = if what.is_empty() {
         format!("the worker ended with the turn on it: {cause}")
@@ -812,31 +815,22 @@ fn worker_lost(
         format!("the worker ended with the turn on it: {cause} ({what})")
     };
     let error = TurnError {
-        reason: FailureReason::WorkerLost,
-        message,
         details: exit.stderr_tail.join("\n"),
         retryable: true,
-        retry_after: None,
         side_effects_possible,
-        http_status: None,
+        ..TurnError::new(FailureReason::WorkerLost, message)
     };
-    Event::TurnFailed { error, usage, thread_usage }
+    Outcome::Failed { error, usage, thread_usage }
 }
 
-fn unreadable(cause: &str) -> Event {
-    let error = TurnError {
-        reason: FailureReason::WorkerProtocol,
-        message: format!("whether Codex took the turn can't be known: {cause}"),
-        details: String::new(),
-        retryable: false,
-        retry_after: None,
-        side_effects_possible: true,
-        http_status: None,
-    };
-    Event::TurnFailed { error, usage: Usage::default(), thread_usage: Usage::default() }
+fn unreadable(cause: &str) -> Outcome {
+    let message = format!("whether Codex took the turn can't be known: {cause}");
+    let error = TurnError::new(FailureReason::WorkerProtocol, message);
+    let error = TurnError { side_effects_possible: true, ..error };
+    Outcome::Failed { error, usage: Usage::default(), thread_usage: Usage::default() }
 }
 
-fn refused_by_codex(error: &ThreadError) -> Event {
+fn refused_by_codex(error: &ThreadError) -> Outcome {
     let (reason, retryable) = match error {
         ThreadError::Overloaded(_) => (FailureReason::ServerOverloaded, true),
         ThreadError::Steered(_) => (FailureReason::WorkerProtocol, true),
@@ -850,16 +844,9 @@ fn refused_by_codex(error: &ThreadError) -> Event {
         | ThreadError::Unreadable(_)
         | ThreadError::Lost { .. } => (FailureReason::BadRequest, false),
     };
-    let error = TurnError {
-        reason,
-        message: format!("Codex did not take the turn: {error}"),
-        details: String::new(),
-        retryable,
-        retry_after: None,
-        side_effects_possible: false,
-        http_status: None,
-    };
-    Event::TurnFailed { error, usage: Usage::default(), thread_usage: Usage::default() }
+    let error = TurnError::new(reason, format!("Codex did not take the turn: {error}"));
+    let error = TurnError { retryable, ..error };
+    Outcome::Failed { error, usage: Usage::default(), thread_usage: Usage::default() }
 }
 
 #[cfg(test)]

@@ -8,9 +8,9 @@ use tokio::time::Instant;
 use crate::app_server::decode::{self, LostNews, Scope, TurnEnd};
 use crate::app_server::message::SkippedLine;
 use crate::app_server::whose::encoded_bytes;
-use crate::model::event::{
-    Event, FailureReason, Item, ItemKind, SubAgentStatus, TurnError, WarningCode,
-};
+use crate::model::event::{Event, WarningCode};
+use crate::model::failure::{FailureReason, TurnError};
+use crate::model::item::{AgentMessage, Item, ItemKind, SubAgentStatus};
 use crate::turn::engine::owned::Whose;
 
 use super::Run;
@@ -112,8 +112,8 @@ impl Run<'_> {
                 self.final_response = Some(text.clone());
                 self.has_begun = true;
                 if is_whole {
-                    let kind = ItemKind::AgentMessage { text, phase: String::new() };
-                    message = item_id.map(|id| Item { id, kind });
+                    let said = AgentMessage { text, phase: String::new() };
+                    message = item_id.map(|id| Item::new(id, ItemKind::AgentMessage(said)));
                     "the message is known from its deltas".to_owned()
                 } else {
                     "of the message, and of final_response if it is the last one, there is only what \
@@ -150,18 +150,16 @@ impl Run<'_> {
         };
         // First what is larger than all that is retained of a turn, so that the warning outlives it.
         if let Some(item) = message {
-            self.tell(Event::ItemCompleted(item));
+            self.tell(Event::item_completed(item));
         }
-        self.tell(Event::Warning {
-            code: WarningCode::LineSkipped,
-            message: format!(
+        self.tell(Event::warning(
+            WarningCode::LineSkipped,
+            format!(
                 "the Codex process wrote a line of {limit}{what}; it was skipped: {consequence}"
             ),
-            details:
-                "CODEX_SIDECAR_MAX_LINE_BYTES, or max_line_bytes in the section limits, may be as \
-                      high as 67108864"
-                    .to_owned(),
-        });
+            "CODEX_SIDECAR_MAX_LINE_BYTES, or max_line_bytes in the section limits, may be as high \
+             as 67108864",
+        ));
         if let Some(end) = end
             && self.owned.turn_ends(line.turn_id.as_deref(), false, Instant::now())
         {
@@ -181,7 +179,7 @@ impl Run<'_> {
                 let failure = "how it ended was in a line that is too long to be read";
                 let ended = self.owned.agent_ends(thread_id, status, Some(failure), Instant::now());
                 if let Some(item) = ended {
-                    self.tell(Event::ItemCompleted(item));
+                    self.tell(Event::item_completed(item));
                 }
                 "it was the end of a sub-agent's turn".to_owned()
             }
@@ -204,18 +202,11 @@ impl Run<'_> {
 
 fn lost_end(limit: &str, status: Option<&str>) -> TurnError {
     let status = status.map(|status| format!(" (Codex calls it {status})")).unwrap_or_default();
-    TurnError {
-        reason: FailureReason::WorkerProtocol,
-        message: format!(
-            "how the turn ended{status} can't be read: the line that tells it has {limit}"
-        ),
-        details: String::new(),
-        // It would be as long again.
-        retryable: false,
-        retry_after: None,
-        side_effects_possible: true,
-        http_status: None,
-    }
+    let message =
+        format!("how the turn ended{status} can't be read: the line that tells it has {limit}");
+    // No use to try again: it would be as long again.
+    let error = TurnError::new(FailureReason::WorkerProtocol, message);
+    TurnError { side_effects_possible: true, ..error }
 }
 
 #[cfg(test)]

@@ -6,7 +6,9 @@
 use std::collections::HashMap;
 
 use super::Run;
-use crate::model::event::{Delta, Event, ReasoningDelta, ReasoningPart};
+use crate::model::event::{
+    AgentMessageDelta, CommandOutputDelta, Event, ReasoningDelta, ReasoningPart,
+};
 use crate::redact::Pieces;
 
 /// Which text of which item.
@@ -20,8 +22,8 @@ pub(super) struct TextId {
 enum TextKind {
     Message,
     Output,
-    Summary(u32),
-    Content(u32),
+    // Of an entry of one of the two lists.
+    Reasoning(ReasoningPart, u32),
 }
 
 /// The texts that are being told.
@@ -31,13 +33,15 @@ impl Run<'_> {
     /// Takes out of a delta what may be a part of a key; false if nothing is left to be told now.
     pub(super) fn withhold(&mut self, event: &mut Event) -> bool {
         let (item_id, kind, text) = match event {
-            Event::AgentMessageDelta(Delta { item_id, text }) => (item_id, TextKind::Message, text),
-            Event::CommandOutputDelta(Delta { item_id, text }) => (item_id, TextKind::Output, text),
-            Event::ReasoningDelta(ReasoningDelta { item_id, text, part, index }) => {
-                let kind = match part {
-                    ReasoningPart::Summary => TextKind::Summary(*index),
-                    ReasoningPart::Content => TextKind::Content(*index),
-                };
+            Event::AgentMessageDelta(AgentMessageDelta { item_id, text }) => {
+                (item_id, TextKind::Message, text)
+            }
+            Event::CommandOutputDelta(CommandOutputDelta { item_id, text }) => {
+                (item_id, TextKind::Output, text)
+            }
+            Event::ReasoningDelta(delta) => {
+                let kind = TextKind::Reasoning(delta.part(), delta.index);
+                let ReasoningDelta { item_id, text, .. } = delta;
                 (item_id, kind, text)
             }
             _ => return true,
@@ -69,14 +73,12 @@ impl Run<'_> {
             if text.is_empty() {
                 continue;
             }
-            let reasoning = |part, index, item_id, text| {
-                Event::ReasoningDelta(ReasoningDelta { item_id, text, part, index })
-            };
             self.log.append(match kind {
-                TextKind::Message => Event::AgentMessageDelta(Delta { item_id, text }),
-                TextKind::Output => Event::CommandOutputDelta(Delta { item_id, text }),
-                TextKind::Summary(index) => reasoning(ReasoningPart::Summary, index, item_id, text),
-                TextKind::Content(index) => reasoning(ReasoningPart::Content, index, item_id, text),
+                TextKind::Message => Event::agent_message_delta(item_id, text),
+                TextKind::Output => Event::command_output_delta(item_id, text),
+                TextKind::Reasoning(part, index) => {
+                    Event::reasoning_delta(item_id, text, part, index)
+                }
             });
         }
     }
