@@ -16,7 +16,7 @@ pub mod output_schema;
 pub mod pool;
 pub mod process;
 pub mod redact;
-pub mod registry;
+pub(crate) mod registry;
 pub mod telemetry;
 pub mod turn;
 pub mod worker;

@@ -15,14 +15,17 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use codex_sidecar::app_server::baseline::{Baseline, Lingering};
+use codex_sidecar::app_server::client::{CliDefaults, Client, LoadOptions, LoadThread, StartTurn};
 use codex_sidecar::app_server::decode::{self, Decoded, TurnEnd};
 use codex_sidecar::app_server::message::Inbound;
-use codex_sidecar::app_server::method::{self, Baseline, BaselineAccess, Lingering, LoadOptions};
 use codex_sidecar::app_server::peer::{Peer, PeerLimits};
 use codex_sidecar::codex_cli;
 use codex_sidecar::grpc::client::codex_service_client::CodexServiceClient;
+use codex_sidecar::model::id::TurnId;
 use codex_sidecar::model::options::{ApprovalPolicy, SandboxMode, ThreadOptions};
 use codex_sidecar::model::request::UserInput;
+use codex_sidecar::model::workspace::Workspace;
 use codex_sidecar::offline_model::OfflineModel;
 use codex_sidecar::pb;
 use codex_sidecar::process::{Pipes, Process, ProcessSpec};
@@ -260,9 +263,10 @@ type Ends = Arc<Mutex<HashMap<String, oneshot::Sender<Result<(), String>>>>>;
 pub(crate) struct Straight {
     process: Process,
     peer: Peer,
+    client: Client,
     ends: Ends,
     options: ThreadOptions,
-    work: PathBuf,
+    workspace: Workspace,
 }
 
 /// A thread of it.
@@ -295,49 +299,42 @@ impl Straight {
         let ends = Ends::default();
         let peer = Peer::start(stdout, stdin, PeerLimits::default(), {
             let ends = Arc::clone(&ends);
-            move |message| note_end(&ends, &message)
+            move |_, message| note_end(&ends, &message)
         });
-        let _: method::Initialized =
-            peer.request(method::INITIALIZE, &method::initialize_params(), START_TIMEOUT).await?;
-        peer.notify(method::INITIALIZED)?;
-        let (options, work) = (bed.options(), bed.work.clone());
-        Ok(Straight { process, peer, ends, options, work })
+        let client = Client::new(peer.clone(), REQUEST_TIMEOUT);
+        client.within(START_TIMEOUT).initialize().await?;
+        let options = bed.options();
+        let workspace =
+            Workspace { working_directory: bed.work.clone(), additional_directories: Vec::new() };
+        Ok(Straight { process, peer, client, ends, options, workspace })
     }
 
     /// Starts a thread.
     pub(crate) async fn open(&self) -> Result<Thread, Fault> {
         let load = LoadOptions::of(&self.options);
-        let params = method::thread_start_params(&self.options, &load, &self.work, false);
-        let opened: method::ThreadOpened =
-            self.peer.request(method::THREAD_START, &params, REQUEST_TIMEOUT).await?;
-        let baseline = Baseline {
-            model: opened.model,
-            effort: opened.reasoning_effort,
-            reasoning_summary: None,
-            approval_policy: Some(opened.approval_policy),
-            approvals_reviewer: opened.approvals_reviewer,
-            service_tier: opened.service_tier,
-            access: Some(BaselineAccess { sandbox_policy: opened.sandbox, profile: None }),
-            workspace_write: None,
-        };
-        Ok(Thread { id: opened.thread.id, baseline })
+        let directory = &self.workspace.working_directory;
+        let new = LoadThread::new(&self.options, &load, directory, false);
+        let opened = self.client.load_thread(&new).await?;
+        let id = opened.thread_id().to_owned();
+        Ok(Thread { id, baseline: Baseline::of(opened, &CliDefaults::default()) })
     }
 
     /// Runs one turn to its end.
     pub(crate) async fn turn(&self, thread: &Thread, prompt: &str) -> Result<(), Fault> {
-        let params = method::turn_start_params(
-            &thread.id,
-            &[UserInput::Text(prompt.to_owned())],
-            &self.options,
-            &thread.baseline,
-            (&self.work, &[]),
-            None,
-            Lingering::default(),
-        );
+        let root_turn_id = TurnId::generate();
+        let turn = StartTurn {
+            thread_id: &thread.id,
+            root_turn_id: &root_turn_id.0,
+            inputs: &[UserInput::Text(prompt.to_owned())],
+            options: &self.options,
+            baseline: &thread.baseline,
+            workspace: &self.workspace,
+            output_schema: None,
+            lingering: Lingering::default(),
+        };
         let (end, ended) = oneshot::channel();
         self.ends.lock().unwrap_or_else(PoisonError::into_inner).insert(thread.id.clone(), end);
-        let _: method::TurnStarted =
-            self.peer.request(method::TURN_START, &params, REQUEST_TIMEOUT).await?;
+        self.client.turn_start(&turn).await?;
         tokio::select! {
             ended = ended => ended?.map_err(Fault::from),
             // Else a process that dies in the middle of a turn would be waited for without end.

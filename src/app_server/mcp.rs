@@ -2,9 +2,7 @@
 //!
 //! Codex starts a thread's servers when it loads the thread. It waits for those that are `required`
 //! before it answers, and tells of each with [`STARTUP_STATUS`] only after that answer. Of a server
-//! that ends later it tells nothing: [`STATUS_LIST`] has to be asked. [`RELOAD`] makes every thread
-//! of the worker look at its servers before its next turn: those that run are kept, calls under way
-//! included, and those that don't are started.
+//! that ends later it tells nothing: it has to be asked.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,17 +10,13 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use crate::app_server::client::LoadOptions;
 use crate::model::event::{McpServerState, McpServerStatus};
 
 /// `mcpServer/startupStatus/updated`, a notification.
 pub const STARTUP_STATUS: &str = "mcpServer/startupStatus/updated";
 /// `thread/closed`, a notification: the thread is loaded no more.
 pub const THREAD_CLOSED: &str = "thread/closed";
-/// `config/mcpServer/reload`. About 4 ms; it has no parameters.
-pub const RELOAD: &str = "config/mcpServer/reload";
-/// `mcpServerStatus/list`. 1 to 3 ms for one server of a thread that is up or has failed; for one
-/// that starts, and for one that has ended since the last [`RELOAD`], until its start is over.
-pub const STATUS_LIST: &str = "mcpServerStatus/list";
 
 /// How long Codex lets a server take to start that has no `startup_timeout_sec` (0.169.0).
 pub const DEFAULT_STARTUP_TIMEOUT: Duration = Duration::from_secs(30);
@@ -101,20 +95,7 @@ fn without_url_secrets(text: &str) -> String {
     shown
 }
 
-/// The parameters of [`STATUS_LIST`] for one server of a thread.
-pub fn status_list_params(thread_id: &str, server: &str) -> Value {
-    json!({ "threadId": thread_id, "serverName": server, "detail": "toolsAndAuthOnly" })
-}
-
-/// The answer to [`STATUS_LIST`].
-#[derive(Debug, Clone, Deserialize)]
-pub struct StatusList {
-    /// One for each server.
-    #[serde(default)]
-    pub data: Vec<ServerStatus>,
-}
-
-/// What [`STATUS_LIST`] says of a server.
+/// What Codex says of a server that it is asked about.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ServerStatus {
@@ -188,15 +169,15 @@ impl ServerConfig {
 
 impl ConfigRead {
     /// The names of the servers.
-    pub fn names(&self) -> impl Iterator<Item = &String> {
+    pub(super) fn names(&self) -> impl Iterator<Item = &String> {
         self.config.mcp_servers.iter().flat_map(Map::keys)
     }
 
-    /// The servers of a thread that is loaded with these overrides.
-    pub fn servers(&self, overrides: &Map<String, Value>) -> BTreeMap<String, ServerConfig> {
+    /// The servers of a thread that is loaded with this.
+    pub fn servers(&self, load: &LoadOptions) -> BTreeMap<String, ServerConfig> {
         let mut root =
             json!({ "mcp_servers": self.config.mcp_servers.clone().unwrap_or_default() });
-        for (path, value) in overrides {
+        for (path, value) in &load.config {
             // Codex itself splits the path so.
             let mut at = &mut root;
             for name in path.split('.') {
@@ -214,8 +195,8 @@ impl ConfigRead {
 
     /// How long Codex may take with the servers that it waits for before it answers that a thread is
     /// loaded; they start at once.
-    pub fn longest_required_start(&self, overrides: &Map<String, Value>) -> Duration {
-        let servers = self.servers(overrides).into_values();
+    pub(super) fn longest_required_start(&self, load: &LoadOptions) -> Duration {
+        let servers = self.servers(load).into_values();
         let waited_for = servers.filter(|server| server.enabled && server.required);
         waited_for.map(|server| server.startup_timeout()).max().unwrap_or_default()
     }
@@ -236,7 +217,7 @@ fn merge(at: &mut Value, over: &Value) {
 /// The overrides of a thread that is to have no MCP servers: an empty table would be laid over the
 /// configured one and take nothing away. `configured` are the names of the servers that the
 /// configuration has.
-pub fn without_servers<'a>(
+pub(super) fn without_servers<'a>(
     overrides: &Map<String, Value>,
     configured: impl Iterator<Item = &'a String>,
 ) -> Map<String, Value> {
@@ -263,8 +244,8 @@ mod tests {
             .unwrap()
     }
 
-    fn overrides(value: Value) -> Map<String, Value> {
-        value.as_object().unwrap().clone()
+    fn load(overrides: Value) -> LoadOptions {
+        LoadOptions { config: overrides.as_object().unwrap().clone(), ..LoadOptions::default() }
     }
 
     #[test]
@@ -301,18 +282,21 @@ mod tests {
             "off": { "command": "x", "required": true, "enabled": false, "startup_timeout_sec": 600 },
             "optional": { "command": "x", "startup_timeout_sec": 600 },
         }));
-        assert_eq!(config.longest_required_start(&Map::new()), Duration::from_millis(60_500));
+        assert_eq!(
+            config.longest_required_start(&LoadOptions::default()),
+            Duration::from_millis(60_500)
+        );
         let plain = read(json!({ "a": { "command": "x", "required": true } }));
-        assert_eq!(plain.longest_required_start(&Map::new()), DEFAULT_STARTUP_TIMEOUT);
+        assert_eq!(plain.longest_required_start(&LoadOptions::default()), DEFAULT_STARTUP_TIMEOUT);
         for config in [read(json!(null)), read(json!({ "a": { "command": "x" } }))] {
-            assert_eq!(config.longest_required_start(&Map::new()), Duration::ZERO);
+            assert_eq!(config.longest_required_start(&LoadOptions::default()), Duration::ZERO);
         }
     }
 
     #[test]
     fn overrides_are_laid_over_the_configuration_whichever_way_they_are_written() {
         let config = read(json!({ "a": { "command": "x", "required": true } }));
-        let seconds = |value: Value| config.longest_required_start(&overrides(value)).as_secs();
+        let seconds = |value: Value| config.longest_required_start(&load(value)).as_secs();
         assert_eq!(seconds(json!({ "mcp_servers.a.startup_timeout_sec": 90 })), 90);
         assert_eq!(seconds(json!({ "mcp_servers.a": { "startup_timeout_sec": 91 } })), 91);
         assert_eq!(seconds(json!({ "mcp_servers": { "a": { "startup_timeout_sec": 92 } } })), 92);
@@ -329,10 +313,11 @@ mod tests {
     #[test]
     fn a_thread_without_servers_has_each_configured_one_switched_off() {
         let config = read(json!({ "a.b": { "command": "x" }, "c": { "command": "x" } }));
-        let given =
-            overrides(json!({ "mcp_servers.c.enabled": true, "mcp_servers": {}, "model": "m" }));
+        let given = load(json!({
+            "mcp_servers.c.enabled": true, "mcp_servers": {}, "model": "m",
+        }));
         assert_eq!(
-            Value::Object(without_servers(&given, config.names())),
+            Value::Object(without_servers(&given.config, config.names())),
             json!({ "model": "m", "mcp_servers": { "a.b": { "enabled": false }, "c": { "enabled": false } } })
         );
         assert_eq!(without_servers(&Map::new(), std::iter::empty()), Map::new());

@@ -186,12 +186,12 @@ impl Inner {
 
 impl Peer {
     /// Starts to speak. `on_message` is called for everything that comes unasked, in the order of
-    /// its arrival, from the reading task: it must not block.
+    /// its arrival, from the reading task: it must not block. It is given the peer, for an answer.
     pub fn start<R, W>(
         reader: R,
         writer: W,
         limits: PeerLimits,
-        on_message: impl FnMut(Inbound) + Send + 'static,
+        mut on_message: impl FnMut(&Peer, Inbound) + Send + 'static,
     ) -> Peer
     where
         R: AsyncRead + Send + Unpin + 'static,
@@ -209,8 +209,11 @@ impl Peer {
             misconduct: OnceLock::new(),
         });
         tokio::spawn(write_lines(Arc::clone(&inner), writer, queue, limits.write_timeout));
-        tokio::spawn(read_lines(Arc::clone(&inner), reader, limits, on_message));
-        Peer { inner }
+        let peer = Peer { inner: Arc::clone(&inner) };
+        let asked = peer.clone();
+        let on_message = move |inbound| on_message(&asked, inbound);
+        tokio::spawn(read_lines(inner, reader, limits, on_message));
+        peer
     }
 
     /// Asks, and waits for the answer.
@@ -508,7 +511,7 @@ mod tests {
         let (ours, theirs) = duplex(1 << 20);
         let (reader, writer) = split(ours);
         let (messages, received) = mpsc::unbounded_channel();
-        let peer = Peer::start(reader, writer, limits, move |message| {
+        let peer = Peer::start(reader, writer, limits, move |_, message| {
             let _ = messages.send(message);
         });
         (peer, theirs, received)
@@ -574,7 +577,7 @@ mod tests {
     async fn a_side_that_reads_nothing_closes_the_peer_and_fails_what_is_pending() {
         let (ours, theirs) = duplex(16);
         let (reader, writer) = split(ours);
-        let peer = Peer::start(reader, writer, PeerLimits::default(), |_| {});
+        let peer = Peer::start(reader, writer, PeerLimits::default(), |_, _| {});
         let params = json!({"text": "x".repeat(64)});
         let error = peer.request::<Value>("one", &params, 60 * SECOND).await.unwrap_err();
         assert!(matches!(error, RequestError::Transport { written: true, .. }), "{error}");

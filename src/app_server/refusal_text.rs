@@ -4,7 +4,7 @@
 
 /// What a refusal means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Meaning {
+pub(super) enum Meaning {
     /// There is no rollout of the thread, or none that Codex can read.
     ThreadNotFound,
     /// Another process writes the thread.
@@ -30,7 +30,7 @@ const PASSING: &[&str] = &[
 ];
 
 /// What Codex means with the text of a refusal.
-pub fn meaning(message: &str) -> Meaning {
+pub(super) fn meaning(message: &str) -> Meaning {
     let says = |texts: &[&str]| texts.iter().any(|text| message.contains(text));
     if says(&["failed to load configuration", "failed to read configuration layers"]) {
         return Meaning::BadConfig;
@@ -55,13 +55,13 @@ pub fn meaning(message: &str) -> Meaning {
 }
 
 /// Whether a CLI says that it does not know the request at all.
-pub fn is_unknown_request(message: &str) -> bool {
+pub(super) fn is_unknown_request(message: &str) -> bool {
     message.contains("unknown variant")
 }
 
 /// What is wrong with the configuration, if that is what an error answer to `config/read` says.
 /// `None` for any other error: an older CLI may not know the request.
-pub fn config_fault(code: i64, message: &str) -> Option<String> {
+pub(super) fn config_fault(code: i64, message: &str) -> Option<String> {
     /// JSON-RPC's code of an internal error, which Codex gives here.
     const INTERNAL: i64 = -32603;
     let texts = ["failed to read configuration layers: ", "invalid configuration: "];

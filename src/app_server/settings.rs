@@ -10,6 +10,8 @@ use std::path::{Component, Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::app_server::baseline::{AccessRight, Rights};
+
 /// What decides over the rights of a turn.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
@@ -68,19 +70,20 @@ pub fn is_custom_profile(name: &str) -> bool {
 }
 
 impl Settings {
-    /// What the parameters of `turn/start` ask for.
-    pub fn asked(params: &Value) -> Settings {
-        let working_directory = params["cwd"].as_str().map(PathBuf::from);
-        let access = match params["permissions"].as_str() {
-            Some(name) => built_in(name, working_directory.as_deref())
-                .unwrap_or_else(|| Access::Profile(name.to_owned())),
-            None => sandbox(&params["sandboxPolicy"], working_directory.as_deref()),
+    /// What a `turn/start` asks for.
+    pub(super) fn asked(rights: &Rights<'_>) -> Settings {
+        let Rights { cwd, approval_policy, approvals_reviewer, access } = rights;
+        let access = match access {
+            AccessRight::Permissions(name) => {
+                built_in(name, Some(cwd)).unwrap_or_else(|| Access::Profile((*name).to_owned()))
+            }
+            AccessRight::SandboxPolicy(policy) => sandbox(policy, Some(cwd)),
         };
         Settings {
-            approval_policy: params["approvalPolicy"].clone(),
-            approvals_reviewer: params["approvalsReviewer"].as_str().map(str::to_owned),
+            approval_policy: approval_policy.clone(),
+            approvals_reviewer: approvals_reviewer.and_then(Value::as_str).map(str::to_owned),
             access,
-            working_directory,
+            working_directory: Some(cwd.to_path_buf()),
         }
     }
 
@@ -361,10 +364,13 @@ mod tests {
         })
     }
 
+    fn rights(access: AccessRight<'_>) -> Rights<'_> {
+        let cwd = Path::new("/w");
+        Rights { cwd, approval_policy: json!("never"), approvals_reviewer: None, access }
+    }
+
     fn asked(sandbox: Value) -> Settings {
-        Settings::asked(
-            &json!({ "cwd": "/w", "approvalPolicy": "never", "sandboxPolicy": sandbox }),
-        )
+        Settings::asked(&rights(AccessRight::SandboxPolicy(sandbox)))
     }
 
     fn told(sandbox: Value) -> Settings {
@@ -421,11 +427,16 @@ mod tests {
     #[test]
     fn another_policy_or_reviewer_of_approvals_counts_as_wider() {
         let with = |policy: Value, reviewer: Value| {
-            let settings = json!({
+            let told = Settings::told(&json!({
                 "cwd": "/w", "approvalPolicy": policy, "approvalsReviewer": reviewer,
-                "sandbox": read_only(false), "sandboxPolicy": read_only(false),
+                "sandbox": read_only(false),
+            }));
+            let asked = Settings::asked(&Rights {
+                approval_policy: policy,
+                approvals_reviewer: Some(&reviewer),
+                ..rights(AccessRight::SandboxPolicy(read_only(false)))
             });
-            (Settings::told(&settings), Settings::asked(&settings))
+            (told, asked)
         };
         let (never, asked) = with(json!("never"), json!("user"));
         assert_eq!(never.wider_than(&asked), None);
@@ -446,9 +457,7 @@ mod tests {
 
     #[test]
     fn a_profile_is_the_one_that_was_asked_for_or_too_much() {
-        let asked_for = |name: &str| {
-            Settings::asked(&json!({ "cwd": "/w", "approvalPolicy": "never", "permissions": name }))
-        };
+        let asked_for = |name: &str| Settings::asked(&rights(AccessRight::Permissions(name)));
         let told_of = |profile: Value, sandbox: Value| {
             Settings::told(&json!({
                 "cwd": "/w", "approvalPolicy": "never", "sandboxPolicy": sandbox,

@@ -3,7 +3,7 @@
 use std::io::{self, Write as _};
 
 use super::client::{self, AddrArgs};
-use super::failure::{Failure, Outcome};
+use super::failure::{CommandResult, Failure};
 use super::{json, table, words};
 use crate::pb;
 
@@ -74,7 +74,7 @@ struct Output {
 }
 
 /// Runs `contexts`.
-pub(super) async fn contexts(ContextsArgs { action }: ContextsArgs) -> Outcome {
+pub(super) async fn contexts(ContextsArgs { action }: ContextsArgs) -> CommandResult {
     match action {
         Action::List { context, output } => list(context.unwrap_or_default(), &output).await?,
         Action::Get { key, output } => {

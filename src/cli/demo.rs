@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use super::failure::{Failure, Outcome, tell};
+use super::failure::{CommandResult, Failure, tell};
 use super::printer::{Printer, colours_wanted};
-use super::run::{Ended, Output, run_turn};
 use super::serve::with_causes;
+use super::turn::{Outcome, run_turn};
 use super::words::{show_duration, show_error};
 use super::{INTERRUPTED, client};
 use crate::app::{App, READINESS_SERVICE};
@@ -44,14 +44,14 @@ pub(super) struct DemoArgs {
 }
 
 /// Runs `demo`.
-pub(super) async fn demo(DemoArgs { live, turn_timeout, log }: DemoArgs) -> Outcome {
+pub(super) async fn demo(DemoArgs { live, turn_timeout, log }: DemoArgs) -> CommandResult {
     telemetry::init(LogFormat::Text, &log).map_err(|error| Failure::told(error.to_string()))?;
     let mut printer = Printer::new(io::stdout(), colours_wanted());
 
     let (codex, version) = find_codex().await?;
     printer.say(&format!("Codex CLI {version}: {}", codex.display()))?;
-    let place = TemporaryPlace::create()?;
-    let config = configure(live, &codex, &place)?;
+    let directory = DemoDirectory::create()?;
+    let config = configure(live, &codex, &directory)?;
     // A key alone does not make it live: a demo that costs money has to be asked for.
     let live = live && config.api_key.is_some();
     match &config.api_key {
@@ -71,8 +71,8 @@ pub(super) async fn demo(DemoArgs { live, turn_timeout, log }: DemoArgs) -> Outc
     let shutdown = CancellationToken::new();
     let running = tokio::spawn(app.run(shutdown.clone()));
 
-    let turn = |prompt: &str| turn(prompt, live, &place, turn_timeout);
-    let shown = show(&addr, started, live, turn, &mut Output::People(Box::new(printer))).await;
+    let turn = |prompt: &str| turn(prompt, live, &directory, turn_timeout);
+    let shown = show(&addr, started, live, turn, &mut printer).await;
     // However it went: the sidecar's processes go before their directory does.
     shutdown.cancel();
     match running.await {
@@ -88,14 +88,14 @@ async fn show(
     started: Instant,
     live: bool,
     turn: impl Fn(&str) -> pb::RunTurnRequest,
-    output: &mut Output,
-) -> Outcome {
+    printer: &mut Printer<io::Stdout>,
+) -> CommandResult {
     let caller = tokio::select! {
         caller = wait_until_ready(addr) => caller?,
         _ = tokio::signal::ctrl_c() => return Ok(INTERRUPTED),
     };
     let took = show_duration(started.elapsed());
-    say(output, &format!("sidecar: {addr}, ready for turns after {took}"))?;
+    printer.say(&format!("sidecar: {addr}, ready for turns after {took}"))?;
 
     let first_prompt = "Write a haiku about a sidecar.";
     let second_prompt = if live {
@@ -107,24 +107,24 @@ async fn show(
     let mut timings = Vec::new();
     let mut last_response = String::new();
     for (number, prompt) in [(1, first_prompt), (2, second_prompt)] {
-        say(output, &format!("\n— turn {number} of the context {CONTEXT:?}"))?;
+        printer.say(&format!("\n— turn {number} of the context {CONTEXT:?}"))?;
         let began = Instant::now();
-        let told = run_turn(&caller, turn(prompt), output).await?;
+        let told = run_turn(&caller, turn(prompt), printer).await?;
         timings.push(began.elapsed());
         threads.push(told.thread_id);
-        match told.ended {
-            Ended::Completed(response) => last_response = response,
-            Ended::Failed(error) => {
+        match told.outcome {
+            Outcome::Completed(response) => last_response = response,
+            Outcome::Failed(error) => {
                 return Err(Failure::told(format!(
                     "turn {number} failed: {}; --log info shows what Codex says about it",
                     show_error(&error)
                 )));
             }
-            Ended::Interrupted => return Ok(INTERRUPTED),
+            Outcome::Interrupted => return Ok(INTERRUPTED),
         }
     }
 
-    say(output, "\n— what this showed")?;
+    printer.say("\n— what this showed")?;
     let [first, second] = threads.as_slice() else {
         return Err(Failure::told("there were not two turns"));
     };
@@ -133,36 +133,29 @@ async fn show(
             "the second turn ran on another thread: {first:?}, then {second:?}"
         )));
     }
-    say(output, &format!("both turns ran on the same thread: {first}"))?;
+    printer.say(&format!("both turns ran on the same thread: {first}"))?;
     if !live {
         if !last_response.contains("user messages so far: 2") {
             return Err(Failure::told(format!(
                 "the model did not see both user messages in the second turn: {last_response:?}"
             )));
         }
-        say(output, "the model saw 2 user messages in the second turn: the thread went on")?;
+        printer.say("the model saw 2 user messages in the second turn: the thread went on")?;
     }
     for (index, took) in timings.iter().enumerate() {
-        say(output, &format!("turn {}: {}", index + 1, show_duration(*took)))?;
+        printer.say(&format!("turn {}: {}", index + 1, show_duration(*took)))?;
     }
     Ok(0)
-}
-
-fn say(output: &mut Output, text: &str) -> Result<(), Failure> {
-    if let Output::People(printer) = output {
-        printer.say(text)?;
-    }
-    Ok(())
 }
 
 fn turn(
     prompt: &str,
     live: bool,
-    place: &TemporaryPlace,
+    directory: &DemoDirectory,
     turn_timeout: prost_types::Duration,
 ) -> pb::RunTurnRequest {
     let mut options = pb::ThreadOptions {
-        working_directory: Some(place.work.to_string_lossy().into_owned()),
+        working_directory: Some(directory.work.to_string_lossy().into_owned()),
         skip_git_repo_check: Some(true),
         ..Default::default()
     };
@@ -204,7 +197,7 @@ async fn find_codex() -> Result<(PathBuf, CliVersion), Failure> {
         Err(error) => error.to_string(),
     };
     if configured.is_some() {
-        // Who names a binary does not want another one in its place.
+        // Who names a binary does not want another one in its directory.
         return Err(Failure::told(why_not));
     }
     tell(&format!("{why_not}\ninstalling the pinned Codex CLI under target/"));
@@ -218,12 +211,12 @@ async fn find_codex() -> Result<(PathBuf, CliVersion), Failure> {
 }
 
 /// The sidecar's configuration: of the caller's environment only what `--live` asks for.
-fn configure(live: bool, codex: &Path, place: &TemporaryPlace) -> Result<Config, Failure> {
+fn configure(live: bool, codex: &Path, directory: &DemoDirectory) -> Result<Config, Failure> {
     let env = |name: &str| -> Option<OsString> {
         match name {
             "HOME" => std::env::var_os(name),
             "CODEX_HOME" | "CODEX_API_KEY" | "OPENAI_API_KEY" if live => std::env::var_os(name),
-            "CODEX_HOME" => Some(place.home.clone().into_os_string()),
+            "CODEX_HOME" => Some(directory.home.clone().into_os_string()),
             _ => None,
         }
     };
@@ -240,7 +233,7 @@ fn configure(live: bool, codex: &Path, place: &TemporaryPlace) -> Result<Config,
         tell(
             "--live needs a key in CODEX_API_KEY or OPENAI_API_KEY; going on with the offline model",
         );
-        config.codex_home = place.home.clone();
+        config.codex_home = directory.home.clone();
     }
     config.offline_model = !live || config.api_key.is_none();
     Ok(config)
@@ -268,7 +261,7 @@ async fn wait_until_ready(addr: &str) -> Result<Caller, Failure> {
 }
 
 /// A directory for the demo, deleted when dropped.
-struct TemporaryPlace {
+struct DemoDirectory {
     root: PathBuf,
     /// CODEX_HOME.
     home: PathBuf,
@@ -276,21 +269,21 @@ struct TemporaryPlace {
     work: PathBuf,
 }
 
-impl TemporaryPlace {
-    fn create() -> Result<TemporaryPlace, Failure> {
+impl DemoDirectory {
+    fn create() -> Result<DemoDirectory, Failure> {
         let root =
             std::env::temp_dir().join(format!("codex-sidecar-demo-{}", uuid::Uuid::new_v4()));
-        let place = TemporaryPlace { home: root.join("home"), work: root.join("work"), root };
-        for directory in [&place.home, &place.work] {
-            std::fs::create_dir_all(directory).map_err(|error| {
-                Failure::told(format!("can't create {}: {error}", directory.display()))
+        let directory = DemoDirectory { home: root.join("home"), work: root.join("work"), root };
+        for path in [&directory.home, &directory.work] {
+            std::fs::create_dir_all(path).map_err(|error| {
+                Failure::told(format!("can't create {}: {error}", path.display()))
             })?;
         }
-        Ok(place)
+        Ok(directory)
     }
 }
 
-impl Drop for TemporaryPlace {
+impl Drop for DemoDirectory {
     fn drop(&mut self) {
         // A leftover in the temporary directory harms nobody.
         let _ = std::fs::remove_dir_all(&self.root);

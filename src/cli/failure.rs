@@ -9,7 +9,7 @@ use super::OUTPUT_CLOSED;
 use crate::grpc::caller::Refused;
 
 /// What a subcommand gives: its exit code, or why it failed.
-pub(super) type Outcome = Result<u8, Failure>;
+pub(super) type CommandResult = Result<u8, Failure>;
 
 /// Why a subcommand failed.
 #[derive(Debug, PartialEq, Eq)]

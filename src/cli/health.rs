@@ -4,7 +4,7 @@ use std::io::{self, Write as _};
 use std::time::Duration;
 
 use super::client::{self, AddrArgs};
-use super::failure::{Failure, Outcome};
+use super::failure::{CommandResult, Failure};
 
 /// Arguments of `health`.
 #[derive(Debug, clap::Args)]
@@ -20,7 +20,7 @@ pub(super) struct HealthArgs {
 }
 
 /// Runs `health`.
-pub(super) async fn health(HealthArgs { addr, service, timeout }: HealthArgs) -> Outcome {
+pub(super) async fn health(HealthArgs { addr, service, timeout }: HealthArgs) -> CommandResult {
     let check = async {
         let caller = client::connect(&addr.addr).await?;
         Ok::<_, Failure>(caller.health(&service).await?)

@@ -15,6 +15,7 @@ mod run;
 mod serve;
 mod shown;
 mod table;
+mod turn;
 mod words;
 mod workers;
 

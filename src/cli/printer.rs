@@ -6,7 +6,9 @@
 use std::collections::{HashMap, HashSet};
 use std::io::{self, IsTerminal as _, Write};
 
+use super::failure::Failure;
 use super::shown::{Missed, Shown};
+use super::turn::Output;
 use super::words::{plain, show_error, show_request, show_time, show_usage, word};
 use crate::pb;
 use crate::pb::item::Kind;
@@ -57,6 +59,16 @@ impl Look {
     }
 }
 
+impl<W: Write> Output for Printer<W> {
+    fn event(&mut self, event: &pb::TurnEvent) -> Result<(), Failure> {
+        Ok(self.show(event)?)
+    }
+
+    fn finish_line(&mut self) -> Result<(), Failure> {
+        Ok(self.end_line()?)
+    }
+}
+
 impl<W: Write> Printer<W> {
     /// A printer on `out`.
     pub(super) fn new(out: W, colours: bool) -> Printer<W> {
@@ -74,7 +86,7 @@ impl<W: Write> Printer<W> {
 
     /// Prints an event. What a terminal event says about failure is left to the caller, who has to
     /// give it an exit code.
-    pub(super) fn event(&mut self, event: &pb::TurnEvent) -> io::Result<()> {
+    fn show(&mut self, event: &pb::TurnEvent) -> io::Result<()> {
         let Some(kind) = &event.event else {
             return Ok(());
         };
@@ -164,7 +176,7 @@ impl<W: Write> Printer<W> {
     }
 
     /// Finishes a line that is being streamed, for somebody else to write.
-    pub(super) fn finish_line(&mut self) -> io::Result<()> {
+    fn end_line(&mut self) -> io::Result<()> {
         self.streaming = None;
         if !self.at_line_start {
             self.at_line_start = true;
@@ -196,7 +208,7 @@ impl<W: Write> Printer<W> {
                     let parts = if summary.is_empty() { content } else { summary };
                     if self.streamed.remove(id).is_some() {
                         // Its parts were told without what is between them here.
-                        self.finish_line()?;
+                        self.end_line()?;
                     } else {
                         self.complete_text(id, Look::Dim, &parts.join("\n"), "")?;
                     }
@@ -380,7 +392,7 @@ impl<W: Write> Printer<W> {
     /// A piece of an item's text, which may begin and end anywhere in a line.
     fn stream(&mut self, id: &str, text: &str, look: Look, indent: &str) -> io::Result<()> {
         if self.streaming.as_deref() != Some(id) {
-            self.finish_line()?;
+            self.end_line()?;
             self.streaming = Some(id.to_owned());
         }
         self.streamed.entry(id.to_owned()).or_default().push(text);
@@ -395,7 +407,7 @@ impl<W: Write> Printer<W> {
             Missed::Nothing => {}
             Missed::Rest(rest) => {
                 if self.streaming.as_deref() != Some(id) {
-                    self.finish_line()?;
+                    self.end_line()?;
                 }
                 self.write(look, rest, indent)?;
             }
@@ -411,14 +423,14 @@ impl<W: Write> Printer<W> {
                 self.text(look, whole, indent)?;
             }
         }
-        self.finish_line()
+        self.end_line()
     }
 
     /// A text of whole lines.
     fn text(&mut self, look: Look, text: &str, indent: &str) -> io::Result<()> {
-        self.finish_line()?;
+        self.end_line()?;
         self.write(look, text, indent)?;
-        self.finish_line()
+        self.end_line()
     }
 
     /// A text as one line.
@@ -468,7 +480,7 @@ mod tests {
         let mut out = Vec::new();
         let mut printer = Printer::new(&mut out, colours);
         for kind in events {
-            printer.event(&event(kind)).unwrap();
+            printer.show(&event(kind)).unwrap();
         }
         String::from_utf8(out).unwrap()
     }

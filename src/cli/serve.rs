@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::failure::{Failure, Outcome, tell};
+use super::failure::{CommandResult, Failure, tell};
 use super::{INTERRUPTED, USAGE};
 use crate::app::App;
 use crate::config::{Config, ServeArgs};
@@ -13,7 +13,7 @@ use crate::process;
 use crate::telemetry;
 
 /// Runs `serve`.
-pub(super) async fn serve(args: ServeArgs) -> Outcome {
+pub(super) async fn serve(args: ServeArgs) -> CommandResult {
     let print_config = args.print_config;
     let loaded = Config::load_with_origins(args, &|name| std::env::var_os(name));
     let (config, origins) = match loaded {

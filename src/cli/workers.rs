@@ -3,7 +3,7 @@
 use std::io::{self, Write as _};
 
 use super::client::{self, AddrArgs};
-use super::failure::Outcome;
+use super::failure::CommandResult;
 use super::{json, table, words};
 
 /// Arguments of `workers`.
@@ -17,7 +17,7 @@ pub(super) struct WorkersArgs {
 }
 
 /// Runs `workers`.
-pub(super) async fn workers(WorkersArgs { addr, json }: WorkersArgs) -> Outcome {
+pub(super) async fn workers(WorkersArgs { addr, json }: WorkersArgs) -> CommandResult {
     let caller = client::connect(&addr.addr).await?;
     let workers = caller.list_workers().await?.workers;
     let info = caller.get_server_info().await?;

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use prost::Message as _;
 use tonic::{Request, Response, Status};
@@ -17,7 +16,7 @@ use crate::model::id::{ContextKey, Tenant, ThreadId, TurnId};
 use crate::model::options::ToolDefaults;
 use crate::model::refusal::Refusal;
 use crate::pb;
-use crate::registry::Binding;
+use crate::registry::bindings::{Binding, Bound};
 use crate::turn::admission::Lane;
 use crate::turn::engine::Engine;
 use crate::turn::timeouts::Timeouts;
@@ -75,14 +74,6 @@ impl CodexApi {
                 .unwrap_or(u32::MAX),
             worker_id: self.engine.holder_of(&binding.thread_id).unwrap_or_default(),
         }
-    }
-
-    /// A binding is not pulled from under a turn.
-    fn must_be_idle(&self, key: &ContextKey) -> Result<(), Refusal> {
-        if self.engine.admission().is_busy(&Lane::Context(key.clone())) {
-            return Err(Refusal::ContextInUse(key.clone()));
-        }
-        Ok(())
     }
 }
 
@@ -220,8 +211,7 @@ impl CodexService for CodexApi {
     ) -> Result<Response<pb::GetContextResponse>, Status> {
         let pb::GetContextRequest { context_id, tool_name, thread_id_key } = request.into_inner();
         let key = self.key(&context_id, &tool_name, &thread_id_key)?;
-        let binding = self.engine.registry().get(&key);
-        let binding = binding.ok_or_else(|| Refusal::ContextNotFound(key.clone()))?;
+        let binding = self.engine.contexts().get(&key)?;
         Ok(Response::new(pb::GetContextResponse { context: Some(self.context(&key, &binding)) }))
     }
 
@@ -244,7 +234,7 @@ impl CodexService for CodexApi {
         let after = page_token::read(&page_token, filter)?;
         // One more than asked for tells whether there is a next page.
         let mut page =
-            self.engine.registry().page(&Tenant::default(), filter, after.as_ref(), limit + 1);
+            self.engine.contexts().page(&Tenant::default(), filter, after.as_ref(), limit + 1);
         let has_more = page.len() > limit;
         page.truncate(limit);
         let next_page_token = match page.last() {
@@ -268,19 +258,7 @@ impl CodexService for CodexApi {
                 format!("{thread_id:?} is not a thread id; Codex's are UUIDs"),
             )
         })?;
-        self.must_be_idle(&key)?;
-        let replaced = self.engine.registry().bind(&key, &thread_id);
-        if let Some(replaced) = &replaced {
-            self.engine.end_mcp_servers(replaced.clone());
-        }
-        let now = SystemTime::now();
-        let binding = self.engine.registry().get(&key).unwrap_or(Binding {
-            thread_id,
-            created_at: now,
-            updated_at: now,
-            turns: 0,
-            latest_turn: None,
-        });
+        let Bound { binding, replaced } = self.engine.bind_context(&key, &thread_id)?;
         Ok(Response::new(pb::BindContextResponse {
             context: Some(self.context(&key, &binding)),
             replaced_thread_id: replaced.map(|id| id.to_string()).unwrap_or_default(),
@@ -301,14 +279,8 @@ impl CodexService for CodexApi {
         let pb::DeleteContextRequest { context_id, tool_name, thread_id_key } =
             request.into_inner();
         let key = self.key(&context_id, &tool_name, &thread_id_key)?;
-        self.must_be_idle(&key)?;
-        match self.engine.registry().remove(&key) {
-            Some(binding) => {
-                self.engine.end_mcp_servers(binding.thread_id);
-                Ok(Response::new(pb::DeleteContextResponse {}))
-            }
-            None => Err(Refusal::ContextNotFound(key).into()),
-        }
+        self.engine.delete_context(&key)?;
+        Ok(Response::new(pb::DeleteContextResponse {}))
     }
 }
 

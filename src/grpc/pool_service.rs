@@ -122,7 +122,7 @@ impl PoolService for PoolApi {
                 .as_ref()
                 .is_some_and(|worker| worker.defaults().tells_settings),
             openai_base_url: ready_worker
-                .and_then(|worker| worker.defaults().config.openai_base_url)
+                .and_then(|worker| worker.defaults().config.openai_base_url.clone())
                 .unwrap_or_default(),
         }))
     }
@@ -138,7 +138,7 @@ impl PoolApi {
             queued_turns: count(engine.admission().waiting()),
             retained_turns: engine.turns().len() as u64,
             retained_bytes: engine.turns().retained().bytes(),
-            contexts: engine.registry().len() as u64,
+            contexts: engine.contexts().count() as u64,
             ready_workers: count(ready),
         }
     }

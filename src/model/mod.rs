@@ -14,3 +14,4 @@ pub mod outcome;
 pub mod question;
 pub mod refusal;
 pub mod request;
+pub mod workspace;

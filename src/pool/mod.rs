@@ -2,12 +2,11 @@
 //!
 //! Each place in the pool (a slot) has one supervising task that starts a worker, waits for its end
 //! and starts the next. A turn takes a [`Lease`] on a worker; the pool never moves a running turn.
-//! Which thread is on which worker is kept in [`threads`]. Nothing here knows what a turn says.
+//! Nothing here knows of threads, nor what a turn says.
 
 mod config_file;
 mod placement;
 mod supervise;
-pub mod threads;
 
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -190,7 +189,6 @@ pub struct Pool {
     retiring: Mutex<Vec<Arc<Worker>>>,
     stop: CancellationToken,
     tasks: TaskTracker,
-    threads: threads::Threads,
 }
 
 impl Pool {
@@ -227,7 +225,6 @@ impl Pool {
             retiring: Mutex::default(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
-            threads: threads::Threads::default(),
         });
         let spec = Arc::new(spec);
         pool.tasks.spawn(supervise::watch_home(Arc::clone(&pool), Arc::clone(&spec)));
@@ -247,11 +244,6 @@ impl Pool {
     /// What is known of every slot, in order.
     pub fn status(&self) -> Vec<SlotStatus> {
         self.slots.iter().map(|slot| slot.status.borrow().clone()).collect()
-    }
-
-    /// Which thread is where.
-    pub fn threads(&self) -> &threads::Threads {
-        &self.threads
     }
 
     /// The worker of this id, if that incarnation still runs.
@@ -281,7 +273,7 @@ impl Pool {
     }
 
     /// Whether this incarnation may still hold a thread.
-    fn runs(&self, id: &WorkerId) -> bool {
+    pub(crate) fn runs(&self, id: &WorkerId) -> bool {
         let is_current = self.slots.get(id.slot).is_some_and(|slot| {
             matches!(
                 &slot.status.borrow().state,

@@ -136,7 +136,6 @@ impl Supervision {
                     let healthy = ready_at.elapsed() >= STABLE_AFTER
                         || worker.completed_turns() > 0;
                     let message = format!("worker {} ended: {exit}", worker.id());
-                    self.pool.threads.forget_unheld(|id| id != worker.id() && self.pool.runs(id));
                     return self.pool.fail(self.index, Trouble::WorkersFailing, message, healthy);
                 }
                 _ = look.tick() => {}

@@ -11,7 +11,7 @@
 
 use std::ffi::OsString;
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsFd, FromRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode};
@@ -19,20 +19,14 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitOptions};
-use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 
-use super::Word;
+use super::guard_wire::{NAME, SUBCOMMAND, Word};
+use super::spawn::die_with_the_parent;
 use super::tree::{self, Sweep};
-
-/// The hidden subcommand: `__guard FD -- PROGRAM ARGUMENT…`.
-pub(super) const SUBCOMMAND: &str = "__guard";
-
-/// What the guard is called in lists of processes. Not after the sidecar: who kills that one by name
-/// must not take the guards with it.
-pub(super) const NAME: &str = "worker-guard";
+use super::wake::Wake;
 
 /// Is the guard of a worker, if the command line says so, and gives its exit code at its end. To be
 /// called first of all in `main`, with all arguments, before there is a thread or an open file.
@@ -83,8 +77,7 @@ fn inherit(control: RawFd) -> UnixStream {
 struct Guard {
     me: Pid,
     control: UnixStream,
-    /// A byte comes whenever a child has ended.
-    ended: UnixStream,
+    wake: Wake,
     worker: Pid,
     /// Whether the sidecar was told how the worker ended.
     told: bool,
@@ -95,9 +88,9 @@ impl Guard {
     /// Starts the worker; tells the sidecar what became of it.
     fn start(control: UnixStream, command: Command) -> Option<Guard> {
         match Guard::try_start(&control, command) {
-            Ok((ended, worker)) => {
+            Ok((wake, worker)) => {
                 let me = rustix::process::getpid();
-                let guard = Guard { me, control, ended, worker, told: false, alone: false };
+                let guard = Guard { me, control, wake, worker, told: false, alone: false };
                 guard.tell(Word::Started(worker.as_raw_nonzero().get().unsigned_abs()));
                 Some(guard)
             }
@@ -109,21 +102,19 @@ impl Guard {
         }
     }
 
-    fn try_start(control: &UnixStream, mut command: Command) -> io::Result<(UnixStream, Pid)> {
+    fn try_start(control: &UnixStream, mut command: Command) -> io::Result<(Wake, Pid)> {
         rustix::io::fcntl_setfd(control, rustix::io::FdFlags::CLOEXEC)?;
         control.set_nonblocking(true)?;
         // Only a help for who looks at a list of processes.
         let _ = std::fs::write("/proc/self/comm", NAME);
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
-        let (ended, wake) = UnixStream::pair()?;
-        ended.set_nonblocking(true)?;
-        signal_hook::low_level::pipe::register(SIGCHLD, wake)?;
+        let (wake, _) = Wake::new()?;
         // Handlers, because an ignored signal would be ignored by the worker too.
         for signal in [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2] {
             signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)))?;
         }
         // So that even a guard that is killed leaves no worker.
-        super::guards::die_with_the_parent(command.process_group(0));
+        die_with_the_parent(command.process_group(0));
         let worker = command.spawn()?.id();
         let worker = i32::try_from(worker).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH)?;
         // Else its pipes would stay open after its end. Nothing can be done where this fails, but then
@@ -133,7 +124,7 @@ impl Guard {
             let _ = rustix::stdio::dup2_stdout(&null);
             let _ = rustix::stdio::dup2_stderr(&null);
         }
-        Ok((ended, worker))
+        Ok((wake, worker))
     }
 
     fn tell(&self, word: Word) {
@@ -156,16 +147,9 @@ impl Guard {
 
     /// Waits until a child has ended or the sidecar moves.
     fn pause(&mut self, timeout: Option<Duration>) {
-        let mut watched = [
-            PollFd::new(&self.ended, PollFlags::IN),
-            PollFd::from_borrowed_fd(self.control.as_fd(), PollFlags::IN),
-        ];
         // A socket that was closed is readable for ever; there is nothing more to hear from it.
-        let watched = if self.alone { &mut watched[..1] } else { &mut watched[..] };
-        let timeout = timeout.map(super::children::timespec);
-        // An interruption is as good as any other end of the pause.
-        let _ = rustix::event::poll(watched, timeout.as_ref());
-        while self.ended.read(&mut [0; 64]).is_ok_and(|read| read > 0) {}
+        let control = (!self.alone).then(|| self.control.as_fd());
+        self.wake.wait(control, timeout);
     }
 
     /// Whether the sidecar has ordered the end or is gone.

@@ -1,25 +1,37 @@
-//! The sidecar's side of its guards: starts them, reaps them, and clears up after one that was killed.
+//! The guards that the sidecar has: reaps them, and clears up after one that was killed.
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::Command;
+use std::process::{ChildStderr, ChildStdin, ChildStdout};
 use std::time::Duration;
 
-use rustix::io::{Errno, FdFlags};
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions};
 use tokio::sync::oneshot;
 
-use super::ProcessSpec;
-use super::children::{GuardId, Guarding, furnish};
-use super::guard::{NAME, SUBCOMMAND};
 use super::orphans::Orphans;
+use super::spawn::{self, ProcessSpec};
 use super::tree::Stat;
 
-/// All guards of this process. Belongs to the thread that starts them.
+/// Which guard, of all that this process ever started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct GuardId(u64);
+
+/// A guard that is about to start a program.
+#[derive(Debug)]
+pub(super) struct Guarding {
+    pub(super) guard: GuardId,
+    /// The sidecar's end of it.
+    pub(super) control: UnixStream,
+    /// The program's streams.
+    pub(super) stdin: ChildStdin,
+    pub(super) stdout: ChildStdout,
+    pub(super) stderr: ChildStderr,
+}
+
+/// All guards of this process. Belongs to the [reaper](super::reaper).
 #[derive(Debug, Default)]
 pub(super) struct Guards {
     /// Those that are not reaped.
@@ -30,29 +42,8 @@ pub(super) struct Guards {
 }
 
 impl Guards {
-    pub(super) fn new() -> Guards {
-        Guards::default()
-    }
-
     pub(super) fn start(&mut self, guard: &Path, spec: ProcessSpec) -> io::Result<Guarding> {
-        let ProcessSpec { program, args, env, current_dir, guard: _ } = spec;
-        let (control, theirs) = UnixStream::pair()?;
-        let mut command = Command::new(guard);
-        command
-            .arg0(NAME)
-            .args([SUBCOMMAND, &theirs.as_raw_fd().to_string(), "--"])
-            .arg(program)
-            .args(args);
-        furnish(&mut command, env, current_dir);
-        leave_to_the_guard(&mut command, theirs);
-        let mut child = command.spawn().map_err(|error| match error.kind() {
-            // Else it would seem as if the program had not been found.
-            io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => io::Error::new(
-                error.kind(),
-                format!("the guard {} could not be started: {error}", guard.display()),
-            ),
-            _ => error,
-        })?;
+        let (mut child, control) = spawn::under_a_guard(guard, spec)?;
         let id = GuardId(self.started);
         self.started += 1;
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH)?;
@@ -144,37 +135,4 @@ fn reap(known: &mut HashMap<GuardId, Pid>) -> bool {
         Err(_) => true,
     });
     undone
-}
-
-/// Gives the guard its end of the control socket, and a session of its own: a terminal's signals must
-/// not reach it, and by the session its orphans are told from the sidecar's own children.
-#[allow(unsafe_code, reason = "no library runs anything between fork and exec")]
-fn leave_to_the_guard(command: &mut Command, control: UnixStream) {
-    // SAFETY: the closure makes two system calls and allocates nothing, which is all that may be done
-    // in the child of a process with several threads.
-    unsafe {
-        command.pre_exec(move || {
-            rustix::io::fcntl_setfd(control.as_fd(), FdFlags::empty())?;
-            rustix::process::setsid()?;
-            Ok(())
-        });
-    }
-}
-
-/// Has the kernel kill the child when the thread that starts it ends.
-#[allow(unsafe_code, reason = "no library sets the parent-death signal between fork and exec")]
-pub(super) fn die_with_the_parent(command: &mut Command) {
-    let parent = rustix::process::getpid();
-    // SAFETY: the closure makes two system calls and allocates nothing, which is all that may be done
-    // in the child of a process with several threads.
-    unsafe {
-        command.pre_exec(move || {
-            rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-            // It may have died before the signal was asked for.
-            if rustix::process::getppid() != Some(parent) {
-                return Err(io::Error::from(Errno::SRCH));
-            }
-            Ok(())
-        });
-    }
 }

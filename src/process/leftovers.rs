@@ -10,7 +10,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::guard::SUBCOMMAND;
+use super::guard_wire::SUBCOMMAND;
 use super::tree::{self, Identity, Stat};
 
 const VARIABLE: &str = "CODEX_SIDECAR_INSTANCE";
@@ -94,14 +94,6 @@ pub fn clear_leftovers(codex_home: &Path) -> usize {
     })
 }
 
-/// Kills what the process `pid` and its descendants started with this variable in its environment, and
-/// what those started in turn, but never `pid` itself; gives how many processes that were. Waits until
-/// they are gone, two seconds at most; not for a runtime's thread. Codex gives the commands of a
-/// thread its id as `CODEX_THREAD_ID`.
-pub fn kill_started_by(pid: u32, name: &str, value: &str) -> usize {
-    kill_started_since(pid, name, value, Moment(0))
-}
-
 /// A moment, by the clock by which the system dates the start of processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Moment(u64);
@@ -117,7 +109,10 @@ impl Moment {
     }
 }
 
-/// As [`kill_started_by`], but only what was started at that moment or later.
+/// Kills what the process `pid` and its descendants started at that moment or later with this variable
+/// in its environment, and what those started in turn, but never `pid` itself; gives how many processes
+/// that were. Waits until they are gone, two seconds at most; not for a runtime's thread. Codex gives
+/// the commands of a thread its id as `CODEX_THREAD_ID`.
 pub fn kill_started_since(pid: u32, name: &str, value: &str, since: Moment) -> usize {
     let Some(worker) = i32::try_from(pid).ok().and_then(Stat::read) else { return 0 };
     // Who left the worker's tree is a child of its guard.

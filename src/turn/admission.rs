@@ -196,9 +196,12 @@ impl Admission {
         lane.waiting.len() + usize::from(head_waits)
     }
 
-    /// Whether a turn of this lane runs or waits.
-    pub fn is_busy(&self, lane: &Lane) -> bool {
-        self.state().lanes.contains_key(lane)
+    /// Makes a change that no turn of this lane may come between; `None`, and no change, where one
+    /// runs or waits. Nobody is admitted meanwhile: the change must be short, and ask nothing here.
+    pub(crate) fn while_idle<T>(&self, lane: &Lane, change: impl FnOnce() -> T) -> Option<T> {
+        let state = self.state();
+        let is_idle = !state.lanes.contains_key(lane);
+        is_idle.then(change)
     }
 
     fn has_place(&self, state: &State, tenant: &Tenant) -> bool {

@@ -1,10 +1,11 @@
 //! The domain: what a turn is, and how it runs.
 //!
-//! [`engine`] drives turns, one task each; [`admission`] says who may run, [`log`] keeps what
-//! happened, [`turns`] finds it again. [`timeouts`] and [`retention`] are their settings.
+//! [`engine`] drives turns, one task each; [`admission`] says who may run, [`contexts`] which thread
+//! goes on, [`log`] keeps what happened, [`turns`] finds it again. [`timeouts`] and [`retention`] are their settings.
 
 pub mod admission;
 pub mod claims;
+pub(crate) mod contexts;
 pub mod engine;
 pub mod log;
 pub mod retention;

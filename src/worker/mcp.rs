@@ -11,13 +11,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::future::join_all;
-use serde_json::{Map, Value, json};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use crate::app_server::client::{LoadOptions, LoadThread, ThreadOpened};
 use crate::app_server::mcp::{self, ServerStatus};
 use crate::app_server::message::Notification;
-use crate::app_server::method::{self, ThreadOpened};
 use crate::app_server::peer::RequestError;
 use crate::model::event::{McpServerState, McpServerStatus};
 use crate::model::id::ThreadId;
@@ -252,12 +251,12 @@ impl Worker {
 
     /// Starts those MCP servers of a loaded thread again that have ended since its last turn, or did
     /// not start. Costs nothing for a thread without servers, and 1 to 3 ms where all are well.
-    /// `overrides` are what the thread was loaded with.
+    /// `load` is what the thread was loaded with.
     pub async fn mend_mcp_servers(
         &self,
         thread_id: &ThreadId,
         directory: &Path,
-        overrides: &Map<String, Value>,
+        load: &LoadOptions,
     ) -> McpHealth {
         let thread = thread_id.as_str();
         let suspects = self.routes.mcp.suspects(thread);
@@ -287,9 +286,9 @@ impl Worker {
             }
         }
         let config = self.mcp_config(directory).await.unwrap_or_default();
-        let configured = config.servers(overrides);
+        let configured = config.servers(load);
         // An answer alone says nothing: the servers start when the thread is looked at.
-        let reloaded = self.request::<method::Ignored>(mcp::RELOAD, &Value::Null).await;
+        let reloaded = self.client.mcp_reload().await;
         if let Err(error) = &reloaded {
             tracing::warn!(worker = %self.id, %thread_id, %error, "MCP servers can't be started again");
         }
@@ -333,12 +332,8 @@ impl Worker {
         server: &str,
         timeout: Duration,
     ) -> Option<ServerStatus> {
-        let params = mcp::status_list_params(thread_id, server);
-        let listed: Result<mcp::StatusList, RequestError> =
-            self.request_within(mcp::STATUS_LIST, &params, timeout).await;
-        match listed {
-            // An older CLI lists all of them.
-            Ok(listed) => listed.data.into_iter().find(|status| status.name == server),
+        match self.client.within(timeout).mcp_server_status(thread_id, server).await {
+            Ok(status) => status,
             Err(error) => {
                 tracing::debug!(worker = %self.id, thread_id, server, %error, "an MCP server can't be looked at");
                 None
@@ -347,70 +342,54 @@ impl Worker {
     }
 
     /// How the MCP servers of threads in this directory are configured.
-    async fn mcp_config(&self, directory: &Path) -> Result<mcp::ConfigRead, RequestError> {
-        let params = json!({ "includeLayers": false, "cwd": directory });
-        self.request_within(method::CONFIG_READ, &params, CONFIG).await
-    }
-
-    /// The overrides of a thread that only asks what a thread would use: without MCP servers.
-    pub(super) async fn without_mcp_servers(
+    pub(super) async fn mcp_config(
         &self,
-        overrides: &Map<String, Value>,
         directory: &Path,
-    ) -> Map<String, Value> {
-        let config = self.mcp_config(directory).await.unwrap_or_else(|error| {
-            tracing::debug!(worker = %self.id, %error, "the configured MCP servers are not known");
-            mcp::ConfigRead::default()
-        });
-        mcp::without_servers(overrides, config.names())
+    ) -> Result<mcp::ConfigRead, RequestError> {
+        self.client.within(CONFIG).mcp_config(directory).await
     }
 
-    /// Asks Codex to load a thread, by `thread/start` or `thread/resume`, and waits for as long as the
-    /// MCP servers that it waits for may take. A thread whose loading nobody waits for any more, for
-    /// whatever reason, is unloaded when Codex has loaded it after all: its servers would stay else.
+    /// Asks Codex to load a thread, and waits for as long as the MCP servers that it waits for may take.
+    /// A thread whose loading nobody waits for any more, for whatever reason, is unloaded when Codex has
+    /// loaded it after all: its servers would stay else.
     pub(super) async fn load_thread(
         &self,
-        method: &'static str,
-        params: Value,
-        directory: &Path,
-        overrides: &Map<String, Value>,
+        thread: &LoadThread,
     ) -> Result<ThreadOpened, RequestError> {
         let began = Instant::now();
-        let mut loading = self.start_loading(method, params);
-        let gone =
-            RequestError::Transport { method, cause: "the worker ended".to_owned(), written: true };
-        if let Ok(answer) = tokio::time::timeout(self.request_timeout, &mut loading).await {
-            return answer.unwrap_or(Err(gone));
+        let mut loading = self.start_loading(thread.clone());
+        let gone = || Err(thread.lost("the worker ended"));
+        let within = self.client.timeout();
+        if let Ok(answer) = tokio::time::timeout(within, &mut loading).await {
+            return answer.unwrap_or_else(|_| gone());
         }
         // Asked only now: most threads are there at once.
-        let servers = match self.mcp_config(directory).await {
-            Ok(config) => config.longest_required_start(overrides),
+        let servers = match self.mcp_config(thread.working_directory()).await {
+            Ok(config) => thread.longest_required_start(&config),
             Err(_) => Duration::ZERO,
         };
-        let within = self.request_timeout + servers;
+        let within = within + servers;
         let left = within.saturating_sub(began.elapsed());
         match tokio::time::timeout(left, loading).await {
-            Ok(answer) => answer.unwrap_or(Err(gone)),
-            Err(_) => Err(RequestError::Timeout { method, after: within }),
+            Ok(answer) => answer.unwrap_or_else(|_| gone()),
+            Err(_) => Err(thread.timed_out(within)),
         }
     }
 
     fn start_loading(
         &self,
-        method: &'static str,
-        params: Value,
+        thread: LoadThread,
     ) -> oneshot::Receiver<Result<ThreadOpened, RequestError>> {
         let (answer, answered) = oneshot::channel();
-        let (peer, loading, id) = (self.peer.clone(), Arc::clone(&self.loading), self.id.clone());
+        let (client, loading, id) =
+            (self.client.clone(), Arc::clone(&self.loading), self.id.clone());
         let loaded = Arc::clone(&self.loaded_threads);
-        let timeout = self.request_timeout;
-        let asked_for = params["threadId"].as_str().map(str::to_owned);
-        loading.begin(asked_for.as_deref());
+        loading.begin(thread.thread_id());
         tokio::spawn(async move {
-            let opened = peer.request::<ThreadOpened>(method, &params, LATE).await;
-            let thread_id = opened.as_ref().ok().map(|opened| opened.thread.id.clone());
+            let opened = client.within(LATE).load_thread(&thread).await;
+            let thread_id = opened.as_ref().ok().map(|opened| opened.thread_id().to_owned());
             let is_late = answer.send(opened).is_err();
-            let is_wanted = loading.end(asked_for.as_deref());
+            let is_wanted = loading.end(thread.thread_id());
             let Some(thread_id) = thread_id.filter(|_| is_late && !is_wanted) else { return };
             let is_used = loaded
                 .lock()
@@ -420,10 +399,7 @@ impl Worker {
                 return;
             }
             tracing::info!(worker = %id, thread_id, "a thread was loaded when nobody wanted it any more; it is let go");
-            let params = json!({ "threadId": thread_id });
-            let unsubscribed =
-                peer.request::<method::Ignored>(method::THREAD_UNSUBSCRIBE, &params, timeout).await;
-            if let Err(error) = unsubscribed {
+            if let Err(error) = client.thread_unsubscribe(&thread_id).await {
                 tracing::debug!(worker = %id, thread_id, %error, "a thread could not be unsubscribed");
             }
         });
@@ -466,6 +442,7 @@ impl Loading {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
     use serde_json::value::RawValue;
 
     use super::*;

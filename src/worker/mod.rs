@@ -25,16 +25,13 @@ mod unowned;
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-use serde_json::json;
 use tokio::sync::watch;
 
+use crate::app_server::client::{CliDefaults, Client, Initialized};
 use crate::app_server::peer::{Peer, RequestError};
-use crate::app_server::{method, refusal_text};
 use crate::model::id::{ThreadId, WorkerId};
 use crate::redact::Redactor;
 use crate::worker::conversation::Conversation;
@@ -47,17 +44,9 @@ pub use route::{Route, ThreadMessage};
 pub use runner::WorkerExit;
 pub use spec::{CheckVersion, SpawnError, WorkerLimits, WorkerSpec};
 
-/// What the CLI's configuration says where a request says nothing; read once per worker.
-#[derive(Debug, Clone, Default)]
-pub struct CliDefaults {
-    /// The configured part.
-    pub config: method::CliConfig,
-    /// The model that is used where none is configured.
-    pub default_model: Option<String>,
-    /// Whether the CLI tells which settings came into force with a turn. Such a CLI has permission
-    /// profiles that can be picked by name, too.
-    pub tells_settings: bool,
-}
+/// How long the defaults may take. The worker is up; what it may be slow with (its provider's list of
+/// models) must not keep it from the first turn for long.
+const DEFAULTS: Duration = Duration::from_secs(5);
 
 /// A handle to one worker.
 #[derive(Debug)]
@@ -67,20 +56,20 @@ pub struct Worker {
     user_agent: String,
     started_at: SystemTime,
     peer: Peer,
+    client: Client,
     routes: Arc<Routes>,
     life: Life,
-    request_timeout: Duration,
     redactor: Redactor,
     // Whether Codex may pursue goals, which lets it take turns by itself.
     may_have_goals: bool,
-    defaults: OnceLock<CliDefaults>,
+    defaults: CliDefaults,
+    config_fault_at_start: Option<String>,
     running_turns: watch::Sender<usize>,
     started_turns: AtomicU64,
     completed_turns: AtomicU64,
     // By id, so that no path that loads or releases twice makes the count drift.
     loaded_threads: Arc<Mutex<HashSet<ThreadId>>>,
     loading: Arc<mcp::Loading>,
-    config_fault_at_start: Option<String>,
 }
 
 impl Worker {
@@ -102,6 +91,7 @@ impl Worker {
         conversation: Conversation,
         spec: &WorkerSpec,
     ) -> Result<Arc<Worker>, SpawnError> {
+        let started_at = SystemTime::now();
         let Conversation { program, pid, stdin, stdout, stderr, ending } = conversation;
         // Before anything is read: whatever it says may repeat a key.
         let redactor = Redactor::new((spec.secrets)());
@@ -116,12 +106,10 @@ impl Worker {
         let mcp = McpServers::new(id.clone());
         let (kin, suspects) = unowned::Kin::new();
         let routes = Arc::new(Routes::open(mcp, kin));
-        let unanswered = Arc::new(OnceLock::<Peer>::new());
         let peer = Peer::start(stdout, stdin, spec.limits.peer.clone(), {
-            let (routes, unanswered) = (Arc::clone(&routes), Arc::clone(&unanswered));
-            move |inbound| route::route(&routes, unanswered.get(), inbound)
+            let routes = Arc::clone(&routes);
+            move |peer, inbound| route::route(&routes, peer, inbound)
         });
-        let _ = unanswered.set(peer.clone());
 
         let runner = Runner {
             ending,
@@ -130,107 +118,51 @@ impl Worker {
             stderr_tail: Arc::clone(&stderr_tail),
             drained,
         };
-        let mut worker = Worker {
+        let life = runner.start();
+        let client = Client::new(peer.clone(), spec.limits.request_timeout);
+        let Initialized { user_agent } =
+            match client.within(spec.limits.start_timeout).initialize().await {
+                Ok(initialized) => initialized,
+                Err(error) => {
+                    life.end("the handshake failed");
+                    let WorkerExit { cause, stderr_tail } = (*life.exited().await).clone();
+                    let cause = match error {
+                        // The worker's own end explains more than the failed request.
+                        RequestError::Transport { .. } => cause,
+                        other => other.to_string(),
+                    };
+                    return Err(SpawnError::Handshake { program, cause, stderr_tail });
+                }
+            };
+        if let Err(cause) = (spec.check_version)(version(&user_agent)) {
+            life.end("its version is not supported");
+            life.exited().await;
+            return Err(SpawnError::Version { program, cause });
+        }
+        let (defaults, config_fault_at_start) = client.within(DEFAULTS).defaults().await;
+        stderr_tail.note_ready();
+        let has_no_goals = |value: &String| value == "features.goals=false";
+        let worker = Arc::new(Worker {
             id,
             pid,
-            user_agent: String::new(),
-            started_at: SystemTime::now(),
+            user_agent,
+            started_at,
             peer,
+            client,
             routes,
-            life: runner.start(),
-            request_timeout: spec.limits.request_timeout,
+            life,
             redactor,
-            may_have_goals: !spec
-                .config_overrides
-                .iter()
-                .any(|value| value == "features.goals=false"),
-            defaults: OnceLock::new(),
+            may_have_goals: !spec.config_overrides.iter().any(has_no_goals),
+            defaults,
+            config_fault_at_start,
             running_turns: watch::Sender::new(0),
             started_turns: AtomicU64::new(0),
             completed_turns: AtomicU64::new(0),
             loaded_threads: Arc::default(),
             loading: Arc::default(),
-            config_fault_at_start: None,
-        };
-        match worker.shake_hands(spec.limits.start_timeout).await {
-            Ok(initialized) => worker.user_agent = initialized.user_agent,
-            Err(error) => {
-                worker.kill("the handshake failed");
-                let exit = worker.exited().await;
-                // Its own end explains more than the failed request.
-                let cause = match error {
-                    RequestError::Transport { .. } => exit.cause.clone(),
-                    other => other.to_string(),
-                };
-                let stderr_tail = exit.stderr_tail.clone();
-                return Err(SpawnError::Handshake { program, cause, stderr_tail });
-            }
-        }
-        if let Err(cause) = (spec.check_version)(worker.cli_version()) {
-            worker.kill("its version is not supported");
-            worker.exited().await;
-            return Err(SpawnError::Version { program, cause });
-        }
-        let (defaults, config_fault) = worker.read_defaults().await;
-        let _ = worker.defaults.set(defaults);
-        worker.config_fault_at_start = config_fault;
-        stderr_tail.note_ready();
-        let worker = Arc::new(worker);
+        });
         tokio::spawn(unowned::watch(Arc::downgrade(&worker), suspects));
         Ok(worker)
-    }
-
-    async fn shake_hands(&self, within: Duration) -> Result<method::Initialized, RequestError> {
-        let params = method::initialize_params();
-        let initialized = self.request_within(method::INITIALIZE, &params, within).await?;
-        self.peer.notify(method::INITIALIZED)?;
-        Ok(initialized)
-    }
-
-    async fn read_defaults(&self) -> (CliDefaults, Option<String>) {
-        /// The worker is up; what it may be slow with (its provider's list of models) must not keep
-        /// it from the first turn for long.
-        const WITHIN: Duration = Duration::from_secs(5);
-        let params = json!({ "includeLayers": false });
-        let mut config_fault = None;
-        let (read, tells_settings) = tokio::join!(
-            self.request_within::<method::ConfigRead>(method::CONFIG_READ, &params, WITHIN),
-            self.tells_settings(WITHIN),
-        );
-        let config = match read {
-            Ok(read) => read.config,
-            Err(error) => {
-                config_fault = fault_of(&error);
-                // An old CLI without it: `thread/start` still tells the defaults of new threads.
-                tracing::debug!(worker = %self.id, %error, "the CLI's configuration can't be read");
-                method::CliConfig::default()
-            }
-        };
-        let default_model = match &config.model {
-            Some(model) => Some(model.clone()),
-            None => self
-                .request_within::<method::ModelList>(method::MODEL_LIST, &json!({}), WITHIN)
-                .await
-                .ok()
-                .and_then(|list| list.data.into_iter().find(|model| model.is_default))
-                .map(|model| model.model),
-        };
-        (CliDefaults { config, default_model, tells_settings }, config_fault)
-    }
-
-    /// Asks for a change of settings of no thread at all: the CLIs that know this request are those
-    /// that tell their settings, also when they refuse it.
-    async fn tells_settings(&self, within: Duration) -> bool {
-        let params = json!({ "threadId": "none" });
-        let asked =
-            self.request_within::<method::Ignored>(method::SETTINGS_UPDATE, &params, within).await;
-        match asked {
-            Ok(_) => true,
-            Err(RequestError::Server { message, .. }) => {
-                !refusal_text::is_unknown_request(&message)
-            }
-            Err(_) => false,
-        }
     }
 
     /// What was wrong with the user's `config.toml` when it started: it runs without any of it then,
@@ -245,12 +177,7 @@ impl Worker {
     /// # Errors
     /// See [`RequestError`]; nothing is known then.
     pub async fn config_fault(&self, timeout: Duration) -> Result<Option<String>, RequestError> {
-        let params = json!({ "includeLayers": false });
-        let read = self.request_within::<method::Ignored>(method::CONFIG_READ, &params, timeout);
-        match read.await {
-            Ok(_) => Ok(None),
-            Err(error) => fault_of(&error).map(Some).ok_or(error),
-        }
+        self.client.within(timeout).config_fault().await
     }
 
     /// Which worker, and which incarnation of it.
@@ -270,8 +197,7 @@ impl Worker {
 
     /// The CLI's version, as the handshake told it.
     pub fn cli_version(&self) -> &str {
-        let (_, version) = self.user_agent.split_once('/').unwrap_or(("", ""));
-        version.split_whitespace().next().unwrap_or_default()
+        version(&self.user_agent)
     }
 
     /// When it was started.
@@ -280,39 +206,14 @@ impl Worker {
     }
 
     /// What the CLI's configuration says where a request says nothing.
-    pub fn defaults(&self) -> CliDefaults {
-        self.defaults.get().cloned().unwrap_or_default()
+    pub fn defaults(&self) -> &CliDefaults {
+        &self.defaults
     }
 
     /// What must not be in anything that it says. Its lines are without it; a text that it tells in
     /// pieces has to be looked at as a whole.
     pub fn redactor(&self) -> &Redactor {
         &self.redactor
-    }
-
-    /// Asks it something.
-    ///
-    /// # Errors
-    /// See [`RequestError`].
-    pub async fn request<A: DeserializeOwned>(
-        &self,
-        method: &'static str,
-        params: &impl Serialize,
-    ) -> Result<A, RequestError> {
-        self.request_within(method, params, self.request_timeout).await
-    }
-
-    /// Asks it something, with a time of its own for the answer.
-    ///
-    /// # Errors
-    /// See [`RequestError`].
-    pub async fn request_within<A: DeserializeOwned>(
-        &self,
-        method: &'static str,
-        params: &impl Serialize,
-        timeout: Duration,
-    ) -> Result<A, RequestError> {
-        self.peer.request(method, params, timeout).await
     }
 
     /// Answers a request of the worker. A worker that is gone needs no answer.
@@ -357,7 +258,7 @@ impl Worker {
 
     /// Ends it with all that it started. The cause is told to whoever has a turn on it.
     pub fn kill(&self, cause: impl Into<String>) {
-        self.life.end(cause.into());
+        self.life.end(cause);
     }
 
     /// Asks for the cheapest thing that goes through Codex's own queue.
@@ -365,20 +266,7 @@ impl Worker {
     /// # Errors
     /// See [`RequestError`]; any answer at all, also an error, is a sign of life.
     pub async fn ping(&self, timeout: Duration) -> Result<(), RequestError> {
-        let pong = self
-            .request_within::<method::Ignored>(method::THREAD_LOADED_LIST, &json!({}), timeout)
-            .await;
-        match pong {
-            Ok(_)
-            | Err(
-                RequestError::Server { .. }
-                | RequestError::Decode { .. }
-                | RequestError::TooLong { .. },
-            ) => Ok(()),
-            Err(error @ (RequestError::Transport { .. } | RequestError::Timeout { .. })) => {
-                Err(error)
-            }
-        }
+        self.client.within(timeout).ping().await
     }
 
     /// How long ago it last said anything.
@@ -448,21 +336,10 @@ impl Worker {
     }
 }
 
-impl Drop for Worker {
-    fn drop(&mut self) {
-        self.kill("nobody needs it any more");
-    }
-}
-
-/// What is wrong with the configuration, if that is why it could not be read.
-fn fault_of(error: &RequestError) -> Option<String> {
-    match error {
-        RequestError::Server { code, message, .. } => refusal_text::config_fault(*code, message),
-        RequestError::Transport { .. }
-        | RequestError::Timeout { .. }
-        | RequestError::TooLong { .. }
-        | RequestError::Decode { .. } => None,
-    }
+/// The version in what a CLI says of itself.
+fn version(user_agent: &str) -> &str {
+    let (_, version) = user_agent.split_once('/').unwrap_or(("", ""));
+    version.split_whitespace().next().unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -5,9 +5,6 @@ use std::io::{self, BufReader, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde_json::json;
-
-use crate::app_server::method;
 use crate::app_server::record::{self, Recorded};
 use crate::model::id::ThreadId;
 use crate::worker::Worker;
@@ -28,10 +25,8 @@ impl Worker {
     /// where it can't be read or understood, where it takes too long.
     pub async fn had_no_answer(&self, thread_id: &ThreadId, codex_turn_id: &str) -> bool {
         let asking = async {
-            let params = json!({ "threadId": thread_id.as_str(), "includeTurns": false });
-            let read = self.request::<method::ThreadRead>(method::THREAD_READ, &params).await;
-            let path = match read {
-                Ok(read) => read.thread.path?,
+            let path = match self.client.thread_read(thread_id.as_str()).await {
+                Ok(read) => read.path?,
                 Err(error) => {
                     tracing::debug!(%thread_id, %error, "where the thread is recorded can't be asked");
                     return None;

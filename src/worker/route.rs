@@ -128,7 +128,7 @@ impl Drop for Route {
 }
 
 /// Takes in what a worker says.
-pub(super) fn route(routes: &Routes, peer: Option<&Peer>, inbound: Inbound) {
+pub(super) fn route(routes: &Routes, peer: &Peer, inbound: Inbound) {
     match inbound {
         Inbound::Notification(notification) => {
             let scope = decode::scope(&notification.params);
@@ -164,7 +164,7 @@ pub(super) fn route(routes: &Routes, peer: Option<&Peer>, inbound: Inbound) {
                 None => Some(ThreadMessage::Request(request)),
             };
             // A request without an answer would hang Codex for ever.
-            if let (Some(ThreadMessage::Request(request)), Some(peer)) = (unclaimed, peer) {
+            if let Some(ThreadMessage::Request(request)) = unclaimed {
                 tracing::debug!(
                     method = request.method,
                     "declined a request that no turn is waiting for"
@@ -177,8 +177,8 @@ pub(super) fn route(routes: &Routes, peer: Option<&Peer>, inbound: Inbound) {
 
 /// Tells whoever a line was for that it is gone: the turns of its thread, or all of them where it names
 /// none. A request of Codex is declined, since it waits for an answer.
-fn skipped(routes: &Routes, peer: Option<&Peer>, line: Box<SkippedLine>) {
-    if let (Some(id), Some(method), Some(peer)) = (&line.id, &line.method, peer) {
+fn skipped(routes: &Routes, peer: &Peer, line: Box<SkippedLine>) {
+    if let (Some(id), Some(method)) = (&line.id, &line.method) {
         let _ = peer.respond(id, decode::decline(method));
     }
     let line = Arc::<SkippedLine>::from(line);

@@ -42,7 +42,7 @@ pub(super) fn with_last_words(lines: &[String]) -> String {
     }
 }
 
-/// A worker's end: it can be ordered, and waited for.
+/// A worker's end: it can be ordered, and waited for. It comes when this is dropped.
 #[derive(Debug)]
 pub(super) struct Life {
     killed: Kill,
@@ -57,8 +57,8 @@ struct Kill {
 
 impl Life {
     /// Orders the end. The first cause is the one that is told.
-    pub(super) fn end(&self, cause: String) {
-        let _ = self.killed.cause.set(cause);
+    pub(super) fn end(&self, cause: impl Into<String>) {
+        let _ = self.killed.cause.set(cause.into());
         self.killed.token.cancel();
     }
 
@@ -73,6 +73,12 @@ impl Life {
 
     pub(super) fn is_over(&self) -> bool {
         self.exit.borrow().is_some()
+    }
+}
+
+impl Drop for Life {
+    fn drop(&mut self) {
+        self.end("nobody needs it any more");
     }
 }
 

@@ -6,18 +6,19 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde_json::{Value, json};
-
+use crate::app_server::baseline::{Baseline, Lingering, started_wider};
+use crate::app_server::client::{LoadOptions, LoadThread, StartTurn};
 use crate::app_server::decode;
-use crate::app_server::method::{self, Baseline, BaselineAccess, Lingering, LoadOptions};
-use crate::app_server::peer::{OVERLOADED, RequestError};
-use crate::app_server::refusal_text::{self, Meaning};
 use crate::app_server::settings::{Gate, Settings};
 use crate::model::id::ThreadId;
-use crate::model::options::{SandboxMode, ThreadOptions};
+use crate::model::options::ThreadOptions;
 use crate::model::request::UserInput;
+use crate::registry::threads::Loaded;
 use crate::worker::mcp::McpHealth;
 use crate::worker::{Worker, WorkerId};
+
+pub use crate::app_server::thread_error::ThreadError;
+pub use crate::model::workspace::Workspace;
 
 /// A thread that a worker holds.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,6 +38,12 @@ pub struct LoadedThread {
     in_force: Option<Settings>,
 }
 
+impl Loaded for LoadedThread {
+    fn worker(&self) -> &WorkerId {
+        &self.worker
+    }
+}
+
 impl LoadedThread {
     /// Starts the thread's MCP servers again that have ended, before a turn in this directory.
     pub async fn mend_mcp_servers(
@@ -45,7 +52,7 @@ impl LoadedThread {
         thread_id: &ThreadId,
         directory: &Path,
     ) -> McpHealth {
-        worker.mend_mcp_servers(thread_id, directory, &self.load.config).await
+        worker.mend_mcp_servers(thread_id, directory, &self.load).await
     }
 
     /// Whether it is loaded with what these options need; what a turn may do is another matter, see
@@ -57,7 +64,7 @@ impl LoadedThread {
     /// In which respect an earlier turn had more than a turn with these options asks for; it must be
     /// loaded anew then. [`Worker::prepare`] comes first.
     pub fn lingers(&self, options: &ThreadOptions, workspace: &Workspace) -> Option<String> {
-        self.granted.lingers_beyond(&self.asked(options, workspace))
+        self.granted.lingers_beyond(&self.baseline.settings(options, workspace))
     }
 
     /// The permission profile of the CLI's configuration that turns with these options use.
@@ -73,110 +80,12 @@ impl LoadedThread {
     /// What lets nothing of a turn with these options pass before it is known that no more came into
     /// force.
     pub fn gate(&self, options: &ThreadOptions, workspace: &Workspace, tells: bool) -> Gate {
-        Gate::new(self.asked(options, workspace), self.in_force.clone(), tells)
+        Gate::new(self.baseline.settings(options, workspace), self.in_force.clone(), tells)
     }
 
     /// Notes what Codex said last that it uses; `None` when that was not what was asked.
     pub fn note_in_force(&mut self, settings: Option<Settings>) {
         self.in_force = settings;
-    }
-
-    fn asked(&self, options: &ThreadOptions, workspace: &Workspace) -> Settings {
-        let params = method::rights_params(options, &self.baseline, workspace.paths());
-        Settings::asked(&Value::Object(params))
-    }
-}
-
-/// Where a turn works.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Workspace {
-    /// Absolute, existing.
-    pub working_directory: PathBuf,
-    /// Absolute, existing; writable beside it.
-    pub additional_directories: Vec<PathBuf>,
-}
-
-impl Workspace {
-    fn paths(&self) -> (&Path, &[PathBuf]) {
-        (&self.working_directory, &self.additional_directories)
-    }
-}
-
-/// Why Codex did not do what was asked.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum ThreadError {
-    /// It has no rollout of the thread, or can't read it.
-    #[error("{0}")]
-    NotFound(String),
-    /// Another process writes the thread.
-    #[error("{0}")]
-    HeldElsewhere(String),
-    /// It is in Codex's archive, where a release that was cut short leaves it.
-    #[error("{0}")]
-    Archived(String),
-    /// It is overloaded; try again.
-    #[error("{0}")]
-    Overloaded(String),
-    /// A `config.toml` can't be read, the user's or one of a project.
-    #[error("{0}")]
-    BadConfig(String),
-    /// It took the turn as steering of a turn of its own, which was ended.
-    #[error("the turn was taken as input of turn {0}, which Codex had begun by itself")]
-    Steered(String),
-    /// It refuses for another reason.
-    #[error("{0}")]
-    Refused(String),
-    /// It has no permission profile of the name that was asked for, or may not use it.
-    #[error("{0}")]
-    UnknownProfile(String),
-    /// It gives the thread more rights than were asked for, also when it loads it again.
-    #[error("{0}")]
-    NotApplied(String),
-    /// It answered, but not so that it can be read: what it did can't be known.
-    #[error("{0}")]
-    Unreadable(String),
-    /// The worker died or is stuck. Nothing was asked that could have had an effect, unless
-    /// `written` says so.
-    #[error("{cause}")]
-    Lost {
-        /// What happened.
-        cause: String,
-        /// Whether the worker may have seen the request.
-        written: bool,
-    },
-}
-
-impl From<RequestError> for ThreadError {
-    fn from(error: RequestError) -> ThreadError {
-        let text = error.to_string();
-        match error {
-            RequestError::Transport { written, .. } => ThreadError::Lost { cause: text, written },
-            RequestError::Timeout { .. } => ThreadError::Lost { cause: text, written: true },
-            RequestError::Decode { .. } | RequestError::TooLong { .. } => {
-                ThreadError::Unreadable(text)
-            }
-            RequestError::Server { code: OVERLOADED, message, .. } => {
-                ThreadError::Overloaded(message)
-            }
-            // The protocol has no codes for these.
-            RequestError::Server { message, .. } => match refusal_text::meaning(&message) {
-                Meaning::ThreadNotFound => ThreadError::NotFound(message),
-                Meaning::HeldElsewhere => ThreadError::HeldElsewhere(message),
-                Meaning::Archived => ThreadError::Archived(message),
-                Meaning::BadConfig => ThreadError::BadConfig(message),
-                Meaning::Other => ThreadError::Refused(text),
-            },
-        }
-    }
-}
-
-impl ThreadError {
-    /// The same of a request that went ahead of `turn/start`: whatever was written, no turn was.
-    fn before_the_turn(self) -> ThreadError {
-        match self {
-            ThreadError::Lost { cause, written: _ } => ThreadError::Lost { cause, written: false },
-            other => other,
-        }
     }
 }
 
@@ -194,26 +103,29 @@ impl Worker {
         let load = LoadOptions::of(options);
         let directory = &workspace.working_directory;
         self.check_profile(options, &load, directory).await?;
-        let params = method::thread_start_params(options, &load, directory, ephemeral);
+        let new = LoadThread::new(options, &load, directory, ephemeral);
         let mut once_more = true;
         loop {
-            let opened = self
-                .load_thread(method::THREAD_START, params.clone(), directory, &load.config)
-                .await?;
-            let thread_id = ThreadId::from_codex(opened.thread.id.clone());
+            let opened = self.load_thread(&new).await?;
+            let thread_id = ThreadId::from_codex(opened.thread_id());
             self.note_thread_loaded(&thread_id);
             let granted = opened.settings();
-            let baseline = self.started_baseline(opened, options, directory).await;
-            let loaded = LoadedThread {
-                worker: self.id().clone(),
-                load: load.clone(),
-                baseline,
-                directory: directory.clone(),
-                lingering: Lingering::default(),
-                in_force: Some(granted.clone()),
-                granted,
+            let config = match Baseline::needs_config(options) {
+                true => self.client.config_read(Some(directory)).await.ok(),
+                false => None,
             };
-            let Some(wider) = started_wider(&loaded, options, workspace) else {
+            let baseline = Baseline::of_started(opened, options, self.defaults(), config);
+            let asked = baseline.settings(options, workspace);
+            let Some(wider) = started_wider(&granted, &asked, options) else {
+                let loaded = LoadedThread {
+                    worker: self.id().clone(),
+                    load,
+                    baseline,
+                    directory: directory.clone(),
+                    lingering: Lingering::default(),
+                    in_force: Some(granted.clone()),
+                    granted,
+                };
                 return Ok((thread_id, loaded));
             };
             self.forget_thread(&thread_id).await;
@@ -223,38 +135,6 @@ impl Worker {
             tracing::warn!(worker = %self.id(), wider, "a thread was started with more rights than were asked for");
             once_more = false;
         }
-    }
-
-    /// What is known of the defaults by the answer to a `thread/start`: all but what was sent along,
-    /// which is an override.
-    async fn started_baseline(
-        &self,
-        opened: method::ThreadOpened,
-        options: &ThreadOptions,
-        directory: &Path,
-    ) -> Baseline {
-        let mut baseline = self.baseline_of(opened);
-        let asks_for_access = method::asks_for_access(options);
-        let needs_workspace_write = options.sandbox_mode == Some(SandboxMode::WorkspaceWrite);
-        let config = match options.model.is_some() || needs_workspace_write {
-            true => self.read_config(directory).await,
-            false => None,
-        };
-        if options.model.is_some() {
-            let configured = config.as_ref().and_then(|config| config.model.clone());
-            let default = || self.defaults().default_model;
-            baseline.model = configured.or_else(default).unwrap_or(baseline.model);
-        }
-        if options.approval_policy.is_some() {
-            baseline.approval_policy = None;
-        }
-        if asks_for_access {
-            baseline.access = None;
-            baseline.workspace_write = needs_workspace_write
-                .then(|| config.and_then(|config| config.sandbox_workspace_write))
-                .map(Option::unwrap_or_default);
-        }
-        baseline
     }
 
     /// Loads a thread from its rollout.
@@ -273,30 +153,27 @@ impl Worker {
         // Codex resumes with the model, effort, summary, approval policy and sandbox of the thread's
         // last turn, which may have been another caller's override.
         let baseline = self.baseline(&load, directory).await?;
-        let policy = baseline.approval_policy(options);
-        let params = method::thread_resume_params(thread_id.as_str(), &load, directory, &policy);
+        let rollout =
+            LoadThread::from_rollout(thread_id.as_str(), options, &baseline, &load, directory);
         let mut once_more = true;
         loop {
-            let opened = self
-                .load_thread(method::THREAD_RESUME, params.clone(), directory, &load.config)
-                .await?;
-            if opened.thread.id != thread_id.as_str() {
+            let opened = self.load_thread(&rollout).await?;
+            if opened.thread_id() != thread_id.as_str() {
                 // Codex goes by the id that the rollout itself says.
-                let other = ThreadId::from_codex(opened.thread.id);
+                let other = ThreadId::from_codex(opened.thread_id());
                 self.forget_thread(&other).await;
                 let cause = format!("the rollout of thread {thread_id} is that of thread {other}");
                 return Err(ThreadError::NotFound(cause));
             }
             self.note_thread_loaded(thread_id);
             let granted = opened.settings();
-            // What the summary is it does not say.
-            let effort = opened.reasoning_effort != baseline.effort;
             let loaded = LoadedThread {
                 worker: self.id().clone(),
                 load: load.clone(),
+                // What the summary is it does not say.
+                lingering: Lingering { effort: !opened.has_effort_of(&baseline), summary: true },
                 baseline: baseline.clone(),
                 directory: directory.clone(),
-                lingering: Lingering { effort, summary: true },
                 in_force: Some(granted.clone()),
                 granted,
             };
@@ -324,20 +201,17 @@ impl Worker {
                 "the Codex CLI {version} can't be given a permission profile by its name"
             )));
         }
-        if load.config.keys().any(|key| key.split('.').next() == Some("permissions")) {
-            // It may be one of those, which only the thread will have.
+        if load.may_bring_profiles() {
             return Ok(());
         }
-        let params = json!({ "cwd": directory });
-        let profiles: method::Profiles = self.request(method::PROFILE_LIST, &params).await?;
-        match profiles.data.iter().find(|profile| profile.id == *name) {
+        let profiles = self.client.profile_list(directory).await?;
+        match profiles.iter().find(|profile| profile.id == *name) {
             Some(profile) if profile.allowed => Ok(()),
             Some(_) => {
                 Err(ThreadError::UnknownProfile(format!("{name:?} is not allowed on this machine")))
             }
             None => {
-                let known: Vec<&str> =
-                    profiles.data.iter().map(|profile| profile.id.as_str()).collect();
+                let known: Vec<&str> = profiles.iter().map(|profile| profile.id.as_str()).collect();
                 Err(ThreadError::UnknownProfile(format!(
                     "{name:?} is no permission profile of the CLI's configuration; it has {}",
                     known.join(", ")
@@ -390,28 +264,14 @@ impl Worker {
         load: &LoadOptions,
         directory: &Path,
     ) -> Result<Baseline, ThreadError> {
-        let config = self.without_mcp_servers(&load.config, directory).await;
-        let params = method::thread_probe_params(config, directory);
-        let opened: method::ThreadOpened = self.request(method::THREAD_START, &params).await?;
-        self.forget_thread(&ThreadId::from_codex(opened.thread.id.clone())).await;
-        Ok(self.baseline_of(opened))
-    }
-
-    fn baseline_of(&self, opened: method::ThreadOpened) -> Baseline {
-        let defaults = self.defaults();
-        // An older CLI can't be given a profile by its name.
-        let profile = opened.custom_profile().filter(|_| defaults.tells_settings);
-        let profile = profile.map(str::to_owned);
-        Baseline {
-            model: opened.model,
-            effort: opened.reasoning_effort,
-            reasoning_summary: defaults.config.model_reasoning_summary,
-            approval_policy: Some(opened.approval_policy),
-            approvals_reviewer: opened.approvals_reviewer,
-            service_tier: opened.service_tier,
-            workspace_write: Some(self.workspace_write(&opened.sandbox)),
-            access: Some(BaselineAccess { sandbox_policy: opened.sandbox, profile }),
-        }
+        let configured = self.mcp_config(directory).await.unwrap_or_else(|error| {
+            tracing::debug!(worker = %self.id, %error, "the configured MCP servers are not known");
+            Default::default()
+        });
+        let probe = LoadThread::probe(load, directory, &configured);
+        let opened = self.client.load_thread(&probe).await?;
+        self.forget_thread(&ThreadId::from_codex(opened.thread_id())).await;
+        Ok(Baseline::of(opened, self.defaults()))
     }
 
     /// Makes the worker let go of a thread, so that any worker may resume it. Unsubscribing would
@@ -420,8 +280,7 @@ impl Worker {
     /// # Errors
     /// See [`ThreadError`].
     pub async fn release_thread(&self, thread_id: &ThreadId) -> Result<(), ThreadError> {
-        let params = json!({ "threadId": thread_id.as_str() });
-        let _: method::Ignored = self.request(method::THREAD_ARCHIVE, &params).await?;
+        self.client.thread_archive(thread_id.as_str()).await?;
         self.note_thread_released(thread_id);
         self.unarchive_thread(thread_id).await
     }
@@ -431,16 +290,13 @@ impl Worker {
     /// # Errors
     /// See [`ThreadError`].
     pub async fn unarchive_thread(&self, thread_id: &ThreadId) -> Result<(), ThreadError> {
-        let params = json!({ "threadId": thread_id.as_str() });
-        let _: method::Ignored = self.request(method::THREAD_UNARCHIVE, &params).await?;
-        Ok(())
+        Ok(self.client.thread_unarchive(thread_id.as_str()).await?)
     }
 
     /// Lets Codex unload an ephemeral thread, which can be neither archived nor deleted.
     pub async fn forget_thread(&self, thread_id: &ThreadId) {
-        let params = json!({ "threadId": thread_id.as_str() });
-        match self.request::<method::Ignored>(method::THREAD_UNSUBSCRIBE, &params).await {
-            Ok(_) => self.note_thread_released(thread_id),
+        match self.client.thread_unsubscribe(thread_id.as_str()).await {
+            Ok(()) => self.note_thread_released(thread_id),
             Err(error) => tracing::debug!(%thread_id, %error, "a thread could not be unsubscribed"),
         }
     }
@@ -458,7 +314,7 @@ impl Worker {
         (root_turn_id, inputs): (&str, &[UserInput]),
         options: &ThreadOptions,
         workspace: &Workspace,
-        output_schema: Option<&Value>,
+        output_schema: Option<&serde_json::Value>,
     ) -> Result<String, ThreadError> {
         // A worker that was killed a moment ago takes what is written to it, and nobody could say
         // any more whether the turn had begun.
@@ -469,31 +325,25 @@ impl Worker {
         }
         let baseline = self.know_baseline(thread, options, &workspace.working_directory).await;
         baseline.map_err(ThreadError::before_the_turn)?;
-        let params = method::turn_start_params(
-            thread_id.as_str(),
+        let turn = StartTurn {
+            thread_id: thread_id.as_str(),
+            root_turn_id,
             inputs,
             options,
-            &thread.baseline,
-            workspace.paths(),
+            baseline: &thread.baseline,
+            workspace,
             output_schema,
-            thread.lingering,
-        );
+            lingering: thread.lingering,
+        };
         // Before it is known whether Codex takes it.
-        thread.granted = Settings::asked(&params);
-        let params = method::with_root(params, root_turn_id);
+        thread.granted = turn.settings();
         let before = self.expects_turn(thread_id, root_turn_id);
-        let started: method::TurnStarted = self.request(method::TURN_START, &params).await?;
-        if !self.is_new(&started.turn, root_turn_id, &before) {
-            return Err(ThreadError::Steered(started.turn.id));
+        let started = self.client.turn_start(&turn).await?;
+        if !self.is_new(&started, root_turn_id, &before) {
+            return Err(ThreadError::Steered(started.id));
         }
-        thread.lingering.effort = options
-            .model_reasoning_effort
-            .as_ref()
-            .is_some_and(|effort| Some(effort) != thread.baseline.effort.as_ref());
-        thread.lingering.summary = options.summary().is_some_and(|summary| {
-            Some(summary.as_str()) != thread.baseline.reasoning_summary.as_deref()
-        });
-        Ok(started.turn.id)
+        thread.lingering = Lingering::after(options, &thread.baseline);
+        Ok(started.id)
     }
 
     /// Adds input to a running turn.
@@ -506,9 +356,7 @@ impl Worker {
         codex_turn_id: &str,
         inputs: &[UserInput],
     ) -> Result<(), ThreadError> {
-        let params = method::turn_steer_params(thread_id.as_str(), codex_turn_id, inputs);
-        let _: method::Ignored = self.request(method::TURN_STEER, &params).await?;
-        Ok(())
+        Ok(self.client.turn_steer(thread_id.as_str(), codex_turn_id, inputs).await?)
     }
 
     /// Asks Codex to stop a turn; `turn/completed` tells when it has.
@@ -520,29 +368,24 @@ impl Worker {
         thread_id: &ThreadId,
         codex_turn_id: &str,
     ) -> Result<(), ThreadError> {
-        let params = json!({ "threadId": thread_id.as_str(), "turnId": codex_turn_id });
-        let _: method::Ignored = self.request(method::TURN_INTERRUPT, &params).await?;
-        Ok(())
+        Ok(self.client.turn_interrupt(thread_id.as_str(), codex_turn_id).await?)
     }
 
     /// Ends the commands of these items that still run, and gives their command lines: neither the
     /// end of a turn nor its interruption ends them.
     pub async fn end_commands(&self, thread_id: &ThreadId, item_ids: &[String]) -> Vec<String> {
         let mut ended = Vec::new();
-        let params = json!({ "threadId": thread_id.as_str() });
-        let running = match self.request::<method::Terminals>(method::TERMINALS_LIST, &params).await
-        {
-            Ok(running) => running.data,
+        let thread = thread_id.as_str();
+        let running = match self.client.terminals_list(thread).await {
+            Ok(running) => running,
             Err(error) => {
                 tracing::debug!(%thread_id, %error, "running commands can't be listed");
                 return ended;
             }
         };
         for terminal in running.iter().filter(|terminal| item_ids.contains(&terminal.item_id)) {
-            let params =
-                json!({ "threadId": thread_id.as_str(), "processId": terminal.process_id });
-            match self.request::<method::Ignored>(method::TERMINALS_TERMINATE, &params).await {
-                Ok(_) => ended.push(terminal.command.clone()),
+            match self.client.terminals_terminate(thread, terminal).await {
+                Ok(()) => ended.push(terminal.command.clone()),
                 Err(error) => {
                     tracing::debug!(%thread_id, %error, "a running command can't be ended");
                 }
@@ -555,49 +398,4 @@ impl Worker {
     pub fn decline(&self, request: &crate::app_server::message::ServerRequest) {
         self.answer(&request.id, decode::decline(&request.method));
     }
-
-    async fn read_config(&self, directory: &Path) -> Option<method::CliConfig> {
-        let params = json!({ "includeLayers": false, "cwd": directory });
-        let read = self.request::<method::ConfigRead>(method::CONFIG_READ, &params).await;
-        read.ok().map(|read| read.config)
-    }
-
-    fn workspace_write(&self, sandbox: &Value) -> method::WorkspaceWriteConfig {
-        // A thread in this sandbox tells its settings itself, those of a trusted project included.
-        let flag = |key: &str| sandbox[key].as_bool().unwrap_or(false);
-        if sandbox["type"] == "workspaceWrite" {
-            method::WorkspaceWriteConfig {
-                writable_roots: sandbox["writableRoots"]
-                    .as_array()
-                    .into_iter()
-                    .flatten()
-                    .filter_map(Value::as_str)
-                    .map(str::to_owned)
-                    .collect(),
-                network_access: flag("networkAccess"),
-                exclude_tmpdir_env_var: flag("excludeTmpdirEnvVar"),
-                exclude_slash_tmp: flag("excludeSlashTmp"),
-            }
-        } else {
-            self.defaults().config.sandbox_workspace_write.unwrap_or_default()
-        }
-    }
-}
-
-/// In which respect a thread that was just started has more rights than the turn asks for that it was
-/// started for. Nothing is known of what was not sent along: there its answer is what is asked for.
-fn started_wider(
-    loaded: &LoadedThread,
-    options: &ThreadOptions,
-    workspace: &Workspace,
-) -> Option<String> {
-    let asked = loaded.asked(options, workspace);
-    let approvals = options
-        .approval_policy
-        .is_some()
-        .then(|| loaded.granted.asks_otherwise_than(&asked))
-        .flatten();
-    let access =
-        || method::asks_for_access(options).then(|| loaded.granted.loads_beyond(&asked)).flatten();
-    approvals.or_else(access)
 }

@@ -11,12 +11,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use serde_json::json;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use crate::app_server::decode::{Kinship, ThreadRead};
-use crate::app_server::method::{self, TurnRef};
+use crate::app_server::client::TurnRef;
+use crate::app_server::decode::Kinship;
 use crate::app_server::peer::RequestError;
 use crate::model::event::Usage;
 use crate::model::id::ThreadId;
@@ -165,9 +164,8 @@ impl Worker {
                 async { while !self.is_heard(thread_id) && changed.changed().await.is_ok() {} };
             if tokio::time::timeout(LOOK, looking).await.is_err() {
                 // What was not told may be asked.
-                let params = json!({ "threadId": thread_id, "includeTurns": false });
-                let read = self.request_within::<ThreadRead>(method::THREAD_READ, &params, LOOK);
-                if let Some(parent) = read.await.ok().and_then(|read| read.parent()) {
+                let parent = self.client.within(LOOK).thread_parent(thread_id).await;
+                if let Ok(Some(parent)) = parent {
                     kin.ownership().adopt(thread_id, &parent);
                 }
             }
@@ -277,9 +275,8 @@ impl Worker {
 
     /// Whether the thread has a goal that Codex goes on with by itself.
     pub async fn has_goal(&self, thread_id: &ThreadId) -> bool {
-        let params = json!({ "threadId": thread_id.as_str() });
-        match self.request::<method::GoalRead>(method::GOAL_GET, &params).await {
-            Ok(read) => read.is_active(),
+        match self.client.goal_is_active(thread_id.as_str()).await {
+            Ok(is_active) => is_active,
             // A CLI or a thread without goals.
             Err(RequestError::Server { .. }) => false,
             Err(error) => {
@@ -292,9 +289,8 @@ impl Worker {
     /// Takes a thread's goal away, and tells whether there was one. An interruption alone leaves it, and
     /// the next turn wakes it.
     pub async fn clear_goal(&self, thread_id: &ThreadId) -> bool {
-        let params = json!({ "threadId": thread_id.as_str() });
-        match self.request::<method::GoalCleared>(method::GOAL_CLEAR, &params).await {
-            Ok(method::GoalCleared { cleared }) => cleared,
+        match self.client.goal_clear(thread_id.as_str()).await {
+            Ok(cleared) => cleared,
             // A CLI or a thread without goals has none to go on with.
             Err(RequestError::Server { .. }) => false,
             Err(error) => {
@@ -322,8 +318,7 @@ impl Worker {
 
     /// Whether Codex works on a thread, as far as it says so.
     async fn is_active(&self, thread_id: &ThreadId) -> Option<bool> {
-        let params = json!({ "threadId": thread_id.as_str(), "includeTurns": false });
-        let read = self.request::<method::ThreadStatusRead>(method::THREAD_READ, &params).await;
+        let read = self.client.thread_read(thread_id.as_str()).await;
         read.ok().map(|read| read.is_active())
     }
 

@@ -483,6 +483,7 @@ async fn what_one_thread_started_is_killed_alone() {
         export CODEX_THREAD_ID=one; setsid -f sh -c 'sleep 91 & wait'; setsid sleep 92 &
         export CODEX_THREAD_ID=two; setsid -f sleep 93; setsid sleep 94 &
         unset CODEX_THREAD_ID; exec sleep 95";
+    let before = process::Moment::now();
     let (mut process, _pipes) = Process::spawn(mark.shell(script)).await.unwrap();
     let mut begun = Vec::new();
     until("all", || {
@@ -492,7 +493,7 @@ async fn what_one_thread_started_is_killed_alone() {
     .await;
     let pid = process.pid();
     let kill = tokio::task::spawn_blocking(move || {
-        process::kill_started_by(pid, "CODEX_THREAD_ID", "one")
+        process::kill_started_since(pid, "CODEX_THREAD_ID", "one", before)
     });
     assert_eq!(kill.await.unwrap(), 3);
     let left: Vec<_> =

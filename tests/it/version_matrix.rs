@@ -5,14 +5,20 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::support::{Sidecar, eventually, processes, prompt};
+use crate::support::{PATIENCE, Sidecar, eventually, processes, prompt};
+use codex_sidecar::app_server::baseline::{Baseline, Lingering};
+use codex_sidecar::app_server::client::{
+    CliDefaults, Client, LoadOptions, LoadThread, StartTurn, Terminal,
+};
 use codex_sidecar::app_server::mcp;
-use codex_sidecar::app_server::method::{self, Baseline, BaselineAccess, Lingering, LoadOptions};
+use codex_sidecar::app_server::peer::{Peer, PeerLimits};
 use codex_sidecar::model::options::{ApprovalPolicy, DynamicTool, SandboxMode, ThreadOptions};
 use codex_sidecar::model::request::UserInput;
+use codex_sidecar::model::workspace::Workspace;
 use codex_sidecar::pb;
 use rustix::process::Signal;
 use serde_json::{Map, Value, json};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 
 /// The binary of this version, installed through npm if it is not there.
 async fn installed(version: &'static str) -> PathBuf {
@@ -74,7 +80,7 @@ async fn serves(version: &'static str) {
 }
 
 /// What a CLI's generated schema lacks of what the sidecar uses, a line each.
-fn gone(schema: &Path) -> BTreeSet<String> {
+fn gone(schema: &Path, sent: &[(String, Map<String, Value>)]) -> BTreeSet<String> {
     let read = |name: &str| -> Value {
         let text = std::fs::read_to_string(schema.join(name));
         text.ok().and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default()
@@ -86,10 +92,10 @@ fn gone(schema: &Path) -> BTreeSet<String> {
         .chain(methods(&read("ClientNotification.json")))
         .map(|(method, _)| method)
         .collect();
-    for method in method::METHODS.iter().filter(|method| !known.contains(**method)) {
-        gone.insert(format!("method {method}"));
-    }
-    for (method, params) in sent() {
+    for (method, params) in sent {
+        if !known.contains(method) {
+            gone.insert(format!("method {method}"));
+        }
         let Some((_, entry)) = methods(&requests).find(|(known, _)| known == method) else {
             continue;
         };
@@ -227,8 +233,34 @@ const ANSWERS: &[(&str, &[&str])] = &[
     ("ListMcpServerStatusResponse", &["data.name", "data.runtimeStatus"]),
 ];
 
-/// The parameters that the sidecar sends, with every option set.
-fn sent() -> Vec<(&'static str, Map<String, Value>)> {
+/// All that the sidecar asks, with every option set: what a client writes to a Codex that refuses it.
+async fn sent() -> Vec<(String, Map<String, Value>)> {
+    let (ours, theirs) = tokio::io::duplex(1 << 20);
+    let (reader, writer) = tokio::io::split(ours);
+    let peer = Peer::start(reader, writer, PeerLimits::default(), |_, _| {});
+    let refusing = tokio::spawn(async move {
+        let (reader, mut writer) = tokio::io::split(theirs);
+        let mut lines = BufReader::new(reader).lines();
+        let mut sent = Vec::new();
+        while let Some(line) = lines.next_line().await.unwrap() {
+            let line: Value = serde_json::from_str(&line).unwrap();
+            let params = line["params"].as_object().cloned().unwrap_or_default();
+            sent.push((line["method"].as_str().unwrap().to_owned(), params));
+            let answer = match line["method"] == "initialize" {
+                true => json!({"id": line["id"], "result": {}}),
+                false => json!({"id": line["id"], "error": {"code": -32600, "message": "no"}}),
+            };
+            writer.write_all(format!("{answer}\n").as_bytes()).await.unwrap();
+        }
+        sent
+    });
+    ask_everything(&Client::new(peer.clone(), PATIENCE)).await;
+    peer.close("all is asked");
+    drop(peer);
+    refusing.await.unwrap()
+}
+
+async fn ask_everything(client: &Client) {
     let options = ThreadOptions {
         model: Some("m".to_owned()),
         base_instructions: Some("b".to_owned()),
@@ -243,73 +275,71 @@ fn sent() -> Vec<(&'static str, Map<String, Value>)> {
         ..ThreadOptions::default()
     };
     let load = LoadOptions::of(&options);
-    let directory = Path::new("/w");
-    let baseline = Baseline {
-        model: "m".to_owned(),
-        effort: Some("high".to_owned()),
-        reasoning_summary: Some("auto".to_owned()),
-        approval_policy: Some(json!("never")),
-        approvals_reviewer: Some(json!("user")),
-        service_tier: Some(json!("flex")),
-        access: Some(BaselineAccess { sandbox_policy: json!({"type": "readOnly"}), profile: None }),
-        workspace_write: None,
+    let workspace =
+        Workspace { working_directory: "/w".into(), additional_directories: Vec::new() };
+    let directory = &workspace.working_directory;
+    let config = serde_json::from_value(json!({"model_reasoning_summary": "auto"})).unwrap();
+    let defaults = CliDefaults { config, tells_settings: true, ..CliDefaults::default() };
+    let baseline = |effort: Option<&str>, profile: Option<&str>| {
+        let opened = serde_json::from_value(json!({
+            "thread": {"id": "t"},
+            "model": "m",
+            "reasoningEffort": effort,
+            "approvalPolicy": "never",
+            "approvalsReviewer": "user",
+            "serviceTier": "flex",
+            "sandbox": {"type": "readOnly"},
+            "activePermissionProfile": profile.map(|name| json!({"id": name})),
+        }));
+        Baseline::of(opened.unwrap(), &defaults)
     };
-    let inputs = [UserInput::Text("hello".to_owned())];
-    let turn = |baseline: &Baseline| {
-        let schema = json!({});
-        let workspace: (&Path, &[PathBuf]) = (directory, &[]);
-        let lingering = Lingering { effort: true, summary: true };
-        let params = method::turn_start_params(
-            "t",
-            &inputs,
-            &options,
-            baseline,
-            workspace,
-            Some(&schema),
-            lingering,
-        );
-        method::with_root(params, "r")
-    };
-    let without_effort = Baseline { effort: None, ..baseline.clone() };
-    let profile = BaselineAccess { sandbox_policy: Value::Null, profile: Some("p".to_owned()) };
-    let with_profile = Baseline { access: Some(profile), ..baseline.clone() };
     // Those that send a sandbox and an approval policy along with the thread.
     let narrowed = ThreadOptions {
         sandbox_mode: Some(SandboxMode::ReadOnly),
         approval_policy: Some(ApprovalPolicy::Never),
         ..options.clone()
     };
-    let all = [
-        (method::THREAD_START, method::thread_start_params(&narrowed, &load, directory, true)),
-        (
-            method::THREAD_RESUME,
-            method::thread_resume_params("t", &load, directory, &json!("never")),
-        ),
-        (method::TURN_START, turn(&with_profile)),
-        (method::SETTINGS_UPDATE, json!({"threadId": "none"})),
-        (method::PROFILE_LIST, json!({"cwd": "/w"})),
-        (method::TURN_START, turn(&baseline)),
-        (method::TURN_START, turn(&without_effort)),
-        (method::TURN_STEER, method::turn_steer_params("t", "u", &inputs)),
-        (method::TURN_INTERRUPT, json!({"threadId": "t", "turnId": "u"})),
-        (method::THREAD_ARCHIVE, json!({"threadId": "t"})),
-        (method::THREAD_UNARCHIVE, json!({"threadId": "t"})),
-        (method::THREAD_UNSUBSCRIBE, json!({"threadId": "t"})),
-        (method::THREAD_READ, json!({"threadId": "t", "includeTurns": false})),
-        (method::GOAL_GET, json!({"threadId": "t"})),
-        (method::GOAL_CLEAR, json!({"threadId": "t"})),
-        (method::CONFIG_READ, json!({"includeLayers": false, "cwd": "/w"})),
-        (method::TERMINALS_LIST, json!({"threadId": "t"})),
-        (method::TERMINALS_TERMINATE, json!({"threadId": "t", "processId": "p"})),
-        (mcp::STATUS_LIST, mcp::status_list_params("t", "s")),
-        (method::INITIALIZE, method::initialize_params()),
-    ];
-    all.into_iter()
-        .map(|(method, params)| match params {
-            Value::Object(params) => (method, params),
-            other => panic!("{method}: {other}"),
-        })
-        .collect()
+    let usual = baseline(Some("high"), None);
+    for thread in [
+        LoadThread::new(&narrowed, &load, directory, true),
+        LoadThread::probe(&load, directory, &mcp::ConfigRead::default()),
+        LoadThread::from_rollout("t", &options, &usual, &load, directory),
+    ] {
+        let _ = client.load_thread(&thread).await;
+    }
+    let inputs = [UserInput::Text("hello".to_owned())];
+    for baseline in [&usual, &baseline(None, None), &baseline(Some("high"), Some("p"))] {
+        let turn = StartTurn {
+            thread_id: "t",
+            root_turn_id: "r",
+            inputs: &inputs,
+            options: &options,
+            baseline,
+            workspace: &workspace,
+            output_schema: Some(&json!({})),
+            lingering: Lingering { effort: true, summary: true },
+        };
+        let _ = client.turn_start(&turn).await;
+    }
+    let _ = client.initialize().await;
+    let _ = client.ping().await;
+    let _ = client.defaults().await;
+    let _ = client.config_read(Some(directory)).await;
+    let _ = client.profile_list(directory).await;
+    let _ = client.mcp_reload().await;
+    let _ = client.mcp_server_status("t", "s").await;
+    let _ = client.turn_steer("t", "u", &inputs).await;
+    let _ = client.turn_interrupt("t", "u").await;
+    let _ = client.thread_read("t").await;
+    let _ = client.thread_archive("t").await;
+    let _ = client.thread_unarchive("t").await;
+    let _ = client.thread_unsubscribe("t").await;
+    let _ = client.goal_is_active("t").await;
+    let _ = client.goal_clear("t").await;
+    let _ = client.terminals_list("t").await;
+    let terminal =
+        Terminal { item_id: "i".to_owned(), process_id: "p".to_owned(), command: String::new() };
+    let _ = client.terminals_terminate("t", &terminal).await;
 }
 
 /// Every method that a schema of messages has, with its entry.
@@ -351,7 +381,7 @@ async fn gone_from(version: &'static str) -> BTreeSet<String> {
         .stdin(Stdio::null());
     let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    gone(&out)
+    gone(&out, &sent().await)
 }
 
 /// The pinned CLI has all that is used; of the older ones it is known what they lack, and the code
@@ -456,8 +486,10 @@ async fn every_schema_has_what_the_sidecar_uses() {
     }
     // The check itself: a schema that has nothing lacks everything.
     let empty = tempfile::tempdir().unwrap();
-    let all = gone(empty.path());
-    assert!(method::METHODS.iter().all(|method| all.contains(&format!("method {method}"))));
+    let sent = sent().await;
+    let all = gone(empty.path(), &sent);
+    assert!(sent.len() > 20, "{sent:#?}");
+    assert!(sent.iter().all(|(method, _)| all.contains(&format!("method {method}"))));
 }
 
 #[tokio::test]

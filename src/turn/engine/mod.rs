@@ -15,7 +15,6 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::model::event::{Event, InterruptReason, Usage};
@@ -25,15 +24,17 @@ use crate::model::outcome::Outcome;
 use crate::model::refusal::Refusal;
 use crate::model::request::{BusyPolicy, TurnRequest, UserInput};
 use crate::pool::{Pool, Unavailable};
-use crate::registry::Registry;
+use crate::registry::bindings::Bindings;
+use crate::registry::threads::Threads;
 use crate::turn::admission::{Admission, Place, Ticket};
 use crate::turn::claims::RequestIdUse;
+use crate::turn::contexts::Contexts;
 use crate::turn::timeouts::Timeouts;
 use crate::turn::turn::{Caller, Phase, Turn};
 use crate::turn::turns::Turns;
 use crate::turn::workspace;
 use crate::worker::Worker;
-use crate::worker::thread::Workspace;
+use crate::worker::thread::{LoadedThread, Workspace};
 
 /// How the engine behaves.
 #[derive(Debug, Clone)]
@@ -61,13 +62,14 @@ pub enum DrainState {
 /// Drives turns.
 #[derive(Debug)]
 pub struct Engine {
-    pool: Arc<Pool>,
-    registry: Arc<Registry>,
+    pub(super) pool: Arc<Pool>,
+    pub(super) threads: Threads<LoadedThread>,
+    contexts: Contexts,
     turns: Arc<Turns>,
     admission: Arc<Admission>,
     settings: EngineSettings,
     drain: watch::Sender<DrainState>,
-    tasks: TaskTracker,
+    pub(super) tasks: TaskTracker,
 }
 
 /// Why a turn is being stopped.
@@ -204,16 +206,17 @@ async fn stopped(stop: &mut watch::Receiver<Option<InterruptReason>>) -> Interru
 
 impl Engine {
     /// An engine over these parts.
-    pub fn new(
+    pub(crate) fn new(
         pool: Arc<Pool>,
-        registry: Arc<Registry>,
+        bindings: Bindings,
         turns: Arc<Turns>,
         admission: Arc<Admission>,
         settings: EngineSettings,
     ) -> Arc<Engine> {
         Arc::new(Engine {
             pool,
-            registry,
+            threads: Threads::default(),
+            contexts: Contexts::new(bindings, Arc::clone(&admission)),
             turns,
             admission,
             settings,
@@ -222,9 +225,9 @@ impl Engine {
         })
     }
 
-    /// The bindings.
-    pub fn registry(&self) -> &Arc<Registry> {
-        &self.registry
+    /// The contexts.
+    pub(crate) fn contexts(&self) -> &Contexts {
+        &self.contexts
     }
 
     /// The turns.
@@ -345,7 +348,7 @@ impl Engine {
     /// The worker that has this thread loaded, by its slot in the pool. Unknown for the moments in
     /// which a turn opens the thread.
     pub fn holder_of(&self, thread_id: &ThreadId) -> Option<String> {
-        let holder = self.pool.threads().holder(thread_id)?;
+        let holder = self.threads.holder(thread_id)?;
         self.pool.worker(&holder).map(|worker| worker.id().slot_name())
     }
 
@@ -360,15 +363,12 @@ impl Engine {
     }
 
     /// Refuses new turns from now on, lets the others run for `grace`, then interrupts them, and
-    /// waits until they have ended. Bounded by the grace and the interrupt grace. `hurry` cuts the
-    /// grace short.
-    pub async fn drain(&self, grace: Duration, hurry: &CancellationToken) {
+    /// waits until they have ended. Bounded by the grace and the interrupt grace.
+    pub async fn drain(&self, grace: Duration) {
         self.drain.send_replace(DrainState::Draining);
         self.tasks.close();
-        tokio::select! {
-            () = self.tasks.wait() => return,
-            () = tokio::time::sleep(grace) => {}
-            () = hurry.cancelled() => {}
+        if tokio::time::timeout(grace, self.tasks.wait()).await.is_ok() {
+            return;
         }
         self.drain.send_replace(DrainState::Interrupting);
         for turn in self.turns.unended() {
@@ -387,7 +387,8 @@ impl Engine {
         self.tasks.wait().await;
     }
 
-    /// Forgets turns whose time is over, for as long as it is polled.
+    /// Forgets turns whose time is over, and threads that ended workers held, for as long as it is
+    /// polled.
     pub async fn sweep(&self) {
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -395,6 +396,7 @@ impl Engine {
             tick.tick().await;
             self.turns.sweep();
             self.turns.make_room();
+            self.threads.forget_unheld(|worker| self.pool.runs(worker));
         }
     }
 

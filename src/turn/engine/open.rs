@@ -13,7 +13,7 @@ use crate::model::options::ThreadOptions;
 use crate::model::refusal::Refusal;
 use crate::model::request::{BusyPolicy, MissingThreadPolicy, TurnRequest};
 use crate::pool::Lease;
-use crate::pool::threads::{ThreadGuard, ThreadState};
+use crate::registry::threads::{ThreadFacts, ThreadLock, ThreadState};
 use crate::turn::engine::Engine;
 use crate::worker::mcp::McpHealth;
 use crate::worker::thread::{LoadedThread, ThreadError, Workspace};
@@ -33,7 +33,7 @@ pub(super) struct Opened {
     // Declared after the route: what may still come for the thread has nowhere to go before
     // another turn may use it.
     pub(super) lease: Lease,
-    pub(super) thread: ThreadGuard,
+    pub(super) thread: ThreadLock<LoadedThread>,
 }
 
 /// Why there is none.
@@ -199,33 +199,13 @@ impl Engine {
         if origin == ThreadOrigin::New {
             worker.forget_thread(&thread_id).await;
             drop(thread);
-            self.pool.threads().forget(&thread_id);
+            self.threads.forget(&thread_id);
         } else if is_loaded_anew && worker.has_mcp_servers(&thread_id) {
             match worker.release_thread(&thread_id).await {
                 Ok(()) => thread.loaded = None,
                 Err(error) => tracing::debug!(%thread_id, %error, "a thread could not be released"),
             }
         }
-    }
-
-    /// Ends the MCP servers of a thread that no context continues any more. A turn of another context
-    /// that runs on it keeps it; one that comes later loads it again.
-    pub fn end_mcp_servers(self: &Arc<Engine>, thread_id: ThreadId) {
-        let engine = Arc::clone(self);
-        self.tasks.spawn(async move {
-            let Some(mut thread) = engine.pool.threads().try_lock(&thread_id) else { return };
-            let holder =
-                thread.loaded.as_ref().and_then(|loaded| engine.pool.worker(&loaded.worker));
-            let Some(worker) = holder.filter(|worker| worker.has_mcp_servers(&thread_id)) else {
-                return;
-            };
-            match worker.release_thread(&thread_id).await {
-                Ok(()) | Err(ThreadError::Lost { .. }) => {}
-                // One without a rollout can't be archived.
-                Err(_) => worker.forget_thread(&thread_id).await,
-            }
-            thread.loaded = None;
-        });
     }
 
     /// The request's thread beats the context's, which beats the tool's, which beats a new one.
@@ -235,7 +215,7 @@ impl Engine {
         workspace: &Workspace,
         ties: &Ties,
     ) -> Result<Opened, OpenError> {
-        let bound = request.context.as_ref().and_then(|key| self.registry.get(key));
+        let bound = request.context.as_ref().and_then(|key| self.contexts.get(key).ok());
         let (thread_id, origin) = if let Some(thread_id) = &request.explicit_thread {
             (thread_id.clone(), ThreadOrigin::Explicit)
         } else if let Some(binding) = bound {
@@ -264,7 +244,7 @@ impl Engine {
     /// Whether losing this thread loses nothing: without this, a context whose first worker died in
     /// the wrong moment would be refused for ever.
     fn is_blank(&self, thread_id: &ThreadId) -> bool {
-        self.pool.threads().try_lock(thread_id).is_some_and(|thread| thread.is_blank)
+        self.threads.try_lock(thread_id).is_some_and(|thread| thread.facts.is_blank)
     }
 
     async fn open_new(
@@ -286,16 +266,16 @@ impl Engine {
                 Err(error) => return Err(open_error(error, None)),
             }
         };
-        let mut thread = self.pool.threads().lock(&thread_id).await;
-        *thread = ThreadState {
+        let mut thread = self.threads.lock(&thread_id).await;
+        let facts = ThreadFacts {
             usage: Some(crate::model::event::Usage::default()),
             is_blank: true,
             dynamic_tools: Some(options.dynamic_tools.clone().unwrap_or_default()),
             developer_instructions: Some(
                 options.asked_developer_instructions().unwrap_or_default().to_owned(),
             ),
-            ..ThreadState::default()
         };
+        *thread = ThreadState { facts, ..ThreadState::default() };
         let warning = sandbox_options_ignored(&loaded, options);
         let mut opened = opened(thread_id, ThreadOrigin::New, (loaded, true), lease, thread)?;
         opened.warnings.extend(warning);
@@ -312,12 +292,12 @@ impl Engine {
     ) -> Result<Opened, OpenError> {
         let options = &request.thread_options;
         // Another context may be bound to the same thread.
-        let mut thread = match self.pool.threads().try_lock(thread_id) {
+        let mut thread = match self.threads.try_lock(thread_id) {
             Some(thread) => thread,
             None if request.busy_policy == BusyPolicy::Reject => {
                 return Err(Refusal::ContextBusy.into());
             }
-            None => ties.unless_abandoned(self.pool.threads().lock(thread_id)).await?,
+            None => ties.unless_abandoned(self.threads.lock(thread_id)).await?,
         };
         let holder = thread.loaded.as_ref().map(|loaded| loaded.worker.clone());
         let holder = holder.or(thread.asked.take());
@@ -378,8 +358,9 @@ impl Engine {
             }
         };
         let mut warnings = Vec::from_iter(sandbox_options_ignored(&loaded, options));
-        warnings.extend(developer_instructions_ignored(&mut thread, options));
-        if let (Some(wanted), Some(made_with)) = (&options.dynamic_tools, &thread.dynamic_tools)
+        warnings.extend(developer_instructions_ignored(&mut thread.facts, options));
+        if let (Some(wanted), Some(made_with)) =
+            (&options.dynamic_tools, &thread.facts.dynamic_tools)
             && wanted != made_with
         {
             let message = "dynamic_tools belong to a thread from its start; this thread keeps \
@@ -445,7 +426,7 @@ fn opened(
     origin: ThreadOrigin,
     (loaded, is_loaded_anew): (LoadedThread, bool),
     lease: Lease,
-    mut thread: ThreadGuard,
+    mut thread: ThreadLock<LoadedThread>,
 ) -> Result<Opened, OpenError> {
     // Also for a turn that ends before Codex takes it.
     thread.loaded = Some(loaded.clone());
@@ -477,7 +458,7 @@ fn sandbox_options_ignored(loaded: &LoadedThread, options: &ThreadOptions) -> Op
 
 /// A warning where the thread has other instructions than those that the turn asks for.
 fn developer_instructions_ignored(
-    thread: &mut ThreadState,
+    thread: &mut ThreadFacts,
     options: &ThreadOptions,
 ) -> Option<Event> {
     let asked = options.asked_developer_instructions()?;

@@ -92,10 +92,13 @@ impl Engine {
                 return Err(NeverBegan(what));
             }
             if let Some(counts) = worker.counts_of(&thread_id)
-                && thread.usage.is_none_or(|known| known.total_tokens() < counts.total_tokens())
+                && thread
+                    .facts
+                    .usage
+                    .is_none_or(|known| known.total_tokens() < counts.total_tokens())
             {
                 // What was used meanwhile is not this turn's.
-                thread.usage = Some(counts);
+                thread.facts.usage = Some(counts);
             }
             let start = worker.start_turn(
                 &thread_id,
@@ -156,7 +159,7 @@ impl Engine {
 
         // From here on the thread counts as this context's, also when the turn fails.
         if let Some(key) = request.context.as_ref().filter(|_| !request.ephemeral) {
-            self.registry.bind(key, &thread_id);
+            self.contexts.bind_for_turn(key, &thread_id);
         }
         if let Some(Err(ThreadError::Overloaded(said))) = started {
             // Nothing has begun, nor been told.
@@ -170,7 +173,7 @@ impl Engine {
             });
         }
         if let Some(key) = request.context.as_ref().filter(|_| !request.ephemeral) {
-            self.registry.note_turn(key, &turn.id);
+            self.contexts.note_turn(key, &turn.id);
         }
         turn.log.append(Event::thread_started(thread_id.as_str(), origin));
         for warning in warnings {
@@ -241,8 +244,8 @@ impl Engine {
             end: None,
             max_total_tokens: request.turn_options.max_total_tokens.map(u64::from),
             include_raw_events: request.include_raw_events,
-            usage_before: thread.usage,
-            usage_total: thread.usage.unwrap_or_default(),
+            usage_before: thread.facts.usage,
+            usage_total: thread.facts.usage.unwrap_or_default(),
             final_response: None,
             has_begun: false,
             side_effects: false,
@@ -259,14 +262,14 @@ impl Engine {
             not_applied: None,
         };
         let end = self.pump(&mut run, &mut route, &thread_id, worker, clocks, cause).await;
-        thread.is_blank &= !run.has_begun;
+        thread.facts.is_blank &= !run.has_begun;
         let as_asked = run.not_applied.is_none();
         if let Some(loaded) = &mut thread.loaded {
             // Where it was not what was asked, the thread is loaded anew before its next turn.
             loaded.note_in_force(run.gate.clone().in_force().filter(|_| as_asked));
         }
         if run.usage_before.is_some() {
-            thread.usage = Some(run.usage_total);
+            thread.facts.usage = Some(run.usage_total);
         }
         let outcome = match end {
             Ended::Codex(end, stopping) => {
@@ -315,7 +318,7 @@ impl Engine {
             // Not worth more than a moment: it is for the worker's memory only.
             let forgetting = worker.forget_thread(thread_id);
             let _ = tokio::time::timeout(self.settings.timeouts.interrupt_grace, forgetting).await;
-            self.pool.threads().forget(thread_id);
+            self.threads.forget(thread_id);
         }
     }
 

@@ -1,235 +1,17 @@
-//! `run`: one turn, printed as it goes.
+//! What a command line of `run` asks the sidecar for.
 
-use std::io::{self, Read as _, Write as _};
-use std::path::{Path, PathBuf};
+use std::io::{self, Read as _};
+use std::path::Path;
 use std::time::Duration;
 
-use clap::builder::PossibleValuesParser;
-use tokio::signal::unix::{SignalKind, signal};
-
-use super::client::{self, AddrArgs};
-use super::failure::{Failure, Outcome, describe, tell};
-use super::printer::{Printer, colours_wanted};
-use super::words::show_error;
-use super::{INTERRUPTED, USAGE, json};
-use crate::grpc::caller::Caller;
+use super::RunArgs;
+use crate::cli::USAGE;
+use crate::cli::failure::Failure;
 use crate::pb;
-use crate::pb::turn_event::Event;
-
-/// Arguments of `run`.
-#[derive(Debug, clap::Args)]
-#[command(group(clap::ArgGroup::new("thread-choice").required(true).multiple(true)
-    .args(["context", "thread", "ephemeral"])))]
-pub(super) struct RunArgs {
-    #[command(flatten)]
-    addr: AddrArgs,
-    /// The conversation to continue, or to begin
-    #[arg(long, value_name = "ID")]
-    context: Option<String>,
-    /// Which of the Codex tools speaks: codex, or codex_ and a suffix
-    #[arg(long, value_name = "NAME", default_value = "")]
-    tool: String,
-    /// The thread to continue, a UUID, in place of the context's
-    #[arg(long, value_name = "ID")]
-    thread: Option<String>,
-    /// A new thread that is kept nowhere
-    #[arg(long, conflicts_with_all = ["context", "thread"])]
-    ephemeral: bool,
-    /// The directory to work in, on the sidecar's machine
-    #[arg(long, value_name = "DIR")]
-    cd: Option<PathBuf>,
-    /// Allow a directory outside a git repository
-    #[arg(long)]
-    skip_git_repo_check: bool,
-    /// The model
-    #[arg(long, value_name = "MODEL")]
-    model: Option<String>,
-    /// What commands may touch
-    #[arg(long, value_name = "MODE", value_parser = PossibleValuesParser::new(["read-only", "workspace-write", "danger-full-access"]))]
-    sandbox: Option<String>,
-    /// The permission profile of the CLI's configuration, in place of a sandbox
-    #[arg(long, value_name = "NAME", conflicts_with = "sandbox")]
-    permission_profile: Option<String>,
-    /// How much of its reasoning the model sums up
-    #[arg(long, value_name = "SUMMARY", value_parser = PossibleValuesParser::new(["auto", "concise", "detailed", "none"]))]
-    reasoning_summary: Option<String>,
-    /// How hard the model thinks: minimal, low, medium, high, xhigh, or what the CLI knows besides
-    #[arg(long, value_name = "EFFORT")]
-    effort: Option<String>,
-    /// When Codex asks before it acts
-    #[arg(long, value_name = "POLICY", value_parser = PossibleValuesParser::new(["never", "on-request", "on-failure", "untrusted"]))]
-    approval: Option<String>,
-    /// An image to show, a file on the sidecar's machine; may be given several times
-    #[arg(long, value_name = "FILE")]
-    image: Vec<PathBuf>,
-    /// A file with a JSON schema for the final response
-    #[arg(long, value_name = "FILE")]
-    output_schema: Option<PathBuf>,
-    /// Longest time for the turn, like 10m
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-    turn_timeout: Option<Duration>,
-    /// Most tokens of the turn, in and out, sub-agents included; more stop it.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    max_total_tokens: Option<u64>,
-    /// Longest time without progress, like 2m
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-    idle_timeout: Option<Duration>,
-    /// Makes it safe to run the same command again: the same id gives the same turn
-    #[arg(long, value_name = "ID", default_value = "")]
-    request_id: String,
-    /// What to do when the thread is busy
-    #[arg(long, value_name = "POLICY", value_parser = PossibleValuesParser::new(["queue", "reject", "steer"]))]
-    busy: Option<String>,
-    /// What the sidecar does with the turn when this client goes away
-    #[arg(long, value_name = "POLICY", value_parser = PossibleValuesParser::new(["interrupt", "continue"]))]
-    on_disconnect: Option<String>,
-    /// Print the events as JSON, one a line
-    #[arg(long)]
-    json: bool,
-    /// What to say; - reads it from stdin
-    #[arg(value_name = "PROMPT")]
-    prompt: String,
-}
-
-/// Runs `run`.
-pub(super) async fn run(args: RunArgs) -> Outcome {
-    let request = request(&args)?;
-    let caller = client::connect(&args.addr.addr).await?;
-    let mut output = if args.json {
-        Output::Json
-    } else {
-        Output::People(Box::new(Printer::new(io::stdout(), colours_wanted())))
-    };
-    match run_turn(&caller, request, &mut output).await?.ended {
-        Ended::Completed(_) => Ok(0),
-        Ended::Failed(error) => {
-            let advice = if error.retryable { "; trying again may help" } else { "" };
-            Err(Failure::told(format!("turn failed: {}{advice}", show_error(&error))))
-        }
-        Ended::Interrupted => Ok(INTERRUPTED),
-    }
-}
-
-/// Where events go.
-pub(super) enum Output {
-    Json,
-    People(Box<Printer<io::Stdout>>),
-}
-
-impl Output {
-    fn event(&mut self, event: &pb::TurnEvent) -> Result<(), Failure> {
-        match self {
-            Output::Json => {
-                let mut line = json::line(event)?;
-                line.push('\n');
-                let mut out = io::stdout();
-                out.write_all(line.as_bytes())?;
-                out.flush()?;
-            }
-            Output::People(printer) => printer.event(event)?,
-        }
-        Ok(())
-    }
-
-    /// Makes way for a line on stderr, which may be the same terminal.
-    fn finish_line(&mut self) -> Result<(), Failure> {
-        if let Output::People(printer) = self {
-            printer.finish_line()?;
-        }
-        Ok(())
-    }
-}
-
-/// What the stream of a turn told.
-#[derive(Debug)]
-pub(super) struct Told {
-    /// The thread that it ran on; empty when it never had one.
-    pub(super) thread_id: String,
-    /// How it ended.
-    pub(super) ended: Ended,
-}
-
-/// How a turn ended.
-#[derive(Debug)]
-pub(super) enum Ended {
-    /// Well, with this final response.
-    Completed(String),
-    Failed(Box<pb::TurnError>),
-    Interrupted,
-}
-
-/// Runs a turn and prints it. Ctrl-C interrupts the turn and goes on until it has ended; a second
-/// one leaves at once, and so does the first as long as there is no turn to interrupt.
-pub(super) async fn run_turn(
-    caller: &Caller,
-    request: pb::RunTurnRequest,
-    output: &mut Output,
-) -> Result<Told, Failure> {
-    let mut interrupts = signal(SignalKind::interrupt())
-        .map_err(|error| Failure::told(format!("can't listen for signals: {error}")))?;
-    let mut thread_id = String::new();
-    let mut events = tokio::select! {
-        // The server may answer only with the first event.
-        events = caller.run_turn(request) => events?,
-        _ = interrupts.recv() => return Ok(Told { thread_id, ended: Ended::Interrupted }),
-    };
-
-    let mut turn_id = String::new();
-    let mut interrupting = false;
-    let mut ended = None;
-    loop {
-        let event = tokio::select! {
-            // First, so that a flood of events can't delay it.
-            biased;
-            _ = interrupts.recv() => {
-                if interrupting || turn_id.is_empty() {
-                    return Ok(Told { thread_id, ended: Ended::Interrupted });
-                }
-                interrupting = true;
-                output.finish_line()?;
-                tell("interrupting the turn; once more to leave at once");
-                tokio::spawn(interrupt(caller.clone(), turn_id.clone()));
-                continue;
-            }
-            event = events.next() => event,
-        };
-        let event = match event {
-            Ok(Some(event)) => event,
-            Ok(None) => break,
-            Err(refused) => {
-                output.finish_line()?;
-                return Err(refused.into());
-            }
-        };
-        output.event(&event)?;
-        turn_id = event.turn_id;
-        match event.event {
-            Some(Event::ThreadStarted(thread)) => thread_id = thread.thread_id,
-            Some(Event::TurnCompleted(done)) => ended = Some(Ended::Completed(done.final_response)),
-            Some(Event::TurnFailed(failed)) => {
-                ended = Some(Ended::Failed(Box::new(failed.error.unwrap_or_default())));
-            }
-            Some(Event::TurnInterrupted(_)) => ended = Some(Ended::Interrupted),
-            _ => {}
-        }
-    }
-    match ended {
-        Some(ended) => Ok(Told { thread_id, ended }),
-        None => {
-            Err(Failure::told("the stream ended without a terminal event, against the contract"))
-        }
-    }
-}
-
-async fn interrupt(caller: Caller, turn_id: String) {
-    if let Err(refused) = caller.interrupt_turn(turn_id).await {
-        tell(&format!("error: can't interrupt the turn: {}", describe(&refused)));
-    }
-}
 
 /// The request that the arguments ask for. Only what has to be read here is looked at here; the
 /// rest is the sidecar's to judge.
-fn request(args: &RunArgs) -> Result<pb::RunTurnRequest, Failure> {
+pub(super) fn of(args: &RunArgs) -> Result<pb::RunTurnRequest, Failure> {
     let RunArgs {
         addr: _,
         context,
@@ -462,10 +244,10 @@ mod tests {
             disconnect_policy: pb::DisconnectPolicy::Continue.into(),
             ..Default::default()
         };
-        assert_eq!(request(&args).unwrap(), expected);
+        assert_eq!(of(&args).unwrap(), expected);
 
         let newer = parse(&["--ephemeral", "--effort", "ultra", "x"]).unwrap();
-        let options = request(&newer).unwrap().thread_options.unwrap();
+        let options = of(&newer).unwrap().thread_options.unwrap();
         assert_eq!(options.model_reasoning_effort_name, "ultra");
         assert_eq!(options.model_reasoning_effort, 0);
     }
@@ -480,7 +262,7 @@ mod tests {
         ];
         for (flag, words) in words {
             for word in words {
-                let request = request(&parse(&["--ephemeral", flag, word, "x"]).unwrap()).unwrap();
+                let request = of(&parse(&["--ephemeral", flag, word, "x"]).unwrap()).unwrap();
                 let options = request.thread_options.unwrap();
                 let numbers = [
                     options.sandbox_mode,

@@ -1,0 +1,157 @@
+//! What the workers are started with, as the configuration and this machine say it.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use secrecy::ExposeSecret as _;
+
+use crate::app_server::peer::PeerLimits;
+use crate::app_server::secrets;
+use crate::codex_cli::{self, CliVersion};
+use crate::config::Config;
+use crate::grpc::limits::RequestLimits;
+use crate::offline_model::OfflineModel;
+use crate::process;
+use crate::worker::child::{Child, is_out_of_resources};
+use crate::worker::{WorkerLimits, WorkerSpec};
+
+/// This program, where it is the sidecar and not one that has the sidecar inside.
+fn own_binary() -> Option<PathBuf> {
+    let name = std::env::current_exe().ok()?;
+    // By this path it is there even after its file was replaced.
+    (name.file_stem()? == env!("CARGO_PKG_NAME")).then(|| PathBuf::from("/proc/self/exe"))
+}
+
+pub(super) fn worker_spec(config: &Config, offline_model: Option<&OfflineModel>) -> WorkerSpec {
+    let mut config_overrides = Vec::new();
+    // Above the offline model's, so that what the owner configured for the workers wins.
+    config_overrides.extend(offline_model.map(OfflineModel::config_overrides).unwrap_or_default());
+    config_overrides.extend(config.worker.config_overrides());
+    // Older CLIs ignore it. An ephemeral thread can't be archived: unloading it is the only way to
+    // have its memory back.
+    config_overrides.insert(0, "thread_unload_delay_secs=1".to_owned());
+
+    let mut env = config.worker_env.clone();
+    env.push(("CODEX_HOME".into(), Some(config.codex_home.clone().into_os_string())));
+    if let Some(key) = &config.api_key {
+        let secret = key.secret.expose_secret().to_owned();
+        env.push(("CODEX_API_KEY".into(), Some(secret.into())));
+    }
+    match process::instance_variable(&config.codex_home) {
+        Ok((name, value)) => env.push((name, Some(value))),
+        Err(error) => tracing::debug!(%error, "workers are not marked"),
+    }
+    if offline_model.is_some() {
+        env.extend(without_proxies_on_loopback(|name| std::env::var_os(name)));
+    }
+    let configured = config.codex_path.clone();
+    let codex_home = config.codex_home.clone();
+    let child = Child {
+        locate: Arc::new(move || {
+            codex_cli::find(configured.as_deref(), std::env::var_os("PATH").as_deref())
+                .map_err(|error| error.to_string())
+        }),
+        guard: config.guard.clone().or_else(own_binary),
+        env,
+    };
+    WorkerSpec {
+        launch: Arc::new(child),
+        config_file: codex_home.join("config.toml"),
+        check_home: Arc::new(move || check_home(&codex_home)),
+        check_version: Arc::new(|version| {
+            let parsed: CliVersion = version.parse().map_err(|error| format!("{error}"))?;
+            if parsed.is_supported() {
+                return Ok(());
+            }
+            if parsed.is_unversioned() {
+                tracing::warn!("the CLI was built from source and does not know its version");
+                return Ok(());
+            }
+            let oldest = codex_cli::OLDEST_SUPPORTED;
+            Err(format!("it is version {version}, and the oldest that is supported is {oldest}"))
+        }),
+        config_overrides,
+        secrets: known_secrets(config),
+        limits: WorkerLimits {
+            peer: PeerLimits {
+                max_echo_bytes: longest_echo(&config.requests),
+                ..config.worker.limits.peer.clone()
+            },
+            ..config.worker.limits.clone()
+        },
+    }
+}
+
+/// The variables that keep a proxy of the environment out of what goes to this machine itself: no
+/// proxy reaches the offline model, and Codex would wait for one without end. Both spellings, each
+/// with what it says already: programs differ in which of them wins.
+fn without_proxies_on_loopback(
+    env: impl Fn(&str) -> Option<OsString>,
+) -> impl Iterator<Item = (OsString, Option<OsString>)> {
+    const LOOPBACK: &str = "127.0.0.1,localhost,::1";
+    let said = |name: &str| env(name).filter(|value| !value.is_empty());
+    let (upper, lower) = (said("NO_PROXY"), said("no_proxy"));
+    let with_loopback = |value: Option<OsString>| match value {
+        Some(mut value) => {
+            value.push(",");
+            value.push(LOOPBACK);
+            value
+        }
+        None => LOOPBACK.into(),
+    };
+    let both = [("NO_PROXY", upper.clone().or(lower.clone())), ("no_proxy", lower.or(upper))];
+    both.map(|(name, value)| (name.into(), Some(with_loopback(value)))).into_iter()
+}
+
+/// How long the line can be in which Codex tells back the input of a request that was accepted: as long
+/// as the request, five bytes more for a character that JSON escapes at its longest (`\u0001`), and
+/// what stands around it.
+fn longest_echo(limits: &RequestLimits) -> usize {
+    const AROUND: usize = 256 * 1024;
+    let escaped = limits.max_input_characters.min(limits.max_message_bytes).saturating_mul(5);
+    limits.max_message_bytes.saturating_add(escaped).saturating_add(AROUND)
+}
+
+/// What must not be in anything that a worker says: the keys that it is given, and what its CODEX_HOME
+/// and its overrides hold or name.
+fn known_secrets(config: &Config) -> Arc<dyn Fn() -> Vec<String> + Send + Sync> {
+    let key = config.api_key.as_ref().map(|key| key.secret.expose_secret().to_owned());
+    let overrides = secrets::of_config(&config.worker.config);
+    let home = config.codex_home.clone();
+    Arc::new(move || {
+        // Read anew: a login may be newer than the sidecar.
+        let read = |name: &str| std::fs::read_to_string(home.join(name)).unwrap_or_default();
+        let configured = secrets::of_config(&read("config.toml").parse().unwrap_or_default());
+        let variables = ["CODEX_API_KEY", "OPENAI_API_KEY"].map(str::to_owned).into_iter();
+        let variables = variables.chain(overrides.variables.clone()).chain(configured.variables);
+        key.clone()
+            .into_iter()
+            // A worker has the sidecar's environment.
+            .chain(variables.filter_map(|name| std::env::var(name).ok()))
+            .chain(overrides.values.clone())
+            .chain(configured.values)
+            .chain(secrets::of_login(&read("auth.json")))
+            .collect()
+    })
+}
+
+/// Whether Codex can write into its home: it is made if it is missing, which Codex would refuse, and a
+/// file of the size of a short turn's rollout is written and removed.
+fn check_home(home: &Path) -> Result<(), String> {
+    let shown = home.display();
+    std::fs::create_dir_all(home).map_err(|error| {
+        format!("CODEX_HOME {shown} can't be made: {error}; name another one, or make it")
+    })?;
+    let probe = home.join(format!(".codex-sidecar-probe-{}", uuid::Uuid::new_v4()));
+    let written = std::fs::write(&probe, [b' '; 64 * 1024]);
+    let removed = std::fs::remove_file(&probe);
+    match written.and(removed) {
+        Ok(()) => Ok(()),
+        // Not the fault of the home: the start of a worker tells of it.
+        Err(error) if is_out_of_resources(&error) => Ok(()),
+        Err(error) => Err(format!(
+            "CODEX_HOME {shown} can't be written: {error}; make room or give the right to write"
+        )),
+    }
+}

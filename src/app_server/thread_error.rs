@@ -1,0 +1,82 @@
+//! Why Codex did not do with a thread what was asked, as types.
+
+use crate::app_server::peer::{OVERLOADED, RequestError};
+use crate::app_server::refusal_text::{self, Meaning};
+
+/// Why Codex did not do what was asked.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ThreadError {
+    /// It has no rollout of the thread, or can't read it.
+    #[error("{0}")]
+    NotFound(String),
+    /// Another process writes the thread.
+    #[error("{0}")]
+    HeldElsewhere(String),
+    /// It is in Codex's archive, where a release that was cut short leaves it.
+    #[error("{0}")]
+    Archived(String),
+    /// It is overloaded; try again.
+    #[error("{0}")]
+    Overloaded(String),
+    /// A `config.toml` can't be read, the user's or one of a project.
+    #[error("{0}")]
+    BadConfig(String),
+    /// It took the turn as steering of a turn of its own, which was ended.
+    #[error("the turn was taken as input of turn {0}, which Codex had begun by itself")]
+    Steered(String),
+    /// It refuses for another reason.
+    #[error("{0}")]
+    Refused(String),
+    /// It has no permission profile of the name that was asked for, or may not use it.
+    #[error("{0}")]
+    UnknownProfile(String),
+    /// It gives the thread more rights than were asked for, also when it loads it again.
+    #[error("{0}")]
+    NotApplied(String),
+    /// It answered, but not so that it can be read: what it did can't be known.
+    #[error("{0}")]
+    Unreadable(String),
+    /// The worker died or is stuck. Nothing was asked that could have had an effect, unless
+    /// `written` says so.
+    #[error("{cause}")]
+    Lost {
+        /// What happened.
+        cause: String,
+        /// Whether the worker may have seen the request.
+        written: bool,
+    },
+}
+
+impl From<RequestError> for ThreadError {
+    fn from(error: RequestError) -> ThreadError {
+        let text = error.to_string();
+        match error {
+            RequestError::Transport { written, .. } => ThreadError::Lost { cause: text, written },
+            RequestError::Timeout { .. } => ThreadError::Lost { cause: text, written: true },
+            RequestError::Decode { .. } | RequestError::TooLong { .. } => {
+                ThreadError::Unreadable(text)
+            }
+            RequestError::Server { code: OVERLOADED, message, .. } => {
+                ThreadError::Overloaded(message)
+            }
+            // The protocol has no codes for these.
+            RequestError::Server { message, .. } => match refusal_text::meaning(&message) {
+                Meaning::ThreadNotFound => ThreadError::NotFound(message),
+                Meaning::HeldElsewhere => ThreadError::HeldElsewhere(message),
+                Meaning::Archived => ThreadError::Archived(message),
+                Meaning::BadConfig => ThreadError::BadConfig(message),
+                Meaning::Other => ThreadError::Refused(text),
+            },
+        }
+    }
+}
+
+impl ThreadError {
+    /// The same of a request that went ahead of `turn/start`: whatever was written, no turn was.
+    pub fn before_the_turn(self) -> ThreadError {
+        match self {
+            ThreadError::Lost { cause, written: _ } => ThreadError::Lost { cause, written: false },
+            other => other,
+        }
+    }
+}

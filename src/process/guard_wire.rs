@@ -1,0 +1,64 @@
+//! What the sidecar and a guard say to each other.
+//!
+//! The sidecar says what to start on the guard's command line, and orders the end by a byte on the
+//! control socket. The guard says what became of the program, a line each.
+
+use std::fmt;
+
+/// The hidden subcommand: `__guard FD -- PROGRAM ARGUMENT…`.
+pub(super) const SUBCOMMAND: &str = "__guard";
+
+/// What the guard is called in lists of processes. Not after the sidecar: who kills that one by name
+/// must not take the guards with it.
+pub(super) const NAME: &str = "worker-guard";
+
+/// The order to kill. Closing the socket is the same order.
+pub(super) const KILL: &[u8] = b"k";
+
+/// What a guard says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Word {
+    /// The program runs, under this id.
+    Started(u32),
+    /// It could not be started, for this error number.
+    Failed(i32),
+    /// It ended, with this raw status.
+    Ended(i32),
+}
+
+impl fmt::Display for Word {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Word::Started(pid) => writeln!(f, "started {pid}"),
+            Word::Failed(errno) => writeln!(f, "failed {errno}"),
+            Word::Ended(status) => writeln!(f, "ended {status}"),
+        }
+    }
+}
+
+impl Word {
+    pub(super) fn parse(line: &str) -> Option<Word> {
+        let (word, number) = line.trim_end().split_once(' ')?;
+        match word {
+            "started" => Some(Word::Started(number.parse().ok()?)),
+            "failed" => Some(Word::Failed(number.parse().ok()?)),
+            "ended" => Some(Word::Ended(number.parse().ok()?)),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_guard_says_is_understood() {
+        for word in [Word::Started(7), Word::Failed(2), Word::Ended(256)] {
+            assert_eq!(Word::parse(&word.to_string()), Some(word));
+        }
+        for riddle in ["", "started", "started x", "ended 1 2", "left 1"] {
+            assert_eq!(Word::parse(riddle), None, "{riddle}");
+        }
+    }
+}
