@@ -13,11 +13,15 @@ pub mod grpc;
 pub mod model;
 pub mod offline_model;
 pub mod output_schema;
-pub mod pool;
+pub(crate) mod pool;
 pub mod process;
 pub mod redact;
 pub(crate) mod registry;
 pub mod telemetry;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 pub mod turn;
 pub mod worker;
 

@@ -17,8 +17,8 @@ use std::time::Duration;
 
 use codex_sidecar::app_server::baseline::{Baseline, Lingering};
 use codex_sidecar::app_server::client::{CliDefaults, Client, LoadOptions, LoadThread, StartTurn};
-use codex_sidecar::app_server::decode::{self, Decoded, TurnEnd};
-use codex_sidecar::app_server::message::Inbound;
+use codex_sidecar::app_server::decode::{News, TurnEnd};
+use codex_sidecar::app_server::message::{Inbound, Told};
 use codex_sidecar::app_server::peer::{Peer, PeerLimits};
 use codex_sidecar::codex_cli;
 use codex_sidecar::grpc::client::codex_service_client::CodexServiceClient;
@@ -349,16 +349,14 @@ impl Straight {
 }
 
 fn note_end(ends: &Ends, message: &Inbound) {
-    let Inbound::Notification(notification) = message else { return };
-    if notification.method != "turn/completed" {
-        return;
-    }
-    let thread_id = decode::scope(&notification.params).thread_id.unwrap_or_default();
-    let end = ends.lock().unwrap_or_else(PoisonError::into_inner).remove(&thread_id);
-    let outcome = match decode::notification(notification) {
-        Decoded::TurnEnded(TurnEnd::Completed) => Ok(()),
-        other => Err(format!("the turn ended with {other:?}")),
+    let Inbound::Told(Told { scope, news, .. }) = message else { return };
+    let outcome = match news {
+        News::TurnEnded(TurnEnd::Completed) => Ok(()),
+        News::TurnEnded(other) => Err(format!("the turn ended with {other:?}")),
+        _ => return,
     };
+    let thread_id = scope.thread_id.as_deref().unwrap_or_default();
+    let end = ends.lock().unwrap_or_else(PoisonError::into_inner).remove(thread_id);
     if let Some(end) = end {
         let _ = end.send(outcome);
     }

@@ -1,7 +1,7 @@
 //! MCP servers, as Codex tells of them and as it is asked about them.
 //!
 //! Codex starts a thread's servers when it loads the thread. It waits for those that are `required`
-//! before it answers, and tells of each with [`STARTUP_STATUS`] only after that answer. Of a server
+//! before it answers, and tells of each only after that answer. Of a server
 //! that ends later it tells nothing: it has to be asked.
 
 use std::collections::BTreeMap;
@@ -11,12 +11,6 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::app_server::client::LoadOptions;
-use crate::model::event::{McpServerState, McpServerStatus};
-
-/// `mcpServer/startupStatus/updated`, a notification.
-pub const STARTUP_STATUS: &str = "mcpServer/startupStatus/updated";
-/// `thread/closed`, a notification: the thread is loaded no more.
-pub const THREAD_CLOSED: &str = "thread/closed";
 
 /// How long Codex lets a server take to start that has no `startup_timeout_sec` (0.169.0).
 pub const DEFAULT_STARTUP_TIMEOUT: Duration = Duration::from_secs(30);
@@ -24,43 +18,8 @@ pub const DEFAULT_STARTUP_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest error of a server that is kept, in bytes.
 const MAX_ERROR_BYTES: usize = 4096;
 
-/// What [`STARTUP_STATUS`] says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StartupStatus {
-    /// For the turn.
-    pub status: McpServerStatus,
-    /// Whether somebody must log in before the server can start: it is no use to try again at once.
-    pub needs_login: bool,
-}
-
-/// Reads the parameters of [`STARTUP_STATUS`].
-pub fn startup_status(params: &str) -> Option<StartupStatus> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Params {
-        name: String,
-        status: String,
-        error: Option<String>,
-        failure_reason: Option<String>,
-    }
-    let Params { name, status, error, failure_reason } = serde_json::from_str(params).ok()?;
-    let state = match status.as_str() {
-        "starting" => McpServerState::Starting,
-        "ready" => McpServerState::Ready,
-        "failed" => McpServerState::Failed,
-        "cancelled" => McpServerState::Cancelled,
-        _ => return None,
-    };
-    let error = error.map(|error| shown(&error)).unwrap_or_default();
-    let needs_login = failure_reason.as_deref() == Some("reauthenticationRequired");
-    Some(StartupStatus {
-        status: McpServerStatus { server: name, state: state.into(), error },
-        needs_login,
-    })
-}
-
 /// A server's error as it may be shown: bounded, and without what a URL has of credentials.
-fn shown(error: &str) -> String {
+pub(super) fn shown(error: &str) -> String {
     let mut end = error.len().min(MAX_ERROR_BYTES);
     while !error.is_char_boundary(end) {
         end -= 1;
@@ -246,21 +205,6 @@ mod tests {
 
     fn load(overrides: Value) -> LoadOptions {
         LoadOptions { config: overrides.as_object().unwrap().clone(), ..LoadOptions::default() }
-    }
-
-    #[test]
-    fn a_status_is_read_and_an_unknown_one_is_not() {
-        let failed = json!({"threadId": "t", "name": "a", "status": "failed", "error": "no", "failureReason": null});
-        let expected = McpServerStatus {
-            server: "a".to_owned(),
-            state: McpServerState::Failed.into(),
-            error: "no".to_owned(),
-        };
-        let read = startup_status(&failed.to_string()).unwrap();
-        assert_eq!(read, StartupStatus { status: expected, needs_login: false });
-        assert_eq!(startup_status(r#"{"name":"a","status":"dreaming","error":null}"#), None);
-        let long = json!({"name": "a", "status": "failed", "error": "é".repeat(MAX_ERROR_BYTES)});
-        assert!(startup_status(&long.to_string()).unwrap().status.error.len() <= MAX_ERROR_BYTES);
     }
 
     #[test]

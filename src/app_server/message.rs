@@ -1,39 +1,123 @@
-//! One line of the protocol.
+//! One line of the protocol, parsed once into what it means.
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use serde_json::value::RawValue;
+
+use crate::app_server::decode::{self, News, Scope};
+use crate::model::event::{Event, Raw};
+use crate::model::question::Question;
 
 pub use crate::app_server::whose::SkippedLine;
 
-/// A message from the worker, parsed only as far as routing needs.
+/// What comes from the worker unasked.
 #[derive(Debug)]
 pub enum Inbound {
     /// It tells.
-    Notification(Notification),
+    Told(Told),
     /// It asks, and must be answered.
-    Request(ServerRequest),
+    Asked(Asked),
     /// It told or asked something in a line over the limit, which is gone.
     Skipped(Box<SkippedLine>),
 }
 
-/// A notification of the worker.
+/// Something that the worker tells.
 #[derive(Debug)]
-pub struct Notification {
-    /// For example `item/started`.
-    pub method: String,
-    /// Its parameters, unparsed.
-    pub params: Box<RawValue>,
+pub struct Told {
+    /// What it is about.
+    pub scope: Scope,
+    /// What it says.
+    pub news: News,
+    pub(super) method: String,
+    params: Box<RawValue>,
 }
 
-/// A request of the worker.
+impl Told {
+    fn read(method: String, params: &RawValue) -> Told {
+        let (scope, news) = decode::notification(&method, params);
+        Told { scope, news, method, params: params.to_owned() }
+    }
+
+    /// Whether it is about an item.
+    pub fn is_of_an_item(&self) -> bool {
+        self.method.starts_with("item/")
+    }
+
+    /// Whether it is an error after which Codex tries again by itself.
+    pub fn is_retry(&self) -> bool {
+        matches!(&self.news, News::Event(Event::ThreadError(error)) if error.will_retry)
+    }
+
+    /// The same in Codex's own words.
+    pub fn raw(&self) -> Event {
+        let (method, json) = (self.method.clone(), self.params.get().to_owned());
+        Event::Raw(Raw { method, json })
+    }
+}
+
+#[cfg(test)]
+impl Told {
+    /// News of a thread, and of a turn where one is named.
+    pub(crate) fn of(thread_id: &str, turn_id: Option<&str>, news: News) -> Told {
+        let (thread_id, turn_id) = (Some(thread_id.to_owned()), turn_id.map(str::to_owned));
+        let (method, params) = ("test".to_owned(), RawValue::NULL.to_owned());
+        Told { scope: Scope { thread_id, turn_id }, news, method, params }
+    }
+
+    pub(crate) fn method(&self) -> &str {
+        &self.method
+    }
+
+    /// The notification of this method with these parameters.
+    pub(crate) fn notification(method: &str, params: &Value) -> Told {
+        let params = RawValue::from_string(params.to_string()).unwrap();
+        Told::read(method.to_owned(), &params)
+    }
+}
+
+#[cfg(test)]
+impl Call {
+    pub(crate) fn method(&self) -> &str {
+        &self.method
+    }
+}
+
+/// Something that the worker asks.
 #[derive(Debug)]
-pub struct ServerRequest {
-    /// The worker's id of it, a number or a text; the answer repeats it.
-    pub id: serde_json::Value,
-    /// For example `item/tool/call`.
-    pub method: String,
-    /// Its parameters, unparsed.
-    pub params: Box<RawValue>,
+pub struct Asked {
+    /// What it is about.
+    pub scope: Scope,
+    /// What to answer it by.
+    pub call: Call,
+    /// What it asks, without an id of its own.
+    pub question: Question,
+}
+
+/// A request of the worker, as far as its answer needs it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Call {
+    // The answer repeats it.
+    pub(super) id: CallId,
+    pub(super) method: String,
+}
+
+/// The worker's id of a request of its own, a number or a text.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct CallId(Value);
+
+impl Call {
+    /// Whether this is its id.
+    pub fn is(&self, id: &CallId) -> bool {
+        self.id == *id
+    }
+}
+
+impl SkippedLine {
+    /// What to answer it by, where it was a request.
+    pub fn call(&self) -> Option<Call> {
+        Some(Call { id: CallId(self.id.clone()?), method: self.method.clone()? })
+    }
 }
 
 /// An error answer of the worker.
@@ -47,18 +131,29 @@ pub struct RpcError {
 
 /// A parsed line.
 #[derive(Debug)]
-pub(crate) enum Line {
+pub enum Line {
+    /// What comes unasked.
     Inbound(Inbound),
-    Response { id: u64, outcome: Result<Box<RawValue>, RpcError> },
+    /// An answer.
+    Response {
+        /// The id of what was asked.
+        id: u64,
+        /// The result, unparsed.
+        outcome: Result<Box<RawValue>, RpcError>,
+    },
 }
 
-/// Parses one line; the error says what is wrong with it.
-pub(crate) fn parse(line: &[u8]) -> Result<Line, String> {
+/// Parses one line.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse(line: &[u8]) -> Result<Line, String> {
     #[derive(Deserialize)]
-    struct Envelope {
-        id: Option<serde_json::Value>,
+    struct Envelope<'a> {
+        id: Option<Value>,
         method: Option<String>,
-        params: Option<Box<RawValue>>,
+        #[serde(borrow)]
+        params: Option<&'a RawValue>,
         result: Option<Box<RawValue>>,
         error: Option<RpcError>,
     }
@@ -66,29 +161,26 @@ pub(crate) fn parse(line: &[u8]) -> Result<Line, String> {
     let Envelope { id, method, params, result, error } =
         serde_json::from_slice(line).map_err(|error| error.to_string())?;
     match (method, id) {
-        (Some(method), Some(id)) if !id.is_null() => {
-            let params = params.unwrap_or_else(empty);
-            Ok(Line::Inbound(Inbound::Request(ServerRequest { id, method, params })))
+        (Some(method), Some(id)) => {
+            let (scope, question) = decode::request(&method, params.unwrap_or(RawValue::NULL));
+            let call = Call { id: CallId(id), method };
+            Ok(Line::Inbound(Inbound::Asked(Asked { scope, call, question })))
         }
-        (Some(method), _) => {
-            let params = params.unwrap_or_else(empty);
-            Ok(Line::Inbound(Inbound::Notification(Notification { method, params })))
+        (Some(method), None) => {
+            let told = Told::read(method, params.unwrap_or(RawValue::NULL));
+            Ok(Line::Inbound(Inbound::Told(told)))
         }
         (None, Some(id)) => {
             let id = id.as_u64().ok_or_else(|| format!("an answer to the unknown id {id}"))?;
             let outcome = match (error, result) {
                 (Some(error), _) => Err(error),
                 (None, Some(result)) => Ok(result),
-                (None, None) => Ok(empty()),
+                (None, None) => Ok(RawValue::NULL.to_owned()),
             };
             Ok(Line::Response { id, outcome })
         }
         (None, None) => Err("neither a method nor an id".to_owned()),
     }
-}
-
-fn empty() -> Box<RawValue> {
-    RawValue::NULL.to_owned()
 }
 
 #[cfg(test)]
@@ -98,11 +190,11 @@ mod tests {
     #[test]
     fn a_request_a_notification_an_answer_and_garbage_are_told_apart() {
         let request = parse(br#"{"id":"a","method":"item/tool/call","params":{"x":1}}"#).unwrap();
-        assert!(matches!(request, Line::Inbound(Inbound::Request(request))
-            if request.id == "a" && request.method == "item/tool/call" && request.params.get() == r#"{"x":1}"#));
+        assert!(matches!(request, Line::Inbound(Inbound::Asked(asked))
+            if asked.call.id.0 == "a" && asked.call.method == "item/tool/call"));
         let notification = parse(br#"{"method":"turn/started"}"#).unwrap();
-        assert!(matches!(notification, Line::Inbound(Inbound::Notification(notification))
-            if notification.params.get() == "null"));
+        assert!(matches!(notification, Line::Inbound(Inbound::Told(told))
+            if told.method == "turn/started" && told.params.get() == "null"));
         let answer = parse(br#"{"id":7,"result":{"ok":true}}"#).unwrap();
         assert!(
             matches!(answer, Line::Response { id: 7, outcome: Ok(result) } if result.get() == r#"{"ok":true}"#)

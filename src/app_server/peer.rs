@@ -17,8 +17,9 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use crate::app_server::decode;
 use crate::app_server::lines::{LineLimits, Lines, Piece};
-use crate::app_server::message::{self, Inbound, Line, RpcError, SkippedLine};
+use crate::app_server::message::{self, Call, CallId, Inbound, Line, RpcError, SkippedLine};
 
 /// Bounds of one peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -273,18 +274,26 @@ impl Peer {
         self.send(method, &Bare { method }).map(drop)
     }
 
+    /// Says no to a request of the other side.
+    ///
+    /// # Errors
+    /// [`RequestError::Transport`] when the peer is closed or its queue is full.
+    pub fn decline(&self, call: &Call) -> Result<(), RequestError> {
+        self.respond(call, decode::decline(&call.method))
+    }
+
     /// Answers a request of the other side.
     ///
     /// # Errors
     /// [`RequestError::Transport`] when the peer is closed or its queue is full.
-    pub fn respond(
+    pub(super) fn respond(
         &self,
-        id: &serde_json::Value,
+        call: &Call,
         answer: Result<serde_json::Value, RpcError>,
     ) -> Result<(), RequestError> {
         #[derive(Serialize)]
         struct Answer<'a> {
-            id: &'a serde_json::Value,
+            id: &'a CallId,
             #[serde(skip_serializing_if = "Option::is_none")]
             result: Option<serde_json::Value>,
             #[serde(skip_serializing_if = "Option::is_none")]
@@ -294,7 +303,7 @@ impl Peer {
             Ok(result) => (Some(result), None),
             Err(error) => (None, Some(error)),
         };
-        self.send("answer", &Answer { id, result, error }).map(drop)
+        self.send("answer", &Answer { id: &call.id, result, error }).map(drop)
     }
 
     /// Why the peer closed; `None` while it is open.
@@ -504,6 +513,8 @@ impl Inner {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::app_server::decode::News;
+    use crate::model::event::{Event, WarningCode};
     use serde_json::{Value, json};
     use tokio::io::{AsyncBufReadExt as _, BufReader, DuplexStream, duplex, split};
 
@@ -550,9 +561,8 @@ mod tests {
         );
         assert!(matches!(one, Err(RequestError::Server { code: -1, .. })));
         assert_eq!(two.unwrap(), "zwei ✓");
-        assert!(
-            matches!(received.recv().await, Some(Inbound::Notification(n)) if n.params.get() == "{\"message\":\"ä\"}")
-        );
+        let warning = News::Event(Event::warning(WarningCode::Codex, "ä", ""));
+        assert!(matches!(received.recv().await, Some(Inbound::Told(told)) if told.news == warning));
         drop(other_side.await.unwrap());
         assert_eq!(peer.closed().await, "its standard output ended");
         assert!(peer.inner.pending().is_empty());
@@ -594,7 +604,7 @@ mod tests {
         let line = format!("{{\"method\":\"{}\"}}\n", "m".repeat(100 - frame));
         theirs.write_all(line.as_bytes()).await.unwrap();
         assert!(
-            matches!(received.recv().await, Some(Inbound::Notification(n)) if n.method.len() == 100 - frame)
+            matches!(received.recv().await, Some(Inbound::Told(told)) if told.method.len() == 100 - frame)
         );
         let method = "m".repeat(101 - frame);
         let line = format!("{{\"method\":\"{method}\"}}\n{{\"method\":\"next\"}}\n");
@@ -602,7 +612,7 @@ mod tests {
         let Some(Inbound::Skipped(skipped)) = received.recv().await else { panic!("not told") };
         assert_eq!((skipped.bytes, skipped.limit, skipped.method), (101, 100, Some(method)));
         assert!(
-            matches!(received.recv().await, Some(Inbound::Notification(n)) if n.method == "next")
+            matches!(received.recv().await, Some(Inbound::Told(told)) if told.method == "next")
         );
         assert!(peer.close_cause().is_none());
         assert_eq!(peer.garbage_lines(), 0);
@@ -669,7 +679,7 @@ mod tests {
         let limits = PeerLimits { max_garbage_lines: 3, ..PeerLimits::default() };
         let (peer, mut theirs, mut received) = start(limits);
         theirs.write_all(b"what\n\xff\xfe\n{\"method\":\"warning\"}\n").await.unwrap();
-        assert!(matches!(received.recv().await, Some(Inbound::Notification(_))));
+        assert!(matches!(received.recv().await, Some(Inbound::Told(_))));
         assert_eq!(peer.garbage_lines(), 2);
         theirs.write_all(b"again\n").await.unwrap();
         assert!(peer.closed().await.contains("3 lines that are no messages"));

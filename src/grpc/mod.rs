@@ -15,4 +15,4 @@ pub mod limits;
 mod page_token;
 pub mod pool_service;
 pub mod status;
-mod stream;
+pub(crate) mod stream;

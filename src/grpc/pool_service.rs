@@ -86,14 +86,9 @@ impl PoolService for PoolApi {
                 (false, "DRAINING", "the sidecar shuts down and takes no new turns".to_owned())
             }
         };
+        let slots = engine.pool().status();
         let ready_worker =
-            engine.pool().status().into_iter().find_map(|status| match status.state {
-                SlotState::Ready(worker) => Some(worker),
-                SlotState::Starting
-                | SlotState::Unresponsive(_)
-                | SlotState::Backoff { .. }
-                | SlotState::Stopped => None,
-            });
+            slots.iter().find_map(|slot| slot.state.ready()).map(|ready| &ready.worker);
         let drain_state = match drain {
             DrainState::Serving => pb::DrainState::Serving,
             DrainState::Draining => pb::DrainState::Draining,
@@ -102,7 +97,6 @@ impl PoolService for PoolApi {
         Ok(Response::new(pb::GetServerInfoResponse {
             sidecar_version: env!("CARGO_PKG_VERSION").to_owned(),
             cli_version: ready_worker
-                .as_ref()
                 .map(|worker| worker.cli_version().to_owned())
                 .unwrap_or_default(),
             codex_path: (self.setup.codex_path.as_ref())
@@ -118,9 +112,7 @@ impl PoolService for PoolApi {
             start_time: Some(self.started_at.into()),
             offline_model: self.setup.offline_model,
             api_key_fingerprint: self.setup.api_key_fingerprint.clone().unwrap_or_default(),
-            settings_verified: ready_worker
-                .as_ref()
-                .is_some_and(|worker| worker.defaults().tells_settings),
+            settings_verified: ready_worker.is_some_and(|worker| worker.defaults().tells_settings),
             openai_base_url: ready_worker
                 .and_then(|worker| worker.defaults().config.openai_base_url.clone())
                 .unwrap_or_default(),
@@ -132,7 +124,7 @@ impl PoolApi {
     fn counts(&self) -> pb::ServerCounts {
         let engine = &self.engine;
         let ready = engine.pool().status().into_iter();
-        let ready = ready.filter(|status| matches!(status.state, SlotState::Ready(_))).count();
+        let ready = ready.filter(|slot| slot.state.ready().is_some()).count();
         pb::ServerCounts {
             running_turns: count(engine.admission().running()),
             queued_turns: count(engine.admission().waiting()),
@@ -173,13 +165,14 @@ fn worker(index: usize, status: &SlotStatus) -> pb::Worker {
     let state = match state {
         SlotState::Starting => pb::WorkerState::Starting,
         SlotState::Ready(running) | SlotState::Unresponsive(running) => {
-            worker.pid = running.pid().unwrap_or_default();
-            worker.start_time = Some(running.started_at().into());
-            worker.loaded_threads = count(running.loaded_threads());
+            let process = &running.worker;
+            worker.pid = process.pid().unwrap_or_default();
+            worker.start_time = Some(process.started_at().into());
+            worker.loaded_threads = count(process.loaded_threads());
             worker.running_turns = count(running.running_turns());
             worker.turns_started = running.started_turns();
-            worker.resident_memory_bytes = running.resident_bytes().unwrap_or(0);
-            worker.cli_version = running.cli_version().to_owned();
+            worker.resident_memory_bytes = process.resident_bytes().unwrap_or(0);
+            worker.cli_version = process.cli_version().to_owned();
             match state {
                 SlotState::Unresponsive(_) => pb::WorkerState::Unresponsive,
                 _ => pb::WorkerState::Ready,

@@ -1,25 +1,33 @@
 //! The pool: a fixed number of workers, kept warm.
 //!
-//! Each place in the pool (a slot) has one supervising task that starts a worker, waits for its end
-//! and starts the next. A turn takes a [`Lease`] on a worker; the pool never moves a running turn.
-//! Nothing here knows of threads, nor what a turn says.
+//! Each slot of the pool has one task that starts a worker, waits for its end and starts the next
+//! ([`supervision`]), or replaces it while it is well ([`recycling`]). What is in the [`slots`] is what
+//! everybody else goes by: [`placement`], which gives a turn its [`Lease`], and [`readiness`]. The pool
+//! never moves a running turn, and knows neither of threads nor of what a turn says.
 
-mod config_file;
+mod home;
+mod incarnation;
 mod placement;
-mod supervise;
+mod readiness;
+mod recycling;
+mod slots;
+mod supervision;
 
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::model::id::WorkerId;
-use crate::worker::{Worker, WorkerSpec};
+use crate::worker::WorkerSpec;
 
-pub use placement::Lease;
+pub(crate) use incarnation::{Incarnation, Lease};
+pub(crate) use placement::Unavailable;
+pub(crate) use readiness::{Readiness, Trouble};
+pub(crate) use slots::{SlotState, SlotStatus};
 
 /// How workers are supervised and replaced.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,120 +81,23 @@ impl Default for PoolSettings {
     }
 }
 
-/// Whether turns can run.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Readiness {
-    /// At least one worker is warm, and at the start all were.
-    Ready,
-    /// None is.
-    NotReady {
-        /// What kind of trouble it is.
-        kind: Trouble,
-        /// Why not, for the person who reads it.
-        cause: String,
-    },
-}
-
-/// Kinds of trouble that keep workers from being ready.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trouble {
-    /// None: they are being started.
-    Starting,
-    /// The CLI was not found.
-    CodexNotFound,
-    /// The CLI is of a version that is not supported.
-    CodexTooOld,
-    /// The CLI does not start, or does not speak its protocol.
-    CodexUnusable,
-    /// CODEX_HOME can't be written.
-    HomeUnusable,
-    /// Codex can't read its `config.toml`.
-    ConfigInvalid,
-    /// The machine is out of processes, memory or file descriptors.
-    OutOfResources,
-    /// Workers start, and end again and again.
-    WorkersFailing,
-    /// The pool is shut down.
-    Stopped,
-}
-
-/// A failed start or the end of a worker.
-#[derive(Debug, Clone)]
-pub struct Failure {
-    /// What kind of trouble it is.
-    pub kind: Trouble,
-    /// For the person who reads it.
-    pub message: String,
-    /// When it was seen.
-    pub at: SystemTime,
-}
-
-/// Why no worker can be had.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unavailable {
-    /// For the person who reads it.
-    pub cause: String,
-    /// When to try again.
-    pub retry_after: Duration,
-    /// Whether the machine is out of processes, memory or file descriptors.
-    pub out_of_resources: bool,
-}
-
-/// What a slot does.
-#[derive(Debug, Clone)]
-pub enum SlotState {
-    /// It waits for its turn to start, or starts.
-    Starting,
-    /// Its worker is warm.
-    Ready(Arc<Worker>),
-    /// Its worker gave no sign of life and gets no new turns; it is asked once more.
-    Unresponsive(Arc<Worker>),
-    /// Its worker failed; the next one starts later.
-    Backoff {
-        /// When.
-        until: tokio::time::Instant,
-    },
-    /// The pool has been shut down.
-    Stopped,
-}
-
-/// What is known of a slot.
-#[derive(Debug, Clone)]
-pub struct SlotStatus {
-    /// What it does.
-    pub state: SlotState,
-    /// Which incarnation it is at.
-    pub generation: u64,
-    /// Failures in a row.
-    pub failures: u32,
-    /// The last failed start or end of a worker.
-    pub last_failure: Option<Failure>,
-}
-
-#[derive(Debug)]
-struct Slot {
-    status: watch::Sender<SlotStatus>,
-}
-
 /// The pool.
 #[derive(Debug)]
-pub struct Pool {
-    slots: Vec<Slot>,
+pub(crate) struct Pool {
     settings: PoolSettings,
-    // Changes whenever any slot does; waiters look again.
-    changed: watch::Sender<u64>,
+    slots: watch::Sender<Vec<SlotStatus>>,
     readiness: watch::Sender<Readiness>,
     // What is wrong with CODEX_HOME.
     home_fault: watch::Sender<Option<String>>,
     // What is wrong with `config.toml`, as a worker says.
     config_fault: watch::Sender<Option<String>>,
-    config_file: std::path::PathBuf,
+    config_file: PathBuf,
     starts: Semaphore,
     widened: AtomicBool,
     // One worker is recycled at a time.
     recycling: Arc<Semaphore>,
     // Replaced, and still busy with the turns that they have.
-    retiring: Mutex<Vec<Arc<Worker>>>,
+    retiring: Mutex<Vec<Arc<Incarnation>>>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -194,26 +105,12 @@ pub struct Pool {
 impl Pool {
     /// Starts a pool of so many workers, at least one; returns at once. [`Pool::readiness`] tells when
     /// it is warm.
-    pub fn start(spec: WorkerSpec, workers: usize, settings: PoolSettings) -> Arc<Pool> {
-        let slots = (0..workers.max(1))
-            .map(|_| Slot {
-                status: watch::Sender::new(SlotStatus {
-                    state: SlotState::Starting,
-                    generation: 0,
-                    failures: 0,
-                    last_failure: None,
-                }),
-            })
-            .collect();
-        let starting = Readiness::NotReady {
-            kind: Trouble::Starting,
-            cause: "the workers are being started".to_owned(),
-        };
+    pub(crate) fn start(spec: WorkerSpec, workers: usize, settings: PoolSettings) -> Arc<Pool> {
+        let workers = workers.max(1);
         let pool = Arc::new(Pool {
-            slots,
             settings,
-            changed: watch::Sender::new(0),
-            readiness: watch::Sender::new(starting),
+            slots: watch::Sender::new(vec![SlotStatus::default(); workers]),
+            readiness: watch::Sender::new(readiness::starting()),
             home_fault: watch::Sender::new(None),
             config_fault: watch::Sender::new(None),
             config_file: spec.config_file.clone(),
@@ -227,75 +124,21 @@ impl Pool {
             tasks: TaskTracker::new(),
         });
         let spec = Arc::new(spec);
-        pool.tasks.spawn(supervise::watch_home(Arc::clone(&pool), Arc::clone(&spec)));
-        pool.tasks.spawn(config_file::watch(Arc::clone(&pool)));
-        for index in 0..pool.slots.len() {
-            pool.tasks.spawn(supervise::run(Arc::clone(&pool), index, Arc::clone(&spec)));
+        pool.tasks.spawn(home::watch(Arc::clone(&pool), Arc::clone(&spec)));
+        pool.tasks.spawn(home::watch_config(Arc::clone(&pool)));
+        for slot in 0..workers {
+            pool.tasks.spawn(supervision::run(Arc::clone(&pool), slot, Arc::clone(&spec)));
         }
         pool.tasks.close();
         pool
     }
 
-    /// Whether turns can run, now and as it changes.
-    pub fn readiness(&self) -> watch::Receiver<Readiness> {
-        self.readiness.subscribe()
-    }
-
-    /// What is known of every slot, in order.
-    pub fn status(&self) -> Vec<SlotStatus> {
-        self.slots.iter().map(|slot| slot.status.borrow().clone()).collect()
-    }
-
-    /// The worker of this id, if that incarnation still runs.
-    pub fn worker(&self, id: &WorkerId) -> Option<Arc<Worker>> {
-        let status = self.slots.get(id.slot)?.status.borrow();
-        match &status.state {
-            SlotState::Ready(worker) if worker.id() == id && worker.is_alive() => {
-                Some(Arc::clone(worker))
-            }
-            _ => None,
-        }
-    }
-
-    /// Waits while the worker of this id gives no sign of life: what it holds it holds until it is back
-    /// or killed, one of which is soon.
-    pub async fn settled(&self, id: &WorkerId) {
-        let mut changed = self.changed.subscribe();
-        loop {
-            changed.mark_unchanged();
-            let is_stuck = self.slots.get(id.slot).is_some_and(|slot| {
-                matches!(&slot.status.borrow().state, SlotState::Unresponsive(worker) if worker.id() == id)
-            });
-            if !is_stuck || changed.changed().await.is_err() {
-                return;
-            }
-        }
-    }
-
-    /// Whether this incarnation may still hold a thread.
-    pub(crate) fn runs(&self, id: &WorkerId) -> bool {
-        let is_current = self.slots.get(id.slot).is_some_and(|slot| {
-            matches!(
-                &slot.status.borrow().state,
-                SlotState::Ready(worker) | SlotState::Unresponsive(worker) if worker.id() == id
-            )
-        });
-        is_current || self.retiring(id).is_some()
-    }
-
-    /// The worker of this id, if it has been replaced and still runs. A thread that it holds must be
-    /// released from it before another one may have it.
-    pub fn retiring(&self, id: &WorkerId) -> Option<Arc<Worker>> {
-        self.retired().iter().find(|worker| worker.id() == id).cloned()
-    }
-
-    fn retired(&self) -> MutexGuard<'_, Vec<Arc<Worker>>> {
-        self.retiring.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Kills every worker with all that it started, and waits until they are gone.
-    pub async fn shutdown(&self) {
+    pub(crate) async fn shutdown(&self) {
         self.stop.cancel();
         self.tasks.wait().await;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,8 +15,9 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::app_server::client::{LoadOptions, LoadThread, ThreadOpened};
+use crate::app_server::decode::News;
 use crate::app_server::mcp::{self, ServerStatus};
-use crate::app_server::message::Notification;
+use crate::app_server::message::Told;
 use crate::app_server::peer::RequestError;
 use crate::model::event::{McpServerState, McpServerStatus};
 use crate::model::id::ThreadId;
@@ -122,49 +123,40 @@ impl McpServers {
         self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes in what a notification says of a thread's servers, and says whether there is anything in
-    /// it to pass on. `pass_on` does that, and says whether a turn listens; the one and the other are
-    /// one step, so that no status is told twice or not at all.
-    pub(super) fn hear(
-        &self,
-        thread_id: &str,
-        notification: Notification,
-        pass_on: impl FnOnce(Notification) -> bool,
-    ) {
-        match notification.method.as_str() {
-            mcp::STARTUP_STATUS => {}
-            mcp::THREAD_CLOSED => {
-                self.forget(thread_id);
-                pass_on(notification);
+    /// Takes in what is told of a thread's servers, and says whether there is anything in it to pass
+    /// on. `pass_on` does that, and says whether a turn listens; the one and the other are one step, so
+    /// that no status is told twice or not at all.
+    pub(super) fn hear(&self, told: Told, pass_on: impl FnOnce(Told) -> bool) {
+        let (thread_id, status, needs_login) = match (&told.scope.thread_id, &told.news) {
+            (Some(thread_id), News::McpServer { status, needs_login }) => {
+                (thread_id.clone(), status.clone(), *needs_login)
+            }
+            (thread_id, news) => {
+                if let (Some(thread_id), News::ThreadUnloaded) = (thread_id, news) {
+                    self.forget(thread_id);
+                }
+                pass_on(told);
                 return;
             }
-            _ => {
-                pass_on(notification);
-                return;
-            }
-        }
-        let Some(heard) = mcp::startup_status(notification.params.get()) else {
-            pass_on(notification);
-            return;
         };
         let mut threads = self.threads();
-        if !threads.contains_key(thread_id) {
-            if matches!(heard.status.state(), McpServerState::Ready | McpServerState::Cancelled) {
+        if !threads.contains_key(&thread_id) {
+            if matches!(status.state(), McpServerState::Ready | McpServerState::Cancelled) {
                 // The last words of a thread that was let go while its servers started.
                 return;
             }
-            threads.insert(thread_id.to_owned(), Thread::new());
+            threads.insert(thread_id.clone(), Thread::new());
         }
-        let Some(servers) = threads.get_mut(thread_id) else { return };
-        let name = heard.status.server.clone();
-        if !self.note(thread_id, servers, heard.status) {
+        let Some(servers) = threads.get_mut(&thread_id) else { return };
+        let name = status.server.clone();
+        if !self.note(&thread_id, servers, status) {
             // Codex repeats itself when it looks at its servers anew.
             return;
         }
-        let is_told = pass_on(notification);
+        let is_told = pass_on(told);
         if let Some(server) = servers.get_mut(&name) {
             server.is_told = is_told;
-            if heard.needs_login {
+            if needs_login {
                 server.failed_after = SLOW_FAILURE;
             }
         }
@@ -442,26 +434,21 @@ impl Loading {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-    use serde_json::value::RawValue;
-
     use super::*;
+    use McpServerState::{Cancelled, Failed, Ready, Starting};
 
     fn servers() -> McpServers {
         McpServers::new(WorkerId { slot: 0, generation: 1 })
     }
 
-    fn notification(server: &str, status: &str, error: Option<&str>) -> Notification {
-        let params = json!({"threadId": "t", "name": server, "status": status, "error": error});
-        let params = RawValue::from_string(params.to_string()).unwrap();
-        Notification { method: mcp::STARTUP_STATUS.to_owned(), params }
-    }
-
     /// Hears a status; returns whether it was passed on, to a turn that listens or not.
-    fn hear(servers: &McpServers, server: &str, status: &str, listens: bool) -> bool {
+    fn hear(servers: &McpServers, server: &str, state: McpServerState, listens: bool) -> bool {
         let mut is_passed_on = false;
-        let error = (status == "failed").then_some("no");
-        servers.hear("t", notification(server, status, error), |_| {
+        let error = if state == McpServerState::Failed { "no" } else { "" };
+        let (server, state, error) = (server.to_owned(), state.into(), error.to_owned());
+        let status = McpServerStatus { server, state, error };
+        let news = News::McpServer { status, needs_login: false };
+        servers.hear(Told::of("t", None, news), |_| {
             is_passed_on = true;
             listens
         });
@@ -481,19 +468,19 @@ mod tests {
     #[tokio::test]
     async fn each_status_reaches_one_turn_and_a_failure_every_turn() {
         let servers = servers();
-        hear(&servers, "a", "starting", false);
-        hear(&servers, "b", "starting", false);
-        hear(&servers, "a", "ready", false);
+        hear(&servers, "a", Starting, false);
+        hear(&servers, "b", Starting, false);
+        hear(&servers, "a", Ready, false);
         let first = [told("a", McpServerState::Ready), told("b", McpServerState::Starting)];
         assert_eq!(begin(&servers), first);
-        assert!(hear(&servers, "b", "failed", true));
-        assert!(!hear(&servers, "b", "failed", true), "no news");
-        assert!(!hear(&servers, "a", "ready", true), "no news");
+        assert!(hear(&servers, "b", Failed, true));
+        assert!(!hear(&servers, "b", Failed, true), "no news");
+        assert!(!hear(&servers, "a", Ready, true), "no news");
         let missing = [told("b", McpServerState::Failed)];
         assert_eq!(begin(&servers), missing);
         assert_eq!(begin(&servers), missing);
-        hear(&servers, "b", "starting", false);
-        hear(&servers, "b", "ready", false);
+        hear(&servers, "b", Starting, false);
+        hear(&servers, "b", Ready, false);
         assert_eq!(begin(&servers), [told("b", McpServerState::Ready)]);
         assert_eq!(begin(&servers), []);
         assert_eq!(servers.hand_over("t", || None::<()>), None, "the worker has ended");
@@ -502,15 +489,13 @@ mod tests {
     #[tokio::test]
     async fn a_thread_that_was_let_go_is_forgotten_and_its_last_words_are_too() {
         let servers = servers();
-        hear(&servers, "a", "starting", false);
+        hear(&servers, "a", Starting, false);
         servers.forget("t");
-        assert!(!hear(&servers, "a", "cancelled", false));
-        assert!(!hear(&servers, "a", "ready", false));
+        assert!(!hear(&servers, "a", Cancelled, false));
+        assert!(!hear(&servers, "a", Ready, false));
         assert!(servers.threads().is_empty());
-        hear(&servers, "a", "starting", false);
-        let params = RawValue::from_string(r#"{"threadId":"t"}"#.to_owned()).unwrap();
-        let closed = Notification { method: mcp::THREAD_CLOSED.to_owned(), params };
-        servers.hear("t", closed, |_| false);
+        hear(&servers, "a", Starting, false);
+        servers.hear(Told::of("t", None, News::ThreadUnloaded), |_| false);
         assert!(servers.threads().is_empty());
     }
 
@@ -519,18 +504,18 @@ mod tests {
         let servers = servers();
         let suspects = || servers.suspects("t");
         let failed = |name: &str| vec![(name.to_owned(), Suspicion::Failed)];
-        hear(&servers, "a", "starting", false);
+        hear(&servers, "a", Starting, false);
         assert_eq!(suspects(), [], "nothing is known yet");
-        hear(&servers, "a", "failed", false);
+        hear(&servers, "a", Failed, false);
         assert_eq!(suspects(), failed("a"));
-        hear(&servers, "a", "starting", false);
+        hear(&servers, "a", Starting, false);
         tokio::time::advance(SLOW_FAILURE).await;
-        hear(&servers, "a", "failed", false);
+        hear(&servers, "a", Failed, false);
         assert_eq!(suspects(), []);
         tokio::time::advance(SLOW_FAILURE_PAUSE).await;
         assert_eq!(suspects(), failed("a"));
-        hear(&servers, "a", "starting", false);
-        hear(&servers, "a", "ready", false);
+        hear(&servers, "a", Starting, false);
+        hear(&servers, "a", Ready, false);
         assert_eq!(suspects(), [("a".to_owned(), Suspicion::MayHaveEnded)]);
         servers.note_remote("t", "a");
         assert_eq!(suspects(), [], "it has no process");

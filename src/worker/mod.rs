@@ -24,13 +24,11 @@ pub mod thread;
 mod unowned;
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::watch;
-
 use crate::app_server::client::{CliDefaults, Client, Initialized};
+use crate::app_server::message::Call;
 use crate::app_server::peer::{Peer, RequestError};
 use crate::model::id::{ThreadId, WorkerId};
 use crate::redact::Redactor;
@@ -64,9 +62,6 @@ pub struct Worker {
     may_have_goals: bool,
     defaults: CliDefaults,
     config_fault_at_start: Option<String>,
-    running_turns: watch::Sender<usize>,
-    started_turns: AtomicU64,
-    completed_turns: AtomicU64,
     // By id, so that no path that loads or releases twice makes the count drift.
     loaded_threads: Arc<Mutex<HashSet<ThreadId>>>,
     loading: Arc<mcp::Loading>,
@@ -155,9 +150,6 @@ impl Worker {
             may_have_goals: !spec.config_overrides.iter().any(has_no_goals),
             defaults,
             config_fault_at_start,
-            running_turns: watch::Sender::new(0),
-            started_turns: AtomicU64::new(0),
-            completed_turns: AtomicU64::new(0),
             loaded_threads: Arc::default(),
             loading: Arc::default(),
         });
@@ -216,13 +208,9 @@ impl Worker {
         &self.redactor
     }
 
-    /// Answers a request of the worker. A worker that is gone needs no answer.
-    pub fn answer(
-        &self,
-        id: &serde_json::Value,
-        answer: Result<serde_json::Value, crate::app_server::message::RpcError>,
-    ) {
-        if let Err(error) = self.peer.respond(id, answer) {
+    /// Says no to a request of the worker. A worker that is gone needs no answer.
+    pub fn decline(&self, call: &Call) {
+        if let Err(error) = self.peer.decline(call) {
             tracing::debug!(worker = %self.id, %error, "an answer could not be written");
         }
     }
@@ -274,32 +262,6 @@ impl Worker {
         self.peer.silence()
     }
 
-    /// How many turns run on it.
-    pub fn running_turns(&self) -> usize {
-        *self.running_turns.borrow()
-    }
-
-    /// Waits until no turn runs on it.
-    pub async fn idle(&self) {
-        let mut running = self.running_turns.subscribe();
-        // The sender lives as long as the worker.
-        let _ = running.wait_for(|running| *running == 0).await;
-    }
-
-    /// How many turns Codex ended on it, well or badly: a worker that did that works.
-    pub fn completed_turns(&self) -> u64 {
-        self.completed_turns.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn note_turn_completed(&self) {
-        self.completed_turns.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// How many turns it was given since its start.
-    pub fn started_turns(&self) -> u64 {
-        self.started_turns.load(Ordering::Relaxed)
-    }
-
     /// How many threads it holds.
     pub fn loaded_threads(&self) -> usize {
         self.loaded().len()
@@ -324,15 +286,6 @@ impl Worker {
     fn loaded(&self) -> MutexGuard<'_, HashSet<ThreadId>> {
         // A panic elsewhere can't leave the set half changed.
         self.loaded_threads.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn begin_turn(&self) {
-        self.running_turns.send_modify(|running| *running += 1);
-        self.started_turns.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn end_turn(&self) {
-        self.running_turns.send_modify(|running| *running = running.saturating_sub(1));
     }
 }
 

@@ -1,13 +1,15 @@
 //! Which thread descends from which, and what runs on each: what one worker has told of it.
 //!
-//! Pure: it is told what notifications say ([`Kinship`]), and answers who a message belongs to and
+//! Pure: it is told what the worker tells, and answers who a message belongs to and
 //! whether a turn was there before. It knows nothing of turns of ours; the worker's routes do. What it
 //! keeps of a thread goes when the worker unloads the thread, and all of it has a bound.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
-use crate::app_server::decode::Kinship;
-use crate::model::event::Usage;
+use crate::app_server::decode::News;
+use crate::app_server::message::Told;
+use crate::model::event::{Event, ItemCompleted, ItemStarted, Usage};
+use crate::model::item::{ItemKind, SubAgent};
 
 /// How many of the last begun turns are remembered, to know a turn that was there before.
 const BEGUN: usize = 1024;
@@ -44,53 +46,85 @@ pub struct Before {
 }
 
 impl Ownership {
-    /// Takes in what a notification says.
-    pub fn observe(&mut self, told: &Kinship) {
-        match told {
-            Kinship::Thread { thread_id, parent } => {
-                if let Some(parent) = parent {
-                    self.adopt(thread_id, parent);
+    /// Whether there is anything in the news to take in.
+    pub fn is_touched_by(news: &News) -> bool {
+        match news {
+            News::ThreadStarted { .. }
+            | News::ThreadUnloaded
+            | News::ThreadIdle
+            | News::TurnStarted { .. }
+            | News::TurnEnded(_)
+            | News::Goal { .. }
+            | News::TokenUsage { .. } => true,
+            News::Event(event) => agents_of(event).is_some(),
+            News::Plan(_)
+            | News::RequestResolved(_)
+            | News::McpServer { .. }
+            | News::Settings(_)
+            | News::Other => false,
+        }
+    }
+
+    /// Takes in what is told.
+    pub fn observe(&mut self, Told { scope, news, .. }: &Told) {
+        if let News::ThreadStarted { thread_id, parent: Some(parent) } = news {
+            self.adopt(thread_id, parent);
+        }
+        if let Some(thread_id) = &scope.thread_id {
+            self.observe_thread(thread_id, scope.turn_id.as_deref(), news);
+        }
+        self.stay_small();
+    }
+
+    fn observe_thread(&mut self, thread_id: &str, turn_id: Option<&str>, news: &News) {
+        match news {
+            News::Event(event) => {
+                let Some(told) = agents_of(event) else { return };
+                let sender = &told.sender_thread_id;
+                let parent = if sender.is_empty() { thread_id } else { sender };
+                for agent in &told.agents {
+                    self.adopt(&agent.thread_id, parent);
                 }
             }
-            Kinship::Children { parent, children } => {
-                for child in children {
-                    self.adopt(child, parent);
-                }
-            }
-            Kinship::TurnStarted { thread_id, turn_id, root_turn_id } => {
+            News::TurnStarted { root_turn_id } => {
+                let Some(turn_id) = turn_id else { return };
                 let root = root_turn_id.as_ref().and_then(|root| self.thread_of(root));
                 if let Some(root) = root.filter(|root| root != thread_id)
                     && !self.parents.contains_key(thread_id)
                 {
                     self.adopt(thread_id, &root);
                 }
-                self.running.insert(thread_id.clone(), turn_id.clone());
-                self.begun.push_back((turn_id.clone(), thread_id.clone()));
+                self.running.insert(thread_id.to_owned(), turn_id.to_owned());
+                self.begun.push_back((turn_id.to_owned(), thread_id.to_owned()));
                 if self.begun.len() > BEGUN {
                     self.begun.pop_front();
                     self.begun_before_those += 1;
                 }
             }
-            Kinship::TurnEnded { thread_id } => {
+            News::TurnEnded(_) | News::ThreadIdle => {
                 self.running.remove(thread_id);
             }
-            Kinship::Goal { thread_id, is_active } => {
-                if *is_active {
-                    self.goals.insert(thread_id.clone());
-                } else {
-                    self.goals.remove(thread_id);
-                }
+            News::Goal { is_active: true } => {
+                self.goals.insert(thread_id.to_owned());
             }
-            Kinship::Counts { thread_id, total } => {
-                self.counts.insert(thread_id.clone(), *total);
+            News::Goal { is_active: false } => {
+                self.goals.remove(thread_id);
             }
-            Kinship::Unloaded { thread_id } => {
+            News::TokenUsage { total, .. } => {
+                self.counts.insert(thread_id.to_owned(), *total);
+            }
+            News::ThreadUnloaded => {
                 self.parents.remove(thread_id);
                 self.running.remove(thread_id);
                 self.goals.remove(thread_id);
             }
+            News::ThreadStarted { .. }
+            | News::Plan(_)
+            | News::RequestResolved(_)
+            | News::McpServer { .. }
+            | News::Settings(_)
+            | News::Other => {}
         }
-        self.stay_small();
     }
 
     /// Notes that a thread is another one's sub-agent.
@@ -218,31 +252,44 @@ impl Ownership {
     }
 }
 
+/// What an item that begins or ends tells of sub-agents.
+fn agents_of(event: &Event) -> Option<&SubAgent> {
+    let (Event::ItemStarted(ItemStarted { item }) | Event::ItemCompleted(ItemCompleted { item })) =
+        event
+    else {
+        return None;
+    };
+    match &item.as_ref()?.kind {
+        Some(ItemKind::SubAgent(agents)) => Some(agents),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::item::{Item, SubAgentState};
 
-    fn started(thread: &str, turn: &str, root: Option<&str>) -> Kinship {
-        Kinship::TurnStarted {
-            thread_id: thread.to_owned(),
-            turn_id: turn.to_owned(),
-            root_turn_id: root.map(str::to_owned),
-        }
+    fn started(thread: &str, turn: &str, root: Option<&str>) -> Told {
+        Told::of(thread, Some(turn), News::TurnStarted { root_turn_id: root.map(str::to_owned) })
     }
 
-    fn told(news: impl IntoIterator<Item = Kinship>) -> Ownership {
+    fn told(news: impl IntoIterator<Item = Told>) -> Ownership {
         let mut ownership = Ownership::default();
-        for news in news {
-            ownership.observe(&news);
+        for told in news {
+            assert!(Ownership::is_touched_by(&told.news));
+            ownership.observe(&told);
         }
         ownership
     }
 
     #[test]
     fn a_childs_line_is_known_from_its_first_turn_or_from_its_parents_items() {
-        let children = |parent: &str, child: &str| Kinship::Children {
-            parent: parent.to_owned(),
-            children: vec![child.to_owned()],
+        let children = |parent: &str, child: &str| {
+            let child = SubAgentState { thread_id: child.to_owned(), ..SubAgentState::default() };
+            let told = SubAgent { agents: vec![child], ..SubAgent::default() };
+            let item = Item::new("i", ItemKind::SubAgent(told));
+            Told::of(parent, None, News::Event(Event::item_completed(item)))
         };
         let ownership = told([
             started("p", "1", Some("1")),
@@ -283,7 +330,7 @@ mod tests {
         }
         assert!(ownership.had_begun(&before, "old") && !ownership.had_begun(&before, "new"));
         assert!(ownership.had_begun(&ownership.now("t"), "u2000"));
-        ownership.observe(&Kinship::TurnEnded { thread_id: "t".to_owned() });
+        ownership.observe(&Told::of("t", None, News::ThreadIdle));
         assert_eq!(ownership.running("t"), None);
     }
 
@@ -300,9 +347,10 @@ mod tests {
     #[test]
     fn all_but_the_counts_goes_with_the_thread() {
         let total = Usage { input_tokens: 2, ..Usage::default() };
+        let counts = News::TokenUsage { total, last: total, model_context_window: None };
         let mut ownership = told([
-            Kinship::Counts { thread_id: "t".to_owned(), total },
-            Kinship::Goal { thread_id: "t".to_owned(), is_active: true },
+            Told::of("t", None, counts),
+            Told::of("t", None, News::Goal { is_active: true }),
             started("t", "1", Some("1")),
             started("c", "2", Some("1")),
             started("u", "3", Some("3")),
@@ -312,7 +360,7 @@ mod tests {
         let turn = |thread: &str, turn: &str| (thread.to_owned(), turn.to_owned());
         assert_eq!(below, [turn("c", "2"), turn("t", "1")]);
         assert!(ownership.has_goal("t"));
-        ownership.observe(&Kinship::Unloaded { thread_id: "t".to_owned() });
+        ownership.observe(&Told::of("t", None, News::ThreadUnloaded));
         assert!(!ownership.has_goal("t") && ownership.running("t").is_none());
         // The counts are the thread's, wherever it is loaded next.
         assert_eq!(ownership.counts("t"), Some(total));

@@ -9,8 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::mpsc;
 
-use crate::app_server::decode;
-use crate::app_server::message::{Inbound, Notification, ServerRequest, SkippedLine};
+use crate::app_server::message::{Asked, Inbound, SkippedLine, Told};
 use crate::app_server::peer::Peer;
 use crate::model::event::McpServerStatus;
 use crate::worker::mcp::McpServers;
@@ -20,9 +19,9 @@ use crate::worker::unowned;
 #[derive(Debug)]
 pub enum ThreadMessage {
     /// It tells.
-    Notification(Notification),
-    /// It asks; [`Worker::answer`] must be called.
-    Request(ServerRequest),
+    Told(Told),
+    /// It asks, and must be answered.
+    Asked(Asked),
     /// It told or asked something in a line over the limit, which is gone. What it asked was declined.
     /// A line that may be about this thread or another one comes to all of them, and names none.
     Skipped(Arc<SkippedLine>),
@@ -78,11 +77,10 @@ impl Routes {
 
     /// Passes on what is held of threads that somebody listens to by now.
     pub(super) fn forward_held(&self) {
-        for (thread_id, messages) in self.kin.take_heard(|thread_id| self.get(thread_id).is_some())
-        {
+        for (thread_id, held) in self.kin.take_heard(|thread_id| self.get(thread_id).is_some()) {
             let Some(sender) = self.get(&thread_id) else { continue };
-            for message in messages {
-                let _ = sender.send(message);
+            for told in held {
+                let _ = sender.send(ThreadMessage::Told(told));
             }
         }
     }
@@ -120,8 +118,10 @@ impl Route {
 
 impl Drop for Route {
     fn drop(&mut self) {
+        self.messages.close();
         if let Some(table) = self.routes.table().as_mut() {
-            table.remove(&self.thread_id);
+            // Not one that took over.
+            table.retain(|_, listener| !listener.is_closed());
         }
         self.routes.kin.unheard_from_now_on(&self.thread_id);
     }
@@ -130,46 +130,33 @@ impl Drop for Route {
 /// Takes in what a worker says.
 pub(super) fn route(routes: &Routes, peer: &Peer, inbound: Inbound) {
     match inbound {
-        Inbound::Notification(notification) => {
-            let scope = decode::scope(&notification.params);
-            let kinship = decode::kinship(&notification);
-            if let Some(kinship) = &kinship {
-                routes.kin.observe(kinship);
+        Inbound::Told(told) => {
+            if routes.kin.observe(&told) {
                 // It may have told whose a thread is.
                 routes.forward_held();
             }
-            let Some(thread_id) = scope.thread_id.as_deref() else {
-                tracing::trace!(method = notification.method, "a notification of no thread");
-                return;
-            };
-            let pass_on = |notification: Notification| {
-                let message = ThreadMessage::Notification(notification);
+            routes.mcp.hear(told, |told| {
+                let Some(thread_id) = &told.scope.thread_id else { return false };
                 match routes.get(thread_id) {
-                    Some(sender) => sender.send(message).is_ok(),
+                    Some(sender) => sender.send(ThreadMessage::Told(told)).is_ok(),
                     None => {
-                        routes.kin.unheard(thread_id, kinship.as_ref(), message);
+                        routes.kin.unheard(told);
                         false
                     }
                 }
-            };
-            routes.mcp.hear(thread_id, notification, pass_on);
+            });
         }
         Inbound::Skipped(line) => skipped(routes, peer, line),
-        Inbound::Request(request) => {
-            let scope = decode::scope(&request.params);
-            let unclaimed = match scope.thread_id.as_deref().and_then(|id| routes.get(id)) {
-                Some(sender) => {
-                    sender.send(ThreadMessage::Request(request)).err().map(|error| error.0)
-                }
-                None => Some(ThreadMessage::Request(request)),
+        Inbound::Asked(asked) => {
+            let listener = asked.scope.thread_id.as_deref().and_then(|id| routes.get(id));
+            let unclaimed = match listener {
+                Some(sender) => sender.send(ThreadMessage::Asked(asked)).err().map(|error| error.0),
+                None => Some(ThreadMessage::Asked(asked)),
             };
             // A request without an answer would hang Codex for ever.
-            if let Some(ThreadMessage::Request(request)) = unclaimed {
-                tracing::debug!(
-                    method = request.method,
-                    "declined a request that no turn is waiting for"
-                );
-                let _ = peer.respond(&request.id, decode::decline(&request.method));
+            if let Some(ThreadMessage::Asked(Asked { call, .. })) = unclaimed {
+                tracing::debug!(?call, "declined a request that no turn is waiting for");
+                let _ = peer.decline(&call);
             }
         }
     }
@@ -178,8 +165,8 @@ pub(super) fn route(routes: &Routes, peer: &Peer, inbound: Inbound) {
 /// Tells whoever a line was for that it is gone: the turns of its thread, or all of them where it names
 /// none. A request of Codex is declined, since it waits for an answer.
 fn skipped(routes: &Routes, peer: &Peer, line: Box<SkippedLine>) {
-    if let (Some(id), Some(method)) = (&line.id, &line.method) {
-        let _ = peer.respond(id, decode::decline(method));
+    if let Some(call) = line.call() {
+        let _ = peer.decline(&call);
     }
     let line = Arc::<SkippedLine>::from(line);
     if let Some(thread_id) = &line.thread_id {

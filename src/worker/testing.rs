@@ -33,6 +33,12 @@ pub(crate) struct Codex {
     pub(crate) stderr: DuplexStream,
     exit: Arc<watch::Sender<Option<String>>>,
     threads: usize,
+    /// The turns that were begun, the last one last: their threads, and they themselves.
+    pub(crate) turns: Vec<(String, String)>,
+    /// Whether a turn that was begun is left to the test; else it says something and ends.
+    pub(crate) holds_turns: bool,
+    /// How many bytes are written at a time; all of a line, where that is not said.
+    pub(crate) splits_lines: Option<usize>,
 }
 
 /// A line that a worker wrote.
@@ -82,7 +88,17 @@ pub(crate) fn conversation() -> (Conversation, Codex) {
         ending: Box::new(MemoryEnding(Arc::clone(&exit))),
     };
     let lines = BufReader::new(reader).lines();
-    (conversation, Codex { lines, stdout: writer, stderr, exit, threads: 0 })
+    let codex = Codex {
+        lines,
+        stdout: writer,
+        stderr,
+        exit,
+        threads: 0,
+        turns: Vec::new(),
+        holds_turns: false,
+        splits_lines: None,
+    };
+    (conversation, codex)
 }
 
 /// Launches a [`Codex`] for every worker, and hands it to the test.
@@ -170,7 +186,8 @@ impl Codex {
         }
     }
 
-    async fn answer_usually(&mut self, asked: &Asked) {
+    /// Answers what is usually asked.
+    pub(crate) async fn answer_usually(&mut self, asked: &Asked) {
         let answer = match asked.method.as_str() {
             // An answer, and what wants none.
             _ if asked.id.is_null() || asked.method.is_empty() => return,
@@ -179,10 +196,11 @@ impl Codex {
             "model/list" => json!({ "data": [{ "model": "m0", "isDefault": true }] }),
             "thread/start" => {
                 self.threads += 1;
-                opened(&format!("t{}", self.threads))
+                asked.opened(&format!("t{}", self.threads))
             }
-            "thread/resume" => opened(asked.params["threadId"].as_str().unwrap_or_default()),
+            "thread/resume" => asked.opened(asked.params["threadId"].as_str().unwrap_or_default()),
             "thread/read" => json!({ "thread": { "id": asked.params["threadId"] } }),
+            "turn/start" => return self.begin_usually(asked).await,
             "thread/settings/update"
             | "thread/loaded/list"
             | "thread/goal/get"
@@ -192,10 +210,79 @@ impl Codex {
             | "thread/unsubscribe"
             | "thread/backgroundTerminals/list"
             | "config/mcpServer/reload"
-            | "mcpServerStatus/list" => json!({}),
+            | "mcpServerStatus/list"
+            | "turn/interrupt" => json!({}),
             method => panic!("{method} has no usual answer: {asked:?}"),
         };
         self.answer(asked, answer).await;
+    }
+
+    /// Takes a turn with what it asks for, says what it was told, and ends it.
+    async fn begin_usually(&mut self, asked: &Asked) {
+        let params = &asked.params;
+        self.tell(
+            "thread/settings/updated",
+            json!({
+                "threadId": params["threadId"],
+                "threadSettings": {
+                    "cwd": params["cwd"],
+                    "approvalPolicy": params["approvalPolicy"],
+                    "sandboxPolicy": params["sandboxPolicy"],
+                },
+            }),
+        )
+        .await;
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let (thread_id, root) = (text(&params["threadId"]), text(&params["rootTurnId"]));
+        let turn_id = format!("u{}", self.turns.len() + 1);
+        self.turns.push((thread_id.clone(), turn_id.clone()));
+        self.answer(asked, json!({ "turn": { "id": turn_id, "rootTurnId": root } })).await;
+        self.begin_turn(&thread_id, &turn_id, &root).await;
+        if !self.holds_turns {
+            let said = format!("You said: {}", text(&params["input"][0]["text"]));
+            self.say_in_turn(&said).await;
+            self.end_turn(&thread_id, &turn_id).await;
+        }
+    }
+
+    /// Tells of the begin of a turn.
+    pub(crate) async fn begin_turn(&mut self, thread_id: &str, turn_id: &str, root_turn_id: &str) {
+        let turn = json!({ "id": turn_id, "rootTurnId": root_turn_id });
+        self.tell("turn/started", json!({ "threadId": thread_id, "turn": turn })).await;
+    }
+
+    /// Tells of the good end of a turn.
+    pub(crate) async fn end_turn(&mut self, thread_id: &str, turn_id: &str) {
+        let turn = json!({ "id": turn_id, "status": "completed" });
+        self.tell("turn/completed", json!({ "threadId": thread_id, "turn": turn })).await;
+    }
+
+    /// Says something in the turn that was begun last.
+    pub(crate) async fn say_in_turn(&mut self, text: &str) {
+        let item = json!({ "type": "agentMessage", "id": "said", "text": text });
+        self.tell_in_turn("item/completed", json!({ "item": item })).await;
+    }
+
+    /// Tells something of the turn that was begun last.
+    pub(crate) async fn tell_in_turn(&mut self, method: &str, mut params: Value) {
+        let (thread_id, turn_id) = self.turns.last().unwrap();
+        params["threadId"] = json!(thread_id);
+        params["turnId"] = json!(turn_id);
+        self.tell(method, params).await;
+    }
+
+    /// Ends the turn that was begun last.
+    pub(crate) async fn end_last_turn(&mut self) {
+        let (thread_id, turn_id) = self.turns.last().unwrap().clone();
+        self.end_turn(&thread_id, &turn_id).await;
+    }
+
+    /// The worker's answer to a question of this id.
+    pub(crate) async fn answered(&mut self, id: u64) -> Value {
+        let line = self.lines.next_line().await.unwrap().unwrap();
+        let line: Value = serde_json::from_str(&line).unwrap();
+        assert!(line["method"].is_null() && line["id"] == id, "{line}");
+        line
     }
 
     pub(crate) async fn answer(&mut self, asked: &Asked, result: Value) {
@@ -221,7 +308,16 @@ impl Codex {
 
     /// Writes to its stdout; a worker that is gone reads nothing.
     pub(crate) async fn write(&mut self, bytes: &[u8]) {
-        let _ = self.stdout.write_all(bytes).await;
+        let size = self.splits_lines.unwrap_or(bytes.len()).max(1);
+        for piece in bytes.chunks(size) {
+            let _ = self.stdout.write_all(piece).await;
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Says no more, and still hears.
+    pub(crate) async fn close_stdout(&mut self) {
+        let _ = self.stdout.shutdown().await;
     }
 
     /// Ends by itself; what it wrote can still be read.
@@ -236,13 +332,17 @@ impl Codex {
     }
 }
 
-/// The answer to `thread/start` and `thread/resume`: a thread that may read, and asks.
-pub(crate) fn opened(thread_id: &str) -> Value {
-    json!({
-        "thread": { "id": thread_id },
-        "model": "m0",
-        "approvalPolicy": "on-request",
-        "sandbox": { "type": "readOnly", "networkAccess": false },
-        "cwd": "/w",
-    })
+impl Asked {
+    /// The answer to `thread/start` and `thread/resume`: a thread that may read, and asks unless it was
+    /// asked for another policy.
+    pub(crate) fn opened(&self, thread_id: &str) -> Value {
+        let policy = self.params["approvalPolicy"].as_str().unwrap_or("on-request");
+        json!({
+            "thread": { "id": thread_id },
+            "model": "m0",
+            "approvalPolicy": policy,
+            "sandbox": { "type": "readOnly", "networkAccess": false },
+            "cwd": self.params["cwd"],
+        })
+    }
 }

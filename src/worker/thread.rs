@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use crate::app_server::baseline::{Baseline, Lingering, started_wider};
 use crate::app_server::client::{LoadOptions, LoadThread, StartTurn};
-use crate::app_server::decode;
 use crate::app_server::settings::{Gate, Settings};
 use crate::model::id::ThreadId;
 use crate::model::options::ThreadOptions;
@@ -392,10 +391,5 @@ impl Worker {
             }
         }
         ended
-    }
-
-    /// The answer that says no to a request of Codex.
-    pub fn decline(&self, request: &crate::app_server::message::ServerRequest) {
-        self.answer(&request.id, decode::decline(&request.method));
     }
 }

@@ -15,12 +15,13 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use crate::app_server::client::TurnRef;
-use crate::app_server::decode::Kinship;
+use crate::app_server::decode::{News, Scope};
+use crate::app_server::message::Told;
 use crate::app_server::peer::RequestError;
 use crate::model::event::Usage;
 use crate::model::id::ThreadId;
+use crate::worker::Worker;
 use crate::worker::ownership::{Before, Ownership};
-use crate::worker::{ThreadMessage, Worker};
 
 /// How long the news of a thread's parent is waited for.
 const LOOK: Duration = Duration::from_secs(1);
@@ -51,8 +52,8 @@ pub(super) struct Suspect {
 #[derive(Debug)]
 pub(super) struct Kin {
     ownership: Mutex<Ownership>,
-    // Messages of threads whose parent is being looked for.
-    held: Mutex<HashMap<String, Vec<ThreadMessage>>>,
+    // What is told of threads whose parent is being looked for.
+    held: Mutex<HashMap<String, Vec<Told>>>,
     // Begins of turns that nobody asked for, by thread: since when, and how many.
     repeated: Mutex<HashMap<String, (Instant, u32)>>,
     // Changes whenever something is learned.
@@ -81,26 +82,32 @@ impl Kin {
         self.ownership.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn held(&self) -> MutexGuard<'_, HashMap<String, Vec<ThreadMessage>>> {
+    fn held(&self) -> MutexGuard<'_, HashMap<String, Vec<Told>>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn observe(&self, told: &Kinship) {
+    /// Takes in what is told of threads; false where nothing is.
+    pub(super) fn observe(&self, told: &Told) -> bool {
+        // Most of what is told.
+        if !Ownership::is_touched_by(&told.news) {
+            return false;
+        }
         self.ownership().observe(told);
         self.changed.send_modify(|changes| *changes += 1);
+        true
     }
 
-    /// A message of a thread to which no turn of ours listens: the begin of a turn is looked into, and
-    /// what follows is held until that is done.
-    pub(super) fn unheard(&self, thread_id: &str, told: Option<&Kinship>, message: ThreadMessage) {
-        if let Some(Kinship::TurnStarted { turn_id, .. }) = told {
-            self.held().entry(thread_id.to_owned()).or_default();
-            let suspect = Suspect { thread_id: thread_id.to_owned(), turn_id: turn_id.clone() };
-            // Nobody looks while the worker is being started or has ended.
-            let _ = self.suspects.send(suspect);
+    /// News of a thread to which no turn of ours listens: the begin of a turn is looked into, and what
+    /// follows is held until that is done.
+    pub(super) fn unheard(&self, told: Told) {
+        let Scope { thread_id: Some(thread_id), turn_id } = &told.scope else { return };
+        let mut held = self.held();
+        if let (News::TurnStarted { .. }, Some(turn_id)) = (&told.news, turn_id) {
+            held.entry(thread_id.clone()).or_default();
+            self.suspect(thread_id.clone(), turn_id.clone());
         }
-        if let Some(held) = self.held().get_mut(thread_id).filter(|held| held.len() < HELD) {
-            held.push(message);
+        if let Some(held) = held.get_mut(thread_id).filter(|held| held.len() < HELD) {
+            held.push(told);
         }
     }
 
@@ -119,10 +126,7 @@ impl Kin {
     }
 
     /// Gives back what is held of the threads of which `is_heard` says that somebody listens now.
-    pub(super) fn take_heard(
-        &self,
-        is_heard: impl Fn(&str) -> bool,
-    ) -> Vec<(String, Vec<ThreadMessage>)> {
+    pub(super) fn take_heard(&self, is_heard: impl Fn(&str) -> bool) -> Vec<(String, Vec<Told>)> {
         let mut held = self.held();
         if held.is_empty() {
             return Vec::new();

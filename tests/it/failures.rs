@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::process::Command;
 
 use crate::support::{Sidecar, codex_path, prompt, scripted};
-use codex_sidecar::app_server::decode::{self, Decoded};
-use codex_sidecar::app_server::message::Notification;
+use codex_sidecar::app_server::decode::News;
+use codex_sidecar::app_server::message::{self, Inbound, Line};
 use codex_sidecar::model::event::Event;
 use codex_sidecar::model::failure::TurnError;
 use codex_sidecar::pb;
@@ -43,9 +43,10 @@ fn decoded(info: &Value, message: &str) -> TurnError {
         "threadId": "t", "turnId": "u", "willRetry": false,
         "error": { "message": message, "codexErrorInfo": info, "additionalDetails": null },
     });
-    let params = serde_json::value::to_raw_value(&params).unwrap();
-    match decode::notification(&Notification { method: "error".to_owned(), params }) {
-        Decoded::Event(Event::ThreadError(told)) => told.error.expect("an error"),
+    let line = json!({ "method": "error", "params": params }).to_string();
+    let Ok(Line::Inbound(Inbound::Told(told))) = message::parse(line.as_bytes()) else { panic!() };
+    match told.news {
+        News::Event(Event::ThreadError(told)) => told.error.expect("an error"),
         other => panic!("{other:?}"),
     }
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::agent::{CodexActivity, CollabCall};
-use super::read;
+use super::parts::Parts;
 use crate::model::item::{
     AgentMessage, ChangedFile, CommandExecution, CommandExecutionStatus, ContextCompaction,
     DynamicToolCall, DynamicToolCallStatus, ErrorItem, FileChange, FileChangeKind,
@@ -19,103 +19,135 @@ use crate::pb::user_input::Input;
 use crate::pb::web_search::{FindInPage, OpenPage, Search};
 use crate::pb::{LocalImage, UserInput};
 
-pub(super) fn patch(params: &str) -> Option<Item> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Params {
-        item_id: String,
-        changes: Vec<CodexFileChange>,
-    }
-    let Params { item_id, changes } = read(params)?;
-    let changes = changes.into_iter().map(ChangedFile::from).collect();
-    let change = FileChange { changes, status: FileChangeStatus::InProgress.into() };
-    Some(Item::new(item_id, ItemKind::FileChange(change)))
+/// The files that a patch changes.
+pub(super) fn changed_files(patch: &Parts<'_>) -> Option<Vec<ChangedFile>> {
+    let changes: Vec<CodexFileChange> = patch.read("changes")?;
+    Some(changes.into_iter().map(ChangedFile::from).collect())
 }
 
-pub(super) fn item(params: &str) -> Option<Item> {
-    #[derive(Deserialize)]
-    struct Params<'a> {
-        #[serde(borrow)]
-        item: &'a RawValue,
-    }
-    #[derive(Deserialize)]
-    struct Head {
-        r#type: String,
-        #[serde(default)]
-        id: String,
-    }
-    let Params { item } = read(params)?;
-    let Head { r#type, id } = read(item.get())?;
-    let kind = serde_json::from_str::<CodexItem>(item.get())
-        .map(ItemKind::from)
-        .unwrap_or_else(|_| ItemKind::Unknown(UnknownItem { r#type, json: item.get().to_owned() }));
+/// Reads an item.
+pub(super) fn item(json: &RawValue) -> Option<Item> {
+    let item = Parts::of(json);
+    let (r#type, id): (String, String) = (item.read("type")?, item.text("id")?);
+    let kind = kind(&r#type, json, &item)
+        .unwrap_or_else(|| ItemKind::Unknown(UnknownItem { r#type, json: json.get().to_owned() }));
     Some(Item::new(id, kind))
 }
 
-#[derive(Deserialize)]
-#[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
-enum CodexItem {
-    AgentMessage {
-        text: String,
-        phase: Option<String>,
-    },
-    Reasoning {
-        #[serde(default)]
-        summary: Vec<String>,
-        #[serde(default)]
-        content: Vec<String>,
-    },
-    CommandExecution {
-        command: String,
-        #[serde(default)]
-        cwd: String,
-        status: CodexStatus,
-        aggregated_output: Option<String>,
-        exit_code: Option<i32>,
-        duration_ms: Option<u64>,
-    },
-    FileChange {
-        changes: Vec<CodexFileChange>,
-        status: CodexStatus,
-    },
-    McpToolCall {
-        server: String,
-        tool: String,
-        status: CodexStatus,
-        #[serde(default)]
-        arguments: Value,
-        result: Option<Value>,
-        error: Option<CodexMcpError>,
-        duration_ms: Option<u64>,
-    },
-    DynamicToolCall {
-        tool: String,
-        namespace: Option<String>,
-        #[serde(default)]
-        arguments: Value,
-        status: CodexStatus,
-        content_items: Option<Vec<CodexToolContent>>,
-        success: Option<bool>,
-        duration_ms: Option<u64>,
-    },
-    WebSearch {
-        #[serde(default)]
-        query: Option<String>,
-        action: Option<Value>,
-        results: Option<Value>,
-    },
-    ImageView {
-        path: String,
-    },
-    UserMessage {
-        content: Vec<CodexUserInput>,
-    },
-    ContextCompaction {},
-    Error {
-        message: String,
-    },
-    CollabAgentToolCall(CollabCall),
-    SubAgentActivity(CodexActivity),
+fn kind(r#type: &str, json: &RawValue, item: &Parts<'_>) -> Option<ItemKind> {
+    Some(match r#type {
+        "agentMessage" => ItemKind::AgentMessage(AgentMessage {
+            text: item.read("text")?,
+            phase: item.text("phase")?,
+        }),
+        "reasoning" => ItemKind::Reasoning(Reasoning {
+            summary: texts("summary", item)?,
+            content: texts("content", item)?,
+        }),
+        "commandExecution" => ItemKind::CommandExecution(CommandExecution {
+            command: item.read("command")?,
+            working_directory: item.text("cwd")?,
+            aggregated_output: item.text("aggregatedOutput")?,
+            exit_code: item.read("exitCode")?,
+            status: CommandExecutionStatus::from(status(item)?).into(),
+            duration: duration(item)?,
+        }),
+        "fileChange" => ItemKind::FileChange(FileChange {
+            changes: changed_files(item)?,
+            status: FileChangeStatus::from(status(item)?).into(),
+        }),
+        "mcpToolCall" => ItemKind::McpToolCall(McpToolCall {
+            server: item.read("server")?,
+            tool: item.read("tool")?,
+            arguments_json: item.json_or_null("arguments"),
+            result_json: item.json("result"),
+            error_message: match item.read::<Option<CodexMcpError>>("error")? {
+                Some(CodexMcpError { message }) => message,
+                None => String::new(),
+            },
+            status: McpToolCallStatus::from(status(item)?).into(),
+            duration: duration(item)?,
+        }),
+        "dynamicToolCall" => ItemKind::DynamicToolCall(DynamicToolCall {
+            tool: item.read("tool")?,
+            namespace: item.text("namespace")?,
+            arguments_json: item.json_or_null("arguments"),
+            content: tool_content(item)?,
+            success: item.read("success")?,
+            status: DynamicToolCallStatus::from(status(item)?).into(),
+            duration: duration(item)?,
+        }),
+        "webSearch" => ItemKind::WebSearch(WebSearch {
+            query: item.text("query")?,
+            action: item.get("action").map(web_search_action),
+            results_json: item.json("results"),
+        }),
+        "imageView" => ItemKind::ImageView(ImageView { path: item.read("path")? }),
+        "userMessage" => ItemKind::UserMessage(UserMessage { inputs: user_inputs(item)? }),
+        "contextCompaction" => ItemKind::ContextCompaction(ContextCompaction {}),
+        "error" => ItemKind::Error(ErrorItem { message: item.read("message")? }),
+        "collabAgentToolCall" => {
+            ItemKind::SubAgent(serde_json::from_str::<CollabCall>(json.get()).ok()?.into())
+        }
+        "subAgentActivity" => {
+            ItemKind::SubAgent(serde_json::from_str::<CodexActivity>(json.get()).ok()?.into())
+        }
+        _ => return None,
+    })
+}
+
+fn texts(name: &str, item: &Parts<'_>) -> Option<Vec<String>> {
+    item.read::<Option<Vec<String>>>(name).map(Option::unwrap_or_default)
+}
+
+fn status(item: &Parts<'_>) -> Option<CodexStatus> {
+    item.read("status")
+}
+
+/// How long it took, once it has ended.
+fn duration(item: &Parts<'_>) -> Option<Option<prost_types::Duration>> {
+    let millis: Option<u64> = item.read("durationMs")?;
+    let duration = millis.map(std::time::Duration::from_millis);
+    Some(duration.and_then(|duration| duration.try_into().ok()))
+}
+
+fn tool_content(item: &Parts<'_>) -> Option<Vec<ToolContent>> {
+    let content = item.read::<Option<Vec<CodexToolContent>>>("contentItems")?;
+    let known = content.unwrap_or_default().into_iter().filter_map(|content| match content {
+        CodexToolContent::InputText { text } => Some(Content::Text(text)),
+        CodexToolContent::InputImage { image_url } => Some(Content::ImageUrl(image_url)),
+        CodexToolContent::InputAudio { audio_url } => Some(Content::AudioUrl(audio_url)),
+        CodexToolContent::Other => None,
+    });
+    Some(known.map(|content| ToolContent { content: Some(content) }).collect())
+}
+
+fn user_inputs(item: &Parts<'_>) -> Option<Vec<UserInput>> {
+    let content: Vec<CodexUserInput> = item.read("content")?;
+    let known = content.into_iter().filter_map(|input| match input {
+        CodexUserInput::Text { text } => Some(Input::Text(text)),
+        CodexUserInput::Image { url } => url.map(|url| Input::ImageUrl(without_data(url))),
+        CodexUserInput::LocalImage { path } => Some(Input::LocalImage(LocalImage { path })),
+        CodexUserInput::Other => None,
+    });
+    Some(known.map(|input| UserInput { input: Some(input) }).collect())
+}
+
+fn web_search_action(json: &RawValue) -> WebSearchAction {
+    let action = Parts::of(json);
+    let text = |name: &str| action.read::<String>(name).unwrap_or_default();
+    match text("type").as_str() {
+        "search" => {
+            let queries: Vec<Value> = action.read("queries").unwrap_or_default();
+            let queries = queries.iter().filter_map(Value::as_str).map(str::to_owned).collect();
+            WebSearchAction::Search(Search { query: text("query"), queries })
+        }
+        "openPage" => WebSearchAction::OpenPage(OpenPage { url: text("url") }),
+        "findInPage" => {
+            WebSearchAction::FindInPage(FindInPage { url: text("url"), pattern: text("pattern") })
+        }
+        _ => WebSearchAction::OtherActionJson(json.get().to_owned()),
+    }
 }
 
 #[derive(Deserialize, Clone, Copy)]
@@ -235,116 +267,6 @@ impl From<CodexFileChange> for ChangedFile {
     }
 }
 
-impl From<CodexItem> for ItemKind {
-    fn from(item: CodexItem) -> ItemKind {
-        match item {
-            CodexItem::AgentMessage { text, phase } => {
-                ItemKind::AgentMessage(AgentMessage { text, phase: phase.unwrap_or_default() })
-            }
-            CodexItem::Reasoning { summary, content } => {
-                ItemKind::Reasoning(Reasoning { summary, content })
-            }
-            CodexItem::CommandExecution {
-                command,
-                cwd,
-                status,
-                aggregated_output,
-                exit_code,
-                duration_ms,
-            } => ItemKind::CommandExecution(CommandExecution {
-                command,
-                working_directory: cwd,
-                aggregated_output: aggregated_output.unwrap_or_default(),
-                exit_code,
-                status: CommandExecutionStatus::from(status).into(),
-                duration: millis(duration_ms),
-            }),
-            CodexItem::FileChange { changes, status } => ItemKind::FileChange(FileChange {
-                changes: changes.into_iter().map(ChangedFile::from).collect(),
-                status: FileChangeStatus::from(status).into(),
-            }),
-            CodexItem::McpToolCall {
-                server,
-                tool,
-                status,
-                arguments,
-                result,
-                error,
-                duration_ms,
-            } => ItemKind::McpToolCall(McpToolCall {
-                server,
-                tool,
-                arguments_json: arguments.to_string(),
-                result_json: result.map(|result| result.to_string()).unwrap_or_default(),
-                error_message: error.map(|error| error.message).unwrap_or_default(),
-                status: McpToolCallStatus::from(status).into(),
-                duration: millis(duration_ms),
-            }),
-            CodexItem::DynamicToolCall {
-                tool,
-                namespace,
-                arguments,
-                status,
-                content_items,
-                success,
-                duration_ms,
-            } => ItemKind::DynamicToolCall(DynamicToolCall {
-                tool,
-                namespace: namespace.unwrap_or_default(),
-                arguments_json: arguments.to_string(),
-                content: content_items
-                    .unwrap_or_default()
-                    .into_iter()
-                    .filter_map(|content| match content {
-                        CodexToolContent::InputText { text } => Some(Content::Text(text)),
-                        CodexToolContent::InputImage { image_url } => {
-                            Some(Content::ImageUrl(image_url))
-                        }
-                        CodexToolContent::InputAudio { audio_url } => {
-                            Some(Content::AudioUrl(audio_url))
-                        }
-                        CodexToolContent::Other => None,
-                    })
-                    .map(|content| ToolContent { content: Some(content) })
-                    .collect(),
-                success,
-                status: DynamicToolCallStatus::from(status).into(),
-                duration: millis(duration_ms),
-            }),
-            CodexItem::WebSearch { query, action, results } => ItemKind::WebSearch(WebSearch {
-                query: query.unwrap_or_default(),
-                action: action.map(web_search_action),
-                results_json: results.map(|results| results.to_string()).unwrap_or_default(),
-            }),
-            CodexItem::ImageView { path } => ItemKind::ImageView(ImageView { path }),
-            CodexItem::UserMessage { content } => ItemKind::UserMessage(UserMessage {
-                inputs: content
-                    .into_iter()
-                    .filter_map(|input| match input {
-                        CodexUserInput::Text { text } => Some(Input::Text(text)),
-                        CodexUserInput::Image { url } => {
-                            url.map(|url| Input::ImageUrl(without_data(url)))
-                        }
-                        CodexUserInput::LocalImage { path } => {
-                            Some(Input::LocalImage(LocalImage { path }))
-                        }
-                        CodexUserInput::Other => None,
-                    })
-                    .map(|input| UserInput { input: Some(input) })
-                    .collect(),
-            }),
-            CodexItem::ContextCompaction {} => ItemKind::ContextCompaction(ContextCompaction {}),
-            CodexItem::Error { message } => ItemKind::Error(ErrorItem { message }),
-            CodexItem::CollabAgentToolCall(call) => ItemKind::SubAgent(call.into()),
-            CodexItem::SubAgentActivity(activity) => ItemKind::SubAgent(activity.into()),
-        }
-    }
-}
-
-fn millis(millis: Option<u64>) -> Option<prost_types::Duration> {
-    prost_types::Duration::try_from(std::time::Duration::from_millis(millis?)).ok()
-}
-
 /// An address without the data that it holds: the caller has sent them, and they may be megabytes.
 fn without_data(url: String) -> String {
     let Some((head, data)) = url.split_once(',').filter(|(head, _)| is_data(head)) else {
@@ -358,27 +280,6 @@ fn without_data(url: String) -> String {
 fn is_data(head: &str) -> bool {
     head.split_at_checked("data:".len())
         .is_some_and(|(scheme, _)| scheme.eq_ignore_ascii_case("data:"))
-}
-
-fn web_search_action(action: Value) -> WebSearchAction {
-    let text = |key: &str| action[key].as_str().unwrap_or_default().to_owned();
-    match action["type"].as_str() {
-        Some("search") => WebSearchAction::Search(Search {
-            query: text("query"),
-            queries: action["queries"]
-                .as_array()
-                .into_iter()
-                .flatten()
-                .filter_map(Value::as_str)
-                .map(str::to_owned)
-                .collect(),
-        }),
-        Some("openPage") => WebSearchAction::OpenPage(OpenPage { url: text("url") }),
-        Some("findInPage") => {
-            WebSearchAction::FindInPage(FindInPage { url: text("url"), pattern: text("pattern") })
-        }
-        _ => WebSearchAction::OtherActionJson(action.to_string()),
-    }
 }
 
 #[cfg(test)]

@@ -1,12 +1,14 @@
-//! From Codex's notifications and requests to this project's events.
+//! From Codex's notifications and requests to what they mean, in the contract's own events.
 //!
 //! A newer CLI never breaks anything here: an item of an unknown type becomes
-//! [`ItemKind::Unknown`](crate::model::item::ItemKind::Unknown), a notification of an unknown method becomes [`Decoded::Untyped`].
+//! [`ItemKind::Unknown`](crate::model::item::ItemKind::Unknown), a notification of an unknown method or
+//! shape becomes [`News::Other`].
 
 mod agent;
 mod failure;
 mod item;
-mod kinship;
+mod kin;
+mod parts;
 mod question;
 mod retry;
 mod skipped;
@@ -16,17 +18,22 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::app_server::mcp;
-use crate::app_server::message::Notification;
+use crate::app_server::message::CallId;
 use crate::app_server::settings::Settings;
-use crate::model::event::{Event, ReasoningPart, TurnDiffUpdated, Usage, WarningCode};
+use crate::model::event::{
+    Event, McpServerState, McpServerStatus, ReasoningPart, TurnDiffUpdated, Usage, WarningCode,
+};
 use crate::model::failure::{FailureReason, TurnError};
-use crate::model::item::{TodoItem, TodoList, TodoStatus};
+use crate::model::item::{
+    FileChange, FileChangeStatus, Item, ItemKind, TodoItem, TodoList, TodoStatus,
+};
+use crate::model::question::Question;
 
 use failure::CodexTurnError;
-use item::{item, patch};
+use parts::Parts;
 
-pub use kinship::{Kinship, ThreadRead, failure_of, kinship};
-pub use question::{decline, question};
+pub use kin::ThreadRead;
+pub(super) use question::decline;
 pub use skipped::{LostNews, skipped};
 
 /// Which thread and turn a message is about.
@@ -38,37 +45,26 @@ pub struct Scope {
     pub turn_id: Option<String>,
 }
 
-/// Reads the scope of a message's parameters.
-pub fn scope(params: &RawValue) -> Scope {
-    #[derive(Deserialize, Default)]
-    #[serde(rename_all = "camelCase")]
-    struct Ids {
-        thread_id: Option<String>,
-        // The two older approval requests name the thread so.
-        conversation_id: Option<String>,
-        turn_id: Option<String>,
-        turn: Option<OnlyId>,
-    }
-    #[derive(Deserialize)]
-    struct OnlyId {
-        id: String,
-    }
-    let Ids { thread_id, conversation_id, turn_id, turn } =
-        serde_json::from_str(params.get()).unwrap_or_default();
-    Scope {
-        thread_id: thread_id.or(conversation_id),
-        turn_id: turn_id.or(turn.map(|turn| turn.id)),
+impl Scope {
+    fn of(params: &Parts<'_>) -> Scope {
+        let id = |name: &str| params.read::<String>(name);
+        let turn_id = || params.parts("turn").read("id");
+        Scope {
+            // The two older approval requests name the thread so.
+            thread_id: id("threadId").or_else(|| id("conversationId")),
+            turn_id: id("turnId").or_else(turn_id),
+        }
     }
 }
 
-/// What a notification means for its turn.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Decoded {
+/// What a notification means.
+#[derive(Debug, PartialEq)]
+pub enum News {
     /// An event as it is.
     Event(Event),
-    /// The plan has changed; the engine makes an item of it.
+    /// The plan has changed; the turn makes an item of it.
     Plan(TodoList),
-    /// Token counts: of the thread, and of the last model request.
+    /// Token counts.
     TokenUsage {
         /// Of the thread so far.
         total: Usage,
@@ -78,26 +74,64 @@ pub enum Decoded {
         model_context_window: Option<u64>,
     },
     /// Codex works on the turn.
-    TurnStarted,
+    TurnStarted {
+        /// The first turn in the chain of work that led to it, where Codex says it: its own id, or
+        /// for a sub-agent and a goal's continuation that of the turn that began it all.
+        root_turn_id: Option<String>,
+    },
     /// The turn is over.
     TurnEnded(TurnEnd),
     /// Codex withdrew one of its requests, or saw its answer.
-    RequestResolved {
-        /// Codex's id of the request.
-        request_id: Value,
+    RequestResolved(CallId),
+    /// How an MCP server of the thread does.
+    McpServer {
+        /// For the turn.
+        status: McpServerStatus,
+        /// Whether somebody must log in before the server can start: it is no use to try again at
+        /// once.
+        needs_login: bool,
     },
-    /// The contract has no name for it.
-    Untyped,
+    /// What came into force on the thread.
+    Settings(Settings),
+    /// A thread is there. It is not the scope's.
+    ThreadStarted {
+        /// The thread.
+        thread_id: String,
+        /// The thread of the agent that made it, where it is a sub-agent's.
+        parent: Option<String>,
+    },
+    /// The thread is loaded no more.
+    ThreadUnloaded,
+    /// No turn runs on the thread, however the last one ended.
+    ThreadIdle,
+    /// The thread's goal changed.
+    Goal {
+        /// Whether Codex goes on with it by itself.
+        is_active: bool,
+    },
+    /// Anything else.
+    Other,
 }
 
-/// What came into force, where the notification tells that.
-pub fn settings(Notification { method, params }: &Notification) -> Option<Settings> {
-    if method != "thread/settings/updated" {
-        return None;
+impl News {
+    /// Whether the contract has no name for it.
+    pub fn is_untyped(&self) -> bool {
+        match self {
+            News::Settings(_)
+            | News::ThreadStarted { .. }
+            | News::ThreadUnloaded
+            | News::ThreadIdle
+            | News::Goal { .. }
+            | News::Other => true,
+            News::Event(_)
+            | News::Plan(_)
+            | News::TokenUsage { .. }
+            | News::TurnStarted { .. }
+            | News::TurnEnded(_)
+            | News::RequestResolved(_)
+            | News::McpServer { .. } => false,
+        }
     }
-    // What has no settings tells unknown ones.
-    let params: Value = serde_json::from_str(params.get()).unwrap_or_default();
-    Some(Settings::told(&params["threadSettings"]))
 }
 
 /// How Codex ended a turn.
@@ -111,155 +145,132 @@ pub enum TurnEnd {
     Failed(TurnError),
 }
 
-/// Decodes a notification.
-pub fn notification(notification: &Notification) -> Decoded {
-    decode(notification).unwrap_or(Decoded::Untyped)
+impl TurnEnd {
+    /// What went wrong.
+    pub fn failure(&self) -> Option<&str> {
+        match self {
+            TurnEnd::Failed(error) => Some(&error.message),
+            TurnEnd::Completed | TurnEnd::Interrupted => None,
+        }
+    }
 }
 
-fn decode(Notification { method, params }: &Notification) -> Option<Decoded> {
-    let params = params.get();
-    let event = match method.as_str() {
-        "item/started" => Event::item_started(item(params)?),
-        "item/updated" => Event::item_updated(item(params)?),
-        "item/completed" => Event::item_completed(item(params)?),
+/// Reads a notification.
+pub(super) fn notification(method: &str, params: &RawValue) -> (Scope, News) {
+    let params = Parts::of(params);
+    let news = news(method, &params).unwrap_or_else(|| {
+        tracing::debug!(method, "a notification of a known method has an unknown shape");
+        News::Other
+    });
+    (Scope::of(&params), news)
+}
+
+/// Reads a request.
+pub(super) fn request(method: &str, params: &RawValue) -> (Scope, Question) {
+    let parts = Parts::of(params);
+    (Scope::of(&parts), question::question(method, params, &parts))
+}
+
+fn news(method: &str, params: &Parts<'_>) -> Option<News> {
+    let event = match method {
+        "item/started" => Event::item_started(item::item(params.get("item")?)?),
+        "item/updated" => Event::item_updated(item::item(params.get("item")?)?),
+        "item/completed" => Event::item_completed(item::item(params.get("item")?)?),
         "item/agentMessage/delta" => {
-            let Delta { item_id, delta } = read(params)?;
-            Event::agent_message_delta(item_id, delta)
+            Event::agent_message_delta(params.read("itemId")?, params.read("delta")?)
         }
-        "item/reasoning/textDelta" | "item/reasoning/summaryTextDelta" => reasoning_delta(params)?,
+        "item/reasoning/textDelta" | "item/reasoning/summaryTextDelta" => {
+            let (part, index) = match params.read("summaryIndex")? {
+                Some(index) => (ReasoningPart::Summary, index),
+                None => (
+                    ReasoningPart::Content,
+                    params.read::<Option<u32>>("contentIndex")?.unwrap_or(0),
+                ),
+            };
+            Event::reasoning_delta(params.read("itemId")?, params.read("delta")?, part, index)
+        }
         "item/commandExecution/outputDelta" => {
-            let Delta { item_id, delta } = read(params)?;
-            Event::command_output_delta(item_id, delta)
+            Event::command_output_delta(params.read("itemId")?, params.read("delta")?)
         }
-        "item/fileChange/patchUpdated" => Event::item_updated(patch(params)?),
+        "item/fileChange/patchUpdated" => {
+            let changes = item::changed_files(params)?;
+            let change = FileChange { changes, status: FileChangeStatus::InProgress.into() };
+            let id: String = params.read("itemId")?;
+            Event::item_updated(Item::new(id, ItemKind::FileChange(change)))
+        }
         "turn/diff/updated" => {
-            #[derive(Deserialize)]
-            struct Params {
-                diff: String,
-            }
-            Event::TurnDiffUpdated(TurnDiffUpdated { diff: read::<Params>(params)?.diff })
+            Event::TurnDiffUpdated(TurnDiffUpdated { diff: params.read("diff")? })
         }
-        "warning" | "guardianWarning" => {
-            #[derive(Deserialize)]
-            struct Params {
-                message: String,
-            }
-            let code = match method.as_str() {
-                "warning" => WarningCode::Codex,
-                _ => WarningCode::Guardian,
-            };
-            let Params { message } = read(params)?;
-            Event::warning(code, message, "")
-        }
-        "configWarning" | "deprecationNotice" => {
-            #[derive(Deserialize)]
-            struct Params {
-                summary: String,
-                details: Option<String>,
-            }
-            let Params { summary, details } = read(params)?;
-            let code = match method.as_str() {
-                "configWarning" => WarningCode::Config,
-                _ => WarningCode::Deprecation,
-            };
-            Event::warning(code, summary, details.unwrap_or_default())
-        }
+        "warning" => warning(WarningCode::Codex, params, "message")?,
+        "guardianWarning" => warning(WarningCode::Guardian, params, "message")?,
+        "configWarning" => warning(WarningCode::Config, params, "summary")?,
+        "deprecationNotice" => warning(WarningCode::Deprecation, params, "summary")?,
         "model/rerouted" => {
-            #[derive(Deserialize)]
-            #[serde(rename_all = "camelCase")]
-            struct Params {
-                from_model: String,
-                to_model: String,
-                #[serde(default)]
-                reason: Value,
-            }
-            let Params { from_model, to_model, reason } = read(params)?;
-            let details = match reason {
-                Value::Null => String::new(),
-                Value::String(reason) => reason,
-                reason => reason.to_string(),
-            };
-            let message = format!("{to_model} answers instead of {from_model}");
-            Event::warning(WarningCode::ModelRerouted, message, details)
+            let from: String = params.read("fromModel")?;
+            let to: String = params.read("toModel")?;
+            let reason = params.text("reason").unwrap_or_else(|| params.json("reason"));
+            let message = format!("{to} answers instead of {from}");
+            Event::warning(WarningCode::ModelRerouted, message, reason)
         }
-        mcp::STARTUP_STATUS => Event::McpServerStatus(mcp::startup_status(params)?.status),
         "error" => {
-            #[derive(Deserialize)]
-            #[serde(rename_all = "camelCase")]
-            struct Params {
-                error: CodexTurnError,
-                #[serde(default)]
-                will_retry: bool,
-            }
-            let Params { error, will_retry } = read(params)?;
+            let error: CodexTurnError = params.read("error")?;
+            let will_retry = params.read::<Option<bool>>("willRetry")?.unwrap_or(false);
             Event::thread_error(error.into(), will_retry)
         }
-        "turn/started" => return Some(Decoded::TurnStarted),
-        "turn/completed" => return turn_ended(params).map(Decoded::TurnEnded),
-        "turn/plan/updated" => return plan(params),
-        "thread/tokenUsage/updated" => return token_usage(params),
+        "turn/plan/updated" => return plan(params).map(News::Plan),
+        "turn/started" => {
+            let root_turn_id = params.parts("turn").read("rootTurnId");
+            return Some(News::TurnStarted { root_turn_id });
+        }
+        // One that can't be read ends all the same.
+        "turn/completed" => {
+            return Some(turn_ended(params).map_or(News::ThreadIdle, News::TurnEnded));
+        }
         "serverRequest/resolved" => {
-            #[derive(Deserialize)]
-            #[serde(rename_all = "camelCase")]
-            struct Params {
-                request_id: Value,
-            }
-            let Params { request_id } = read(params)?;
-            return Some(Decoded::RequestResolved { request_id });
+            return params.read("requestId").map(News::RequestResolved);
         }
-        _ => return None,
-    };
-    Some(Decoded::Event(event))
-}
-
-fn read<'a, T: Deserialize<'a>>(params: &'a str) -> Option<T> {
-    match serde_json::from_str(params) {
-        Ok(value) => Some(value),
-        Err(error) => {
-            tracing::debug!(%error, "a notification of a known method has an unknown shape");
-            None
+        "mcpServer/startupStatus/updated" => return mcp_server(params),
+        "thread/tokenUsage/updated" => return token_usage(params),
+        "thread/settings/updated" => {
+            // What has no settings tells unknown ones.
+            let settings: Value = params.read("threadSettings").unwrap_or_default();
+            return Some(News::Settings(Settings::told(&settings)));
         }
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Delta {
-    item_id: String,
-    delta: String,
-}
-
-fn reasoning_delta(params: &str) -> Option<Event> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Params {
-        item_id: String,
-        delta: String,
-        summary_index: Option<u32>,
-        #[serde(default)]
-        content_index: u32,
-    }
-    let Params { item_id, delta, summary_index, content_index } = read(params)?;
-    let (part, index) = match summary_index {
-        Some(index) => (ReasoningPart::Summary, index),
-        None => (ReasoningPart::Content, content_index),
+        "thread/started" => return kin::thread_started(params.get("thread")?),
+        "thread/closed" => return Some(News::ThreadUnloaded),
+        "thread/status/changed" => {
+            let status: String = params.parts("status").read("type")?;
+            return Some(match status.as_str() {
+                "notLoaded" => News::ThreadUnloaded,
+                // Told a moment before the turn's own end.
+                "idle" | "systemError" => News::ThreadIdle,
+                _ => News::Other,
+            });
+        }
+        "thread/goal/updated" => {
+            let status: String = params.parts("goal").read("status")?;
+            return Some(News::Goal { is_active: status == "active" });
+        }
+        "thread/goal/cleared" => return Some(News::Goal { is_active: false }),
+        _ => return Some(News::Other),
     };
-    Some(Event::reasoning_delta(item_id, delta, part, index))
+    Some(News::Event(event))
 }
 
-fn plan(params: &str) -> Option<Decoded> {
-    #[derive(Deserialize)]
-    struct Params {
-        explanation: Option<String>,
-        plan: Vec<Step>,
-    }
+/// A warning of Codex's, whose text has this name.
+fn warning(code: WarningCode, params: &Parts<'_>, text: &str) -> Option<Event> {
+    let message: String = params.read(text)?;
+    Some(Event::warning(code, message, params.text("details")?))
+}
+
+fn plan(params: &Parts<'_>) -> Option<TodoList> {
     #[derive(Deserialize)]
     struct Step {
         step: String,
         status: String,
     }
-    let Params { explanation, plan } = read(params)?;
-    let items = plan
+    let steps: Vec<Step> = params.read("plan")?;
+    let items = steps
         .into_iter()
         .map(|Step { step, status }| {
             let status = match status.as_str() {
@@ -270,15 +281,30 @@ fn plan(params: &str) -> Option<Decoded> {
             TodoItem::new(step, status)
         })
         .collect();
-    Some(Decoded::Plan(TodoList { items, explanation: explanation.unwrap_or_default() }))
+    Some(TodoList { items, explanation: params.text("explanation")? })
 }
 
-fn token_usage(params: &str) -> Option<Decoded> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Params {
-        token_usage: Both,
-    }
+fn mcp_server(params: &Parts<'_>) -> Option<News> {
+    let (server, status): (String, String) = (params.read("name")?, params.read("status")?);
+    let error: Option<String> = params.read("error")?;
+    let reason: Option<String> = params.read("failureReason")?;
+    let state = match status.as_str() {
+        "starting" => McpServerState::Starting,
+        "ready" => McpServerState::Ready,
+        "failed" => McpServerState::Failed,
+        "cancelled" => McpServerState::Cancelled,
+        _ => return None,
+    };
+    let status = McpServerStatus {
+        server,
+        state: state.into(),
+        error: error.map(|error| mcp::shown(&error)).unwrap_or_default(),
+    };
+    let needs_login = reason.as_deref() == Some("reauthenticationRequired");
+    Some(News::McpServer { status, needs_login })
+}
+
+fn token_usage(params: &Parts<'_>) -> Option<News> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Both {
@@ -305,25 +331,18 @@ fn token_usage(params: &str) -> Option<Decoded> {
             reasoning_output_tokens: count(counts.reasoning_output_tokens),
         }
     }
-    let Params { token_usage: Both { total, last, model_context_window } } = read(params)?;
-    Some(Decoded::TokenUsage {
+    let Both { total, last, model_context_window } = params.read("tokenUsage")?;
+    Some(News::TokenUsage {
         total: usage(total),
         last: usage(last),
         model_context_window: model_context_window.and_then(|window| u64::try_from(window).ok()),
     })
 }
 
-fn turn_ended(params: &str) -> Option<TurnEnd> {
-    #[derive(Deserialize)]
-    struct Params {
-        turn: Turn,
-    }
-    #[derive(Deserialize)]
-    struct Turn {
-        status: String,
-        error: Option<CodexTurnError>,
-    }
-    let Params { turn: Turn { status, error } } = read(params)?;
+fn turn_ended(params: &Parts<'_>) -> Option<TurnEnd> {
+    let turn = params.parts("turn");
+    let status: String = turn.read("status")?;
+    let error: Option<CodexTurnError> = turn.read("error")?;
     Some(match (status.as_str(), error) {
         ("completed", _) => TurnEnd::Completed,
         ("interrupted", _) => TurnEnd::Interrupted,
@@ -342,19 +361,24 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::app_server::message::Told;
     use crate::model::event::{ItemCompleted, ItemStarted};
     use crate::model::item::{FileChangeStatus, Item, ItemKind, UnknownItem};
 
-    fn notify(method: &str, params: Value) -> Decoded {
-        let params = RawValue::from_string(params.to_string()).unwrap();
-        notification(&Notification { method: method.to_owned(), params })
+    fn read(method: &str, params: Value) -> (Scope, News) {
+        let Told { scope, news, .. } = Told::notification(method, &params);
+        (scope, news)
+    }
+
+    fn notify(method: &str, params: Value) -> News {
+        read(method, params).1
     }
 
     fn failure(info: Value, message: &str) -> TurnError {
         let turn =
             json!({"status": "failed", "error": {"message": message, "codexErrorInfo": info}});
         match notify("turn/completed", json!({"threadId": "t", "turn": turn})) {
-            Decoded::TurnEnded(TurnEnd::Failed(error)) => error,
+            News::TurnEnded(TurnEnd::Failed(error)) => error,
             other => panic!("{other:?}"),
         }
     }
@@ -363,7 +387,7 @@ mod tests {
     fn an_item_of_a_newer_cli_is_passed_on_whole() {
         let item = json!({"type": "hologram", "id": "i1", "depth": 3});
         let decoded = notify("item/completed", json!({"threadId": "t", "item": item}));
-        let Decoded::Event(Event::ItemCompleted(ItemCompleted {
+        let News::Event(Event::ItemCompleted(ItemCompleted {
             item: Some(Item { id, kind: Some(ItemKind::Unknown(UnknownItem { r#type, json })) }),
         })) = decoded
         else {
@@ -376,21 +400,20 @@ mod tests {
         let decoded = notify("item/started", json!({"item": item}));
         assert!(matches!(
             decoded,
-            Decoded::Event(Event::ItemStarted(ItemStarted {
+            News::Event(Event::ItemStarted(ItemStarted {
                 item: Some(Item { kind: Some(ItemKind::Unknown(_)), .. })
             }))
         ));
         // A patch that was declined is known as such.
         let item = json!({"type": "fileChange", "id": "i3", "changes": [], "status": "declined"});
         let decoded = notify("item/completed", json!({ "item": item }));
-        let Decoded::Event(Event::ItemCompleted(ItemCompleted { item: Some(item) })) = decoded
-        else {
+        let News::Event(Event::ItemCompleted(ItemCompleted { item: Some(item) })) = decoded else {
             panic!("{decoded:?}");
         };
         let Some(ItemKind::FileChange(change)) = item.kind else { panic!("{item:?}") };
         assert_eq!(change.status(), FileChangeStatus::Declined);
-        assert_eq!(notify("thread/hologram", json!({})), Decoded::Untyped);
-        assert_eq!(notify("item/agentMessage/delta", json!({"delta": 7})), Decoded::Untyped);
+        assert_eq!(notify("thread/hologram", json!({})), News::Other);
+        assert_eq!(notify("item/agentMessage/delta", json!({"delta": 7})), News::Other);
     }
 
     #[test]
@@ -457,12 +480,100 @@ mod tests {
 
     #[test]
     fn the_scope_is_read_from_every_shape_of_parameters() {
-        let scope_of = |value: Value| scope(&RawValue::from_string(value.to_string()).unwrap());
+        let scope_of = |params: Value| read("warning", params).0;
         let both = Scope { thread_id: Some("t".to_owned()), turn_id: Some("u".to_owned()) };
         assert_eq!(scope_of(json!({"threadId": "t", "turnId": "u"})), both);
         assert_eq!(scope_of(json!({"threadId": "t", "turn": {"id": "u", "items": []}})), both);
+        assert_eq!(scope_of(json!({"conversationId": "t", "turnId": "u"})), both);
         assert_eq!(scope_of(json!({"threadId": null, "message": "x"})), Scope::default());
         assert_eq!(scope_of(json!(null)), Scope::default());
+    }
+
+    #[test]
+    fn a_parent_is_read_wherever_a_cli_tells_it() {
+        let thread = |thread: Value| notify("thread/started", json!({ "thread": thread }));
+        let child = |parent: Option<&str>| News::ThreadStarted {
+            thread_id: "c".to_owned(),
+            parent: parent.map(str::to_owned),
+        };
+        assert_eq!(
+            thread(json!({"id": "c", "parentThreadId": null, "source": "vscode"})),
+            child(None)
+        );
+        assert_eq!(thread(json!({"id": "c", "parentThreadId": "p"})), child(Some("p")));
+        let source = json!({"subAgent": {"thread_spawn": {"parent_thread_id": "p", "depth": 1}}});
+        assert_eq!(thread(json!({"id": "c", "source": source})), child(Some("p")));
+        let agents = |method: &str, item: Value| {
+            let news = notify(method, json!({"threadId": "p", "item": item}));
+            let News::Event(
+                Event::ItemStarted(ItemStarted { item: Some(item) })
+                | Event::ItemCompleted(ItemCompleted { item: Some(item) }),
+            ) = news
+            else {
+                panic!("{news:?}");
+            };
+            let Some(ItemKind::SubAgent(told)) = item.kind else { panic!("{item:?}") };
+            let agents: Vec<String> =
+                told.agents.into_iter().map(|agent| agent.thread_id).collect();
+            (told.sender_thread_id, agents)
+        };
+        let call = json!({"type": "collabAgentToolCall", "id": "i", "tool": "spawnAgent",
+            "status": "completed", "senderThreadId": "p", "receiverThreadIds": ["c"],
+            "agentsStates": {"c": {"status": "pendingInit", "message": null}}});
+        assert_eq!(agents("item/completed", call), ("p".to_owned(), vec!["c".to_owned()]));
+        let activity = json!({"type": "subAgentActivity", "id": "i", "kind": "started",
+            "agentThreadId": "c", "agentPath": "/root/c"});
+        assert_eq!(agents("item/started", activity), (String::new(), vec!["c".to_owned()]));
+    }
+
+    #[test]
+    fn turns_goals_and_ends_of_threads_are_read() {
+        let turn = json!({"threadId": "t", "turn": {"id": "u", "rootTurnId": "r"}});
+        let (scope, news) = read("turn/started", turn);
+        assert_eq!(scope.turn_id.as_deref(), Some("u"));
+        assert_eq!(news, News::TurnStarted { root_turn_id: Some("r".to_owned()) });
+        let goal = |status: &str| {
+            let params = json!({"threadId": "t", "turnId": null, "goal": {"status": status}});
+            match notify("thread/goal/updated", params) {
+                News::Goal { is_active } => is_active,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!([goal("active"), goal("complete"), goal("blocked")], [true, false, false]);
+        let cleared = notify("thread/goal/cleared", json!({"threadId": "t"}));
+        assert_eq!(cleared, News::Goal { is_active: false });
+        let status = |status: &str| {
+            notify("thread/status/changed", json!({"threadId": "t", "status": {"type": status}}))
+        };
+        assert_eq!(status("active"), News::Other);
+        assert_eq!(status("idle"), News::ThreadIdle);
+        assert_eq!(status("notLoaded"), News::ThreadUnloaded);
+        // A turn whose end can't be read has ended.
+        assert_eq!(notify("turn/completed", json!({"threadId": "t"})), News::ThreadIdle);
+    }
+
+    #[test]
+    fn the_status_of_an_mcp_server_is_read_and_an_unknown_one_is_not() {
+        let read = |params: Value| match notify("mcpServer/startupStatus/updated", params) {
+            News::McpServer { status, needs_login } => Some((status, needs_login)),
+            News::Other => None,
+            other => panic!("{other:?}"),
+        };
+        let failed = |error: &str, reason: Option<&str>| {
+            json!({"threadId": "t", "name": "a", "status": "failed", "error": error,
+                "failureReason": reason})
+        };
+        let expected = McpServerStatus {
+            server: "a".to_owned(),
+            state: McpServerState::Failed.into(),
+            error: "no".to_owned(),
+        };
+        assert_eq!(read(failed("no", None)), Some((expected.clone(), false)));
+        let login = Some("reauthenticationRequired");
+        assert_eq!(read(failed("no", login)), Some((expected, true)));
+        assert_eq!(read(json!({"name": "a", "status": "dreaming", "error": null})), None);
+        let (long, _) = read(failed(&"é".repeat(10_000), None)).unwrap();
+        assert!(long.error.len() <= 4096);
     }
 
     #[test]

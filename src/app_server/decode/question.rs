@@ -1,54 +1,45 @@
 //! What Codex asks, and the answers that say no.
 
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use crate::app_server::message::{RpcError, ServerRequest};
+use super::parts::Parts;
+use crate::app_server::message::RpcError;
 use crate::model::question::{
     CommandApproval, Elicitation, FileChangeApproval, NetworkAccess, NetworkPolicyAmendment,
     PermissionsApproval, Question, QuestionKind, ToolCall, UnknownRequest, UserQuestion,
     UserQuestionOption, UserQuestions,
 };
 
-/// What a request of Codex asks.
-pub fn question(request: &ServerRequest) -> Question {
-    let ServerRequest { id: _, method, params } = request;
-    let params: Value = serde_json::from_str(params.get()).unwrap_or_default();
-    let said = |key: &str| params[key].as_str().map(str::to_owned);
-    let text = |key: &str| said(key).unwrap_or_default();
+/// What a request of Codex asks; `json` are its parameters.
+pub(super) fn question(method: &str, json: &RawValue, params: &Parts<'_>) -> Question {
+    let said = |name: &str| params.read::<String>(name);
+    let text = |name: &str| said(name).unwrap_or_default();
     let item_id = said("itemId").or_else(|| said("callId"));
-    let kind = match method.as_str() {
+    let kind = match method {
         "item/commandExecution/requestApproval" | "execCommandApproval" => {
             QuestionKind::CommandApproval(CommandApproval {
-                command: match &params["command"] {
-                    Value::Array(words) => {
-                        words.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" ")
-                    }
-                    other => text_of(other),
-                },
+                command: said("command").unwrap_or_else(|| {
+                    let words: Vec<Value> = params.read("command").unwrap_or_default();
+                    words.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" ")
+                }),
                 working_directory: text("cwd"),
                 reason: text("reason"),
-                network_access: params["networkApprovalContext"].as_object().map(|network| {
-                    let part = |key: &str| network.get(key).map(text_of).unwrap_or_default();
+                network_access: params.get("networkApprovalContext").map(|network| {
+                    let part = |name: &str| Parts::of(network).read(name).unwrap_or_default();
                     NetworkAccess { host: part("host"), protocol: part("protocol") }
                 }),
-                proposed_exec_policy_amendment: list(&params["proposedExecpolicyAmendment"])
-                    .filter_map(Value::as_str)
-                    .map(str::to_owned)
-                    .collect(),
-                proposed_network_policy_amendments: list(
-                    &params["proposedNetworkPolicyAmendments"],
-                )
-                .filter_map(|amendment| {
-                    let host = amendment["host"].as_str()?.to_owned();
-                    let allow = amendment["action"] == "allow";
-                    Some(NetworkPolicyAmendment { host, allow })
-                })
-                .collect(),
-                additional_permissions_json: params
-                    .get("additionalPermissions")
-                    .filter(|permissions| !permissions.is_null())
-                    .map(Value::to_string)
+                proposed_exec_policy_amendment: params
+                    .read("proposedExecpolicyAmendment")
                     .unwrap_or_default(),
+                proposed_network_policy_amendments: list(params, "proposedNetworkPolicyAmendments")
+                    .filter_map(|amendment| {
+                        let action: Option<String> = amendment.read("action");
+                        let allow = action.as_deref() == Some("allow");
+                        Some(NetworkPolicyAmendment { host: amendment.read("host")?, allow })
+                    })
+                    .collect(),
+                additional_permissions_json: params.json("additionalPermissions"),
                 ..CommandApproval::default()
             })
         }
@@ -62,69 +53,63 @@ pub fn question(request: &ServerRequest) -> Question {
         "item/permissions/requestApproval" => {
             QuestionKind::PermissionsApproval(PermissionsApproval {
                 reason: text("reason"),
-                permissions_json: params["permissions"].to_string(),
+                permissions_json: params.json_or_null("permissions"),
                 working_directory: text("cwd"),
             })
         }
         "item/tool/requestUserInput" => QuestionKind::UserQuestions(UserQuestions {
-            questions: list(&params["questions"]).map(user_question).collect(),
-            blocking: params["isBlocking"].as_bool().unwrap_or(true),
+            questions: list(params, "questions").map(|question| user_question(&question)).collect(),
+            blocking: params.read("isBlocking").unwrap_or(true),
         }),
         "mcpServer/elicitation/request" => QuestionKind::Elicitation(Elicitation {
             server_name: text("serverName"),
             mode: text("mode"),
             message: text("message"),
-            requested_schema_json: params
-                .get("requestedSchema")
-                .map(Value::to_string)
-                .unwrap_or_default(),
+            requested_schema_json: params.json("requestedSchema"),
             url: text("url"),
             elicitation_id: text("elicitationId"),
-            params_json: params.to_string(),
+            params_json: json.get().to_owned(),
         }),
         "item/tool/call" => QuestionKind::ToolCall(ToolCall {
             tool: text("tool"),
             namespace: text("namespace"),
             call_id: text("callId"),
-            arguments_json: params["arguments"].to_string(),
+            arguments_json: params.json_or_null("arguments"),
         }),
         method => {
-            let (method, json) = (method.to_owned(), params.to_string());
+            let (method, json) = (method.to_owned(), json.get().to_owned());
             QuestionKind::Unknown(UnknownRequest { method, json })
         }
     };
     Question::new(item_id, kind)
 }
 
-fn user_question(question: &Value) -> UserQuestion {
+fn user_question(question: &Parts<'_>) -> UserQuestion {
+    let text = |name: &str| question.read(name).unwrap_or_default();
     UserQuestion {
-        question_id: text_of(&question["id"]),
-        header: text_of(&question["header"]),
-        text: text_of(&question["question"]),
-        options: list(&question["options"])
+        question_id: text("id"),
+        header: text("header"),
+        text: text("question"),
+        options: list(question, "options")
             .map(|option| UserQuestionOption {
-                label: text_of(&option["label"]),
-                description: text_of(&option["description"]),
+                label: option.read("label").unwrap_or_default(),
+                description: option.read("description").unwrap_or_default(),
             })
             .collect(),
-        other_allowed: question["isOther"].as_bool().unwrap_or(false),
-        secret: question["isSecret"].as_bool().unwrap_or(false),
+        other_allowed: question.read("isOther").unwrap_or(false),
+        secret: question.read("isSecret").unwrap_or(false),
     }
 }
 
-/// The text; empty for what is none.
-fn text_of(value: &Value) -> String {
-    value.as_str().unwrap_or_default().to_owned()
-}
-
-/// The entries; none of what is no list.
-fn list(value: &Value) -> impl Iterator<Item = &Value> {
-    value.as_array().into_iter().flatten()
+/// The objects of a list; none of what is no list.
+fn list<'a>(params: &Parts<'a>, name: &str) -> impl Iterator<Item = Parts<'a>> + use<'a> {
+    let list: Vec<Parts<'a>> = params.read(name).unwrap_or_default();
+    list.into_iter()
 }
 
 /// The answer that says no to a request of Codex. Every request must be answered, or its turn
 /// hangs for ever; one of an unknown method is answered with an error.
-pub fn decline(method: &str) -> Result<Value, RpcError> {
+pub(in crate::app_server) fn decline(method: &str) -> Result<Value, RpcError> {
     Ok(match method {
         "item/commandExecution/requestApproval" | "item/fileChange/requestApproval" => {
             json!({ "decision": "decline" })
@@ -155,4 +140,107 @@ pub fn decline(method: &str) -> Result<Value, RpcError> {
             });
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::app_server::message::{self, Asked, Inbound, Line};
+
+    fn asked(method: &str, params: Value) -> Asked {
+        let line = json!({"id": 7, "method": method, "params": params}).to_string();
+        match message::parse(line.as_bytes()) {
+            Ok(Line::Inbound(Inbound::Asked(asked))) => asked,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn kind(method: &str, params: Value) -> QuestionKind {
+        asked(method, params).question.kind.unwrap()
+    }
+
+    #[test]
+    fn a_command_approval_tells_all_that_is_asked_for() {
+        let Asked { scope, question, .. } = asked(
+            "item/commandExecution/requestApproval",
+            json!({
+                "threadId": "t", "turnId": "u", "itemId": "i", "command": "curl x", "cwd": "/w",
+                "reason": null,
+                "networkApprovalContext": {"host": "x", "protocol": "https"},
+                "proposedExecpolicyAmendment": ["curl"],
+                "proposedNetworkPolicyAmendments": [
+                    {"host": "x", "action": "allow"}, {"host": "y", "action": "deny"},
+                    {"action": "allow"},
+                ],
+                "additionalPermissions": {"network": true},
+            }),
+        );
+        assert_eq!((scope.thread_id.as_deref(), scope.turn_id.as_deref()), (Some("t"), Some("u")));
+        assert_eq!(question.item_id, "i");
+        let amendment = |host: &str, allow| NetworkPolicyAmendment { host: host.to_owned(), allow };
+        let expected = CommandApproval {
+            command: "curl x".to_owned(),
+            working_directory: "/w".to_owned(),
+            network_access: Some(NetworkAccess {
+                host: "x".to_owned(),
+                protocol: "https".to_owned(),
+            }),
+            proposed_exec_policy_amendment: vec!["curl".to_owned()],
+            proposed_network_policy_amendments: vec![amendment("x", true), amendment("y", false)],
+            additional_permissions_json: r#"{"network":true}"#.to_owned(),
+            ..CommandApproval::default()
+        };
+        assert_eq!(question.kind, Some(QuestionKind::CommandApproval(expected)));
+        // The older one.
+        let params = json!({"conversationId": "t", "callId": "i", "command": ["ls", "-l"]});
+        let Asked { scope, question, .. } = asked("execCommandApproval", params);
+        assert_eq!((scope.thread_id.as_deref(), question.item_id.as_str()), (Some("t"), "i"));
+        let Some(QuestionKind::CommandApproval(approval)) = question.kind else { panic!() };
+        assert_eq!(approval.command, "ls -l");
+    }
+
+    #[test]
+    fn questions_calls_and_what_is_unknown_are_read() {
+        let question = json!({"id": "q", "header": "h", "question": "which?", "isOther": true,
+            "options": [{"label": "a", "description": "b"}], "isSecret": false});
+        let QuestionKind::UserQuestions(asked) =
+            kind("item/tool/requestUserInput", json!({ "questions": [question] }))
+        else {
+            panic!()
+        };
+        assert!(asked.blocking);
+        let expected = UserQuestion {
+            question_id: "q".to_owned(),
+            header: "h".to_owned(),
+            text: "which?".to_owned(),
+            options: vec![UserQuestionOption {
+                label: "a".to_owned(),
+                description: "b".to_owned(),
+            }],
+            other_allowed: true,
+            secret: false,
+        };
+        assert_eq!(asked.questions, [expected]);
+
+        let QuestionKind::ToolCall(call) =
+            kind("item/tool/call", json!({"tool": "f", "callId": "c", "arguments": {"x": [1]}}))
+        else {
+            panic!()
+        };
+        assert_eq!((call.tool.as_str(), call.arguments_json.as_str()), ("f", r#"{"x":[1]}"#));
+
+        let params =
+            json!({"serverName": "s", "mode": "form", "message": "m", "requestedSchema": {}});
+        let QuestionKind::Elicitation(asked) =
+            kind("mcpServer/elicitation/request", params.clone())
+        else {
+            panic!()
+        };
+        assert_eq!((asked.requested_schema_json.as_str(), asked.url.as_str()), ("{}", ""));
+        assert_eq!(asked.params_json, params.to_string());
+
+        let unknown = kind("hologram/project", json!({"x": 1}));
+        let (method, json) = ("hologram/project".to_owned(), r#"{"x":1}"#.to_owned());
+        assert_eq!(unknown, QuestionKind::Unknown(UnknownRequest { method, json }));
+    }
 }

@@ -236,7 +236,7 @@ impl Engine {
     }
 
     /// The workers.
-    pub fn pool(&self) -> &Arc<Pool> {
+    pub(crate) fn pool(&self) -> &Arc<Pool> {
         &self.pool
     }
 

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::Run;
-use crate::app_server::decode::{self, Decoded, Kinship, TurnEnd};
+use crate::app_server::decode::{News, TurnEnd};
+use crate::app_server::message::Told;
 use crate::model::event::{Event, ItemCompleted, ItemStarted, ItemUpdated};
 use crate::model::item::{ItemKind, SubAgentStatus, UserMessage};
 use crate::pb::user_input::Input;
@@ -15,9 +16,9 @@ use crate::turn::turn::{Live, Phase};
 impl Run<'_> {
     /// Takes what is told of another turn of the thread: a late word on an earlier one, or the begin of
     /// one that Codex starts by itself.
-    pub(super) fn take_anothers(&mut self, kinship: Option<Kinship>, decoded: Decoded) {
-        match (decoded, kinship) {
-            (_, Some(Kinship::TurnStarted { turn_id, root_turn_id, .. })) => {
+    pub(super) fn take_anothers(&mut self, Told { scope, news, .. }: Told) {
+        match (news, scope.turn_id) {
+            (News::TurnStarted { root_turn_id }, Some(turn_id)) => {
                 let begun = self.owned.turn_begins(&turn_id, root_turn_id.as_deref());
                 if begun == Begun::Continuation {
                     self.end = None;
@@ -34,7 +35,7 @@ impl Run<'_> {
                 }
             }
             // What it used is its own.
-            (Decoded::TokenUsage { total, .. }, _) => {
+            (News::TokenUsage { total, .. }, _) => {
                 let used = total.since(self.usage_total);
                 self.usage_before = Some(self.usage_before.map_or(total, |before| before + used));
                 self.usage_total = self.usage_total + used;
@@ -45,35 +46,29 @@ impl Run<'_> {
 
     /// Takes what a sub-agent tells. It becomes an item of the turn: what the sub-agent says must not be
     /// taken for what the turn's own agent says.
-    pub(super) fn take_agents(
-        &mut self,
-        thread_id: &str,
-        turn_id: Option<&str>,
-        decoded: Decoded,
-        kinship: Option<Kinship>,
-    ) {
-        let update = match decoded {
-            Decoded::TurnStarted => {
+    pub(super) fn take_agents(&mut self, thread_id: &str, Told { scope, news, .. }: Told) {
+        let update = match news {
+            News::TurnStarted { .. } => {
+                let turn_id = scope.turn_id.as_deref();
                 let begun = turn_id.and_then(|turn_id| self.owned.agent_begins(thread_id, turn_id));
                 begun.map(Event::item_started)
             }
-            Decoded::TurnEnded(end) => {
+            News::TurnEnded(end) => {
                 let status = match &end {
                     TurnEnd::Completed => SubAgentStatus::Completed,
                     TurnEnd::Interrupted => SubAgentStatus::Interrupted,
                     TurnEnd::Failed(_) => SubAgentStatus::Failed,
                 };
-                let failure = decode::failure_of(&end);
-                let now = Instant::now();
-                self.owned.agent_ends(thread_id, status, failure, now).map(Event::item_completed)
+                let ended = self.owned.agent_ends(thread_id, status, end.failure(), Instant::now());
+                ended.map(Event::item_completed)
             }
-            Decoded::TokenUsage { total, last, model_context_window } => {
+            News::TokenUsage { total, last, model_context_window } => {
                 if self.owned.agent_uses(thread_id, total, last) {
                     self.file_usage(last, model_context_window);
                 }
                 None
             }
-            Decoded::Event(
+            News::Event(
                 Event::ItemStarted(ItemStarted { item: Some(item) })
                 | Event::ItemUpdated(ItemUpdated { item: Some(item) }),
             ) => {
@@ -81,7 +76,7 @@ impl Run<'_> {
                 self.owned.notes_item(thread_id, &item, false, Instant::now());
                 None
             }
-            Decoded::Event(Event::ItemCompleted(ItemCompleted { item: Some(item) })) => {
+            News::Event(Event::ItemCompleted(ItemCompleted { item: Some(item) })) => {
                 self.side_effects |= item.is_of_an_answer();
                 self.owned.notes_item(thread_id, &item, true, Instant::now());
                 match item.kind {
@@ -100,20 +95,22 @@ impl Run<'_> {
                     _ => None,
                 }
             }
-            Decoded::Event(warning @ Event::Warning(_)) => Some(warning),
-            Decoded::Untyped if matches!(kinship, Some(Kinship::Goal { .. })) => {
-                if let Some(Kinship::Goal { is_active, .. }) = kinship {
-                    self.owned.goal_changes(thread_id, is_active);
-                }
+            News::Event(warning @ Event::Warning(_)) => Some(warning),
+            News::Goal { is_active } => {
+                self.owned.goal_changes(thread_id, is_active);
                 None
             }
-            Decoded::Untyped if matches!(kinship, Some(Kinship::Unloaded { .. })) => {
+            News::ThreadUnloaded => {
                 self.owned.agent_goes(thread_id, Instant::now()).map(Event::item_completed)
             }
-            Decoded::Event(_)
-            | Decoded::Plan(_)
-            | Decoded::RequestResolved { .. }
-            | Decoded::Untyped => None,
+            News::Event(_)
+            | News::Plan(_)
+            | News::RequestResolved(_)
+            | News::McpServer { .. }
+            | News::Settings(_)
+            | News::ThreadStarted { .. }
+            | News::ThreadIdle
+            | News::Other => None,
         };
         if let Some(update) = update {
             self.tell(update);

@@ -11,11 +11,11 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::app_server::decode::{self, Decoded, Kinship, TurnEnd};
-use crate::app_server::message::{Notification, ServerRequest};
+use crate::app_server::decode::{News, TurnEnd};
+use crate::app_server::message::{Asked, Told};
 use crate::app_server::settings::Gate;
 use crate::model::event::{
-    Event, InterruptReason, ItemCompleted, ItemStarted, ItemUpdated, Raw, TokenUsageUpdated, Usage,
+    Event, InterruptReason, ItemCompleted, ItemStarted, ItemUpdated, TokenUsageUpdated, Usage,
     WarningCode,
 };
 use crate::model::failure::{FailureReason, TurnError};
@@ -273,7 +273,7 @@ impl Engine {
         }
         let outcome = match end {
             Ended::Codex(end, stopping) => {
-                worker.note_turn_completed();
+                lease.note_turn_completed();
                 let cause = stopping.as_ref().and_then(|stopping| stopping.cause);
                 run.end_commands(&mut route, cause.is_some()).await;
                 let is_failure = matches!(end, TurnEnd::Failed(_))
@@ -519,8 +519,8 @@ impl Run<'_> {
 
     fn take_message(&mut self, message: ThreadMessage) {
         match message {
-            ThreadMessage::Notification(notification) => self.take(&notification),
-            ThreadMessage::Request(request) => self.decline(&request),
+            ThreadMessage::Told(told) => self.take(told),
+            ThreadMessage::Asked(asked) => self.decline(asked),
             ThreadMessage::Skipped(line) => self.skip(&line),
         }
     }
@@ -532,58 +532,56 @@ impl Run<'_> {
         }
     }
 
-    /// Files a notification.
-    fn take(&mut self, notification: &Notification) {
-        let scope = decode::scope(&notification.params);
-        let decoded = decode::notification(notification);
-        let whose = self.owned.whose(&scope);
-        if let Some(told) = decode::settings(notification)
+    /// Files what Codex tells.
+    fn take(&mut self, told: Told) {
+        let whose = self.owned.whose(&told.scope);
+        if let News::Settings(settings) = &told.news
             // Those of a sub-agent's thread are not this turn's.
-            && scope.thread_id.as_deref() == Some(self.thread_id.as_str())
+            && told.scope.thread_id.as_deref() == Some(self.thread_id.as_str())
         {
-            let heard = self.gate.hear(told);
+            let heard = self.gate.hear(settings.clone());
             self.hold_back(heard);
         }
-        let is_retry =
-            matches!(&decoded, Decoded::Event(Event::ThreadError(error)) if error.will_retry);
         // Only what is about this turn is progress, and trying again is not.
-        if whose != Whose::Another && scope.turn_id.is_some() && !is_retry {
+        if whose != Whose::Another && told.scope.turn_id.is_some() && !told.is_retry() {
             self.last_progress = Instant::now();
         }
         match whose {
             Whose::Own => {
                 // Items come after the input was written to the rollout.
-                self.has_begun |= notification.method.starts_with("item/");
-                if scope.turn_id.is_some() {
+                self.has_begun |= told.is_of_an_item();
+                if told.scope.turn_id.is_some() {
                     let passed = self.gate.pass();
                     self.hold_back(passed);
                 }
-                self.take_own(notification, scope.turn_id.as_deref(), decoded);
+                if self.include_raw_events && told.news.is_untyped() {
+                    self.tell(told.raw());
+                }
+                self.take_own(told);
             }
-            Whose::Another => self.take_anothers(decode::kinship(notification), decoded),
+            Whose::Another => self.take_anothers(told),
             Whose::Agent(thread_id) => {
                 if self.include_raw_events {
-                    self.file_raw(notification);
+                    self.tell(told.raw());
                 }
-                let turn_id = scope.turn_id.as_deref();
-                self.take_agents(&thread_id, turn_id, decoded, decode::kinship(notification));
+                self.take_agents(&thread_id, told);
             }
         }
     }
 
-    fn take_own(&mut self, notification: &Notification, turn_id: Option<&str>, decoded: Decoded) {
-        match decoded {
-            Decoded::Event(Event::McpServerStatus(status)) => {
+    fn take_own(&mut self, Told { scope, news, .. }: Told) {
+        match news {
+            News::McpServer { status, .. } => {
                 let warning = status.warning();
                 self.log.append(Event::McpServerStatus(status));
                 if let Some(warning) = warning {
                     self.log.append(warning);
                 }
             }
-            Decoded::Event(event) => self.file(event),
-            Decoded::Plan(_) if self.not_applied.is_some() => {}
-            Decoded::Plan(plan) => self.update_plan(plan),
-            Decoded::TokenUsage { total, last, model_context_window } => {
+            News::Event(event) => self.file(event),
+            News::Plan(_) if self.not_applied.is_some() => {}
+            News::Plan(plan) => self.update_plan(plan),
+            News::TokenUsage { total, last, model_context_window } => {
                 // Older CLIs begin a turn by repeating the counts of the one before.
                 if self.usage_before.is_some() && total == self.usage_total {
                     return;
@@ -593,29 +591,23 @@ impl Run<'_> {
                 self.usage_total = total;
                 self.file_usage(last, model_context_window);
             }
-            Decoded::TurnEnded(end) => {
+            News::TurnEnded(end) => {
                 let went_well = end == TurnEnd::Completed;
-                if self.owned.turn_ends(turn_id, went_well, Instant::now()) {
+                if self.owned.turn_ends(scope.turn_id.as_deref(), went_well, Instant::now()) {
                     self.end = Some(end);
                 }
             }
-            // Every request is answered at once, so that there is none to be withdrawn.
-            Decoded::TurnStarted | Decoded::RequestResolved { .. } => {}
-            Decoded::Untyped => {
-                if let Some(Kinship::Goal { is_active, .. }) = decode::kinship(notification) {
-                    self.owned.goal_changes(self.thread_id.as_str(), is_active);
-                }
-                if self.include_raw_events {
-                    self.file_raw(notification);
-                }
+            News::Goal { is_active } => {
+                self.owned.goal_changes(self.thread_id.as_str(), is_active);
             }
+            // Every request is answered at once, so that there is none to be withdrawn.
+            News::TurnStarted { .. } | News::RequestResolved(_) => {}
+            News::Settings(_)
+            | News::ThreadStarted { .. }
+            | News::ThreadUnloaded
+            | News::ThreadIdle
+            | News::Other => {}
         }
-    }
-
-    fn file_raw(&mut self, notification: &Notification) {
-        let Notification { method, params } = notification;
-        let (method, json) = (method.clone(), params.get().to_owned());
-        self.tell(Event::Raw(Raw { method, json }));
     }
 
     fn file_usage(&mut self, last_request: Usage, model_context_window: Option<u64>) {
@@ -719,21 +711,20 @@ impl Run<'_> {
     }
 
     /// Says no to what Codex asks: an unanswered request would hang the turn for ever.
-    fn decline(&mut self, request: &ServerRequest) {
+    fn decline(&mut self, Asked { call, mut question, .. }: Asked) {
         self.last_progress = Instant::now();
         self.side_effects = true;
         let passed = self.gate.pass();
         self.hold_back(passed);
         if self.not_applied.is_some() {
-            self.worker.decline(request);
+            self.worker.decline(&call);
             return;
         }
         self.raised += 1;
         let id = self.raised.to_string();
-        let mut question = decode::question(request);
         question.request_id.clone_from(&id);
         self.log.append(Event::request_raised(question));
-        self.worker.decline(request);
+        self.worker.decline(&call);
         self.log.append(Event::request_resolved(id, Resolution::Declined));
     }
 

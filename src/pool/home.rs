@@ -1,22 +1,39 @@
-//! The task that watches `config.toml`: while Codex can't read it, every new thread is refused, so
-//! the pool is not ready.
+//! The tasks that watch CODEX_HOME: while it can't be written, or Codex can't read the `config.toml`
+//! in it, every new thread is refused, so the pool is not ready.
 //!
-//! A worker is asked, because only Codex knows what it can read: when the file has changed, when a
-//! thread was refused for it, now and then, and often while something is wrong with it. A worker that
-//! started without its configuration goes on without it, so it is replaced once the file is mended.
+//! The home is written into. Of `config.toml` a worker is asked, because only Codex knows what it can
+//! read: when the file has changed, when a thread was refused for it, now and then, and often while
+//! something is wrong with it. A worker that started without its configuration goes on without it, so
+//! it is replaced once the file is mended.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::pool::supervise::LOOK;
-use crate::pool::{Pool, SlotState};
-use crate::worker::Worker;
+use crate::pool::Pool;
+use crate::pool::supervision::LOOK;
+use crate::worker::{Worker, WorkerSpec};
 
-/// Watches until the pool stops.
-pub(super) async fn watch(pool: Arc<Pool>) {
+/// Looks at CODEX_HOME until the pool stops: often while something is wrong with it.
+pub(super) async fn watch(pool: Arc<Pool>, spec: Arc<WorkerSpec>) {
+    let stop = pool.stop.clone();
+    let watching = async {
+        loop {
+            pool.look_at_home(&spec).await;
+            let is_usable = pool.home_fault.borrow().is_none();
+            let interval = pool.settings.liveness_interval;
+            let pause = if is_usable { interval } else { LOOK.min(interval) };
+            tokio::time::sleep(pause).await;
+        }
+    };
+    stop.run_until_cancelled(watching).await;
+}
+
+/// Looks at `config.toml` until the pool stops.
+pub(super) async fn watch_config(pool: Arc<Pool>) {
     let stop = pool.stop.clone();
     let watching = async {
         let interval = pool.settings.liveness_interval;
@@ -45,6 +62,14 @@ async fn stamp(file: &Path) -> Option<Stamp> {
 }
 
 impl Pool {
+    /// Looks at CODEX_HOME, and tells if what is wrong with it has changed.
+    pub(super) async fn look_at_home(&self, spec: &WorkerSpec) {
+        let check = Arc::clone(&spec.check_home);
+        let looked = tokio::task::spawn_blocking(move || check()).await;
+        let fault = looked.map_or_else(|error| Some(error.to_string()), Result::err);
+        self.note_fault(&self.home_fault, fault);
+    }
+
     /// Asks a worker what is wrong with `config.toml`; returns whether there was an answer.
     async fn look_at_config(&self) -> bool {
         let workers = self.warm_workers();
@@ -68,7 +93,7 @@ impl Pool {
 
     /// What is wrong with `config.toml`, asked because a thread was refused for a configuration;
     /// `None` where it is fine, so that the fault is in a project's.
-    pub async fn config_fault_after(&self, worker: &Worker) -> Option<String> {
+    pub(crate) async fn config_fault_after(&self, worker: &Worker) -> Option<String> {
         let asked = worker.config_fault(self.settings.liveness_timeout).await;
         let fault = asked.ok()??;
         self.note_config_fault(Some(fault));
@@ -84,23 +109,24 @@ impl Pool {
                  mended: {fault}"
             )
         });
-        let changed = self.config_fault.send_if_modified(|known| {
-            let changed = *known != fault;
+        self.note_fault(&self.config_fault, fault);
+    }
+
+    fn note_fault(&self, known: &watch::Sender<Option<String>>, fault: Option<String>) {
+        let has_changed = known.send_if_modified(|known| {
+            let has_changed = *known != fault;
             *known = fault;
-            changed
+            has_changed
         });
-        if changed {
-            self.note_change();
+        if has_changed {
+            self.update_readiness();
         }
     }
 
     fn warm_workers(&self) -> Vec<Arc<Worker>> {
-        let statuses = self.status().into_iter();
-        let warm = statuses.filter_map(|status| match status.state {
-            SlotState::Ready(worker) if worker.is_alive() => Some(worker),
-            _ => None,
-        });
-        warm.collect()
+        let slots = self.slots.borrow();
+        let ready = slots.iter().filter_map(|slot| slot.state.ready()).map(|ready| &ready.worker);
+        ready.filter(|worker| worker.is_alive()).cloned().collect()
     }
 
     /// Ends the workers that started while `config.toml` could not be read; returns whether there were

@@ -1,0 +1,116 @@
+//! The slots: which incarnation is in each, and how its workers fared.
+//!
+//! Supervision writes them. Everybody else reads them, or waits until they change.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use crate::model::id::WorkerId;
+use crate::pool::{Incarnation, Pool, Trouble};
+use crate::worker::Worker;
+
+/// What a slot does.
+#[derive(Debug, Clone, Default)]
+pub(crate) enum SlotState {
+    /// It waits for its turn to start, or starts.
+    #[default]
+    Starting,
+    /// Its worker is warm.
+    Ready(Arc<Incarnation>),
+    /// Its worker gave no sign of life and gets no new turns; it is asked once more.
+    Unresponsive(Arc<Incarnation>),
+    /// Its worker failed; the next one starts later.
+    Backoff {
+        /// When.
+        until: Instant,
+    },
+    /// The pool has been shut down.
+    Stopped,
+}
+
+impl SlotState {
+    /// Its warm worker, as far as the slot knows.
+    pub(crate) fn ready(&self) -> Option<&Arc<Incarnation>> {
+        match self {
+            SlotState::Ready(incarnation) => Some(incarnation),
+            SlotState::Starting
+            | SlotState::Unresponsive(_)
+            | SlotState::Backoff { .. }
+            | SlotState::Stopped => None,
+        }
+    }
+
+    /// Its worker, warm or not.
+    pub(crate) fn held(&self) -> Option<&Arc<Incarnation>> {
+        match self {
+            SlotState::Ready(incarnation) | SlotState::Unresponsive(incarnation) => {
+                Some(incarnation)
+            }
+            SlotState::Starting | SlotState::Backoff { .. } | SlotState::Stopped => None,
+        }
+    }
+}
+
+/// What is known of a slot.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct SlotStatus {
+    pub(crate) state: SlotState,
+    /// The generation of its latest worker.
+    pub(crate) generation: u64,
+    /// Failures in a row.
+    pub(crate) failures: u32,
+    /// The last failed start or end of a worker.
+    pub(crate) last_failure: Option<Failure>,
+}
+
+/// A failed start or the end of a worker.
+#[derive(Debug, Clone)]
+pub(crate) struct Failure {
+    pub(crate) kind: Trouble,
+    /// For the person who reads it.
+    pub(crate) message: String,
+}
+
+impl Pool {
+    /// What is known of every slot, in order.
+    pub(crate) fn status(&self) -> Vec<SlotStatus> {
+        self.slots.borrow().clone()
+    }
+
+    /// The worker of this id, if that incarnation still runs and takes turns.
+    pub(crate) fn worker(&self, id: &WorkerId) -> Option<Arc<Worker>> {
+        self.incarnation(id).map(|incarnation| Arc::clone(&incarnation.worker))
+    }
+
+    pub(super) fn incarnation(&self, id: &WorkerId) -> Option<Arc<Incarnation>> {
+        let slots = self.slots.borrow();
+        let ready = slots.get(id.slot)?.state.ready();
+        ready.filter(|ready| ready.worker.id() == id && ready.worker.is_alive()).cloned()
+    }
+
+    /// Waits while the worker of this id gives no sign of life: what it holds it holds until it is back
+    /// or killed, one of which is soon.
+    pub(crate) async fn settled(&self, id: &WorkerId) {
+        let is_stuck = |slot: &SlotStatus| matches!(&slot.state, SlotState::Unresponsive(stuck) if stuck.worker.id() == id);
+        let mut slots = self.slots.subscribe();
+        // The sender lives as long as the pool.
+        let _ = slots.wait_for(|slots| !slots.get(id.slot).is_some_and(is_stuck)).await;
+    }
+
+    /// Whether this incarnation may still hold a thread.
+    pub(crate) fn runs(&self, id: &WorkerId) -> bool {
+        let holds =
+            |slot: &SlotStatus| slot.state.held().is_some_and(|held| held.worker.id() == id);
+        self.slots.borrow().get(id.slot).is_some_and(holds) || self.retiring(id).is_some()
+    }
+
+    pub(super) fn update(&self, slot: usize, change: impl FnOnce(&mut SlotStatus)) {
+        self.slots.send_modify(|slots| {
+            if let Some(status) = slots.get_mut(slot) {
+                change(status);
+            }
+        });
+        self.update_readiness();
+    }
+}
