@@ -14,7 +14,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 /// The oldest CLI whose app-server speaks the protocol as the sidecar does.
-pub const OLDEST_SUPPORTED: CliVersion = CliVersion(semver::Version::new(0, 100, 0));
+pub(crate) const OLDEST_SUPPORTED: CliVersion = CliVersion(semver::Version::new(0, 100, 0));
 
 /// How long `codex --version` may take.
 const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -178,12 +178,12 @@ pub struct CliVersion(semver::Version);
 
 impl CliVersion {
     /// Whether the sidecar can work with it.
-    pub fn is_supported(&self) -> bool {
+    pub(crate) fn is_supported(&self) -> bool {
         *self >= OLDEST_SUPPORTED
     }
 
     /// Whether it is what a build from source calls itself.
-    pub fn is_unversioned(&self) -> bool {
+    pub(crate) fn is_unversioned(&self) -> bool {
         (self.0.major, self.0.minor, self.0.patch) == (0, 0, 0)
     }
 }

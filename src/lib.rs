@@ -11,6 +11,10 @@ pub mod codex_cli;
 pub mod config;
 pub mod grpc;
 pub mod model;
+#[cfg(feature = "offline-model")]
+pub mod offline_model;
+#[cfg(not(feature = "offline-model"))]
+#[path = "offline_model/absent.rs"]
 pub mod offline_model;
 pub mod output_schema;
 pub(crate) mod pool;

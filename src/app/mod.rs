@@ -8,6 +8,7 @@ mod listen;
 mod worker_spec;
 
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,11 +53,11 @@ pub enum StartError {
         /// The address as configured.
         address: String,
         /// What the system says.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// The offline model can't be started.
     #[error("the offline model can't be started")]
-    OfflineModel(#[source] std::io::Error),
+    OfflineModel(#[source] io::Error),
     /// A tool's configured output schema can't be used.
     #[error("tools.{tool}.output_schema: {cause}")]
     OutputSchema {
@@ -70,14 +71,16 @@ pub enum StartError {
     Reflection(String),
     /// The sidecar's own directory can't be told.
     #[error("the working directory can't be told")]
-    WorkingDirectory(#[source] std::io::Error),
+    WorkingDirectory(#[source] io::Error),
 }
 
 impl StartError {
     /// The exit status: 64 for a configuration that can't work here, 1 for anything else.
-    pub fn exit_code(&self) -> u8 {
+    pub(crate) fn exit_code(&self) -> u8 {
         match self {
             StartError::Listen { .. } | StartError::OutputSchema { .. } => 64,
+            // A binary that was built without one.
+            StartError::OfflineModel(error) if error.kind() == io::ErrorKind::Unsupported => 64,
             StartError::OfflineModel(_)
             | StartError::Reflection(_)
             | StartError::WorkingDirectory(_) => 1,
@@ -193,7 +196,7 @@ impl App {
     }
 
     /// Where it answers health probes only, in the order of the configuration.
-    pub fn health_addresses(&self) -> Vec<BoundAddress> {
+    pub(crate) fn health_addresses(&self) -> Vec<BoundAddress> {
         self.health_listeners.iter().map(|(_, bound)| bound.clone()).collect()
     }
 
@@ -239,8 +242,12 @@ impl App {
         }
 
         readiness.abort();
-        reporter.set_service_status(READINESS_SERVICE, ServingStatus::NotServing).await;
-        engine.drain(config.drain_grace).await;
+        // Turns are refused before the probes are told: who has seen that begins none.
+        tokio::join!(
+            biased;
+            engine.drain(config.drain_grace),
+            reporter.set_service_status(READINESS_SERVICE, ServingStatus::NotServing),
+        );
         // The streams have said their last; what is open now is idle, or a health watch.
         close.cancel();
         let closed = async { while servers.join_next().await.is_some() {} };

@@ -5,45 +5,45 @@ use std::ffi::OsString;
 /// Flags of `serve`, as they were written: what they mean is checked by `Config::load`, together
 /// with environment and file, so that all faults are told at once.
 #[derive(Debug, Clone, Default, clap::Args)]
-pub struct ServeArgs {
+pub(crate) struct ServeArgs {
     /// Where to listen: HOST:PORT or unix:PATH; may be given several times
     /// [env: CODEX_SIDECAR_LISTEN, comma separated] [default: 127.0.0.1:50061]
     #[arg(long, value_name = "ADDR")]
-    pub listen: Vec<OsString>,
+    pub(crate) listen: Vec<OsString>,
     /// Where to listen for health probes only, as for --listen; for probes that come from outside
     /// [env: CODEX_SIDECAR_HEALTH_LISTEN, comma separated] [default: none]
     #[arg(long, value_name = "ADDR")]
-    pub health_listen: Vec<OsString>,
+    pub(crate) health_listen: Vec<OsString>,
     /// The Codex CLI: a path, or a name to look for on PATH [env: CODEX_PATH] [default: codex]
     #[arg(long, value_name = "FILE")]
-    pub codex_path: Option<OsString>,
+    pub(crate) codex_path: Option<OsString>,
     /// CODEX_HOME of the workers [env: CODEX_HOME] [default: ~/.codex]
     #[arg(long, value_name = "DIR")]
-    pub codex_home: Option<OsString>,
+    pub(crate) codex_home: Option<OsString>,
     /// How many workers to keep, 1 to 64
     /// [env: CODEX_SIDECAR_WORKERS] [default: the cores, at most 4]
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
-    pub workers: Option<OsString>,
+    pub(crate) workers: Option<OsString>,
     /// A TOML file with settings; flags and environment win over it [env: CODEX_SIDECAR_CONFIG]
     #[arg(long, value_name = "FILE")]
-    pub config: Option<OsString>,
+    pub(crate) config: Option<OsString>,
     /// Let the built-in scripted model answer: no key, no network
     /// [env: CODEX_SIDECAR_OFFLINE_MODEL]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    pub offline_model: Option<OsString>,
+    pub(crate) offline_model: Option<OsString>,
     /// How long running turns may go on once asked to end, like 30s or 5m
     /// [env: CODEX_SIDECAR_DRAIN_GRACE] [default: 30s]
     #[arg(long, value_name = "DURATION", allow_hyphen_values = true)]
-    pub drain_grace: Option<OsString>,
+    pub(crate) drain_grace: Option<OsString>,
     /// The form of the log on stderr: json or text
     /// [env: CODEX_SIDECAR_LOG_FORMAT] [default: text on a terminal, else json]
     #[arg(long, value_name = "FORMAT")]
-    pub log_format: Option<OsString>,
+    pub(crate) log_format: Option<OsString>,
     /// What to log: a level, or a filter like info,codex_sidecar::pool=debug
     /// [env: CODEX_SIDECAR_LOG] [default: info]
     #[arg(long, value_name = "FILTER")]
-    pub log: Option<OsString>,
+    pub(crate) log: Option<OsString>,
     /// Print the effective configuration as TOML, without secrets, and exit
     #[arg(long)]
-    pub print_config: bool,
+    pub(crate) print_config: bool,
 }

@@ -4,14 +4,14 @@ use std::fmt;
 
 /// One fault: where the value comes from, the value, what is allowed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fault {
+pub(crate) struct Fault {
     /// Where it comes from: `--workers`, `CODEX_SIDECAR_WORKERS`,
     /// `sidecar.toml: limits.max_running_turns`.
-    pub origin: String,
+    pub(crate) origin: String,
     /// The value as it was written; empty where the fault is not about a value.
-    pub value: String,
+    pub(crate) value: String,
     /// What is wrong, or what is allowed.
-    pub problem: String,
+    pub(crate) problem: String,
 }
 
 impl fmt::Display for Fault {
@@ -27,7 +27,7 @@ impl fmt::Display for Fault {
 
 /// Every fault of a configuration; never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConfigErrors(pub Vec<Fault>);
+pub(crate) struct ConfigErrors(pub(crate) Vec<Fault>);
 
 impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -8,7 +8,7 @@ use super::Fault;
 
 /// Where a value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Origin {
+pub(crate) enum Origin {
     /// A flag.
     Flag(&'static str),
     /// An environment variable.
@@ -33,7 +33,7 @@ impl fmt::Display for Origin {
 }
 
 /// Where each value came from, by the key's path in the file; defaults are not in it.
-pub type Origins = BTreeMap<String, Origin>;
+pub(crate) type Origins = BTreeMap<String, Origin>;
 
 /// The file, read.
 pub(super) struct File {

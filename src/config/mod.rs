@@ -11,7 +11,7 @@
 //! compile until it has its line. A key's section is the users' order and need not be its part.
 //!
 //! A value comes from, in this order, a flag, an environment variable, the file, its default.
-//! [`Config::load`] looks at all of it before it says anything, so that one run tells every fault.
+//! `Config::load` looks at all of it before it says anything, so that one run tells every fault.
 //! What comes out is plain data that nobody has to check again.
 
 mod args;
@@ -44,9 +44,9 @@ use crate::worker::settings::WorkerSettings;
 
 pub use crate::model::options::ToolDefaults;
 pub use crate::telemetry::LogFormat;
-pub use args::ServeArgs;
-pub use fault::{ConfigErrors, Fault};
-pub use file::{Origin, Origins};
+pub(crate) use args::ServeArgs;
+pub(crate) use fault::{ConfigErrors, Fault};
+pub(crate) use file::Origins;
 
 /// How the sidecar runs. Durations are positive unless a field says otherwise.
 #[derive(Debug, Clone, PartialEq)]
@@ -103,7 +103,7 @@ pub struct Config {
 
 impl Config {
     /// Reads flags, environment (through `env`) and file, and checks all of it.
-    pub fn load(
+    pub(crate) fn load(
         args: ServeArgs,
         env: &dyn Fn(&str) -> Option<OsString>,
     ) -> Result<Config, ConfigErrors> {
@@ -111,7 +111,7 @@ impl Config {
     }
 
     /// As [`Config::load`], and tells where each value that is not a default came from.
-    pub fn load_with_origins(
+    pub(crate) fn load_with_origins(
         args: ServeArgs,
         env: &dyn Fn(&str) -> Option<OsString>,
     ) -> Result<(Config, Origins), ConfigErrors> {
@@ -120,7 +120,7 @@ impl Config {
 
     /// The configuration as a TOML file that loads to the same values, each with its origin in a
     /// comment. Secrets are never in it.
-    pub fn to_toml(&self, origins: &Origins) -> String {
+    pub(crate) fn to_toml(&self, origins: &Origins) -> String {
         print::to_toml(self, origins)
     }
 }
@@ -189,7 +189,7 @@ pub struct ApiKey {
 
 /// What tells a key from others without telling the key: the first 16 hexadecimal digits of its
 /// SHA-256.
-pub fn key_fingerprint(key: &str) -> String {
+pub(crate) fn key_fingerprint(key: &str) -> String {
     use sha2::{Digest as _, Sha256};
     Sha256::digest(key).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }

@@ -17,7 +17,6 @@ use crate::model::options::ToolDefaults;
 use crate::model::refusal::Refusal;
 use crate::pb;
 use crate::registry::bindings::{Binding, Bound};
-use crate::turn::admission::Lane;
 use crate::turn::engine::Engine;
 use crate::turn::timeouts::Timeouts;
 use crate::turn::turn::Turn;
@@ -57,9 +56,8 @@ impl CodexApi {
     }
 
     fn context(&self, key: &ContextKey, binding: &Binding) -> pb::Context {
-        let turns = self.engine.turns();
-        let lane = Lane::Context(key.clone());
-        let running = turns.live_of(key);
+        let running = self.engine.turns().live_of(key);
+        let waiting = self.engine.contexts().waiting_turns(key);
         pb::Context {
             context_id: key.context_id.clone(),
             thread_id_key: key.thread_key.clone(),
@@ -70,8 +68,7 @@ impl CodexApi {
             turn_count: binding.turns,
             running_turn_id: running.map(|turn| turn.id.to_string()).unwrap_or_default(),
             latest_turn_id: binding.latest_turn.as_ref().map(TurnId::to_string).unwrap_or_default(),
-            queued_turns: u32::try_from(self.engine.admission().waiting_in(&lane))
-                .unwrap_or(u32::MAX),
+            queued_turns: u32::try_from(waiting).unwrap_or(u32::MAX),
             worker_id: self.engine.holder_of(&binding.thread_id).unwrap_or_default(),
         }
     }

@@ -113,13 +113,8 @@ impl OfflineModel {
     }
 
     /// Where Codex finds it: `http://127.0.0.1:PORT/v1`.
-    pub fn base_url(&self) -> String {
+    fn base_url(&self) -> String {
         format!("http://{}/v1", self.addr)
-    }
-
-    /// The address it listens on, with the port that was picked.
-    pub fn addr(&self) -> SocketAddr {
-        self.addr
     }
 
     /// How many requests for a response it has begun to answer, failures and silence included.
@@ -189,7 +184,7 @@ mod tests {
 
     async fn post(model: &OfflineModel, prompt: &str) -> TcpStream {
         let body = json!({"input": [{"role": "user", "content": prompt}]}).to_string();
-        let mut stream = TcpStream::connect(model.addr()).await.unwrap();
+        let mut stream = TcpStream::connect(model.addr).await.unwrap();
         let head = format!(
             "POST /v1/responses HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
             body.len()

@@ -85,6 +85,8 @@ impl Default for PoolSettings {
 #[derive(Debug)]
 pub(crate) struct Pool {
     settings: PoolSettings,
+    // Turns are given their workers one after the other: each must see what the one before took.
+    placing: Mutex<()>,
     slots: watch::Sender<Vec<SlotStatus>>,
     readiness: watch::Sender<Readiness>,
     // What is wrong with CODEX_HOME.
@@ -109,6 +111,7 @@ impl Pool {
         let workers = workers.max(1);
         let pool = Arc::new(Pool {
             settings,
+            placing: Mutex::default(),
             slots: watch::Sender::new(vec![SlotStatus::default(); workers]),
             readiness: watch::Sender::new(readiness::starting()),
             home_fault: watch::Sender::new(None),

@@ -1,6 +1,6 @@
 //! Which worker a turn gets.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -39,11 +39,12 @@ impl Pool {
         let mut slots = self.slots.subscribe();
         let mut found = None;
         let looking = slots.wait_for(|slots| {
-            found = least_loaded(slots);
+            let _placing = self.placing.lock().unwrap_or_else(PoisonError::into_inner);
+            found = least_loaded(slots).map(Lease::new);
             found.is_some() || !slots.iter().any(|slot| self.may_come(slot))
         });
         let _ = tokio::time::timeout_at(deadline, looking).await;
-        found.map(Lease::new).ok_or_else(|| unavailable(&self.slots.borrow()))
+        found.ok_or_else(|| unavailable(&self.slots.borrow()))
     }
 
     fn may_come(&self, slot: &SlotStatus) -> bool {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use tokio::sync::{mpsc, oneshot};
 
 use super::*;
@@ -79,6 +80,23 @@ async fn turns_go_to_the_worker_with_the_fewest_of_them_and_to_their_own_where_i
     assert_eq!(*pool.lease(Some(&gone)).await.unwrap().worker().id(), taken);
     pool.shutdown().await;
     assert!(matches!(pool.lease(None).await, Err(Unavailable { .. })));
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_turns_at_once_do_not_take_the_same_idle_worker() {
+    let Played { pool, .. } = Played::warm(2, PoolSettings::default()).await;
+    let runtime = tokio::runtime::Handle::current();
+    let lease = || {
+        let _entered = runtime.enter();
+        pool.lease(None).now_or_never().unwrap().unwrap()
+    };
+    for _ in 0..1000 {
+        let [first, second] = std::thread::scope(|scope| {
+            [scope.spawn(lease), scope.spawn(lease)].map(|turn| turn.join().unwrap())
+        });
+        assert_ne!(first.worker().id(), second.worker().id());
+    }
+    pool.shutdown().await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,7 +4,7 @@ use std::path::Path;
 
 /// Whether a process has been killed or is about to end, although it can't be waited for yet: what
 /// is written to it now is read by nobody. False where the system does not tell.
-pub fn is_dying(pid: u32) -> bool {
+pub(crate) fn is_dying(pid: u32) -> bool {
     const PF_EXITING: u64 = 0x4;
     const SIGKILL: u64 = 1 << 8;
     let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else {
@@ -29,7 +29,7 @@ pub fn is_dying(pid: u32) -> bool {
 
 /// Whether a child of a process is about to end, or has ended and its exit status was not taken yet:
 /// what the process says of that child now may be out of date. False where the system does not tell.
-pub fn has_dying_children(pid: u32) -> bool {
+pub(crate) fn has_dying_children(pid: u32) -> bool {
     // Children are listed by the thread that started them.
     let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return false };
     threads.flatten().any(|thread| {

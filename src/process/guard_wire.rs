@@ -6,10 +6,12 @@
 use std::fmt;
 
 /// The hidden subcommand: `__guard FD -- PROGRAM ARGUMENT…`.
+#[cfg(target_os = "linux")]
 pub(super) const SUBCOMMAND: &str = "__guard";
 
 /// What the guard is called in lists of processes. Not after the sidecar: who kills that one by name
 /// must not take the guards with it.
+#[cfg(target_os = "linux")]
 pub(super) const NAME: &str = "worker-guard";
 
 /// The order to kill. Closing the socket is the same order.

@@ -53,7 +53,7 @@ use elsewhere as leftovers;
 use guarded::Guarded;
 use guards::Guarding;
 
-pub use dying::{has_dying_children, is_dying};
+pub(crate) use dying::{has_dying_children, is_dying};
 pub use guard::guard_if_asked;
 pub use leftovers::{Moment, clear_leftovers, instance_variable, kill_started_since};
 pub use spawn::ProcessSpec;

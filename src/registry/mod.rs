@@ -5,13 +5,12 @@
 //! [`threads`] lends each thread to one turn at a time. Both are in memory and begin empty; what they
 //! hold ends with the process. Nothing here knows of workers but their ids.
 //!
-//! A store that outlives the process takes the place of [`bindings::Bindings`] and of
-//! [`threads::ThreadFacts`], which are plain values for that purpose, under the same calls. A turn has
-//! its context to itself from its admission to its end, so each call is one write of one key, and no
-//! call reads what a turn of another key may change. A file (memory in front, the write before the
-//! answer) keeps the calls as they are. A store that several sidecars share knows no common
-//! admission: there `bind` and `remove` must also say which thread they replace, and fail where
-//! another sidecar has bound another one meanwhile.
+//! Another store can stand in for [`bindings::Bindings`] and for the [`threads::ThreadFacts`] under the
+//! same calls: what they take and give are plain values, and each call but `page` is about one key.
+//! One that outlives the process (a file behind the memory, written before the call returns) needs
+//! nothing else, because admission keeps two writers of one key apart. One that several sidecars share
+//! has no common admission: there `bind` and `remove` must name the thread that they replace, and fail
+//! where it is another one by now.
 
 pub(crate) mod bindings;
 pub(crate) mod threads;

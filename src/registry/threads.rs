@@ -157,7 +157,7 @@ impl<L> Default for Threads<L> {
 impl<L: Loaded> Threads<L> {
     /// Waits for the exclusive use of a thread, first come first served.
     pub(crate) async fn lock(&self, thread_id: &ThreadId) -> ThreadLock<L> {
-        // The map's guard is gone before anybody waits for the cell's.
+        // The map is unlocked before anybody waits for the cell.
         let (state, holder) = self.cell(thread_id);
         let forget = self.forget_on_drop(thread_id);
         ThreadLock { state: state.lock_owned().await, holder, _forget: forget }

@@ -1,7 +1,7 @@
 //! Who may run now: turns of one context one after the other, and not too many in all.
 //!
 //! A turn stands in its lane (its context, or the thread that it names) until the turns before it
-//! have ended, then in the common line until a place is free. Both are first come, first served.
+//! have ended, then in the common line until there is room for it. Both are first come, first served.
 //! Nobody waits without being told: what does not fit is refused at once.
 
 use std::collections::{HashMap, VecDeque};
@@ -47,10 +47,10 @@ impl Default for AdmissionLimits {
     }
 }
 
-/// Where a turn stands.
+/// How far a turn is in its line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
-    /// That many turns go before it in its line.
+pub enum QueuePosition {
+    /// It is the one of this number in its line, from 1.
     Waiting(u32),
     /// It runs.
     Running,
@@ -68,7 +68,7 @@ struct State {
     next_ticket: u64,
     tickets: HashMap<u64, Entry>,
     lanes: HashMap<Lane, LaneState>,
-    // Heads of their lanes, waiting for a free place.
+    // Heads of their lanes, waiting for room.
     line: VecDeque<u64>,
     running: usize,
     running_of: HashMap<Tenant, usize>,
@@ -80,7 +80,7 @@ struct Entry {
     lane: Option<Lane>,
     tenant: Tenant,
     running: bool,
-    place: watch::Sender<Place>,
+    position: watch::Sender<QueuePosition>,
 }
 
 #[derive(Debug, Default)]
@@ -90,18 +90,18 @@ struct LaneState {
     waiting: VecDeque<u64>,
 }
 
-/// A turn's place. Dropping it gives the place up, whether it waits or runs.
+/// A turn's admission. Dropping it gives the admission up, whether the turn waits or runs.
 #[derive(Debug)]
 pub struct Ticket {
     id: u64,
     admission: Arc<Admission>,
-    place: watch::Receiver<Place>,
+    position: watch::Receiver<QueuePosition>,
 }
 
 impl Ticket {
-    /// Where it stands, now and as that changes.
-    pub fn place(&self) -> watch::Receiver<Place> {
-        self.place.clone()
+    /// How far the turn is, now and as that changes.
+    pub fn position(&self) -> watch::Receiver<QueuePosition> {
+        self.position.clone()
     }
 }
 
@@ -131,15 +131,15 @@ impl Admission {
         lane: Option<Lane>,
         policy: BusyPolicy,
     ) -> Result<Ticket, Refusal> {
-        let mut guard = self.state();
-        let state = &mut *guard;
+        let mut lock = self.state();
+        let state = &mut *lock;
         let in_lane = lane.as_ref().and_then(|lane| state.lanes.get(lane));
         let lane_is_busy = in_lane.is_some();
         let waiting_in_lane = in_lane.map_or(0, |lane| lane.waiting.len());
         if lane_is_busy && policy == BusyPolicy::Reject {
             return Err(Refusal::ContextBusy);
         }
-        let runs_at_once = !lane_is_busy && state.line.is_empty() && self.has_place(state, tenant);
+        let runs_at_once = !lane_is_busy && state.line.is_empty() && self.has_room(state, tenant);
         if !runs_at_once {
             if lane_is_busy && waiting_in_lane >= self.limits.max_waiting_turns_per_context {
                 let waiting = waiting_in_lane;
@@ -154,9 +154,9 @@ impl Admission {
         let id = state.next_ticket;
         state.next_ticket += 1;
         state.waiting += 1;
-        let (sender, place) = watch::channel(Place::Waiting(1));
+        let (sender, position) = watch::channel(QueuePosition::Waiting(1));
         let entry =
-            Entry { lane: lane.clone(), tenant: tenant.clone(), running: false, place: sender };
+            Entry { lane: lane.clone(), tenant: tenant.clone(), running: false, position: sender };
         state.tickets.insert(id, entry);
         match lane {
             Some(lane) => {
@@ -173,8 +173,8 @@ impl Admission {
         }
         self.advance(state);
         tell_lane(state, id);
-        drop(guard);
-        Ok(Ticket { id, admission: Arc::clone(self), place })
+        drop(lock);
+        Ok(Ticket { id, admission: Arc::clone(self), position })
     }
 
     /// How many turns run.
@@ -204,14 +204,14 @@ impl Admission {
         is_idle.then(change)
     }
 
-    fn has_place(&self, state: &State, tenant: &Tenant) -> bool {
+    fn has_room(&self, state: &State, tenant: &Tenant) -> bool {
         state.running < self.limits.max_running_turns
             && state.running_of.get(tenant).copied().unwrap_or(0)
                 < self.limits.max_running_turns_per_tenant
     }
 
-    /// Lets those in the common line run that find a place; a tenant at its limit does not hold up
-    /// the others.
+    /// Lets those in the common line run for whom there is room; a tenant at its limit does not hold
+    /// up the others.
     fn advance(&self, state: &mut State) {
         let mut index = 0;
         while let Some(&id) = state.line.get(index) {
@@ -219,7 +219,7 @@ impl Admission {
                 state.line.remove(index);
                 continue;
             };
-            if !self.has_place(state, &tenant) {
+            if !self.has_room(state, &tenant) {
                 index += 1;
                 continue;
             }
@@ -229,7 +229,7 @@ impl Admission {
             *state.running_of.entry(tenant).or_default() += 1;
             if let Some(entry) = state.tickets.get_mut(&id) {
                 entry.running = true;
-                entry.place.send_replace(Place::Running);
+                entry.position.send_replace(QueuePosition::Running);
             }
         }
         for (index, id) in state.line.iter().enumerate() {
@@ -240,8 +240,8 @@ impl Admission {
     }
 
     fn leave(&self, id: u64) {
-        let mut guard = self.state();
-        let state = &mut *guard;
+        let mut lock = self.state();
+        let state = &mut *lock;
         let Some(Entry { lane, tenant, running, .. }) = state.tickets.remove(&id) else { return };
         if running {
             state.running -= 1;
@@ -283,16 +283,16 @@ impl Admission {
     }
 }
 
-fn tell(entry: &Entry, position: usize) {
-    let place = Place::Waiting(u32::try_from(position).unwrap_or(u32::MAX));
-    entry.place.send_if_modified(|current| {
-        let changed = *current != place;
-        *current = place;
+fn tell(entry: &Entry, number: usize) {
+    let position = QueuePosition::Waiting(u32::try_from(number).unwrap_or(u32::MAX));
+    entry.position.send_if_modified(|current| {
+        let changed = *current != position;
+        *current = position;
         changed
     });
 }
 
-/// Tells a newcomer its place behind the others of its lane.
+/// Tells a newcomer its position behind the others of its lane.
 fn tell_lane(state: &State, id: u64) {
     let Some(entry) = state.tickets.get(&id) else { return };
     let lane = entry.lane.as_ref().and_then(|lane| state.lanes.get(lane));
@@ -314,8 +314,8 @@ mod tests {
         }))
     }
 
-    fn place(ticket: &Ticket) -> Place {
-        *ticket.place.borrow()
+    fn position(ticket: &Ticket) -> QueuePosition {
+        *ticket.position.borrow()
     }
 
     const LIMITS: AdmissionLimits = AdmissionLimits {
@@ -330,30 +330,35 @@ mod tests {
     }
 
     #[test]
-    fn turns_of_a_lane_run_in_order_and_are_told_their_place() {
+    fn turns_of_a_lane_run_in_order_and_are_told_their_position() {
         let admission = Admission::new(LIMITS);
         let first = admit(&admission, 1).unwrap();
         let second = admit(&admission, 1).unwrap();
         let third = admit(&admission, 1).unwrap();
         let other = admit(&admission, 2).unwrap();
         assert_eq!(
-            [&first, &second, &third, &other].map(place),
-            [Place::Running, Place::Waiting(1), Place::Waiting(2), Place::Running]
+            [&first, &second, &third, &other].map(position),
+            [
+                QueuePosition::Running,
+                QueuePosition::Waiting(1),
+                QueuePosition::Waiting(2),
+                QueuePosition::Running
+            ]
         );
         assert!(matches!(admit(&admission, 1), Err(Refusal::ContextQueueFull { waiting: 2, .. })));
         let rejected = admission.admit(&Tenant::default(), lane(2), BusyPolicy::Reject);
         assert_eq!(rejected.unwrap_err(), Refusal::ContextBusy);
         let (fourth, _fifth) = (admit(&admission, 4).unwrap(), admit(&admission, 5).unwrap());
-        assert_eq!(place(&fourth), Place::Waiting(1));
+        assert_eq!(position(&fourth), QueuePosition::Waiting(1));
         assert!(matches!(admit(&admission, 6), Err(Refusal::QueueFull { waiting: 4, .. })));
         drop(first);
-        // The place goes to the one who waited longest for a place, not to the lane.
+        // The room goes to the one who waited longest for it, not to the lane.
         assert_eq!(
-            [&second, &third, &fourth].map(place),
-            [Place::Waiting(2), Place::Waiting(1), Place::Running]
+            [&second, &third, &fourth].map(position),
+            [QueuePosition::Waiting(2), QueuePosition::Waiting(1), QueuePosition::Running]
         );
         drop((second, other));
-        assert_eq!(place(&third), Place::Waiting(1));
+        assert_eq!(position(&third), QueuePosition::Waiting(1));
     }
 
     proptest! {
@@ -370,7 +375,7 @@ mod tests {
                     tickets.remove(index % tickets.len());
                 }
                 let running: Vec<usize> = tickets.iter()
-                    .filter(|(_, ticket)| place(ticket) == Place::Running).map(|(name, _)| *name).collect();
+                    .filter(|(_, ticket)| position(ticket) == QueuePosition::Running).map(|(name, _)| *name).collect();
                 let mut lanes = running.clone();
                 lanes.sort_unstable();
                 lanes.dedup();
@@ -378,15 +383,15 @@ mod tests {
                 prop_assert!(running.len() <= LIMITS.max_running_turns);
                 prop_assert_eq!(admission.running(), running.len());
                 prop_assert_eq!(admission.waiting(), tickets.len() - running.len());
-                // Work-conserving: a free place is never left to a head of a lane that waits.
+                // Work-conserving: room is never left to a head of a lane that waits.
                 let heads = tickets.iter().map(|(name, _)| name).collect::<std::collections::HashSet<_>>().len();
                 prop_assert_eq!(running.len(), heads.min(LIMITS.max_running_turns));
                 // Within a lane, those that came first are ahead.
                 for lane in 0..4 {
-                    let places: Vec<_> = tickets.iter().filter(|(name, _)| *name == lane)
-                        .map(|(_, ticket)| place(ticket)).collect();
-                    for pair in places.windows(2).skip(1) {
-                        if let (Place::Waiting(before), Place::Waiting(after)) = (pair[0], pair[1]) {
+                    let positions: Vec<_> = tickets.iter().filter(|(name, _)| *name == lane)
+                        .map(|(_, ticket)| position(ticket)).collect();
+                    for pair in positions.windows(2).skip(1) {
+                        if let (QueuePosition::Waiting(before), QueuePosition::Waiting(after)) = (pair[0], pair[1]) {
                             prop_assert!(before < after);
                         }
                     }

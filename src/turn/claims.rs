@@ -27,7 +27,7 @@ impl Claimed {
 
 /// What became of a request id.
 #[derive(Debug)]
-pub enum RequestIdUse {
+pub(crate) enum RequestIdUse {
     /// Nobody else has it.
     First(Claim),
     /// The same request came before; this is its turn.
@@ -37,7 +37,7 @@ pub enum RequestIdUse {
 /// The sole use of a request id. Dropping it unsettled gives the id free again, and whoever waits
 /// for its turn tries to get one.
 #[derive(Debug)]
-pub struct Claim {
+pub(crate) struct Claim {
     turns: Arc<Turns>,
     key: RequestKey,
     turn: watch::Sender<Option<Arc<Turn>>>,
@@ -45,7 +45,7 @@ pub struct Claim {
 
 impl Claim {
     /// Every call with this id gets this turn from now on, for as long as the turn is retained.
-    pub fn settle(self, turn: &Arc<Turn>) {
+    pub(crate) fn settle(self, turn: &Arc<Turn>) {
         turn.requests().push(self.key.clone());
         self.turn.send_replace(Some(Arc::clone(turn)));
     }
@@ -67,7 +67,7 @@ impl Turns {
     ///
     /// # Errors
     /// [`Refusal::RequestIdReused`].
-    pub async fn claim(
+    pub(crate) async fn claim(
         self: &Arc<Turns>,
         tenant: &Tenant,
         RequestId { id, fingerprint }: &RequestId,

@@ -52,6 +52,11 @@ impl Contexts {
         self.bindings.page(tenant, context_id, after, limit)
     }
 
+    /// How many turns wait for this context.
+    pub(crate) fn waiting_turns(&self, key: &ContextKey) -> usize {
+        self.admission.waiting_in(&Lane::Context(key.clone()))
+    }
+
     /// Binds a thread to a context for a caller.
     ///
     /// # Errors

@@ -1,15 +1,16 @@
 //! The domain: what a turn is, and how it runs.
 //!
 //! [`engine`] drives turns, one task each; [`admission`] says who may run, [`contexts`] which thread
-//! goes on, [`log`] keeps what happened, [`turns`] finds it again. [`timeouts`] and [`retention`] are their settings.
+//! goes on, [`log`] keeps what happened, [`turns`] finds it again. [`timeouts`] and [`retention`] are
+//! their settings.
 
 pub mod admission;
-pub mod claims;
+pub(crate) mod claims;
 pub(crate) mod contexts;
 pub mod engine;
 pub mod log;
 pub mod retention;
 pub mod timeouts;
 pub mod turn;
-pub mod turns;
+pub(crate) mod turns;
 pub mod workspace;

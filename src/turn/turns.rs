@@ -13,9 +13,8 @@ use crate::turn::log::Retained;
 use crate::turn::retention::Retention;
 use crate::turn::turn::{RequestKey, Turn};
 
-/// All turns.
 #[derive(Debug)]
-pub struct Turns {
+pub(crate) struct Turns {
     pub(super) turns: DashMap<TurnId, Arc<Turn>>,
     pub(super) by_request: DashMap<RequestKey, Claimed>,
     // In the order of their arrival.
@@ -27,8 +26,7 @@ pub struct Turns {
 }
 
 impl Turns {
-    /// Empty.
-    pub fn new(retention: &Retention) -> Turns {
+    pub(crate) fn new(retention: &Retention) -> Turns {
         let Retention { max_bytes_per_turn, max_bytes, after_end } = *retention;
         Turns {
             turns: DashMap::new(),
@@ -42,12 +40,12 @@ impl Turns {
     }
 
     /// The bytes that all turns' logs share.
-    pub fn retained(&self) -> &Arc<Retained> {
+    pub(crate) fn retained(&self) -> &Arc<Retained> {
         &self.retained
     }
 
     /// Enters a turn that was admitted: from now on it can be found.
-    pub fn enter(&self, turn: &Arc<Turn>) {
+    pub(crate) fn enter(&self, turn: &Arc<Turn>) {
         self.turns.insert(turn.id.clone(), Arc::clone(turn));
         if let Some(key) = &turn.context {
             self.unended.entry(key.clone()).or_default().push(Arc::clone(turn));
@@ -55,18 +53,18 @@ impl Turns {
     }
 
     /// The turn of this id.
-    pub fn get(&self, id: &TurnId) -> Option<Arc<Turn>> {
+    pub(crate) fn get(&self, id: &TurnId) -> Option<Arc<Turn>> {
         self.turns.get(id).map(|turn| Arc::clone(&turn))
     }
 
     /// The turn of this context that runs or is the next to run, or else the latest one that is
     /// retained.
-    pub fn of_context(&self, key: &ContextKey) -> Option<Arc<Turn>> {
+    pub(crate) fn of_context(&self, key: &ContextKey) -> Option<Arc<Turn>> {
         self.live_of(key).or_else(|| self.latest.get(key).map(|turn| Arc::clone(&turn)))
     }
 
     /// The turn of this context that runs or is the next to run.
-    pub fn live_of(&self, key: &ContextKey) -> Option<Arc<Turn>> {
+    pub(crate) fn live_of(&self, key: &ContextKey) -> Option<Arc<Turn>> {
         self.running_of(key).or_else(|| {
             let turns = self.unended.get(key)?;
             turns.iter().find(|turn| !turn.log.has_ended()).cloned()
@@ -74,29 +72,24 @@ impl Turns {
     }
 
     /// The turn of this context that runs.
-    pub fn running_of(&self, key: &ContextKey) -> Option<Arc<Turn>> {
+    pub(crate) fn running_of(&self, key: &ContextKey) -> Option<Arc<Turn>> {
         self.unended.get(key)?.iter().find(|turn| turn.is_running()).cloned()
     }
 
     /// Every turn that has not ended.
-    pub fn unended(&self) -> Vec<Arc<Turn>> {
+    pub(crate) fn unended(&self) -> Vec<Arc<Turn>> {
         let unended = self.turns.iter().filter(|turn| !turn.log.has_ended());
         unended.map(|turn| Arc::clone(&turn)).collect()
     }
 
     /// How many turns are known, ended ones included.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.turns.len()
-    }
-
-    /// Whether none is.
-    pub fn is_empty(&self) -> bool {
-        self.turns.is_empty()
     }
 
     /// Notes that a turn has ended. One that was refused is forgotten at once, so that the same
     /// request may be tried again; any other is kept for its readers.
-    pub fn note_ended(&self, turn: &Arc<Turn>) {
+    pub(crate) fn note_ended(&self, turn: &Arc<Turn>) {
         match turn.log.ending() {
             Some(Ok(_)) => {
                 // First, so that there is no moment in which the context has no turn.
@@ -119,7 +112,7 @@ impl Turns {
     }
 
     /// Forgets the ended turns whose time is over.
-    pub fn sweep(&self) {
+    pub(crate) fn sweep(&self) {
         let now = Instant::now();
         loop {
             let expired = {
@@ -139,7 +132,7 @@ impl Turns {
     /// While all logs together are too large, lets ended turns give up their events, oldest first,
     /// then running ones; and where that does not do, because terminal events alone are too many,
     /// forgets the oldest turns.
-    pub fn make_room(&self) {
+    pub(crate) fn make_room(&self) {
         self.retained.make_room();
         if !self.retained.is_over() {
             return;
@@ -315,6 +308,6 @@ mod tests {
         // A turn that is refused after it was entered frees its id, too.
         turn.log.end(Outcome::Refused(Refusal::ContextBusy));
         all.note_ended(&turn);
-        assert!(all.is_empty() && all.by_request.is_empty());
+        assert!(all.turns.is_empty() && all.by_request.is_empty());
     }
 }

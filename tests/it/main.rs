@@ -37,5 +37,6 @@ mod schedules;
 mod secrets;
 mod settings;
 mod soak;
+mod structure;
 mod validation;
 mod version_matrix;

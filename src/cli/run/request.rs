@@ -53,28 +53,18 @@ pub(super) fn of(args: &RunArgs) -> Result<pb::RunTurnRequest, Failure> {
 
     let mut thread_options = pb::ThreadOptions {
         model: model.clone(),
+        sandbox_mode: number(pb::SandboxMode::from_str_name, "SANDBOX_MODE_", sandbox),
         working_directory: cd.as_deref().map(absolute).transpose()?,
         skip_git_repo_check: skip_git_repo_check.then_some(true),
+        approval_policy: number(pb::ApprovalPolicy::from_str_name, "APPROVAL_POLICY_", approval),
+        reasoning_summary: number(
+            pb::ReasoningSummary::from_str_name,
+            "REASONING_SUMMARY_",
+            reasoning_summary,
+        ),
         permission_profile: permission_profile.clone().unwrap_or_default(),
         ..Default::default()
     };
-    if let Some(mode) = sandbox
-        .as_deref()
-        .and_then(|text| pb::SandboxMode::from_str_name(&enum_name("SANDBOX_MODE_", text)))
-    {
-        thread_options.set_sandbox_mode(mode);
-    }
-    if let Some(policy) = approval
-        .as_deref()
-        .and_then(|text| pb::ApprovalPolicy::from_str_name(&enum_name("APPROVAL_POLICY_", text)))
-    {
-        thread_options.set_approval_policy(policy);
-    }
-    if let Some(summary) = reasoning_summary.as_deref().and_then(|text| {
-        pb::ReasoningSummary::from_str_name(&enum_name("REASONING_SUMMARY_", text))
-    }) {
-        thread_options.set_reasoning_summary(summary);
-    }
     if let Some(effort) = effort {
         // By its number where it has one: an older sidecar knows those.
         match pb::ReasoningEffort::from_str_name(&enum_name("REASONING_EFFORT_", effort)) {
@@ -85,7 +75,7 @@ pub(super) fn of(args: &RunArgs) -> Result<pb::RunTurnRequest, Failure> {
         }
     }
 
-    let mut request = pb::RunTurnRequest {
+    Ok(pb::RunTurnRequest {
         context_id: context.clone().unwrap_or_default(),
         tool_name: tool.clone(),
         inputs,
@@ -100,24 +90,28 @@ pub(super) fn of(args: &RunArgs) -> Result<pb::RunTurnRequest, Failure> {
             ..Default::default()
         }),
         request_id: request_id.clone(),
+        busy_policy: number(pb::BusyPolicy::from_str_name, "BUSY_POLICY_", busy),
+        disconnect_policy: number(
+            pb::DisconnectPolicy::from_str_name,
+            "DISCONNECT_POLICY_",
+            on_disconnect,
+        ),
         ..Default::default()
-    };
-    if let Some(policy) = busy
-        .as_deref()
-        .and_then(|text| pb::BusyPolicy::from_str_name(&enum_name("BUSY_POLICY_", text)))
-    {
-        request.set_busy_policy(policy);
-    }
-    if let Some(policy) = on_disconnect.as_deref().and_then(|text| {
-        pb::DisconnectPolicy::from_str_name(&enum_name("DISCONNECT_POLICY_", text))
-    }) {
-        request.set_disconnect_policy(policy);
-    }
-    Ok(request)
+    })
 }
 
 fn input(input: pb::user_input::Input) -> pb::UserInput {
     pb::UserInput { input: Some(input) }
+}
+
+/// The number of an enum's value, zero where none is chosen.
+fn number<E: Into<i32>>(
+    by_name: fn(&str) -> Option<E>,
+    prefix: &str,
+    text: &Option<String>,
+) -> i32 {
+    let text = text.as_deref();
+    text.and_then(|text| by_name(&enum_name(prefix, text))).map_or(0, Into::into)
 }
 
 /// `read-only` as the contract spells it: `SANDBOX_MODE_READ_ONLY`.

@@ -26,7 +26,7 @@ use crate::model::request::{BusyPolicy, TurnRequest, UserInput};
 use crate::pool::{Pool, Unavailable};
 use crate::registry::bindings::Bindings;
 use crate::registry::threads::Threads;
-use crate::turn::admission::{Admission, Place, Ticket};
+use crate::turn::admission::{Admission, QueuePosition, Ticket};
 use crate::turn::claims::RequestIdUse;
 use crate::turn::contexts::Contexts;
 use crate::turn::timeouts::Timeouts;
@@ -231,7 +231,7 @@ impl Engine {
     }
 
     /// The turns.
-    pub fn turns(&self) -> &Arc<Turns> {
+    pub(crate) fn turns(&self) -> &Arc<Turns> {
         &self.turns
     }
 
@@ -292,7 +292,7 @@ impl Engine {
         }
         let turn = Turn::new(&request, Arc::clone(self.turns.retained()));
         let ticket = self.admission.admit(&turn.tenant, turn.lane.clone(), request.busy_policy)?;
-        if *ticket.place().borrow() == Place::Running {
+        if *ticket.position().borrow() == QueuePosition::Running {
             turn.set_phase(Phase::Opening);
         }
         // Before the engine starts: a turn without a caller would be interrupted at once.
@@ -502,17 +502,17 @@ async fn wait_for_place(
     ticket: &Ticket,
     stop: &mut watch::Receiver<Option<InterruptReason>>,
 ) -> Result<(), InterruptReason> {
-    let mut place = ticket.place();
+    let mut position = ticket.position();
     loop {
-        match *place.borrow_and_update() {
-            Place::Running => return Ok(()),
-            Place::Waiting(position) => turn.log.append(Event::queued(position)),
+        match *position.borrow_and_update() {
+            QueuePosition::Running => return Ok(()),
+            QueuePosition::Waiting(number) => turn.log.append(Event::queued(number)),
         }
         tokio::select! {
             biased;
             reason = stopped(stop) => return Err(reason),
             // The ticket lives as long as we do.
-            _ = place.changed() => {}
+            _ = position.changed() => {}
         }
     }
 }
