@@ -1,21 +1,26 @@
 //! A whole sidecar in memory, for tests: the gRPC services over an engine and a pool whose workers are
 //! played by the test ([`Codex`]). There is no network, no process and, on a paused clock, no waiting.
 
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
+use bytes::Bytes;
 use futures::StreamExt as _;
+use futures::stream::BoxStream;
 use prost::Message as _;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, broadcast, mpsc};
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt as _;
 
-use crate::grpc::api::RunTurnResponse;
+use crate::grpc;
 use crate::grpc::api::codex_service_server::CodexService as _;
+use crate::grpc::api::pool_service_server::PoolService as _;
 use crate::grpc::codex_service::CodexApi;
 use crate::grpc::limits::RequestLimits;
-use crate::grpc::stream::EventStream;
+use crate::grpc::pool_service::PoolApi;
 use crate::pb;
 use crate::pb::turn_event::Event;
 use crate::pool::{Pool, PoolSettings};
@@ -43,9 +48,11 @@ pub(crate) struct Setup {
 #[derive(Debug)]
 pub(crate) struct Sidecar {
     pub(crate) api: CodexApi,
+    pub(crate) pool: PoolApi,
     pub(crate) engine: Arc<Engine>,
     launched: Mutex<mpsc::UnboundedReceiver<Codex>>,
-    work: tempfile::TempDir,
+    // Where its turns work; gone with it.
+    _work: tempfile::TempDir,
 }
 
 /// One with one worker that is warm, all by default, and that worker's other side.
@@ -59,6 +66,46 @@ pub(crate) async fn sidecar_with(change: impl FnOnce(&mut Setup)) -> (Sidecar, C
     let mut codex = sidecar.codex().await;
     codex.during(sidecar.is_ready()).await;
     (sidecar, codex)
+}
+
+/// One whose workers play in the background: they say what they are told, and hold what they are told to
+/// [`HOLD`](testing::HOLD) until it is released.
+#[derive(Debug)]
+pub(crate) struct Played {
+    sidecar: Arc<Sidecar>,
+    release: broadcast::Sender<()>,
+}
+
+impl Deref for Played {
+    type Target = Arc<Sidecar>;
+
+    fn deref(&self) -> &Arc<Sidecar> {
+        &self.sidecar
+    }
+}
+
+impl Played {
+    pub(crate) async fn with(change: impl FnOnce(&mut Setup)) -> Played {
+        let sidecar = Arc::new(Sidecar::start(change));
+        let release = broadcast::Sender::new(16);
+        tokio::spawn({
+            let (sidecar, release) = (Arc::clone(&sidecar), release.clone());
+            async move {
+                for number in 1.. {
+                    let mut codex = sidecar.codex().await;
+                    codex.number = Some(number);
+                    tokio::spawn(codex.play(release.subscribe()));
+                }
+            }
+        });
+        sidecar.is_ready().await;
+        Played { sidecar, release }
+    }
+
+    /// Lets all turns end that are held now.
+    pub(crate) fn release(&self) {
+        self.release.send(()).unwrap();
+    }
 }
 
 impl Sidecar {
@@ -78,15 +125,31 @@ impl Sidecar {
         let work = tempfile::tempdir().unwrap();
         let default_directory = work.path().canonicalize().unwrap();
         let engine = Engine::new(
-            Pool::start(spec, workers, pool),
+            Pool::start(spec.clone(), workers, pool),
             Bindings::default(),
             Arc::new(Turns::new(&retention)),
-            Admission::new(limits),
+            Admission::new(limits.clone()),
             EngineSettings { default_directory, timeouts: timeouts.clone() },
+        );
+        let pool = PoolApi::new(
+            Arc::clone(&engine),
+            grpc::pool_service::Setup {
+                codex_path: None,
+                codex_home: PathBuf::from("/nowhere"),
+                offline_model: false,
+                api_key_fingerprint: None,
+                workers,
+                drain_grace: Duration::ZERO,
+                admission: limits.clone(),
+                requests: RequestLimits::default(),
+                max_line_bytes: spec.limits.peer.max_line_bytes,
+                retention,
+                timeouts: timeouts.clone(),
+            },
         );
         let requests = RequestLimits::default();
         let api = CodexApi::new(Arc::clone(&engine), Default::default(), requests, timeouts);
-        Sidecar { api, engine, launched: Mutex::new(launched), work }
+        Sidecar { api, pool, engine, launched: Mutex::new(launched), _work: work }
     }
 
     /// The other side of the next worker that is launched; it has not shaken hands.
@@ -101,16 +164,63 @@ impl Sidecar {
         readiness.wait_for(ready).await.unwrap();
     }
 
-    /// Where its turns work that say nothing else.
-    pub(crate) fn work(&self) -> PathBuf {
-        self.work.path().canonicalize().unwrap()
+    /// What is said of the first worker.
+    pub(crate) async fn worker(&self) -> pb::Worker {
+        let listed = self.pool.list_workers(Request::new(pb::ListWorkersRequest {})).await;
+        listed.unwrap().into_inner().workers.remove(0)
+    }
+
+    pub(crate) async fn info(&self) -> pb::GetServerInfoResponse {
+        let info = self.pool.get_server_info(Request::new(pb::GetServerInfoRequest {})).await;
+        info.unwrap().into_inner()
+    }
+
+    pub(crate) async fn context(&self, context_id: &str) -> Result<pb::Context, Refused> {
+        let request =
+            pb::GetContextRequest { context_id: context_id.to_owned(), ..Default::default() };
+        let got = self.api.get_context(Request::new(request)).await;
+        got.map(|got| got.into_inner().context.unwrap()).map_err(Refused::from)
+    }
+
+    pub(crate) async fn counts(&self) -> pb::ServerCounts {
+        self.info().await.counts.unwrap()
+    }
+
+    /// Waits until so many turns wait.
+    pub(crate) async fn queued(&self, count: u32) {
+        while self.counts().await.queued_turns != count {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    pub(crate) async fn interrupt(&self, turn_id: &str) -> pb::TurnEvent {
+        let request = pb::InterruptTurnRequest { turn_id: turn_id.to_owned() };
+        let interrupted = self.api.interrupt_turn(Request::new(request)).await.unwrap();
+        interrupted.into_inner().terminal_event.unwrap()
+    }
+
+    pub(crate) async fn steer(&self, turn_id: &str, words: &str) -> Result<String, Refused> {
+        let inputs = prompt("", words).inputs;
+        let request = pb::SteerTurnRequest { turn_id: turn_id.to_owned(), inputs };
+        let steered = self.api.steer_turn(Request::new(request)).await;
+        steered.map(|steered| steered.into_inner().codex_turn_id).map_err(Refused::from)
+    }
+
+    /// Joins a turn from its first event on.
+    pub(crate) async fn attach(&self, turn_id: &str) -> Result<Turn, Refused> {
+        let target = pb::attach_turn_request::Target::TurnId(turn_id.to_owned());
+        let request = pb::AttachTurnRequest { target: Some(target), after_sequence: 0 };
+        let attached = self.api.attach_turn(Request::new(request)).await.map_err(Refused::from)?;
+        let stream = attached.into_inner().map(|read| read.map(|read| read.event)).boxed();
+        Ok(Turn { stream, events: Vec::new() })
     }
 
     /// Begins a turn: returns when it has told something.
     pub(crate) async fn begin(&self, mut request: pb::RunTurnRequest) -> Result<Turn, Refused> {
         request.thread_options.get_or_insert_default().skip_git_repo_check.get_or_insert(true);
         let response = self.api.run_turn(Request::new(request)).await.map_err(Refused::from)?;
-        Ok(Turn { stream: response.into_inner(), events: Vec::new() })
+        let stream = response.into_inner().map(|read| read.map(|read| read.event)).boxed();
+        Ok(Turn { stream, events: Vec::new() })
     }
 
     /// Runs a turn to its terminal event.
@@ -152,6 +262,15 @@ pub(crate) async fn meanwhile<C: Future, T>(
     }
 }
 
+/// A turn that is never asked for approval, in this sandbox.
+pub(crate) fn never(context: &str, words: &str, sandbox: pb::SandboxMode) -> pb::RunTurnRequest {
+    let mut request = prompt(context, words);
+    let options = request.thread_options.get_or_insert_default();
+    options.set_sandbox_mode(sandbox);
+    options.set_approval_policy(pb::ApprovalPolicy::Never);
+    request
+}
+
 /// A turn of a context that says these words.
 pub(crate) fn prompt(context: &str, words: &str) -> pb::RunTurnRequest {
     let text = pb::user_input::Input::Text(words.to_owned());
@@ -164,15 +283,44 @@ pub(crate) fn prompt(context: &str, words: &str) -> pb::RunTurnRequest {
 
 /// A turn, and what was read of it.
 pub(crate) struct Turn {
-    stream: EventStream<RunTurnResponse>,
+    stream: BoxStream<'static, Result<Bytes, Status>>,
     pub(crate) events: Vec<pb::TurnEvent>,
 }
 
 impl Turn {
     async fn next(&mut self) -> Result<Option<()>, Refused> {
-        let Some(read) = self.stream.next().await.transpose()? else { return Ok(None) };
-        self.events.push(pb::TurnEvent::decode(read.event).unwrap());
+        let Some(read) = self.stream.next().await.transpose()? else {
+            assert!(self.kinds().last().is_some_and(is_terminal), "no end: {:#?}", self.events);
+            return Ok(None);
+        };
+        let event = pb::TurnEvent::decode(read).unwrap();
+        self.assert_follows(&event);
+        self.events.push(event);
         Ok(Some(()))
+    }
+
+    /// The rules that hold for every stream from its beginning.
+    fn assert_follows(&self, event: &pb::TurnEvent) {
+        let seen = self.events.last().map_or(0, |last| last.sequence);
+        match &event.event {
+            Some(Event::Gap(pb::Gap { from, to })) => {
+                assert_eq!(*from, seen + 1, "a gap that leaves a hole or overlaps: {event:#?}");
+                assert!(to >= from && event.sequence == *to, "{event:#?}");
+            }
+            _ => assert_eq!(event.sequence, seen + 1, "after {seen}: {event:#?}"),
+        }
+        let kinds = self.kinds();
+        assert!(!kinds.last().is_some_and(is_terminal), "more after the end: {event:#?}");
+        let kind = event.event.as_ref().map(kind_of);
+        if kind == Some("turn_started") && !kinds.contains(&"gap") {
+            assert!(kinds.contains(&"thread_started"), "{kinds:?}");
+        }
+        if kind == Some("thread_started") {
+            assert!(kinds.iter().all(|kind| *kind == "queued"), "{kinds:?}");
+        }
+        if let Some(first) = self.events.first() {
+            assert_eq!(event.turn_id, first.turn_id, "{event:#?}");
+        }
     }
 
     /// Reads on until an event of this kind.
@@ -224,11 +372,41 @@ impl Turn {
         &self.completed().final_response
     }
 
+    pub(crate) fn interrupted(&self) -> pb::InterruptReason {
+        match self.terminal() {
+            Event::TurnInterrupted(interrupted) => interrupted.reason(),
+            _ => panic!("not interrupted: {:#?}", self.events),
+        }
+    }
+
+    /// The sidecar's id of it.
+    pub(crate) fn id(&self) -> String {
+        self.events[0].turn_id.clone()
+    }
+
+    /// Where it was told to wait last.
+    pub(crate) fn queue_position(&self) -> u32 {
+        let positions = self.all().filter_map(|event| match event {
+            Event::Queued(queued) => Some(queued.position),
+            _ => None,
+        });
+        positions.last().unwrap_or_default()
+    }
+
     pub(crate) fn failed(&self) -> &pb::TurnError {
         match self.terminal() {
             Event::TurnFailed(pb::TurnFailed { error: Some(error), .. }) => error,
             _ => panic!("not failed: {:#?}", self.events),
         }
+    }
+
+    /// Items as they were when they ended.
+    pub(crate) fn items(&self) -> Vec<&pb::item::Kind> {
+        let items = self.all().filter_map(|event| match event {
+            Event::ItemCompleted(pb::ItemCompleted { item }) => item.as_ref()?.kind.as_ref(),
+            _ => None,
+        });
+        items.collect()
     }
 
     pub(crate) fn warnings(&self) -> Vec<&pb::Warning> {
@@ -244,6 +422,10 @@ impl Turn {
         let warnings = self.warnings().into_iter().filter(|warning| warning.code == code);
         warnings.map(|warning| warning.message.as_str()).collect()
     }
+}
+
+fn is_terminal(kind: &&str) -> bool {
+    matches!(*kind, "turn_completed" | "turn_failed" | "turn_interrupted")
 }
 
 fn kind_of(event: &Event) -> &'static str {
@@ -277,7 +459,7 @@ fn kind_of(event: &Event) -> &'static str {
 pub(crate) struct Refused {
     pub(crate) code: Code,
     pub(crate) reason: String,
-    pub(crate) retry_after: Option<std::time::Duration>,
+    pub(crate) retry_after: Option<Duration>,
     pub(crate) message: String,
 }
 

@@ -24,8 +24,6 @@ pub(crate) enum Pipes {
     Kept,
     /// Nothing.
     Null,
-    /// Those of this process: they stay open for as long as the command lives.
-    Held,
 }
 
 /// A command that still runs.
@@ -65,15 +63,6 @@ pub(crate) fn become_session(command: &str) -> std::io::Error {
     Command::new("/bin/sh").args(["-c", command]).exec()
 }
 
-/// Starts a command that no turn has to do with, in the process group of this process.
-pub(crate) fn start_helper(command: &str) -> std::io::Result<()> {
-    let mut shell = Command::new("/bin/sh");
-    shell.args(["-c", command]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let mut child = shell.spawn()?;
-    std::thread::spawn(move || child.wait());
-    Ok(())
-}
-
 /// Starts a command and tells of it; its end is told whenever it comes, and left for the turn under
 /// the id that is returned.
 pub(crate) fn start(running: &mut Running, command: &str, pipes: Pipes) -> String {
@@ -84,7 +73,6 @@ pub(crate) fn start(running: &mut Running, command: &str, pipes: Pipes) -> Strin
     let _ = std::fs::remove_file(&kept);
     let stdio = || match (&output, pipes) {
         (Some(file), Pipes::Kept) => file.try_clone().map_or_else(|_| Stdio::null(), Stdio::from),
-        (_, Pipes::Held) => Stdio::inherit(),
         (None, Pipes::Kept) | (_, Pipes::Null) => Stdio::null(),
     };
     let own = std::env::current_exe().unwrap_or_default();
@@ -109,7 +97,7 @@ pub(crate) fn start(running: &mut Running, command: &str, pipes: Pipes) -> Strin
         Terminal { item_id: id.clone(), process_id, command: command.to_owned(), cwd, pid };
     running.thread.state().terminals.push(terminal);
     let (server, thread) = (Arc::clone(&running.server), Arc::clone(&running.thread));
-    let (turn, item_id, piece) = (Arc::clone(&running.turn), id.clone(), running.piece);
+    let (turn, item_id) = (Arc::clone(&running.turn), id.clone());
     std::thread::spawn(move || {
         let code = wait(child);
         let text = output.map_or_else(String::new, |mut file| {
@@ -122,10 +110,10 @@ pub(crate) fn start(running: &mut Running, command: &str, pipes: Pipes) -> Strin
             let params = json!({
                 "threadId": thread.id, "turnId": turn.id, "itemId": item_id, "delta": text,
             });
-            server.notify("item/commandExecution/outputDelta", params, piece);
+            server.notify("item/commandExecution/outputDelta", params);
         }
         let item = ended(item, code, &text, started);
-        server.item((&thread.id, &turn.id), &item, (started, Some(now_ms())), piece);
+        server.item((&thread.id, &turn.id), &item, (started, Some(now_ms())));
         turn.deliver(&item_id, Value::Null);
     });
     id

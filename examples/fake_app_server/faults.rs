@@ -1,8 +1,7 @@
-//! How the process ends badly, and what is counted beyond its life.
+//! How the process ends badly.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read as _, Seek as _, Write as _};
-use std::path::PathBuf;
+use std::io::{self, Write as _};
 use std::time::Duration;
 
 use rustix::fs::FlockOperation;
@@ -17,8 +16,6 @@ pub(crate) struct Death {
     pub(crate) signal: Option<String>,
     /// Written to stderr first, with a line end.
     pub(crate) stderr: Option<String>,
-    /// For the first this many deaths on this CODEX_HOME only.
-    pub(crate) times: Option<u64>,
 }
 
 impl Death {
@@ -73,40 +70,6 @@ fn signal(name: &str) -> Option<Signal> {
 /// Writes to stderr, and waits for as long as nobody reads it.
 pub(crate) fn complain(bytes: &[u8]) {
     let _ = io::stderr().write_all(bytes);
-}
-
-/// Numbers that all fakes of one CODEX_HOME share: one small file each, in `fake-counters/`.
-#[derive(Debug)]
-pub(crate) struct Counters {
-    pub(crate) directory: PathBuf,
-}
-
-impl Counters {
-    /// Counts one more, and tells how many it makes.
-    pub(crate) fn next(&self, name: &str) -> io::Result<u64> {
-        self.update(name, |_| true).map(|(count, _)| count)
-    }
-
-    /// Whether this is one of the first `limit`; only those are counted.
-    pub(crate) fn is_among_first(&self, name: &str, limit: u64) -> bool {
-        self.update(name, |count| count < limit).is_ok_and(|(_, counted)| counted)
-    }
-
-    fn update(&self, name: &str, more: impl Fn(u64) -> bool) -> io::Result<(u64, bool)> {
-        std::fs::create_dir_all(&self.directory)?;
-        let mut file = open(&self.directory.join(name.replace('/', ".")))?;
-        rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
-        let mut text = String::new();
-        file.read_to_string(&mut text)?;
-        let count = text.trim().parse().unwrap_or(0);
-        if !more(count) {
-            return Ok((count, false));
-        }
-        file.set_len(0)?;
-        file.rewind()?;
-        write!(file, "{}", count + 1)?;
-        Ok((count + 1, true))
-    }
 }
 
 /// Opens a file to be locked, and makes it if need be.

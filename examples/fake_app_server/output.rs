@@ -2,12 +2,11 @@
 
 use std::io;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 /// Standard output.
 #[derive(Debug, Default)]
 pub(crate) struct Output {
-    /// Held for a whole line, so that one written in pieces is not torn by another.
+    /// Held for a whole line, so that it is not torn by another.
     writer: Mutex<()>,
     wedged: Mutex<bool>,
     unwedged: Condvar,
@@ -15,34 +14,25 @@ pub(crate) struct Output {
 
 impl Output {
     /// Writes a message as a line.
-    pub(crate) fn message(&self, message: &serde_json::Value, piece: Option<usize>) {
-        self.line(fill(message.to_string()).into_bytes(), piece);
+    pub(crate) fn message(&self, message: &serde_json::Value) {
+        self.line(fill(message.to_string()).into_bytes());
     }
 
-    /// Writes a line; in pieces of so many bytes each, if told so.
-    pub(crate) fn line(&self, mut line: Vec<u8>, piece: Option<usize>) {
+    /// Writes a line.
+    pub(crate) fn line(&self, mut line: Vec<u8>) {
         line.push(b'\n');
-        self.raw(&line, piece);
+        self.raw(&line);
     }
 
     /// Writes bytes as they are. Waits for as long as nobody reads, or the process is wedged.
-    pub(crate) fn raw(&self, bytes: &[u8], piece: Option<usize>) {
+    pub(crate) fn raw(&self, bytes: &[u8]) {
         let mut wedged = guard(&self.wedged);
         while *wedged {
             wedged = self.unwedged.wait(wedged).unwrap_or_else(PoisonError::into_inner);
         }
         drop(wedged);
         let _writer = guard(&self.writer);
-        match piece {
-            None => write_all(bytes),
-            Some(piece) => {
-                for piece in bytes.chunks(piece.max(1)) {
-                    write_all(piece);
-                    // Lets the reader see each piece by itself, nearly always.
-                    std::thread::sleep(Duration::from_micros(1));
-                }
-            }
-        }
+        write_all(bytes);
     }
 
     /// Writes a line that never ends; nothing else is written any more.
@@ -59,13 +49,6 @@ impl Output {
     pub(crate) fn set_wedged(&self, value: bool) {
         *guard(&self.wedged) = value;
         self.unwedged.notify_all();
-    }
-
-    /// Gives up the pipe: its reader sees the end of it, while the process lives on.
-    pub(crate) fn close(&self) {
-        if let Ok(null) = std::fs::OpenOptions::new().write(true).open("/dev/null") {
-            let _ = rustix::stdio::dup2_stdout(&null);
-        }
     }
 }
 

@@ -36,7 +36,7 @@ impl Server {
             "thread/start" => {
                 let thread = Arc::new(self.store.start(params)?);
                 let told = self.open(id, &thread);
-                self.notify("thread/started", json!({ "thread": told }), None);
+                self.notify("thread/started", json!({ "thread": told }));
             }
             "thread/resume" => self.resume(id, params)?,
             "thread/archive" => self.archive(id, params)?,
@@ -44,7 +44,7 @@ impl Server {
                 let thread = self.store.unarchive(thread_id(params)?)?;
                 let told = shapes::thread(&thread, None, self.settings().version());
                 self.answer(id, Ok(json!({ "thread": told })));
-                self.notify("thread/unarchived", json!({ "threadId": thread.id }), None);
+                self.notify("thread/unarchived", json!({ "threadId": thread.id }));
             }
             "thread/read" => {
                 let thread = self.thread(params)?;
@@ -75,7 +75,7 @@ impl Server {
                 found.iter().for_each(|terminal| terminal.kill());
                 self.answer(id, Ok(json!({ "terminated": found.is_some() })));
             }
-            "thread/settings/update" if !self.settings().tells_no_settings => {
+            "thread/settings/update" => {
                 let thread = self.thread(params)?;
                 let mut state = thread.state();
                 let before = state.settings.clone();
@@ -83,7 +83,7 @@ impl Server {
                 self.tell_settings(&thread, &state, &before);
                 self.answer(id, Ok(json!({})));
             }
-            "permissionProfile/list" if !self.settings().tells_no_settings => {
+            "permissionProfile/list" => {
                 let profiles = [":read-only", ":workspace", ":danger-full-access"]
                     .map(|id| json!({ "id": id, "description": null, "allowed": true }));
                 self.answer(id, Ok(json!({ "data": profiles, "nextCursor": null })));
@@ -116,13 +116,12 @@ impl Server {
         if self.initialized.swap(true, Ordering::SeqCst) {
             return Err(RpcError::refused("Already initialized"));
         }
-        let settings = self.settings();
         let client = params.pointer("/clientInfo/name").and_then(Value::as_str).unwrap_or("nobody");
-        let own = format!("{client}/{} (fake)", settings.version());
+        let own = format!("{client}/{} (fake)", self.settings().version());
         self.answer(
             id,
             Ok(json!({
-                "userAgent": settings.user_agent.as_ref().unwrap_or(&own),
+                "userAgent": own,
                 "codexHome": self.home,
                 "platformFamily": "unix",
                 "platformOs": "linux",
@@ -131,7 +130,7 @@ impl Server {
         let params = json!({
             "status": "disabled", "serverName": "fake", "installationId": "fake", "environmentId": null,
         });
-        self.notify("remoteControl/status/changed", params, None);
+        self.notify("remoteControl/status/changed", params);
         Ok(())
     }
 
@@ -152,14 +151,14 @@ impl Server {
         }
         let thread = Arc::new(self.store.resume(thread_id(params)?, params)?);
         let status = json!({ "threadId": thread.id, "status": { "type": "idle" } });
-        self.notify("thread/status/changed", status, None);
+        self.notify("thread/status/changed", status);
         self.open(id, &thread);
         let state = thread.state();
         if state.usage != Usage::default() {
             let usage = shapes::token_usage(&state.usage, &state.last.0);
             let params =
                 json!({ "threadId": thread.id, "turnId": state.last.1, "tokenUsage": usage });
-            self.notify("thread/tokenUsage/updated", params, None);
+            self.notify("thread/tokenUsage/updated", params);
         }
         Ok(())
     }
@@ -180,10 +179,10 @@ impl Server {
         self.store.archive(thread_id, loaded.as_deref())?;
         if guard(&self.threads).remove(thread_id).is_some() {
             let status = json!({ "threadId": thread_id, "status": { "type": "notLoaded" } });
-            self.notify("thread/status/changed", status, None);
+            self.notify("thread/status/changed", status);
         }
         self.answer(id, Ok(json!({})));
-        self.notify("thread/archived", json!({ "threadId": thread_id }), None);
+        self.notify("thread/archived", json!({ "threadId": thread_id }));
         Ok(())
     }
 
@@ -200,8 +199,7 @@ impl Server {
             });
             return Err(RpcError { code: -32602, message, data });
         }
-        let settings = self.settings();
-        let script = Script::read(&format!("{}{text}", settings.script));
+        let script = Script::read(&text);
         let mut state = thread.state();
         if let Some(turn) = &state.active {
             turn.steer(input.clone());
@@ -210,13 +208,9 @@ impl Server {
             self.answer(id, Ok(json!({ "turn": turn })));
             return Ok(());
         }
-        if let Some(death) = &script.manner.die_before_answer {
-            death.die();
-        }
         if let Some((code, message)) = &script.manner.refuse {
             return Err(RpcError { code: *code, message: message.clone(), data: Value::Null });
         }
-        self.grow(settings.grow_mib);
         let before = state.settings.clone();
         state.apply(params);
         self.tell_settings(&thread, &state, &before);
@@ -225,42 +219,29 @@ impl Server {
         drop(state);
         let started = shapes::turn(turn.ids(), "inProgress", Value::Null, None, None);
         let answer = Ok(json!({ "turn": started }));
-        let (early, no_answer) = (script.manner.early, script.manner.no_answer);
         let running = Running {
             server: Arc::clone(self),
             thread,
             turn,
             params: params.clone(),
             manner: script.manner.clone(),
-            piece: None,
             items: 0,
             last_message: None,
-            usage: None,
             words: 0,
-            unasked_runs: false,
         };
-        if !(early || no_answer) {
-            self.answer(id, answer.clone());
-        }
-        let (server, id) = (Arc::clone(self), id.clone());
-        std::thread::spawn(move || {
-            running.play(script);
-            if early && !no_answer {
-                server.answer(&id, answer);
-            }
-            server.turn_done();
-        });
+        self.answer(id, answer);
+        std::thread::spawn(move || running.play(script));
         Ok(())
     }
 
     /// Tells the settings of a thread if they are no longer what they were.
     fn tell_settings(&self, thread: &Thread, state: &ThreadState, before: &Map<String, Value>) {
-        if self.settings().tells_no_settings || state.settings == *before {
+        if state.settings == *before {
             return;
         }
         let settings = shapes::settings(state);
         let params = json!({ "threadId": thread.id, "threadSettings": settings });
-        self.notify("thread/settings/updated", params, None);
+        self.notify("thread/settings/updated", params);
     }
 
     fn thread(&self, params: &Value) -> Result<Arc<Thread>, RpcError> {

@@ -23,20 +23,11 @@ pub(crate) struct Script {
 pub(crate) struct Manner {
     pub(crate) slow: Duration,
     pub(crate) silent: bool,
-    pub(crate) die_before_answer: Option<Death>,
     pub(crate) refuse: Option<(i64, String)>,
-    pub(crate) no_answer: bool,
-    pub(crate) early: bool,
     pub(crate) no_end: bool,
     pub(crate) double_end: bool,
     pub(crate) late: usize,
     pub(crate) ignore_interrupt: bool,
-    /// How many turns of its own the process begins on the thread when this one has ended.
-    pub(crate) unasked: usize,
-    pub(crate) unasked_deaf: bool,
-    pub(crate) unasked_told_over: bool,
-    /// Whether a turn is told of a thread that nobody knows.
-    pub(crate) stray: bool,
     pub(crate) slow_interrupt: Duration,
 }
 
@@ -45,74 +36,34 @@ pub(crate) struct Manner {
 pub(crate) enum Step {
     Say(String),
     Words(usize),
-    Bytes(usize),
     Items { count: usize, bytes: usize },
-    Show(String),
-    Settings,
-    Ask { method: String, params: Value, mode: AskMode },
+    Ask { method: String, params: Value },
     Reason(String),
     Plan(Vec<String>),
-    Item { kind: ItemKind, status: String },
     Run(String),
-    Spawn { command: String, holds_pipes: bool },
+    Spawn(String),
     Wait(Duration),
     Hang,
     OtherThreads,
     Retry(Option<usize>),
-    Usage { input: u64, output: u64 },
     Warn(String),
     UnknownItem,
-    UnknownNotification,
-    UnknownShape,
-    WrongTurnId,
-    Garbage(usize),
     Line(usize),
-    HalfLine,
     EndlessLine,
-    GarbageLine(usize),
-    Split(usize),
     Stderr(usize),
     StderrLine(usize),
     StderrText(String),
     Grow(u64),
     Wedge,
     StopReading,
-    CloseStdout,
     Die(Death),
     Fail { info: Value, message: String },
-}
-
-/// An item that is told about, not done.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum ItemKind {
-    Command,
-    FileChange,
-    Mcp,
-}
-
-/// What becomes of a request to the client.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum AskMode {
-    /// Its answer is waited for.
-    Wait,
-    /// The turn goes on at once.
-    Go,
-    /// It is withdrawn at once.
-    Withdraw,
 }
 
 impl Step {
     /// Whether it makes an agent message, so that the default answer is not needed.
     pub(crate) fn is_answer(&self) -> bool {
-        matches!(
-            self,
-            Step::Say(_)
-                | Step::Words(_)
-                | Step::Bytes(_)
-                | Step::Items { .. }
-                | Step::Show(_)
-                | Step::Settings
-        ) || matches!(self, Step::Ask { mode: AskMode::Wait, .. })
+        matches!(self, Step::Say(_) | Step::Words(_) | Step::Items { .. } | Step::Ask { .. })
     }
 }
 
@@ -162,9 +113,8 @@ impl<'a> Body<'a> {
     fn read(word: &str, arguments: &'a str) -> Result<Body<'a>, String> {
         let start = arguments.trim_start();
         let (head, tail) = match word {
-            "json" => ("", start),
             "fail" if start.starts_with(['{', '"', '[']) => ("", start),
-            "ask" | "ask-and-wait" | "ask-and-go" | "ask-and-withdraw" => {
+            "ask" => {
                 let end =
                     start.find(|c: char| c.is_whitespace() || c == ']').unwrap_or(start.len());
                 let (head, tail) = start.split_at(end);
@@ -215,81 +165,44 @@ fn take(script: &mut Script, word: &str, body: &Body<'_>) -> Result<(), String> 
     let step = match word {
         "slow" => return assign(&mut manner.slow, millis(text)?),
         "silent" => return assign(&mut manner.silent, none(text)?),
-        "die-before-answer" => {
-            return assign(&mut manner.die_before_answer, Some(Death::parse(text)?));
-        }
         "refuse" => {
             let (code, message) =
                 text.split_once(char::is_whitespace).unwrap_or((text, "scripted refusal"));
             let code = code.parse().map_err(|_| format!("`{code}` is no error code"))?;
             return assign(&mut manner.refuse, Some((code, message.trim().to_owned())));
         }
-        "no-answer" => return assign(&mut manner.no_answer, none(text)?),
-        "early" => return assign(&mut manner.early, none(text)?),
         "no-end" => return assign(&mut manner.no_end, none(text)?),
         "double-end" => return assign(&mut manner.double_end, none(text)?),
         "late" => return assign(&mut manner.late, count_or(text, 1)?),
         "ignore-interrupt" => return assign(&mut manner.ignore_interrupt, none(text)?),
-        "unasked" => return assign(&mut manner.unasked, count_or(text, 1)?),
-        "unasked-deaf" => {
-            manner.unasked = manner.unasked.max(1);
-            return assign(&mut manner.unasked_deaf, none(text)?);
-        }
-        "unasked-told-over" => {
-            manner.unasked = manner.unasked.max(1);
-            return assign(&mut manner.unasked_told_over, none(text)?);
-        }
-        "stray" => return assign(&mut manner.stray, none(text)?),
         "slow-interrupt" => return assign(&mut manner.slow_interrupt, millis(text)?),
 
         "say" => Step::Say(some(text)?),
-        "json" => Step::Say(body.json.as_ref().map(Value::to_string).unwrap_or_default()),
         "words" => Step::Words(count(text)?),
-        "bytes" => Step::Bytes(count(text)?),
         "items" => {
             let (items, bytes) = pair(text)?;
             Step::Items { count: items, bytes }
         }
-        "show" => Step::Show(text.to_owned()),
-        "settings" => Step::Settings,
-        "ask" | "ask-and-wait" => ask(body, AskMode::Wait)?,
-        "ask-and-go" => ask(body, AskMode::Go)?,
-        "ask-and-withdraw" => ask(body, AskMode::Withdraw)?,
+        "ask" => ask(body)?,
         "reason" => Step::Reason(some(text)?),
         "plan" => Step::Plan(text.split(';').map(|step| step.trim().to_owned()).collect()),
-        "command" => item(ItemKind::Command, text),
-        "filechange" => item(ItemKind::FileChange, text),
-        "mcp" => item(ItemKind::Mcp, text),
         "run" => Step::Run(some(text)?),
-        "spawn" => Step::Spawn { command: some(text)?, holds_pipes: false },
-        "spawn-holding" => Step::Spawn { command: some(text)?, holds_pipes: true },
+        "spawn" => Step::Spawn(some(text)?),
         "wait" => Step::Wait(millis(text)?),
         "hang" => Step::Hang,
         "other-threads" => Step::OtherThreads,
         "retry-forever" => Step::Retry(None),
         "retry" => Step::Retry(Some(count(text)?)),
-        "usage" => {
-            let (input, output) = pair(text)?;
-            Step::Usage { input, output }
-        }
         "warn" => Step::Warn(some(text)?),
         "unknown-item" => Step::UnknownItem,
-        "unknown-notification" => Step::UnknownNotification,
-        "unknown-shape" => Step::UnknownShape,
-        "wrong-turn-id" => Step::WrongTurnId,
-        "garbage" => Step::Garbage(count(text)?),
         "line" => Step::Line(count(text)?),
-        "half-line" => Step::HalfLine,
         "endless-line" => Step::EndlessLine,
-        "garbage-line" => Step::GarbageLine(count(text)?),
-        "split" => Step::Split(count_or(text, 1)?),
         "stderr" => Step::Stderr(count(text)?),
         "stderr-line" => Step::StderrLine(count(text)?),
         "stderr-text" => Step::StderrText(some(text)?),
         "grow" => Step::Grow(count(text)?),
         "wedge" => Step::Wedge,
         "stop-reading" => Step::StopReading,
-        "close-stdout" => Step::CloseStdout,
         "die" => Step::Die(Death::parse(text)?),
         "fail" => fail(body)?,
         _ => return Err(format!("there is no directive `{word}`")),
@@ -303,17 +216,12 @@ fn assign<T>(place: &mut T, value: T) -> Result<(), String> {
     Ok(())
 }
 
-fn ask(body: &Body<'_>, mode: AskMode) -> Result<Step, String> {
+fn ask(body: &Body<'_>) -> Result<Step, String> {
     if body.head.is_empty() || !body.text.is_empty() {
         return Err("a method and a JSON object are needed, and nothing else".to_owned());
     }
     let params = body.json.clone().unwrap_or_else(|| json!({}));
-    Ok(Step::Ask { method: body.head.to_owned(), params, mode })
-}
-
-fn item(kind: ItemKind, status: &str) -> Step {
-    let status = if status.is_empty() { "completed" } else { status };
-    Step::Item { kind, status: status.to_owned() }
+    Ok(Step::Ask { method: body.head.to_owned(), params })
 }
 
 fn fail(body: &Body<'_>) -> Result<Step, String> {

@@ -21,50 +21,18 @@ pub(crate) type ByMethod<T> = HashMap<String, T>;
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Settings {
     pub(crate) version: Option<String>,
-    pub(crate) user_agent: Option<String>,
 
     pub(crate) start_delay: Option<Span>,
     pub(crate) exit_at_start: Option<Death>,
-    pub(crate) fail_starts: Option<u64>,
     pub(crate) lock_starts: Option<Span>,
     pub(crate) stdout_at_start: Option<String>,
     pub(crate) stderr_at_start: Option<String>,
-    pub(crate) helper: Option<String>,
-    pub(crate) per_start: HashMap<String, Value>,
 
-    pub(crate) errors: ByMethod<ScriptedError>,
-    pub(crate) overload: ByMethod<u64>,
-    pub(crate) answers: ByMethod<Value>,
-    pub(crate) raw_answers: ByMethod<String>,
     pub(crate) delays: ByMethod<Span>,
     pub(crate) mute: Vec<String>,
-    pub(crate) imposes: ByMethod<Map<String, Value>>,
-    pub(crate) tells_no_settings: bool,
-    pub(crate) die_on: ByMethod<Death>,
 
-    pub(crate) wedge: bool,
-    pub(crate) stop_reading_after: Option<u64>,
-    pub(crate) close_stdout_after: Option<u64>,
-    pub(crate) crash_after_turns: Option<u64>,
     pub(crate) crash_after: Option<Span>,
     pub(crate) crash: Death,
-    pub(crate) ignore_eof: bool,
-    pub(crate) ignore_sigterm: bool,
-    pub(crate) grow_mib: u64,
-
-    pub(crate) script: String,
-}
-
-/// An error to answer with.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct ScriptedError {
-    pub(crate) code: i64,
-    pub(crate) message: String,
-    #[serde(default)]
-    pub(crate) data: Value,
-    #[serde(default)]
-    pub(crate) times: Option<u64>,
 }
 
 /// A duration such as `500ms`.
@@ -84,12 +52,12 @@ pub(crate) fn of<'a, T>(table: &'a ByMethod<T>, method: &str) -> Option<&'a T> {
 }
 
 impl Settings {
-    /// Reads what holds for the `start`-th process of this CODEX_HOME.
-    pub(crate) fn load(home: Option<&Path>, start: u64) -> Settings {
+    /// Reads what holds for the processes of this CODEX_HOME.
+    pub(crate) fn load(home: Option<&Path>) -> Settings {
         let mut last = String::new();
         // A test that writes the file while it is read leaves half of it, for a moment.
         for _ in 0..50 {
-            match read(home, start) {
+            match read(home) {
                 Ok(settings) => return settings,
                 Err(error) => last = error,
             }
@@ -105,7 +73,7 @@ impl Settings {
     }
 }
 
-fn read(home: Option<&Path>, start: u64) -> Result<Settings, String> {
+fn read(home: Option<&Path>) -> Result<Settings, String> {
     let mut all = Map::new();
     for (name, value) in std::env::vars_os() {
         let Some(name) = name.to_str().and_then(|name| name.strip_prefix("FAKE_")) else {
@@ -126,25 +94,5 @@ fn read(home: Option<&Path>, start: u64) -> Result<Settings, String> {
             Err(error) => return Err(format!("{}: {error}", path.display())),
         }
     }
-    for (range, overlay) in
-        all.get("per_start").and_then(Value::as_object).cloned().unwrap_or_default()
-    {
-        if is_in(&range, start)? {
-            let overlay = overlay.as_object().cloned();
-            all.extend(overlay.ok_or_else(|| format!("per_start: {range} is no object"))?);
-        }
-    }
     serde_json::from_value(Value::Object(all)).map_err(|error| format!("settings: {error}"))
-}
-
-/// `3`, `2-4` or `5-`.
-fn is_in(range: &str, start: u64) -> Result<bool, String> {
-    let number = |text: &str| {
-        text.parse::<u64>().map_err(|_| format!("per_start: `{range}` is no range such as `2-4`"))
-    };
-    Ok(match range.split_once('-') {
-        None => number(range)? == start,
-        Some((first, "")) => number(first)? <= start,
-        Some((first, last)) => (number(first)?..=number(last)?).contains(&start),
-    })
 }

@@ -3,7 +3,6 @@
 use serde_json::{Map, Value, json};
 
 use crate::output::now_ms;
-use crate::script::ItemKind;
 use crate::threads::{Thread, ThreadState, Usage};
 
 /// An error answer.
@@ -214,51 +213,6 @@ fn quoted(command: &str) -> String {
     }
 }
 
-/// An item that is only told about, with this status.
-pub(crate) fn told(kind: ItemKind, id: &str, cwd: &Value, status: &str) -> Value {
-    let ended = status != "inProgress";
-    match kind {
-        ItemKind::Command => {
-            let mut item = command(id, "make check", cwd, None);
-            item.insert("status".to_owned(), json!(status));
-            if ended && status != "declined" {
-                let (code, output) = if status == "completed" { (0, "ok\n") } else { (2, "no\n") };
-                item.insert("exitCode".to_owned(), json!(code));
-                item.insert("aggregatedOutput".to_owned(), json!(output));
-                item.insert("durationMs".to_owned(), json!(1));
-            }
-            Value::Object(item)
-        }
-        ItemKind::FileChange => json!({
-            "type": "fileChange",
-            "id": id,
-            "changes": [{
-                "path": format!("{}/fake.txt", cwd.as_str().unwrap_or_default()),
-                "kind": { "type": "add" },
-                "diff": "fake\n",
-            }],
-            "status": status,
-        }),
-        ItemKind::Mcp => json!({
-            "type": "mcpToolCall",
-            "id": id,
-            "server": "fake",
-            "tool": "look",
-            "status": status,
-            "arguments": { "at": "it" },
-            "appContext": null,
-            "mcpAppUi": null,
-            "pluginId": null,
-            "readOnlyHint": null,
-            "result": (status == "completed").then(|| json!({
-                "content": [{ "type": "text", "text": "seen" }], "structuredContent": null, "_meta": null,
-            })),
-            "error": (status == "failed").then(|| json!({ "message": "scripted failure" })),
-            "durationMs": ended.then_some(1),
-        }),
-    }
-}
-
 /// The counts of a thread, and of its last model request.
 pub(crate) fn token_usage(total: &Usage, last: &Usage) -> Value {
     let counts = |usage: &Usage| {
@@ -282,51 +236,16 @@ pub(crate) fn request(
     item_id: &str,
     cwd: &Value,
 ) -> Value {
-    let own = match method {
-        "execCommandApproval" => {
-            return json!({
-                "conversationId": thread_id, "callId": item_id, "approvalId": null,
-                "command": ["make", "check"], "cwd": cwd, "reason": "may I?", "parsedCmd": [],
-            });
-        }
-        "applyPatchApproval" => {
-            return json!({
-                "conversationId": thread_id, "callId": item_id, "fileChanges": {},
-                "reason": "may I?", "grantRoot": null,
-            });
-        }
-        "item/commandExecution/requestApproval" => json!({
+    let mut params = json!({ "threadId": thread_id, "turnId": turn_id });
+    if method == "item/commandExecution/requestApproval" {
+        let own = json!({
             "kind": "command", "itemId": item_id, "startedAtMs": now_ms(), "environmentId": "local",
             "reason": "may I?", "command": "/bin/bash -lc 'make check'", "cwd": cwd,
             "commandActions": [{ "type": "unknown", "command": "make check" }],
             "availableDecisions": ["accept", "cancel"],
-        }),
-        "item/fileChange/requestApproval" => json!({
-            "itemId": item_id, "startedAtMs": now_ms(), "reason": "may I?", "grantRoot": null,
-        }),
-        "item/permissions/requestApproval" => json!({
-            "itemId": item_id, "environmentId": "local", "startedAtMs": now_ms(), "cwd": cwd,
-            "reason": "may I?", "permissions": { "network": { "enabled": true } },
-        }),
-        "item/tool/requestUserInput" => json!({
-            "itemId": item_id,
-            "questions": [{
-                "id": "q1", "header": "Colour", "question": "Which one?", "isOther": false, "isSecret": false,
-                "options": [{ "label": "red", "description": "like a rose" }],
-            }],
-            "isBlocking": true, "autoResolutionMs": null,
-        }),
-        "mcpServer/elicitation/request" => json!({
-            "serverName": "fake", "mode": "form", "_meta": null, "message": "may I?",
-            "requestedSchema": { "type": "object", "properties": {} },
-        }),
-        "item/tool/call" => json!({
-            "callId": item_id, "namespace": null, "tool": "fake_tool", "arguments": {},
-        }),
-        _ => json!({}),
-    };
-    let mut params = json!({ "threadId": thread_id, "turnId": turn_id });
-    merge(&mut params, &own);
+        });
+        merge(&mut params, &own);
+    }
     params
 }
 

@@ -15,7 +15,7 @@ use crate::output::{guard, now_ms};
 use crate::script::{Manner, Script, Step};
 use crate::server::Server;
 use crate::shapes;
-use crate::threads::{Thread, ThreadState, Usage, text_of};
+use crate::threads::{Thread, Usage, text_of};
 
 /// What others see of a running turn.
 #[derive(Debug)]
@@ -123,14 +123,9 @@ pub(crate) struct Running {
     /// Those of `turn/start`.
     pub(crate) params: Value,
     pub(crate) manner: Manner,
-    /// The bytes per write, from `[[split]]` on.
-    pub(crate) piece: Option<usize>,
     pub(crate) items: usize,
     pub(crate) last_message: Option<Value>,
-    pub(crate) usage: Option<Usage>,
     pub(crate) words: u64,
-    /// Whether `turn` is one that nobody asked for.
-    pub(crate) unasked_runs: bool,
 }
 
 impl Running {
@@ -154,43 +149,6 @@ impl Running {
         for _ in 0..self.manner.late {
             self.message(["late"]).ok();
         }
-        if self.manner.stray {
-            let [thread, turn] = [(); 2].map(|()| uuid::Uuid::now_v7().to_string());
-            let turn =
-                shapes::turn((&turn, &turn), "inProgress", Value::Null, Some(now_ms()), None);
-            let params = json!({ "threadId": thread, "turn": turn });
-            self.server.notify("turn/started", params, None);
-        }
-        while std::mem::take(&mut self.unasked_runs) {
-            if let Err(stop) = self.turn.await_mail("nothing") {
-                self.end_early(stop);
-            }
-        }
-    }
-
-    /// Begins a turn of the process's own in the place of the one that has just ended: under the lock of
-    /// the thread's state, so that no other one can come between.
-    fn begin_unasked(&mut self, state: &mut ThreadState) -> Option<Arc<Turn>> {
-        self.manner.unasked = self.manner.unasked.checked_sub(1)?;
-        let manner = Manner { ignore_interrupt: self.manner.unasked_deaf, ..Manner::default() };
-        self.turn = Arc::new(Turn::new(&manner, None));
-        self.unasked_runs = true;
-        let status = json!({ "status": { "type": "active", "activeFlags": [] } });
-        self.tell("thread/status/changed", status);
-        let turn =
-            shapes::turn(self.turn.ids(), "inProgress", Value::Null, Some(self.turn.started), None);
-        self.tell("turn/started", json!({ "turn": turn }));
-        let last = Usage { input: 100, cached: 0, output: 10 };
-        state.note_usage(&self.turn.id, last);
-        // As the real one: the counts are in the rollout before they are told.
-        let counts = json!([last.input, last.cached, last.output]);
-        let _ = self.thread.append(&json!({ "turn": self.turn.id, "usage": counts }));
-        let usage = shapes::token_usage(&state.usage, &last);
-        self.tell("thread/tokenUsage/updated", json!({ "tokenUsage": usage }));
-        if self.manner.unasked_told_over {
-            self.write_end("completed", "idle", &Value::Null, None);
-        }
-        Some(Arc::clone(&self.turn))
     }
 
     fn open(&mut self, input: &Value) -> Result<(), Stop> {
@@ -250,14 +208,14 @@ impl Running {
         }
         let cached = if state.user_messages > 1 { 3 } else { 0 };
         let input = u64::try_from(state.input_chars).unwrap_or_default() / 4 + 3;
-        let last = self.usage.unwrap_or(Usage { input, cached, output: self.words });
+        let last = Usage { input, cached, output: self.words };
         state.note_usage(&self.turn.id, last);
         let counts = json!([last.input, last.cached, last.output]);
         let failed = thread.append(&json!({ "turn": self.turn.id, "usage": counts })).err();
         let usage = shapes::token_usage(&state.usage, &last);
         self.tell("thread/tokenUsage/updated", json!({ "tokenUsage": usage }));
         let limits = json!({ "rateLimits": { "limitId": "codex", "primary": null } });
-        self.server.notify("account/rateLimits/updated", limits, self.piece);
+        self.server.notify("account/rateLimits/updated", limits);
         let (status, error) = match failed.map(unwritten) {
             Some(Stop::Failed { info, message }) => {
                 ("failed", shapes::turn_error(&info, &message, Value::Null))
@@ -266,7 +224,7 @@ impl Running {
         };
         let item = self.last_message.take();
         self.write_end(status, "idle", &error, item.as_ref());
-        state.active = self.begin_unasked(&mut state);
+        state.active = None;
         thread.idle.notify_all();
         None
     }
@@ -285,7 +243,7 @@ impl Running {
                 self.write_end("failed", "systemError", &error, None);
             }
         }
-        state.active = self.begin_unasked(&mut state);
+        state.active = None;
         thread.idle.notify_all();
         drop(state);
         self.server.withdraw_requests(&ended.id, &self.thread.id);
@@ -323,7 +281,7 @@ impl Running {
             all["turnId"] = json!(self.turn.id);
         }
         shapes::merge(&mut all, &params);
-        self.server.notify(method, all, self.piece);
+        self.server.notify(method, all);
     }
 
     /// Tells of an item that is done as soon as it is begun.
@@ -335,17 +293,12 @@ impl Running {
     /// Tells of an item, and when it began.
     pub(crate) fn item_started(&self, item: &Value) -> u64 {
         let now = now_ms();
-        self.server.item((&self.thread.id, &self.turn.id), item, (now, None), self.piece);
+        self.server.item((&self.thread.id, &self.turn.id), item, (now, None));
         now
     }
 
     pub(crate) fn item_completed(&self, item: &Value, started: u64) {
-        self.server.item(
-            (&self.thread.id, &self.turn.id),
-            item,
-            (started, Some(now_ms())),
-            self.piece,
-        );
+        self.server.item((&self.thread.id, &self.turn.id), item, (started, Some(now_ms())));
     }
 
     /// An id for a new item.
@@ -404,7 +357,7 @@ impl Running {
         let id = self.server.next_request.fetch_add(1, Ordering::Relaxed);
         guard(&self.server.asked).insert(id, Arc::clone(&self.turn));
         let line = json!({ "method": method, "id": id, "params": all });
-        self.server.output.message(&line, self.piece);
+        self.server.output.message(&line);
         id
     }
 }

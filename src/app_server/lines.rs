@@ -212,6 +212,18 @@ mod tests {
     }
 
     #[test]
+    fn a_line_of_64_mib_passes_where_that_is_the_limit() {
+        let limit = 64 << 20;
+        let mut lines = Lines::new(LineLimits { any: limit, echo: limit });
+        let chunk = vec![b'x'; 64 * 1024];
+        for _ in 0..1024 {
+            assert!(lines.next(&mut &chunk[..]).is_none());
+        }
+        let mut end = &b"\n"[..];
+        assert!(matches!(lines.next(&mut end), Some(Piece::Line(line)) if line.len() == limit));
+    }
+
+    #[test]
     fn a_line_without_an_end_takes_no_memory() {
         let limits = LineLimits { any: 1 << 20, echo: 1 << 20 };
         let mut lines = Lines::new(limits);

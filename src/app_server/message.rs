@@ -113,6 +113,21 @@ impl Call {
     }
 }
 
+#[cfg(test)]
+impl Call {
+    /// A request of this id and method.
+    pub(crate) fn new(id: u64, method: &str) -> Call {
+        Call { id: CallId::new(id), method: method.to_owned() }
+    }
+}
+
+#[cfg(test)]
+impl CallId {
+    pub(crate) fn new(id: u64) -> CallId {
+        CallId(id.into())
+    }
+}
+
 impl SkippedLine {
     /// What to answer it by, where it was a request.
     pub fn call(&self) -> Option<Call> {

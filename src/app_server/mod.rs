@@ -5,6 +5,7 @@
 //! what came into force with what was asked.
 //! Nothing here knows processes, pools or gRPC.
 
+mod answer;
 pub mod baseline;
 pub mod client;
 pub mod decode;

@@ -171,6 +171,14 @@ impl Settings {
     }
 }
 
+#[cfg(test)]
+impl Settings {
+    /// Those of a turn that works there, and of which nothing else is known.
+    pub(crate) fn in_directory(path: &str) -> Settings {
+        Settings::told(&serde_json::json!({ "cwd": path }))
+    }
+}
+
 fn sandbox(policy: &Value, working_directory: Option<&Path>) -> Access {
     // A flag that is not there counts as what allows more.
     let allows = |key: &str| policy[key].as_bool() != Some(false);

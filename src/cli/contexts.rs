@@ -7,7 +7,6 @@ use super::failure::{CommandResult, Failure};
 use super::{json, table, words};
 use crate::pb;
 
-/// Arguments of `contexts`.
 #[derive(Debug, clap::Args)]
 pub(super) struct ContextsArgs {
     #[command(subcommand)]
@@ -73,7 +72,6 @@ struct Output {
     json: bool,
 }
 
-/// Runs `contexts`.
 pub(super) async fn contexts(ContextsArgs { action }: ContextsArgs) -> CommandResult {
     match action {
         Action::List { context, output } => list(context.unwrap_or_default(), &output).await?,

@@ -29,7 +29,6 @@ const READY_TIMEOUT: Duration = Duration::from_secs(30);
 const OFFLINE_TURN: Duration = Duration::from_secs(60);
 const LIVE_TURN: Duration = Duration::from_secs(300);
 
-/// Arguments of `demo`.
 #[derive(Debug, clap::Args)]
 pub(super) struct DemoArgs {
     /// Ask the real model, with the key in CODEX_API_KEY or OPENAI_API_KEY and your own CODEX_HOME
@@ -43,7 +42,6 @@ pub(super) struct DemoArgs {
     log: String,
 }
 
-/// Runs `demo`.
 pub(super) async fn demo(DemoArgs { live, turn_timeout, log }: DemoArgs) -> CommandResult {
     telemetry::init(LogFormat::Text, &log).map_err(|error| Failure::told(error.to_string()))?;
     let mut printer = Printer::new(io::stdout(), colours_wanted());

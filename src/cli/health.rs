@@ -6,7 +6,6 @@ use std::time::Duration;
 use super::client::{self, AddrArgs};
 use super::failure::{CommandResult, Failure};
 
-/// Arguments of `health`.
 #[derive(Debug, clap::Args)]
 pub(super) struct HealthArgs {
     #[command(flatten)]
@@ -19,7 +18,6 @@ pub(super) struct HealthArgs {
     timeout: Duration,
 }
 
-/// Runs `health`.
 pub(super) async fn health(HealthArgs { addr, service, timeout }: HealthArgs) -> CommandResult {
     let check = async {
         let caller = client::connect(&addr.addr).await?;

@@ -14,7 +14,6 @@ use crate::pb;
 
 /// A message that can be rendered: its full name in the contract.
 pub(super) trait Named: Message {
-    /// The name.
     const NAME: &'static str;
 }
 

@@ -9,7 +9,7 @@ use std::io::{self, IsTerminal as _, Write};
 use super::failure::Failure;
 use super::shown::{Missed, Shown};
 use super::turn::Output;
-use super::words::{plain, show_error, show_request, show_time, show_usage, word};
+use super::words::{plain, show_error, show_question, show_time, show_usage, word};
 use crate::pb;
 use crate::pb::item::Kind;
 use crate::pb::turn_event::Event;
@@ -142,7 +142,7 @@ impl<W: Write> Printer<W> {
             }
             Event::RequestRaised(pb::RequestRaised { request }) => {
                 if let Some(request) = request {
-                    let asked = show_request(request);
+                    let asked = show_question(request);
                     let text = format!("Codex asks (request {}): {asked}", request.request_id);
                     self.line(Look::Yellow, &text)?;
                 }

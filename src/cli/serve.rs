@@ -12,7 +12,6 @@ use crate::config::{Config, ServeArgs};
 use crate::process;
 use crate::telemetry;
 
-/// Runs `serve`.
 pub(super) async fn serve(args: ServeArgs) -> CommandResult {
     let print_config = args.print_config;
     let loaded = Config::load_with_origins(args, &|name| std::env::var_os(name));

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use crate::pb;
-use crate::pb::codex_request::Kind as Asked;
+use crate::pb::codex_request::Kind as Question;
 
 /// A text that is empty in the contract, as a dash.
 pub(super) fn or_dash(text: &str) -> String {
@@ -76,26 +76,24 @@ pub(super) fn show_error(error: &pb::TurnError) -> String {
     plain(&text)
 }
 
-/// What Codex asks.
-pub(super) fn show_request(request: &pb::CodexRequest) -> String {
-    match &request.kind {
-        Some(Asked::CommandApproval(asked)) => {
+pub(super) fn show_question(question: &pb::CodexRequest) -> String {
+    match &question.kind {
+        Some(Question::CommandApproval(asked)) => {
             format!("may {:?} run? {}", asked.command, asked.reason)
         }
-        Some(Asked::FileChangeApproval(asked)) => {
+        Some(Question::FileChangeApproval(asked)) => {
             format!("may {} files be changed? {}", asked.changes.len(), asked.reason)
         }
-        Some(Asked::PermissionsApproval(asked)) => {
+        Some(Question::PermissionsApproval(asked)) => {
             format!("may it have {}? {}", asked.permissions_json, asked.reason)
         }
-        Some(Asked::UserQuestions(asked)) => {
-            let texts: Vec<&str> =
-                asked.questions.iter().map(|question| question.text.as_str()).collect();
+        Some(Question::UserQuestions(asked)) => {
+            let texts: Vec<&str> = asked.questions.iter().map(|one| one.text.as_str()).collect();
             texts.join(" ")
         }
-        Some(Asked::Elicitation(asked)) => format!("{}: {}", asked.server_name, asked.message),
-        Some(Asked::ToolCall(asked)) => format!("call {} {}", asked.tool, asked.arguments_json),
-        Some(Asked::Unknown(asked)) => format!("{} {}", asked.method, asked.json),
+        Some(Question::Elicitation(asked)) => format!("{}: {}", asked.server_name, asked.message),
+        Some(Question::ToolCall(asked)) => format!("call {} {}", asked.tool, asked.arguments_json),
+        Some(Question::Unknown(asked)) => format!("{} {}", asked.method, asked.json),
         None => "something that this client does not know".to_owned(),
     }
 }

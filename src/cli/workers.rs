@@ -6,7 +6,6 @@ use super::client::{self, AddrArgs};
 use super::failure::CommandResult;
 use super::{json, table, words};
 
-/// Arguments of `workers`.
 #[derive(Debug, clap::Args)]
 pub(super) struct WorkersArgs {
     #[command(flatten)]
@@ -16,7 +15,6 @@ pub(super) struct WorkersArgs {
     json: bool,
 }
 
-/// Runs `workers`.
 pub(super) async fn workers(WorkersArgs { addr, json }: WorkersArgs) -> CommandResult {
     let caller = client::connect(&addr.addr).await?;
     let workers = caller.list_workers().await?.workers;

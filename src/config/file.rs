@@ -55,8 +55,8 @@ impl File {
                     .filter(|byte| **byte == b'\n')
                     .count()
             });
-            let place = line.map(|line| format!(" in line {line}")).unwrap_or_default();
-            format!("is not TOML{place}: {}", error.message().replace('\n', "; "))
+            let position = line.map(|line| format!(" in line {line}")).unwrap_or_default();
+            format!("is not TOML{position}: {}", error.message().replace('\n', "; "))
         })?;
         let directory = std::path::absolute(&path)
             .ok()

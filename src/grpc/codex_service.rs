@@ -187,19 +187,20 @@ impl CodexService for CodexApi {
         let pb::SteerTurnRequest { turn_id, inputs } = request.into_inner();
         let inputs = convert::user_inputs(inputs, &self.limits)?;
         let turn = self.engine.turn(&turn_id_of(&turn_id)?)?;
-        let codex_turn_id = deadline::answer(deadline, self.engine.steer(&turn, &inputs)).await?;
+        let codex_turn_id = deadline::answer(deadline, self.engine.steer(&turn, inputs)).await?;
         Ok(Response::new(pb::SteerTurnResponse { codex_turn_id }))
     }
 
     async fn answer_request(
         &self,
-        _request: Request<pb::AnswerRequestRequest>,
+        request: Request<pb::AnswerRequestRequest>,
     ) -> Result<Response<pb::AnswerRequestResponse>, Status> {
-        Err(Refusal::Unimplemented(
-            "AnswerRequest is not served by this version: what Codex asks is declined at once, so \
-             that no turn waits for an answer",
-        )
-        .into())
+        let deadline = deadline::of(request.metadata());
+        let pb::AnswerRequestRequest { turn_id, request_id, answer } = request.into_inner();
+        let (request_id, answer) = convert::answer(request_id, answer)?;
+        let turn = self.engine.turn(&turn_id_of(&turn_id)?)?;
+        deadline::answer(deadline, turn.answer(request_id, answer)).await?;
+        Ok(Response::new(pb::AnswerRequestResponse {}))
     }
 
     async fn get_context(

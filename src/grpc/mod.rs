@@ -2,7 +2,7 @@
 //!
 //! With `app`, which serves it, the only modules that know tonic. [`api`] and [`client`] are the
 //! contract's stubs, [`convert`] is pure, [`status`] is the only map from a refusal to a gRPC status,
-//! [`limits`] are their settings, the services only put the two around calls of the engine. [`caller`]
+//! [`limits`] are their settings, the services only put the two around calls of the engine. `caller`
 //! is the other end: it calls a sidecar.
 
 pub mod api;
@@ -15,4 +15,4 @@ pub mod limits;
 mod page_token;
 pub mod pool_service;
 pub mod status;
-pub(crate) mod stream;
+mod stream;

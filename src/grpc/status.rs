@@ -118,6 +118,18 @@ pub fn status(refusal: &Refusal) -> Status {
         Refusal::DeadlineExceeded => {
             says(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", refusal).status()
         }
+        Refusal::RequestNotFound { turn_id, request_id } => {
+            says(Code::NotFound, "REQUEST_NOT_FOUND", refusal)
+                .with("turn_id", turn_id)
+                .with("request_id", request_id)
+                .status()
+        }
+        Refusal::RequestAlreadyResolved { turn_id, request_id } => {
+            says(Code::FailedPrecondition, "REQUEST_ALREADY_RESOLVED", refusal)
+                .with("turn_id", turn_id)
+                .with("request_id", request_id)
+                .status()
+        }
         Refusal::Unimplemented(_) => says(Code::Unimplemented, "UNIMPLEMENTED", refusal).status(),
         Refusal::Internal(_) => says(Code::Internal, "INTERNAL", refusal).status(),
     }
@@ -312,6 +324,16 @@ mod tests {
                 Refusal::NotSteerable { turn_id: turn_id(), cause: cause() },
                 Code::FailedPrecondition,
                 "TURN_NOT_STEERABLE",
+            ),
+            (
+                Refusal::RequestNotFound { turn_id: turn_id(), request_id: cause() },
+                Code::NotFound,
+                "REQUEST_NOT_FOUND",
+            ),
+            (
+                Refusal::RequestAlreadyResolved { turn_id: turn_id(), request_id: cause() },
+                Code::FailedPrecondition,
+                "REQUEST_ALREADY_RESOLVED",
             ),
             (Refusal::DeadlineExceeded, Code::DeadlineExceeded, "DEADLINE_EXCEEDED"),
             (Refusal::Unimplemented("not yet"), Code::Unimplemented, "UNIMPLEMENTED"),

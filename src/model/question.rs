@@ -1,5 +1,6 @@
 //! What Codex asks in a turn, as the contract has it.
 
+pub use crate::pb::answer_request_request::Answer;
 pub use crate::pb::codex_request::Kind as QuestionKind;
 pub use crate::pb::{
     CodexRequest as Question, CommandApproval, Elicitation, FileChangeApproval, NetworkAccess,
@@ -18,4 +19,20 @@ impl Question {
             kind: Some(kind),
         }
     }
+}
+
+/// Why an answer does not count.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Unanswerable {
+    /// The turn did not ask this.
+    Unknown,
+    /// It needs no answer any more.
+    Resolved,
+    /// It wants an answer of another kind, which the contract calls so.
+    OtherKind {
+        /// What was given.
+        given: &'static str,
+        /// What is wanted.
+        wanted: &'static str,
+    },
 }

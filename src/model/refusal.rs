@@ -162,6 +162,24 @@ pub enum Refusal {
         /// Why not.
         cause: String,
     },
+    /// Codex did not ask this in the turn.
+    #[error("turn {turn_id} did not ask anything under the id {request_id:?}")]
+    RequestNotFound {
+        /// The turn.
+        turn_id: TurnId,
+        /// The question's id.
+        request_id: String,
+    },
+    /// What Codex asked needs no answer any more.
+    #[error(
+        "request {request_id:?} of turn {turn_id} needs no answer any more: it was answered otherwise, declined or withdrawn"
+    )]
+    RequestAlreadyResolved {
+        /// The turn.
+        turn_id: TurnId,
+        /// The question's id.
+        request_id: String,
+    },
     /// The caller's deadline passed.
     #[error("the call's deadline passed")]
     DeadlineExceeded,

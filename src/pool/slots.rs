@@ -92,7 +92,10 @@ impl Pool {
     /// Waits while the worker of this id gives no sign of life: what it holds it holds until it is back
     /// or killed, one of which is soon.
     pub(crate) async fn settled(&self, id: &WorkerId) {
-        let is_stuck = |slot: &SlotStatus| matches!(&slot.state, SlotState::Unresponsive(stuck) if stuck.worker.id() == id);
+        let is_stuck = |slot: &SlotStatus| match &slot.state {
+            SlotState::Unresponsive(stuck) => stuck.worker.id() == id,
+            _ => false,
+        };
         let mut slots = self.slots.subscribe();
         // The sender lives as long as the pool.
         let _ = slots.wait_for(|slots| !slots.get(id.slot).is_some_and(is_stuck)).await;

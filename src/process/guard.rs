@@ -128,14 +128,14 @@ impl Guard {
     }
 
     fn tell(&self, word: Word) {
-        // Who doesn't listen is gone, which the socket tells in its own time.
+        // A sidecar that is gone hears nothing; the socket's end tells of that.
         let _ = write!(&self.control, "{word}");
     }
 
     fn run(mut self) -> ExitCode {
         loop {
             self.pause(None);
-            // Below the worker's end: however the order came about, how it ended is told.
+            // The worker's end first: how it ended is told even where the order comes with it.
             if self.worker_ended() || self.ordered() {
                 break;
             }
@@ -211,12 +211,12 @@ impl Guard {
 
     /// Kills until there is no descendant, however long that takes: nobody else would go on.
     fn kill_everything(&mut self) {
-        // Whoever forks all the time has the processors. Only root may do this.
+        // Descendants that fork all the time keep the processors busy. Only root may go before them.
         let _ = rustix::process::setpriority_process(None, -10);
         // The worker is not reaped yet, so that the group is its own.
         let _ = rustix::process::kill_process_group(self.worker, Signal::KILL);
         let mut rest = Duration::from_millis(1);
-        // Most often that was all, and nobody need be looked for.
+        // Most often the group was all there was, and no sweep is needed.
         self.pause(Some(rest));
         let mut sweep = Sweep::new(self.me);
         while !self.reap_all() {

@@ -115,7 +115,7 @@ impl Guarded {
             while self.word().await?.is_some() {}
             let guard = self.guard;
             let gone = self.gone.get_or_insert_with(|| reaper::gone(guard));
-            // An error says that nobody looks any more, and so that nobody will.
+            // An error means that the reaper is gone: nobody will ever tell.
             let _ = gone.await;
             self.all_gone = true;
         }

@@ -63,7 +63,7 @@ impl Guards {
         self.waiting.push((guard, gone));
     }
 
-    /// Kills it if it was stopped; whether it lives and works.
+    /// Kills a guard that was stopped; tells whether it is at work instead.
     pub(super) fn give_up(&mut self, guard: GuardId) -> bool {
         let Some(pid) = self.known.get(&guard).copied() else { return false };
         let stopped =
@@ -78,7 +78,7 @@ impl Guards {
 
     pub(super) fn adopt_orphans(&mut self) {
         self.orphans.get_or_insert_with(Orphans::new);
-        // Who is there before the next guard is.
+        // Notes the children that are there before the next guard.
         self.tend();
     }
 
@@ -89,8 +89,8 @@ impl Guards {
         let mut clearing = false;
         if let Some(orphans) = &mut self.orphans {
             if !killed && let Some(seen) = orphans.look() {
-                // Should a guard have been killed while that was read, what it left is in there, and
-                // must not be taken for something that was there before.
+                // A guard that was killed during the look left its orphans in `seen`: they must not
+                // pass for children that stood there before.
                 killed = reap(&mut self.known);
                 if !killed {
                     orphans.note(&seen, is_guard(&self.known));

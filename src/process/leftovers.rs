@@ -115,7 +115,7 @@ impl Moment {
 /// the commands of a thread its id as `CODEX_THREAD_ID`.
 pub fn kill_started_since(pid: u32, name: &str, value: &str, since: Moment) -> usize {
     let Some(worker) = i32::try_from(pid).ok().and_then(Stat::read) else { return 0 };
-    // Who left the worker's tree is a child of its guard.
+    // A process that left the worker's tree is a child of the worker's guard.
     let root = Stat::read(worker.parent).filter(is_guard).unwrap_or(worker);
     kill_until_gone(|| {
         let all = tree::all().unwrap_or_default();

@@ -80,7 +80,7 @@ impl Orphans {
         seen
     }
 
-    /// Takes note of what was seen, which no guard died under, and reaps who is dead.
+    /// Notes the children that were seen while no guard died, and reaps the dead ones.
     pub(super) fn note(&mut self, seen: &[Stat], is_guard: impl Fn(Pid) -> bool) {
         let now = Instant::now();
         let session = own_session();
@@ -103,7 +103,7 @@ impl Orphans {
         self.unclaimed = unclaimed;
     }
 
-    /// A guard was killed: there may be orphans of its.
+    /// Expects orphans, because a guard was killed.
     pub(super) fn expect(&mut self) {
         let rest = Duration::from_millis(1);
         self.clearing = Some(Clearing { sweep: Sweep::new(self.me), since: Instant::now(), rest });

@@ -112,8 +112,8 @@ pub(super) struct Sweep {
     parent: Pid,
     /// Since when all was looked at, in passes.
     age: u32,
-    /// Who need not be looked at again, for being killed (with what names it) or for being none of
-    /// ours. Forgotten now and then, because an id may by now be somebody else's.
+    /// Processes that need no second look: the killed ones, with their identity, and strangers.
+    /// Forgotten now and then, because a process id is given anew.
     killed: HashMap<i32, Identity>,
     spared: HashSet<i32>,
     /// All that were ever killed.

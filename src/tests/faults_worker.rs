@@ -103,12 +103,15 @@ async fn a_lost_line_of_nobody_is_told_to_all() {
     assert_eq!(b.warnings().len(), 1);
 }
 
-/// The rest of row 7: the limit can be raised to 64 MiB, and then that passes.
+/// Row 7: a line at the limit is told, and one above it is not, wherever the limit is.
 #[tokio::test(start_paused = true)]
-async fn a_line_of_64_mib_passes_where_that_is_the_limit() {
-    const LIMIT: usize = 64 << 20;
-    let (sidecar, mut codex) =
-        sidecar_with(|setup| setup.spec.limits.peer.max_line_bytes = LIMIT).await;
+async fn a_line_at_the_limit_is_told_and_one_above_it_is_warned_of() {
+    const LIMIT: usize = 1 << 20;
+    let (sidecar, mut codex) = sidecar_with(|setup| {
+        setup.spec.limits.peer.max_line_bytes = LIMIT;
+        setup.spec.limits.peer.max_echo_bytes = LIMIT;
+    })
+    .await;
     codex.holds_turns = true;
     let mut turn = codex.during(sidecar.begin(prompt("a", "hello"))).await.unwrap();
     codex.during(turn.until("turn_started")).await;
@@ -124,9 +127,11 @@ async fn a_line_of_64_mib_passes_where_that_is_the_limit() {
     codex.end_last_turn().await;
     codex.during(turn.rest()).await;
     assert_eq!(turn.final_response(), "read");
+    assert_eq!(turn.kinds().iter().filter(|kind| **kind == "turn_diff_updated").count(), 1);
     let lost = turn.warned("LINE_SKIPPED");
     assert_eq!(lost.len(), 1, "{lost:#?}");
-    assert!(lost[0].contains(&format!("{} bytes", LIMIT + 1)), "{lost:#?}");
+    let limit = format!("{} bytes, more than limits.max_line_bytes, which is {LIMIT}", LIMIT + 1);
+    assert!(lost[0].contains(&limit) && lost[0].contains("turn/diff/updated"), "{lost:#?}");
 }
 
 /// Row 10.

@@ -1,3 +1,13 @@
 //! The sidecar in memory: from a request to the events of its turn, over workers that the test plays.
 
+mod attach;
+mod clocks;
+mod commands;
+mod failures;
+mod faults_pool;
 mod faults_worker;
+mod idempotency;
+mod mcp;
+mod ownership;
+mod queueing;
+mod settings;

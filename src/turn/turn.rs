@@ -1,19 +1,26 @@
 //! One turn, as everybody sees it, and those who called for it.
+//!
+//! A turn is a task with a mailbox: whoever wants something of it, to stop it, to add input, to answer
+//! a question, sends a [`Command`] to the task that owns it, through waiting, opening, running and
+//! ending. The mailbox closes with the task, and a reply that never comes means the same: the turn has
+//! ended. How far the turn is, is published as a [`Phase`]; its events are in its log.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::model::event::InterruptReason;
-use crate::model::id::{ContextKey, Tenant, ThreadId, TurnId};
-use crate::model::request::{DisconnectPolicy, TurnRequest};
+use crate::model::id::{ContextKey, Tenant, TurnId};
+use crate::model::question::{Answer, Unanswerable};
+use crate::model::refusal::Refusal;
+use crate::model::request::{DisconnectPolicy, TurnRequest, UserInput};
 use crate::turn::admission::Lane;
 use crate::turn::log::{Log, Retained};
-use crate::worker::Worker;
+use crate::turn::machine::Record;
 
-/// A turn, as everybody but its engine sees it.
+/// A turn, as everybody but its task sees it.
 #[derive(Debug)]
 pub struct Turn {
     /// The sidecar's id of it.
@@ -30,47 +37,64 @@ pub struct Turn {
     // it.
     pub(super) requests: Mutex<Vec<RequestKey>>,
     disconnect_policy: DisconnectPolicy,
-    stop: watch::Sender<Option<InterruptReason>>,
-    phase: watch::Sender<Phase>,
+    // Without a bound: the task reads it at once, whatever the turn waits for.
+    mailbox: mpsc::UnboundedSender<Command>,
+    phase: Mutex<Phase>,
+    // What became of Codex's questions, once it has ended.
+    questions: OnceLock<Record>,
     callers: AtomicUsize,
 }
 
 pub(super) type RequestKey = (Tenant, String);
 
+/// What is wanted of a turn.
+#[derive(Debug)]
+pub(super) enum Command {
+    /// Its end. The first reason stays.
+    Stop(InterruptReason),
+    /// More input for what runs.
+    Steer {
+        inputs: Vec<UserInput>,
+        /// Gets Codex's id of the turn that took it, or why none did.
+        reply: oneshot::Sender<Result<String, String>>,
+    },
+    /// An answer to what Codex asks in it.
+    Answer {
+        request_id: String,
+        answer: Answer,
+        /// Gets to know whether the answer counts.
+        reply: oneshot::Sender<Result<(), Unanswerable>>,
+    },
+}
+
+/// Where a turn's task finds what is wanted of the turn.
+pub(super) type Mailbox = mpsc::UnboundedReceiver<Command>;
+
+/// Why a turn takes nothing any more.
+pub(super) const HAS_ENDED: &str = "it has ended";
+
 /// How far a turn is.
-#[derive(Debug, Clone)]
-pub enum Phase {
-    /// It waits for its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// It waits in its queue.
     Waiting,
-    /// Its thread is being opened, or Codex is being told.
-    Opening,
-    /// Codex has taken it.
-    Live(Live),
+    /// It has left the queue.
+    Running,
     /// It is over.
     Over,
 }
 
-/// Where a turn runs, once Codex has taken it.
-#[derive(Debug, Clone)]
-pub struct Live {
-    /// The worker.
-    pub worker: Arc<Worker>,
-    /// The thread.
-    pub thread_id: ThreadId,
-    /// Codex's id of the turn.
-    pub codex_turn_id: String,
-}
-
 impl Turn {
-    /// A turn that has not begun.
-    pub fn new(request: &TurnRequest, retained: Arc<Retained>) -> Arc<Turn> {
+    /// A turn that has not begun, and the mailbox for its task.
+    pub(super) fn new(request: &TurnRequest, retained: Arc<Retained>) -> (Arc<Turn>, Mailbox) {
         let lane = match (&request.context, &request.explicit_thread) {
             (Some(key), _) => Some(Lane::Context(key.clone())),
             (None, Some(id)) => Some(Lane::Thread(request.tenant.clone(), id.clone())),
             (None, None) => None,
         };
         let id = TurnId::generate();
-        Arc::new(Turn {
+        let (mailbox, commands) = mpsc::unbounded_channel();
+        let turn = Arc::new(Turn {
             log: Arc::new(Log::new(id.clone(), retained)),
             id,
             tenant: request.tenant.clone(),
@@ -78,54 +102,79 @@ impl Turn {
             lane,
             requests: Mutex::default(),
             disconnect_policy: request.disconnect_policy,
-            stop: watch::Sender::new(None),
-            phase: watch::Sender::new(Phase::Waiting),
+            mailbox,
+            phase: Mutex::new(Phase::Waiting),
+            questions: OnceLock::new(),
             callers: AtomicUsize::new(0),
-        })
+        });
+        (turn, commands)
     }
 
     /// Asks for its end. The first reason stays.
     pub fn interrupt(&self, reason: InterruptReason) {
-        self.stop.send_if_modified(|stop| {
-            let first = stop.is_none();
-            if first {
-                *stop = Some(reason);
-            }
-            first
-        });
+        // One that has ended needs no stopping.
+        let _ = self.mailbox.send(Command::Stop(reason));
     }
 
-    /// Whether its end was asked for, now and as that changes.
-    pub fn stop_requests(&self) -> watch::Receiver<Option<InterruptReason>> {
-        self.stop.subscribe()
-    }
-
-    /// Where it runs. Waits while its thread is being opened.
+    /// Adds input to what runs, and gives Codex's id of it. Waits while the thread is being opened.
     ///
     /// # Errors
-    /// Why it does not run: it waits for its place, which may take any time, or is over.
-    pub async fn live(&self) -> Result<Live, &'static str> {
-        let mut phase = self.phase.subscribe();
-        // The sender lives as long as the turn.
-        let known = phase.wait_for(|phase| !matches!(phase, Phase::Opening)).await;
-        match known.as_deref() {
-            Ok(Phase::Live(live)) => Ok(live.clone()),
-            Ok(Phase::Waiting) => Err("it waits for its place in the queue"),
-            Ok(Phase::Opening | Phase::Over) | Err(_) => Err("it has ended"),
-        }
+    /// [`Refusal::NotSteerable`] when it waits in its queue, has ended, or Codex can't.
+    pub async fn steer(&self, inputs: Vec<UserInput>) -> Result<String, Refusal> {
+        let (reply, steered) = oneshot::channel();
+        // A closed mailbox drops the reply.
+        let _ = self.mailbox.send(Command::Steer { inputs, reply });
+        let steered = steered.await.unwrap_or_else(|_| Err(HAS_ENDED.to_owned()));
+        steered.map_err(|cause| Refusal::NotSteerable { turn_id: self.id.clone(), cause })
+    }
+
+    /// Answers what Codex asks in it. The first answer counts, and may be given again, also when the
+    /// turn has ended.
+    ///
+    /// # Errors
+    /// [`Refusal::RequestNotFound`], [`Refusal::RequestAlreadyResolved`], or that the question wants an
+    /// answer of another kind.
+    pub async fn answer(&self, request_id: String, answer: Answer) -> Result<(), Refusal> {
+        let (reply, answered) = oneshot::channel();
+        let command =
+            Command::Answer { request_id: request_id.clone(), answer: answer.clone(), reply };
+        // A closed mailbox drops the reply.
+        let _ = self.mailbox.send(command);
+        let outcome = match (answered.await, self.questions.get()) {
+            (Ok(outcome), _) => outcome,
+            (Err(_), Some(record)) => record.look_up(&request_id, &answer),
+            (Err(_), None) => Err(Unanswerable::Resolved),
+        };
+        let turn_id = || self.id.clone();
+        outcome.map_err(|why| match why {
+            Unanswerable::Unknown => Refusal::RequestNotFound { turn_id: turn_id(), request_id },
+            Unanswerable::Resolved => {
+                Refusal::RequestAlreadyResolved { turn_id: turn_id(), request_id }
+            }
+            Unanswerable::OtherKind { given, wanted } => {
+                let description = format!("request {request_id:?} is answered with {wanted}");
+                Refusal::field(given, description)
+            }
+        })
+    }
+
+    /// Keeps what became of Codex's questions: the turn has ended.
+    pub(super) fn keep_questions(&self, record: Record) {
+        // It ends once.
+        let _ = self.questions.set(record);
     }
 
     /// Whether it has left the queue and has not ended.
     pub fn is_running(&self) -> bool {
-        let begun = match *self.phase.borrow() {
-            Phase::Opening | Phase::Live(_) => true,
-            Phase::Waiting | Phase::Over => false,
-        };
-        begun && !self.log.has_ended()
+        *self.phase() == Phase::Running && !self.log.has_ended()
     }
 
     pub(super) fn set_phase(&self, phase: Phase) {
-        self.phase.send_replace(phase);
+        *self.phase() = phase;
+    }
+
+    fn phase(&self) -> MutexGuard<'_, Phase> {
+        self.phase.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn requests(&self) -> MutexGuard<'_, Vec<RequestKey>> {

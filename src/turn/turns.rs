@@ -203,7 +203,7 @@ mod tests {
             missing_thread_policy: MissingThreadPolicy::Fail,
             include_raw_events: false,
         };
-        let turn = Turn::new(&request, Arc::clone(all.retained()));
+        let (turn, _mailbox) = Turn::new(&request, Arc::clone(all.retained()));
         all.enter(&turn);
         turn
     }

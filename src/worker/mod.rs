@@ -31,6 +31,7 @@ use crate::app_server::client::{CliDefaults, Client, Initialized};
 use crate::app_server::message::Call;
 use crate::app_server::peer::{Peer, RequestError};
 use crate::model::id::{ThreadId, WorkerId};
+use crate::pb::ToolCallAnswer;
 use crate::redact::Redactor;
 use crate::worker::conversation::Conversation;
 use crate::worker::mcp::McpServers;
@@ -211,6 +212,13 @@ impl Worker {
     /// Says no to a request of the worker. A worker that is gone needs no answer.
     pub fn decline(&self, call: &Call) {
         if let Err(error) = self.peer.decline(call) {
+            tracing::debug!(worker = %self.id, %error, "an answer could not be written");
+        }
+    }
+
+    /// Answers the call of a lent function. A worker that is gone needs no answer.
+    pub fn answer(&self, call: &Call, answer: &ToolCallAnswer) {
+        if let Err(error) = self.peer.answer(call, answer) {
             tracing::debug!(worker = %self.id, %error, "an answer could not be written");
         }
     }

@@ -6,6 +6,7 @@
 //! knows no threads, no turns and no time. [`worker`] gives a worker that has shaken hands with one,
 //! [`launcher`] a whole pool's worth.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::io;
 use std::path::PathBuf;
@@ -17,10 +18,13 @@ use serde_json::{Value, json};
 use tokio::io::{
     AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, DuplexStream, Lines, ReadHalf, WriteHalf,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 
 use crate::worker::conversation::{Conversation, Ending, Launch};
 use crate::worker::{SpawnError, Worker, WorkerId, WorkerLimits, WorkerSpec};
+
+/// What a turn is told to go on until it is released, steered or interrupted.
+pub(crate) const HOLD: &str = "hold";
 
 /// How much a stream holds that nobody reads.
 const PIPE: usize = 64 * 1024;
@@ -33,12 +37,25 @@ pub(crate) struct Codex {
     pub(crate) stderr: DuplexStream,
     exit: Arc<watch::Sender<Option<String>>>,
     threads: usize,
+    /// Which of several it is; then the ids of its new threads are UUIDs that no other one gives.
+    pub(crate) number: Option<u32>,
     /// The turns that were begun, the last one last: their threads, and they themselves.
     pub(crate) turns: Vec<(String, String)>,
-    /// Whether a turn that was begun is left to the test; else it says something and ends.
+    /// Whether a turn that was begun is left to the test; else it says something and ends. One that is
+    /// told to [`HOLD`] is left in any case.
     pub(crate) holds_turns: bool,
+    // Those that were left, and have not ended.
+    held: Vec<(String, String)>,
     /// How many bytes are written at a time; all of a line, where that is not said.
     pub(crate) splits_lines: Option<usize>,
+    /// Whether an interruption is answered, and ends nothing.
+    pub(crate) is_deaf_to_interrupts: bool,
+    /// All that was asked.
+    pub(crate) heard: Vec<Asked>,
+    /// Settings that come into force with this method, whatever is asked for.
+    pub(crate) imposes: HashMap<&'static str, Value>,
+    /// What is refused in place of the usual answer: the method, how often, the code and the text.
+    pub(crate) refuses: Vec<(&'static str, usize, i64, &'static str)>,
 }
 
 /// A line that a worker wrote.
@@ -94,9 +111,15 @@ pub(crate) fn conversation() -> (Conversation, Codex) {
         stderr,
         exit,
         threads: 0,
+        number: None,
         turns: Vec::new(),
         holds_turns: false,
+        held: Vec::new(),
         splits_lines: None,
+        is_deaf_to_interrupts: false,
+        heard: Vec::new(),
+        imposes: HashMap::new(),
+        refuses: Vec::new(),
     };
     (conversation, codex)
 }
@@ -159,7 +182,9 @@ impl Codex {
         let line = self.lines.next_line().await.ok()??;
         let mut line: Value = serde_json::from_str(&line).unwrap();
         let method = line["method"].as_str().unwrap_or_default().to_owned();
-        Some(Asked { id: line["id"].take(), method, params: line["params"].take() })
+        let asked = Asked { id: line["id"].take(), method, params: line["params"].take() };
+        self.heard.push(asked.clone());
+        Some(asked)
     }
 
     /// The next request of this method. What is asked before it gets the usual answer.
@@ -186,8 +211,26 @@ impl Codex {
         }
     }
 
+    /// All that it was asked of this method.
+    pub(crate) fn heard_of(&self, method: &str) -> Vec<&Asked> {
+        self.heard.iter().filter(|asked| asked.method == method).collect()
+    }
+
+    /// How often it was asked for this method.
+    pub(crate) fn count(&self, method: &str) -> usize {
+        self.heard_of(method).len()
+    }
+
     /// Answers what is usually asked.
     pub(crate) async fn answer_usually(&mut self, asked: &Asked) {
+        let is_refused = |(method, times, ..): &&mut (&str, usize, i64, &str)| {
+            *method == asked.method && *times > 0
+        };
+        if let Some((_, times, code, text)) = self.refuses.iter_mut().find(is_refused) {
+            *times -= 1;
+            let (code, text) = (*code, *text);
+            return self.refuse(asked, code, text).await;
+        }
         let answer = match asked.method.as_str() {
             // An answer, and what wants none.
             _ if asked.id.is_null() || asked.method.is_empty() => return,
@@ -196,52 +239,126 @@ impl Codex {
             "model/list" => json!({ "data": [{ "model": "m0", "isDefault": true }] }),
             "thread/start" => {
                 self.threads += 1;
-                asked.opened(&format!("t{}", self.threads))
+                let id = match self.number {
+                    Some(number) => format!("{number:08}-0000-4000-8000-{:012}", self.threads),
+                    None => format!("t{}", self.threads),
+                };
+                self.imposed(asked, asked.opened(&id))
             }
-            "thread/resume" => asked.opened(asked.params["threadId"].as_str().unwrap_or_default()),
+            "thread/resume" => {
+                self.imposed(asked, asked.opened(asked.params["threadId"].as_str().unwrap()))
+            }
             "thread/read" => json!({ "thread": { "id": asked.params["threadId"] } }),
             "turn/start" => return self.begin_usually(asked).await,
             "thread/settings/update"
             | "thread/loaded/list"
             | "thread/goal/get"
             | "thread/goal/clear"
-            | "thread/archive"
             | "thread/unarchive"
             | "thread/unsubscribe"
             | "thread/backgroundTerminals/list"
             | "config/mcpServer/reload"
-            | "mcpServerStatus/list"
-            | "turn/interrupt" => json!({}),
+            | "mcpServerStatus/list" => json!({}),
+            "thread/archive" => {
+                self.answer(asked, json!({})).await;
+                let closed = json!({ "threadId": asked.params["threadId"] });
+                return self.tell("thread/closed", closed).await;
+            }
+            "turn/steer" => {
+                let steered = asked.params["expectedTurnId"].as_str().unwrap();
+                let at = self.held.iter().position(|(_, turn_id)| turn_id == steered).unwrap();
+                let (thread_id, turn_id) = self.held.remove(at);
+                self.answer(asked, json!({ "turnId": turn_id })).await;
+                let item = json!({
+                    "type": "userMessage", "id": "steered", "content": asked.params["input"],
+                });
+                let told = json!({ "threadId": thread_id, "turnId": turn_id, "item": item });
+                self.tell("item/completed", told).await;
+                return self.finish(&thread_id, &turn_id, "steered").await;
+            }
+            "turn/interrupt" => {
+                self.answer(asked, json!({})).await;
+                if !self.is_deaf_to_interrupts {
+                    self.interrupt(asked).await;
+                }
+                return;
+            }
             method => panic!("{method} has no usual answer: {asked:?}"),
         };
         self.answer(asked, answer).await;
     }
 
+    /// The settings as they come into force.
+    fn imposed(&self, asked: &Asked, mut settings: Value) -> Value {
+        let imposed = self.imposes.get(asked.method.as_str()).and_then(Value::as_object);
+        for (key, value) in imposed.into_iter().flatten() {
+            settings[key] = value.clone();
+        }
+        settings
+    }
+
+    /// Tells which settings came into force with a turn.
+    pub(crate) async fn tell_settings(&mut self, asked: &Asked) {
+        let settings = json!({
+            "cwd": asked.params["cwd"],
+            "approvalPolicy": asked.params["approvalPolicy"],
+            "sandboxPolicy": asked.params["sandboxPolicy"],
+        });
+        let settings = self.imposed(asked, settings);
+        let told = json!({ "threadId": asked.params["threadId"], "threadSettings": settings });
+        self.tell("thread/settings/updated", told).await;
+    }
+
+    /// Ends a turn as it was told to.
+    pub(crate) async fn interrupt(&mut self, asked: &Asked) {
+        self.held.retain(|(_, turn_id)| asked.params["turnId"] != *turn_id);
+        let turn = json!({ "id": asked.params["turnId"], "status": "interrupted" });
+        let ended = json!({ "threadId": asked.params["threadId"], "turn": turn });
+        self.tell("turn/completed", ended).await;
+    }
+
     /// Takes a turn with what it asks for, says what it was told, and ends it.
     async fn begin_usually(&mut self, asked: &Asked) {
+        self.tell_settings(asked).await;
         let params = &asked.params;
-        self.tell(
-            "thread/settings/updated",
-            json!({
-                "threadId": params["threadId"],
-                "threadSettings": {
-                    "cwd": params["cwd"],
-                    "approvalPolicy": params["approvalPolicy"],
-                    "sandboxPolicy": params["sandboxPolicy"],
-                },
-            }),
-        )
-        .await;
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let (thread_id, root) = (text(&params["threadId"]), text(&params["rootTurnId"]));
         let turn_id = format!("u{}", self.turns.len() + 1);
         self.turns.push((thread_id.clone(), turn_id.clone()));
         self.answer(asked, json!({ "turn": { "id": turn_id, "rootTurnId": root } })).await;
         self.begin_turn(&thread_id, &turn_id, &root).await;
-        if !self.holds_turns {
-            let said = format!("You said: {}", text(&params["input"][0]["text"]));
-            self.say_in_turn(&said).await;
-            self.end_turn(&thread_id, &turn_id).await;
+        let words = text(&params["input"][0]["text"]);
+        if self.holds_turns || words == HOLD {
+            self.held.push((thread_id, turn_id));
+        } else {
+            self.finish(&thread_id, &turn_id, &format!("You said: {words}")).await;
+        }
+    }
+
+    /// Says a turn's last words, and ends it.
+    async fn finish(&mut self, thread_id: &str, turn_id: &str, words: &str) {
+        let item = json!({ "type": "agentMessage", "id": "said", "text": words });
+        let said = json!({ "threadId": thread_id, "turnId": turn_id, "item": item });
+        self.tell("item/completed", said).await;
+        self.end_turn(thread_id, turn_id).await;
+    }
+
+    /// Plays in the background until the worker ends: gives the usual answers, and ends the turns that
+    /// are held whenever they are released.
+    pub(crate) async fn play(mut self, mut released: broadcast::Receiver<()>) {
+        loop {
+            tokio::select! {
+                biased;
+                asked = self.next() => match asked {
+                    Some(asked) => self.answer_usually(&asked).await,
+                    None => return,
+                },
+                Ok(()) = released.recv() => {
+                    for (thread_id, turn_id) in std::mem::take(&mut self.held) {
+                        self.finish(&thread_id, &turn_id, "released").await;
+                    }
+                }
+            }
         }
     }
 
@@ -326,9 +443,9 @@ impl Codex {
     }
 
     /// Waits for its end, and tells it: `signal 9`, where the worker was killed.
-    pub(crate) async fn ended(&self) -> String {
+    pub(crate) fn ended(&self) -> impl Future<Output = String> + use<> {
         let mut exit = self.exit.subscribe();
-        exit.wait_for(Option::is_some).await.unwrap().clone().unwrap_or_default()
+        async move { exit.wait_for(Option::is_some).await.unwrap().clone().unwrap_or_default() }
     }
 }
 

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use crate::support;
 use crate::support::attached::{assert_follows, by_context, by_id, said};
-use crate::support::turn::{is_terminal, kind_of};
-use crate::support::{Client, PATIENCE, Sidecar, eventually, prompt, scripted, within};
+use crate::support::turn::is_terminal;
+use crate::support::{Client, PATIENCE, Sidecar, prompt, scripted, within};
 use codex_sidecar::pb;
 use codex_sidecar::pb::turn_event::Event;
 use codex_sidecar::process;
@@ -172,56 +172,6 @@ async fn any_number_of_readers_see_one_turn_alike_while_it_runs_and_after_its_en
     sidecar.stop().await;
 }
 
-#[tokio::test]
-async fn who_falls_behind_what_is_retained_is_told_of_the_gap() {
-    let sidecar = scripted::with(|config| config.retention.max_bytes_per_turn = 64 << 10).await;
-    let mut live = sidecar.begin(prompt("a", "[[items 64 4096]]")).await;
-    let mut seen = 0;
-    while let Some(event) = live.try_next().await.unwrap() {
-        // Even this reader may fall behind, as little as is kept here.
-        assert_follows(seen, &event);
-        seen = event.sequence;
-    }
-    let replayed = sidecar.attach(by_context("a"), 0).await.rest().await;
-    let kinds: Vec<_> =
-        replayed.iter().filter_map(|event| event.event.as_ref()).map(kind_of).collect();
-    assert_eq!(kinds[..2], ["thread_started", "gap"], "{kinds:?}");
-    assert_eq!(kinds.iter().filter(|kind| **kind == "gap").count(), 1, "{kinds:?}");
-    assert_eq!(replayed[0], live.events[0]);
-    assert_eq!(replayed.last(), live.events.last());
-    // What is still there is what was told live.
-    let told = |sequence| {
-        live.events
-            .iter()
-            .find(|event| event.sequence == sequence && !matches!(event.event, Some(Event::Gap(_))))
-    };
-    for event in &replayed[2..] {
-        assert!(told(event.sequence).is_none_or(|told| told == event));
-    }
-    let retained = sidecar.counts().await.retained_bytes;
-    assert!((32 << 10..=80 << 10).contains(&retained), "{retained} bytes are retained");
-    sidecar.stop().await;
-}
-
-#[tokio::test]
-async fn turns_are_kept_for_their_time_and_not_longer() {
-    let sidecar =
-        scripted::with(|config| config.retention.after_end = Duration::from_secs(5)).await;
-    let told = sidecar.say("a", "hello").await;
-    let ended = Instant::now();
-    assert_eq!(sidecar.counts().await.retained_turns, 1);
-    assert_eq!(sidecar.attach(by_id(told.turn_id()), 0).await.rest().await, told.events);
-    let refused = eventually("the end of the turn's time", || async {
-        sidecar.try_attach(by_id(told.turn_id()), 0).await.err()
-    })
-    .await;
-    refused.assert(Code::NotFound, "TURN_NOT_FOUND");
-    assert!(ended.elapsed() >= Duration::from_millis(4900), "after {:?}", ended.elapsed());
-    let counts = sidecar.counts().await;
-    assert_eq!((counts.retained_turns, counts.retained_bytes, counts.contexts), (0, 0, 1));
-    sidecar.stop().await;
-}
-
 /// The built binary, so that its memory is not the test's.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_that_nobody_reads_costs_no_more_than_what_is_retained() {
@@ -289,36 +239,4 @@ async fn a_stream_that_nobody_reads_costs_no_more_than_what_is_retained() {
     let held: usize = replayed.iter().map(prost::Message::encoded_len).sum();
     assert!(held <= 4 << 20, "{held} bytes are retained");
     binary.stop().await;
-}
-
-#[tokio::test]
-async fn leaving_an_attached_stream_does_not_touch_the_turn() {
-    let sidecar = scripted::start().await;
-    let mut turn = sidecar.begin(prompt("a", "[[words 3]] [[wait 300]] [[say done]]")).await;
-    let turn_id = turn.started().await;
-    let mut attached = sidecar.attach(by_id(&turn_id), 0).await;
-    attached.try_next().await.unwrap();
-    drop(attached);
-    assert_eq!(turn.rest().await.final_response(), "done");
-
-    // Nor does it keep the turn alive when its caller leaves.
-    let mut turn = sidecar.begin(prompt("a", "[[hang]]")).await;
-    let turn_id = turn.started().await;
-    let watching = sidecar.attach(by_id(&turn_id), 0).await;
-    drop(turn);
-    let seen = watching.rest().await;
-    let reason = match &seen.last().unwrap().event {
-        Some(Event::TurnInterrupted(interrupted)) => interrupted.reason(),
-        other => panic!("{other:#?}"),
-    };
-    assert_eq!(reason, pb::InterruptReason::CallerDisconnected);
-
-    // Under CONTINUE it runs on.
-    let mut turn = sidecar.begin(outliving(prompt("a", "[[wait 300]] [[say on]]"))).await;
-    let turn_id = turn.started().await;
-    drop(turn);
-    let seen = sidecar.attach(by_id(&turn_id), 0).await.rest().await;
-    assert!(matches!(&seen.last().unwrap().event,
-        Some(Event::TurnCompleted(completed)) if completed.final_response == "on"));
-    sidecar.stop().await;
 }

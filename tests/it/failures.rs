@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::process::Command;
 
-use crate::support::{Sidecar, codex_path, prompt, scripted};
+use crate::support::{Sidecar, codex_path, prompt};
 use codex_sidecar::app_server::decode::News;
 use codex_sidecar::app_server::message::{self, Inbound, Line};
 use codex_sidecar::model::event::Event;
@@ -97,43 +97,6 @@ fn every_kind_of_the_installed_cli_has_a_reason_of_its_own() {
     }
     assert_eq!(decoded(&json!("hologramFailed"), "").reason, "CODEX_ERROR");
     assert_eq!(decoded(&Value::Null, "").reason, "CODEX_ERROR");
-}
-
-#[tokio::test]
-async fn a_failure_says_what_may_have_been_done_and_when_to_try_again() {
-    let sidecar = scripted::start().await;
-    let fail = |before: &str, info: &Value, message: &str| {
-        prompt("a", &format!("{before} [[fail {info} {message}]]"))
-    };
-    let limited = json!({ "responseTooManyFailedAttempts": { "httpStatusCode": 429 } });
-    let told = sidecar.run(fail("", &limited, "Please try again in 7.5s.")).await;
-    let error = told.failed();
-    assert_eq!(error.reason, "RATE_LIMIT_EXCEEDED");
-    assert_eq!(error.http_status, Some(429));
-    assert_eq!(error.retry_after.map(|after| (after.seconds, after.nanos)), Some((7, 500_000_000)));
-    // This app-server keeps no record that would say that nothing was done.
-    assert!(error.retryable && error.side_effects_possible, "{error:#?}");
-
-    for before in [
-        "[[say hello]]",
-        "[[command inProgress]]",
-        "[[filechange]]",
-        "[[mcp failed]]",
-        "[[unknown-item]]",
-    ] {
-        let told = sidecar.run(fail(before, &json!("usageLimitExceeded"), "no more")).await;
-        let error = told.failed();
-        assert_eq!(
-            (error.reason.as_str(), error.message.as_str()),
-            ("USAGE_LIMIT_EXCEEDED", "no more")
-        );
-        assert!(error.side_effects_possible, "{before}");
-        assert!(!error.retryable && error.retry_after.is_none());
-    }
-    // The thread is the context's all the same.
-    assert_eq!(sidecar.context("a").await.unwrap().turn_count, 6);
-    sidecar.say("a", "hello").await.completed();
-    sidecar.stop().await;
 }
 
 #[tokio::test]

@@ -31,41 +31,6 @@ async fn not_ready(sidecar: &Sidecar, reason: &str) -> String {
     .await
 }
 
-/// Row 11.
-#[tokio::test]
-async fn overload_is_waited_out_and_then_told_before_anything_has_begun() {
-    let sidecar = scripted::start().await;
-    scripted::set_faults(&sidecar, &json!({"overload": {"thread/start": 2, "turn/start": 2}}));
-    let first = sidecar.say("a", "hello").await;
-    assert_eq!(first.final_response(), "You said: hello (user messages so far: 1)");
-
-    for method in ["turn/start", "thread/start", "thread/resume"] {
-        if method == "thread/resume" {
-            // Only the next incarnation has to load it.
-            let pid = sidecar.workers().await[0].pid;
-            processes::signal(pid, Signal::KILL);
-            eventually("another worker", async || {
-                let worker = sidecar.workers().await.remove(0);
-                (worker.pid != pid && worker.state() == pb::WorkerState::Ready).then_some(())
-            })
-            .await;
-        }
-        scripted::set_faults(&sidecar, &json!({"overload": {method: 100_000}}));
-        let context = if method == "thread/start" { "b" } else { "a" };
-        let began = Instant::now();
-        let refused = sidecar.refused(prompt(context, "hello")).await;
-        refused.assert(Code::Unavailable, "WORKER_UNAVAILABLE");
-        assert!(refused.retry_after.is_some_and(|after| !after.is_zero()), "{refused:#?}");
-        assert!(refused.message.contains("overloaded"), "{refused:#?}");
-        assert!(began.elapsed() > Duration::from_millis(700), "{method}: it was not tried again");
-    }
-    scripted::set_faults(&sidecar, &json!({}));
-    let next = sidecar.say("a", "again").await;
-    assert_eq!(next.thread_id(), first.thread_id());
-    assert_eq!(next.final_response(), "You said: again (user messages so far: 2)");
-    sidecar.stop().await;
-}
-
 /// Row 12: a CLI that is missing, then too old, then crashing, then well, under one sidecar that is
 /// never touched.
 #[tokio::test]

@@ -6,21 +6,14 @@ use std::time::Duration;
 use crate::support;
 use crate::support::binary::Binary;
 use crate::support::{Client, Sidecar, eventually, processes, prompt, scripted};
-use codex_sidecar::config::Config;
 use codex_sidecar::pb;
-use codex_sidecar::pb::turn_event::Event;
 use rustix::process::Signal;
-use serde_json::json;
 
 /// The worker that runs a turn.
 async fn busy(client: &Client) -> pb::Worker {
     let workers = client.workers().await;
     let busy = workers.iter().find(|worker| worker.running_turns > 0);
     busy.unwrap_or_else(|| panic!("none runs a turn: {workers:#?}")).clone()
-}
-
-fn replaced_soon(config: &mut Config) {
-    config.pool.backoff_initial = Duration::from_millis(10);
 }
 
 /// Row 1, on the real CLI.
@@ -56,63 +49,6 @@ async fn a_killed_worker_fails_its_turn_alone_and_the_context_goes_on_with_its_t
     let place = workers.iter().find(|worker| worker.worker_id == victim.worker_id).unwrap();
     assert_eq!((place.generation, place.restarts), (2, 1));
     assert!(place.last_error.contains("signal 9"), "{place:#?}");
-    sidecar.stop().await;
-}
-
-/// Row 2: the caller learns nothing of a worker that died before it had the turn.
-#[tokio::test]
-async fn a_death_before_the_turn_was_written_is_not_seen_and_one_after_it_is_told() {
-    let sidecar = scripted::with(replaced_soon).await;
-    let death = json!({"signal": "KILL", "times": 1});
-    scripted::set_faults(&sidecar, &json!({"die_on": {"thread/start": death}}));
-    let first = sidecar.say("a", "hello").await;
-    assert_eq!(first.final_response(), "You said: hello (user messages so far: 1)");
-    assert_eq!(first.origin(), pb::ThreadOrigin::New);
-
-    // Its worker dies between two turns; the next one that loads the thread dies of it.
-    scripted::set_faults(&sidecar, &json!({"die_on": {"thread/resume": death}}));
-    processes::signal(sidecar.workers().await[0].pid, Signal::KILL);
-    let second = sidecar.say("a", "again").await;
-    assert_eq!(second.final_response(), "You said: again (user messages so far: 2)");
-    assert_eq!(second.thread_id(), first.thread_id());
-
-    // The worker had read the turn: nobody can say what it did with it.
-    scripted::set_faults(&sidecar, &json!({"crash": {"code": 3}}));
-    let lost = sidecar.say("a", "[[stderr-text no luck today]] [[die-before-answer 3]]").await;
-    let error = lost.failed();
-    assert_eq!(error.reason, "WORKER_LOST", "{error:#?}");
-    assert!(error.message.contains("exit status 3") && error.side_effects_possible, "{error:#?}");
-    let next = sidecar.say("a", "and again").await;
-    assert_eq!(next.thread_id(), first.thread_id());
-    sidecar.stop().await;
-}
-
-/// Rows 5 and 6.
-#[tokio::test]
-async fn unknown_requests_are_refused_and_garbage_is_skipped_until_it_is_too_much() {
-    let sidecar = scripted::with(replaced_soon).await;
-    let told = sidecar.say("a", "[[ask mystery/request {\"x\": 1}]]").await;
-    let response = told.final_response();
-    assert!(response.contains("mystery/request was refused"), "{response}");
-    let told = sidecar.say("a", "[[garbage 600]] [[say still here]]").await;
-    assert_eq!(told.final_response(), "still here");
-    assert_eq!(sidecar.workers().await[0].generation, 1);
-
-    // Another turn on the same worker goes with it, and both contexts go on.
-    let mut other = sidecar.begin(prompt("b", "[[say here]] [[wait 60s]]")).await;
-    // From its first words on its thread is on disk.
-    let is_item = |event: &Event| matches!(event, Event::AgentMessageDelta(_)).then_some(());
-    other.until("its first words", is_item).await;
-    let told = sidecar.say("a", "[[garbage 1200]] [[wait 60s]]").await;
-    for told in [told, other.rest().await] {
-        let error = told.failed();
-        assert_eq!(error.reason, "WORKER_LOST", "{error:#?}");
-        assert!(error.message.contains("lines that are no messages"), "{error:#?}");
-    }
-    for context in ["a", "b"] {
-        assert_eq!(sidecar.say(context, "hello").await.origin(), pb::ThreadOrigin::Resumed);
-    }
-    assert_eq!(sidecar.workers().await[0].generation, 2);
     sidecar.stop().await;
 }
 
@@ -214,93 +150,6 @@ async fn a_line_without_an_end_is_silence_and_takes_no_memory() {
     println!("resident {before} MiB before, at most {most} MiB meanwhile");
     assert!(most < before + 32, "{before} MiB before, {most} MiB meanwhile");
     assert_eq!(sidecar.say("a", "hello").await.thread_id(), told.thread_id());
-    sidecar.stop().await;
-}
-
-/// A line of which nobody can say whose it was is told to every turn of its worker, and ends none.
-#[tokio::test]
-async fn a_lost_line_of_nobody_is_told_to_all() {
-    let sidecar =
-        scripted::with(|config| config.worker.limits.peer.max_line_bytes = 64 << 10).await;
-    let mut other = sidecar.begin(prompt("b", "[[wait 60s]]")).await;
-    other.started().await;
-    let ask = "[[ask mystery/request {\"pad\": \"PAD\"}]]".replace("PAD", &"x".repeat(70_000));
-    // One that names its thread, and is answered although it can't be read.
-    let told = sidecar.say("a", &ask).await;
-    assert!(told.final_response().contains("mystery/request was refused"), "{told:#?}");
-    let lost: Vec<&str> = told.warnings().iter().map(|w| w.message.as_str()).collect();
-    assert!(lost.iter().any(|words| words.contains("a question, and was declined")), "{lost:#?}");
-    // One that is no message at all is told to every turn.
-    let told = sidecar.say("a", "[[garbage-line 70000]] [[say after it]]").await;
-    assert_eq!(told.final_response(), "after it");
-    let told_to_all = |told: &support::Told| {
-        let warnings = told.warnings();
-        warnings.iter().filter(|w| w.message.contains("can't be told which turn")).count()
-    };
-    assert_eq!(told_to_all(&told), 1, "{:#?}", told.warnings());
-    sidecar.interrupt(other.turn_id()).await.unwrap();
-    let other = other.rest().await;
-    assert_eq!(told_to_all(&other), 1, "{:#?}", other.warnings());
-    assert_eq!(other.warnings().len(), 1);
-    assert_eq!(sidecar.workers().await[0].generation, 1);
-    sidecar.stop().await;
-}
-
-/// The rest of row 7: the limit can be raised to 64 MiB, and then that passes.
-#[tokio::test]
-async fn a_line_of_64_mib_passes_where_that_is_the_limit() {
-    let sidecar =
-        scripted::with(|config| config.worker.limits.peer.max_line_bytes = 64 << 20).await;
-    let told = sidecar.say("a", "[[line 67108864]] [[say read]]").await;
-    assert_eq!(told.final_response(), "read");
-    assert_eq!(sidecar.workers().await[0].generation, 1);
-    sidecar.stop().await;
-}
-
-/// Row 8.
-#[tokio::test]
-async fn lines_and_characters_may_be_split_at_any_byte() {
-    let sidecar = scripted::start().await;
-    for size in [1, 2, 3, 7] {
-        let words = format!("[[split {size}]] [[say žluťoučký kůň 🐎 ✓ {size}]]");
-        let told = sidecar.say("a", &words).await;
-        assert_eq!(told.final_response(), format!("žluťoučký kůň 🐎 ✓ {size}"));
-    }
-    sidecar.stop().await;
-}
-
-/// Row 10.
-#[tokio::test]
-async fn a_worker_that_stops_reading_is_replaced() {
-    let sidecar = scripted::with(|config| {
-        replaced_soon(config);
-        config.worker.limits.peer.write_timeout = Duration::from_millis(300);
-    })
-    .await;
-    let contexts = ["a", "b", "c", "d"];
-    let mut threads = Vec::new();
-    for context in contexts {
-        threads.push(sidecar.say(context, "hello").await.thread_id().to_owned());
-    }
-    let mut deaf = sidecar.begin(prompt("a", "[[stop-reading]] [[wait 60s]]")).await;
-    deaf.started().await;
-    // More than a pipe holds.
-    let long = "x".repeat(900_000);
-    let turns = ["b", "c", "d"].map(|context| sidecar.say(context, &long));
-    let mut ended = futures::future::join_all(turns).await;
-    // It may have been waiting for a line when it stopped: then it takes that one, and the turn is over.
-    let is_over = |told: &support::Told| matches!(told.terminal(), Event::TurnCompleted(_));
-    if let Some(taken) = ended.iter().position(is_over) {
-        ended.remove(taken);
-    }
-    for told in ended.into_iter().chain([deaf.rest().await]) {
-        let error = told.failed();
-        assert_eq!(error.reason, "WORKER_LOST", "{error:#?}");
-        assert!(error.message.contains("did not read its standard input"), "{error:#?}");
-    }
-    for (context, thread) in contexts.into_iter().zip(&threads) {
-        assert_eq!(sidecar.say(context, "hello").await.thread_id(), thread);
-    }
     sidecar.stop().await;
 }
 

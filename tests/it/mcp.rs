@@ -1,13 +1,11 @@
 //! MCP servers of the CLI's own configuration: what callers are told of them, how long they are waited
 //! for, how they come back, and that none is left behind.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::support::binary::Binary;
-use crate::support::{
-    Client, Place, Sidecar, Told, ephemeral, eventually, processes, prompt, scripted,
-};
+use crate::support::{Client, Place, Sidecar, Told, ephemeral, eventually, processes, prompt};
 use codex_sidecar::pb;
 use codex_sidecar::pb::McpServerState::{Failed, Ready};
 use codex_sidecar::pb::item::Kind;
@@ -459,40 +457,6 @@ async fn a_thread_that_its_turn_did_not_wait_for_leaves_no_server() {
     assert_eq!(last.final_response(), "You said: again (user messages so far: 2)");
     let _place = sidecar.stop().await;
     servers.gone("slow").await;
-}
-
-#[tokio::test]
-async fn a_thread_that_is_loaded_too_late_is_asked_for_once_and_let_go() {
-    let sidecar = scripted::with(|config| {
-        config.worker.limits.request_timeout = Duration::from_secs(1);
-    })
-    .await;
-    let home = sidecar.place.codex_home();
-    std::fs::write(home.join("fake-log"), "").unwrap();
-    scripted::set_faults(&sidecar, &serde_json::json!({ "delays": { "thread/start": "2s" } }));
-    let refused = sidecar.refused(prompt("a", "hello")).await;
-    refused.assert(Code::Unavailable, "WORKER_UNAVAILABLE");
-    assert!(refused.message.contains("thread/start"), "{refused:#?}");
-    assert!(refused.retry_after.is_some(), "{refused:#?}");
-    let asked = async |method: &str| asked(&home, method);
-    eventually("thread/unsubscribe", async || {
-        (asked("thread/unsubscribe").await == 1).then_some(())
-    })
-    .await;
-    assert_eq!(asked("thread/start").await, 1);
-    // The worker serves on.
-    scripted::set_faults(&sidecar, &serde_json::json!({}));
-    sidecar.say("a", "hello").await.completed();
-    assert_eq!(sidecar.workers().await[0].restarts, 0);
-    let _place = sidecar.stop().await;
-}
-
-/// How often the scripted workers of this home were asked for a method.
-fn asked(home: &Path, method: &str) -> usize {
-    let files = std::fs::read_dir(home).unwrap().flatten().map(|entry| entry.path());
-    let logs = files.filter(|path| path.extension().is_some_and(|extension| extension == "log"));
-    let quoted = format!("\"method\":\"{method}\"");
-    logs.map(|log| std::fs::read_to_string(log).unwrap().matches(&quoted).count()).sum()
 }
 
 #[tokio::test]

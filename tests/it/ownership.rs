@@ -6,9 +6,7 @@ use std::time::Duration;
 
 use crate::support;
 use crate::support::binary::{self, Binary};
-use crate::support::{
-    PATIENCE, Sidecar, Told, Turn, eventually, processes, prompt, scripted, within,
-};
+use crate::support::{PATIENCE, Sidecar, Told, Turn, eventually, processes, prompt, within};
 use codex_sidecar::config::Config;
 use codex_sidecar::pb;
 use codex_sidecar::pb::item::Kind;
@@ -199,57 +197,6 @@ async fn a_goal_that_a_dead_worker_left_takes_no_turn_over() {
     });
     assert_eq!(completed.usage, last.last(), "{completed:?}");
     assert_quiet(&sidecar, "a", 3).await;
-    sidecar.stop().await;
-}
-
-#[tokio::test]
-async fn a_turn_that_nobody_asked_for_is_stopped_and_told_and_swallows_none() {
-    let grace = Duration::from_millis(500);
-    let sidecar = scripted::with(|config| config.timeouts.interrupt_grace = grace).await;
-    for (context, manner, stopped) in [
-        ("one", "[[unasked]]", 1),
-        ("three", "[[unasked 3]]", 3),
-        // Codex says that it is over, and takes the next turn as steering of it.
-        ("over", "[[unasked-told-over]]", 1),
-        // No interruption ends it: the thread is loaded anew.
-        ("deaf", "[[unasked-deaf]]", 1),
-    ] {
-        let first = sidecar.say(context, &format!("{manner} [[say first]]")).await;
-        assert_eq!(first.final_response(), "first", "{context}");
-        let mut told = sidecar.say(context, "[[usage 7 3]] hello").await;
-        let said = "You said: [[usage 7 3]] hello (user messages so far: 2)";
-        assert_eq!(told.final_response(), said, "{context}");
-        // What nobody asked for is not charged to the turn.
-        assert!(told.completed().usage.is_some(), "{context}: {:#?}", told.events);
-        assert_eq!(total(told.completed().usage.as_ref()), 10, "{context}");
-        let mut count = warnings(&told, "UNOWNED_TURN_STOPPED");
-        while count < stopped {
-            // The others were begun one after the other, and may be told later.
-            told = sidecar.say(context, "and now?").await;
-            count += warnings(&told, "UNOWNED_TURN_STOPPED");
-        }
-        assert_eq!((count, told.thread_id()), (stopped, first.thread_id()), "{context}");
-        let last = sidecar.say(context, "hello").await;
-        assert_eq!(warnings(&last, "UNOWNED_TURN_STOPPED"), 0, "{context}: told once");
-        assert_eq!(sidecar.counts().await.running_turns, 0);
-    }
-    assert_eq!(sidecar.workers().await[0].generation, 1, "the worker was not given up");
-    sidecar.stop().await;
-}
-
-#[tokio::test]
-async fn a_worker_that_does_not_end_what_nobody_asked_for_is_given_up() {
-    let sidecar = scripted::start().await;
-    // On a thread that nobody knows: neither an interruption nor unloading it helps.
-    let first = sidecar.say("a", "[[stray]] [[say first]]").await;
-    eventually("another worker", async || {
-        let worker = sidecar.workers().await.remove(0);
-        (worker.generation == 2 && worker.state() == pb::WorkerState::Ready).then_some(())
-    })
-    .await;
-    let next = sidecar.say("a", "hello").await;
-    assert_eq!(next.thread_id(), first.thread_id());
-    assert_eq!(next.final_response(), "You said: hello (user messages so far: 2)");
     sidecar.stop().await;
 }
 

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::support;
-use crate::support::{Sidecar, Told, ephemeral, prompt, scripted, text};
+use crate::support::{Sidecar, Told, ephemeral, prompt, text};
 use codex_sidecar::config::ToolDefaults;
 use codex_sidecar::model::options::ThreadOptions;
 use codex_sidecar::pb;
@@ -190,22 +190,6 @@ async fn the_deltas_of_a_message_give_its_text_as_it_streams() {
 
 #[tokio::test]
 async fn what_the_contract_has_no_name_for_is_passed_on() {
-    // An item of a newer CLI.
-    let sidecar = scripted::start().await;
-    let told = sidecar.say("unknown", "[[unknown-item]] [[say done]]").await;
-    assert_eq!(told.final_response(), "done");
-    let (id, unknown) = told.item("an unknown item", |kind| match kind {
-        Kind::Unknown(item) => Some(item),
-        _ => None,
-    });
-    let json: Value = serde_json::from_str(&unknown.json).unwrap();
-    assert_eq!(
-        (json["type"].as_str(), json["id"].as_str()),
-        (Some(unknown.r#type.as_str()), Some(id))
-    );
-    assert_eq!(unknown.r#type, "hologram");
-    sidecar.stop().await;
-
     let sidecar = Sidecar::start().await;
     let told = sidecar.say("unknown", "hello").await;
 
@@ -911,24 +895,70 @@ async fn what_codex_asks_is_declined_and_the_turn_goes_on() {
     assert_eq!(resolved.request_id, raised.request_id);
     assert_eq!(resolved.resolution(), pb::RequestResolution::Declined);
 
-    // A function that the caller lent, and that nobody answers for.
+    sidecar.stop().await;
+}
+
+#[tokio::test]
+async fn a_function_that_is_lent_is_answered_for_by_who_lends_it() {
+    let sidecar = Sidecar::start().await;
     let lent = pb::DynamicTool {
         name: "lookup".into(),
         description: "Looks something up".into(),
         input_schema: r#"{"type": "object", "properties": {"key": {"type": "string"}}}"#.into(),
     };
-    let request =
-        with_options(prompt("b", r#"[[tool lookup {"key": "x"}]] [[say went on]]"#), |options| {
-            options.dynamic_tools = vec![lent]
+    let lending = |context: &str| {
+        let words = r#"[[tool lookup {"key": "x"}]] [[say went on]]"#;
+        with_options(prompt(context, words), |options| options.dynamic_tools = vec![lent.clone()])
+    };
+    let resolution = |told: &Told| {
+        let resolved = told.all().find_map(|event| match event {
+            Event::RequestResolved(resolved) => Some(resolved.resolution()),
+            _ => None,
         });
-    let told = sidecar.run(request).await;
-    assert_eq!(told.final_response(), "went on");
-    let (_, call) = told.item("dynamic_tool_call", |kind| match kind {
-        Kind::DynamicToolCall(call) => Some(call),
-        _ => None,
-    });
+        resolved.expect("what is settled is told")
+    };
+    let call_of = |told: &Told| {
+        let (_, call) = told.item("dynamic_tool_call", |kind| match kind {
+            Kind::DynamicToolCall(call) => Some(call),
+            _ => None,
+        });
+        call.clone()
+    };
+
+    let mut turn = sidecar.begin(lending("a")).await;
+    let asked = turn
+        .until("request_raised", |event| match event {
+            Event::RequestRaised(pb::RequestRaised { request }) => request.clone(),
+            _ => None,
+        })
+        .await;
+    let Some(pb::codex_request::Kind::ToolCall(call)) = &asked.kind else { panic!("{asked:#?}") };
     assert_eq!(call.tool, "lookup");
     assert_eq!(serde_json::from_str::<Value>(&call.arguments_json).unwrap()["key"], "x");
+    let text = pb::tool_content::Content::Text("found it".into());
+    let content = vec![pb::ToolContent { content: Some(text) }];
+    let answer = pb::ToolCallAnswer { content: content.clone(), success: true };
+    let answer = pb::AnswerRequestRequest {
+        turn_id: turn.turn_id().to_owned(),
+        request_id: asked.request_id,
+        answer: Some(pb::answer_request_request::Answer::ToolCall(answer)),
+    };
+    sidecar.codex().answer_request(answer).await.unwrap();
+    let told = turn.rest().await;
+    assert_eq!(told.final_response(), "went on");
+    assert_eq!(resolution(&told), pb::RequestResolution::Answered);
+    let call = call_of(&told);
+    assert_eq!((call.status(), call.success), (pb::DynamicToolCallStatus::Completed, Some(true)));
+    assert_eq!(call.content, content);
+
+    // Nobody answers for it.
+    let mut unanswered = lending("b");
+    unanswered.turn_options.get_or_insert_default().answer_timeout =
+        Some(prost_types::Duration { seconds: 1, nanos: 0 });
+    let told = sidecar.run(unanswered).await;
+    assert_eq!(told.final_response(), "went on");
+    assert_eq!(resolution(&told), pb::RequestResolution::TimedOut);
+    let call = call_of(&told);
     assert_eq!((call.status(), call.success), (pb::DynamicToolCallStatus::Failed, Some(false)));
     sidecar.stop().await;
 }

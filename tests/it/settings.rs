@@ -1,15 +1,13 @@
 //! What a turn may do: no more than it asked for, whatever an earlier turn or the configuration has,
 //! and what Codex says that came into force is held against it.
 
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::Path;
 
-use crate::support::{Place, Sidecar, Told, processes, prompt, scripted};
+use crate::support::{Place, Sidecar, Told, processes, prompt};
 use codex_sidecar::config::ToolDefaults;
 use codex_sidecar::model::options::ThreadOptions;
 use codex_sidecar::pb;
 use codex_sidecar::pb::item::Kind;
-use serde_json::{Value, json};
 use tonic::Code;
 
 fn asking(
@@ -304,184 +302,6 @@ async fn the_server_tells_whether_settings_are_verified() {
     let real = Sidecar::start().await;
     assert!(real.info().await.settings_verified);
     real.stop().await;
-    let place = Place::new();
-    set_faults(&place, &json!({ "tells_no_settings": true }));
-    let old = scripted_in(place).await;
-    assert!(!old.info().await.settings_verified);
-    // Its turns run, with whatever they ask for.
-    use pb::SandboxMode::{DangerFullAccess, ReadOnly};
-    for sandbox in [ReadOnly, DangerFullAccess, ReadOnly] {
-        let told = old.run(never("a", "[[show /sandboxPolicy/type]]", sandbox)).await;
-        let expected = if sandbox == ReadOnly { "readOnly" } else { "dangerFullAccess" };
-        assert_eq!(told.final_response().trim_matches('"'), expected);
-    }
-    let refused = old.refused(under("b", "hello", ":workspace")).await;
-    refused.assert(Code::FailedPrecondition, "CODEX_REFUSED");
-    old.stop().await;
-}
-
-#[tokio::test]
-async fn more_than_was_asked_is_interrupted_before_anything_is_told() {
-    use pb::SandboxMode::{ReadOnly, WorkspaceWrite};
-    let sidecar = scripted::start().await;
-    assert!(sidecar.info().await.settings_verified);
-    sidecar.run(never("a", "hello", ReadOnly)).await;
-    let wider: [(&str, Value); 4] = [
-        ("danger-full-access", json!({ "sandboxPolicy": { "type": "dangerFullAccess" } })),
-        ("on-request", json!({ "approvalPolicy": "on-request" })),
-        ("hologram", json!({ "sandboxPolicy": { "type": "hologram" } })),
-        ("elsewhere", json!({ "cwd": "/elsewhere" })),
-    ];
-    for (what, imposed) in wider {
-        scripted::set_faults(&sidecar, &json!({ "imposes": { "turn/start": imposed } }));
-        for context in ["a", "new"] {
-            let words = "[[say first]] [[ask item/tool/requestUserInput]] [[hang]]";
-            let told = sidecar.run(never(context, words, WorkspaceWrite)).await;
-            let error = told.failed();
-            assert_eq!(error.reason, "SETTINGS_NOT_APPLIED", "{what}: {error:#?}");
-            assert!(error.message.contains(what), "{what}: {error:#?}");
-            assert!(!error.retryable, "{error:#?}");
-            let kinds = told.kinds();
-            assert_eq!(kinds, ["thread_started", "turn_started", "turn_failed"], "{what}");
-        }
-        // The thread is good again once Codex does what it is asked.
-        scripted::set_faults(&sidecar, &json!({}));
-        for context in ["a", "new"] {
-            let told = sidecar.run(never(context, "[[say fine]]", WorkspaceWrite)).await;
-            assert_eq!(told.final_response(), "fine", "{what}");
-        }
-    }
-    // Less than was asked is no harm.
-    let less = json!({ "sandboxPolicy": { "type": "readOnly", "networkAccess": false } });
-    scripted::set_faults(&sidecar, &json!({ "imposes": { "turn/start": less } }));
-    let told = sidecar.run(never("a", "[[say fine]]", WorkspaceWrite)).await;
-    assert_eq!(told.final_response(), "fine");
-    sidecar.stop().await;
-}
-
-#[tokio::test]
-async fn a_turn_that_ended_before_it_could_be_interrupted_has_failed_all_the_same() {
-    let sidecar = scripted::start().await;
-    let imposed = json!({ "sandboxPolicy": { "type": "dangerFullAccess" } });
-    scripted::set_faults(&sidecar, &json!({ "imposes": { "turn/start": imposed } }));
-    let request = never("a", "[[early]] [[command]] [[say done]]", pb::SandboxMode::ReadOnly);
-    let told = sidecar.run(request).await;
-    let error = told.failed();
-    assert_eq!((error.reason.as_str(), error.retryable), ("SETTINGS_NOT_APPLIED", false));
-    assert!(error.side_effects_possible, "a command had begun: {error:#?}");
-    assert_eq!(told.kinds(), ["thread_started", "turn_started", "turn_failed"]);
-    sidecar.stop().await;
-}
-
-#[tokio::test]
-async fn a_thread_that_has_too_much_is_loaded_anew_once_and_then_refused() {
-    use pb::SandboxMode::ReadOnly;
-    let sidecar = scripted::start().await;
-    std::fs::write(sidecar.place.codex_home().join("fake-log"), "").unwrap();
-    let requests = |method: &str| log_of(&sidecar).iter().filter(|line| *line == method).count();
-    // Kept: its rollout is what is resumed below.
-    sidecar.run(never("old", "hello", pb::SandboxMode::DangerFullAccess)).await;
-    let deaf = json!({ "sandbox": "danger-full-access" });
-    scripted::set_faults(
-        &sidecar,
-        &json!({ "imposes": { "thread/start": deaf, "thread/resume": deaf } }),
-    );
-    let (starts, resumes, turns) =
-        (requests("thread/start"), requests("thread/resume"), requests("turn/start"));
-    for (context, what) in [("new", "danger-full-access"), ("old", "danger-full-access")] {
-        let refused = sidecar.refused(never(context, "hello", ReadOnly)).await;
-        refused.assert(Code::FailedPrecondition, "SETTINGS_NOT_APPLIED");
-        assert!(refused.message.contains(what), "{refused:#?}");
-    }
-    assert_eq!(requests("turn/start"), turns, "a turn was started");
-    assert_eq!(requests("thread/resume"), resumes + 2, "loaded, and loaded anew once");
-    // Beside the two of the new context one that asks what the defaults are.
-    assert_eq!(requests("thread/start"), starts + 3);
-    // Nothing is bound by a refusal, and nothing is lost by it.
-    assert!(sidecar.context("new").await.is_err());
-    scripted::set_faults(&sidecar, &json!({}));
-    let told = sidecar.run(never("old", "again", ReadOnly)).await;
-    assert!(told.final_response().ends_with("(user messages so far: 2)"));
-    sidecar.stop().await;
-}
-
-#[tokio::test]
-async fn a_turn_that_asks_for_less_gets_its_thread_loaded_anew_with_the_least() {
-    use pb::SandboxMode::{DangerFullAccess, ReadOnly, WorkspaceWrite};
-    let sidecar = scripted::start().await;
-    std::fs::write(sidecar.place.codex_home().join("fake-log"), "").unwrap();
-    let elsewhere = sidecar.place.path().join("elsewhere");
-    std::fs::create_dir(&elsewhere).unwrap();
-    let also_elsewhere = || {
-        asking(never("a", "hello", WorkspaceWrite), |options| {
-            options.additional_directories = vec![elsewhere.display().to_string()];
-        })
-    };
-    let asked = |policy: pb::ApprovalPolicy| {
-        asking(never("a", "hello", ReadOnly), |options| options.set_approval_policy(policy))
-    };
-    let turns = [
-        ("the first", false, never("a", "hello", ReadOnly)),
-        ("the same", false, never("a", "hello", ReadOnly)),
-        ("more", false, never("a", "hello", WorkspaceWrite)),
-        ("a directory more", false, also_elsewhere()),
-        ("a directory less", true, never("a", "hello", WorkspaceWrite)),
-        ("all", false, never("a", "hello", DangerFullAccess)),
-        ("less than all", true, also_elsewhere()),
-        ("the least", true, never("a", "hello", ReadOnly)),
-        ("another policy", true, asked(pb::ApprovalPolicy::OnRequest)),
-        ("and back", true, asked(pb::ApprovalPolicy::Never)),
-    ];
-    let mut seen = 0;
-    for (what, anew, request) in turns {
-        sidecar.run(request).await;
-        let requests = requests_of(&sidecar);
-        let resumed: Vec<&Value> =
-            requests[seen..].iter().filter(|line| line["method"] == "thread/resume").collect();
-        assert_eq!(resumed.len(), usize::from(anew), "{what}: {:#?}", &requests[seen..]);
-        for resume in resumed {
-            let turn = requests.last().expect("turn/start");
-            assert_eq!(resume["params"]["sandbox"], "read-only", "{what}");
-            let policy = |line: &Value| line["params"]["approvalPolicy"].clone();
-            assert_eq!(policy(resume), policy(turn), "{what}");
-        }
-        seen = requests.len();
-    }
-    sidecar.stop().await;
-}
-
-/// The methods that the scripted workers were asked, in order.
-fn log_of(sidecar: &Sidecar) -> Vec<String> {
-    let requests = requests_of(sidecar).into_iter();
-    requests.filter_map(|line| line["method"].as_str().map(str::to_owned)).collect()
-}
-
-/// What the scripted workers read, in order.
-fn requests_of(sidecar: &Sidecar) -> Vec<Value> {
-    let entries = std::fs::read_dir(sidecar.place.codex_home()).unwrap();
-    let logs = entries.map(|entry| entry.unwrap().path()).filter(|path: &PathBuf| {
-        let name = path.file_name().unwrap().to_string_lossy();
-        name.starts_with("fake-") && name.ends_with(".log")
-    });
-    let lines: Vec<String> = logs
-        .flat_map(|path| {
-            let text = std::fs::read_to_string(path).unwrap();
-            text.lines().map(str::to_owned).collect::<Vec<_>>()
-        })
-        .collect();
-    lines.iter().filter_map(|line| serde_json::from_str(line).ok()).collect()
-}
-
-fn set_faults(place: &Place, faults: &Value) {
-    std::fs::write(place.codex_home().join("fake.json"), faults.to_string()).unwrap();
-}
-
-async fn scripted_in(place: Place) -> Sidecar {
-    Sidecar::in_place(place, |_, config| {
-        config.codex_path = Some(scripted::fake_cli().to_owned());
-        config.pool.backoff_initial = Duration::from_millis(10);
-    })
-    .await
 }
 
 // ---- Instructions and summaries ----

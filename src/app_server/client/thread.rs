@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::app_server::baseline::{Baseline, approval_policy, asks_for_access};
 use crate::app_server::client::Client;
-use crate::app_server::decode;
+use crate::app_server::decode::CodexThread;
 use crate::app_server::mcp;
 use crate::app_server::peer::RequestError;
 use crate::app_server::settings::{self, Settings};
@@ -335,8 +335,12 @@ impl Client {
     /// # Errors
     /// See [`RequestError`].
     pub async fn thread_parent(&self, thread_id: &str) -> Result<Option<String>, RequestError> {
-        let read: decode::ThreadRead = self.read(thread_id).await?;
-        Ok(read.parent())
+        #[derive(Deserialize)]
+        struct Read {
+            thread: CodexThread,
+        }
+        let Read { thread } = self.read(thread_id).await?;
+        Ok(thread.parent())
     }
 
     async fn read<A: for<'a> Deserialize<'a>>(&self, thread_id: &str) -> Result<A, RequestError> {

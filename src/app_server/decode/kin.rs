@@ -9,7 +9,7 @@ use super::News;
 /// A thread.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct CodexThread {
+pub(in crate::app_server) struct CodexThread {
     id: String,
     parent_thread_id: Option<String>,
     #[serde(default)]
@@ -18,25 +18,12 @@ struct CodexThread {
 
 impl CodexThread {
     /// The thread of the agent that made this one.
-    fn parent(&self) -> Option<String> {
+    pub(in crate::app_server) fn parent(&self) -> Option<String> {
         let spawned_by = || {
             let parent = self.source.pointer("/subAgent/thread_spawn/parent_thread_id")?;
             parent.as_str().map(str::to_owned)
         };
         self.parent_thread_id.clone().or_else(spawned_by)
-    }
-}
-
-/// The answer to `thread/read`, as far as it tells of a parent.
-#[derive(Debug, Clone, Deserialize)]
-pub struct ThreadRead {
-    thread: CodexThread,
-}
-
-impl ThreadRead {
-    /// The thread of the agent that made this one.
-    pub fn parent(&self) -> Option<String> {
-        self.thread.parent()
     }
 }
 

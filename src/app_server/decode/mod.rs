@@ -32,7 +32,7 @@ use crate::model::question::Question;
 use failure::CodexTurnError;
 use parts::Parts;
 
-pub use kin::ThreadRead;
+pub(super) use kin::CodexThread;
 pub(super) use question::decline;
 pub use skipped::{LostNews, skipped};
 

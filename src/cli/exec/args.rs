@@ -9,7 +9,6 @@ use std::path::PathBuf;
 
 use clap::builder::PossibleValuesParser;
 
-/// Arguments of `exec`.
 #[derive(Debug, Clone, Default, PartialEq, clap::Parser)]
 #[command(
     name = "codex-sidecar exec",

@@ -16,7 +16,6 @@ use super::words::show_error;
 use super::{INTERRUPTED, json};
 use crate::pb;
 
-/// Arguments of `run`.
 #[derive(Debug, clap::Args)]
 #[command(group(clap::ArgGroup::new("thread-choice").required(true).multiple(true)
     .args(["context", "thread", "ephemeral"])))]
@@ -91,7 +90,6 @@ pub(super) struct RunArgs {
     prompt: String,
 }
 
-/// Runs `run`.
 pub(super) async fn run(args: RunArgs) -> CommandResult {
     let request = request::of(&args)?;
     let caller = client::connect(&args.addr.addr).await?;

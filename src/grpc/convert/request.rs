@@ -12,6 +12,7 @@ use super::{Faults, image_url, show};
 use crate::grpc::limits::RequestLimits;
 use crate::model::id::{ContextKey, Tenant, ThreadId};
 use crate::model::options::ToolDefaults;
+use crate::model::question::Answer;
 use crate::model::refusal::Refusal;
 use crate::model::request::{RequestId, TurnRequest, UserInput};
 use crate::pb;
@@ -171,6 +172,28 @@ pub fn user_inputs(
     let mut faults = Faults::default();
     let inputs = inputs_of(inputs, limits, &mut faults);
     faults.or_refuse(inputs)
+}
+
+/// Validates the fields `request_id` and `answer`. Whether the answer is of the kind that was asked for
+/// only the turn knows.
+pub fn answer(request_id: String, answer: Option<Answer>) -> Result<(String, Answer), Refusal> {
+    let mut faults = Faults::default();
+    if request_id.is_empty() {
+        faults.add("request_id", "is empty; request_raised names it");
+    }
+    if let Some(Answer::ToolCall(pb::ToolCallAnswer { content, success: _ })) = &answer {
+        for (index, pb::ToolContent { content }) in content.iter().enumerate() {
+            if content.is_none() {
+                let field = format!("tool_call.content[{index}]");
+                faults.add(field, "is empty; give a text, an image_url or an audio_url");
+            }
+        }
+    }
+    let Some(answer) = answer else {
+        faults.add("answer", "is not set; give the one that the kind of the request names");
+        return Err(Refusal::InvalidInput(faults.0));
+    };
+    faults.or_refuse((request_id, answer))
 }
 
 fn request_id_of(id: String, rest: &pb::RunTurnRequest, faults: &mut Faults) -> Option<RequestId> {

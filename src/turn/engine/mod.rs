@@ -1,23 +1,23 @@
 //! Drives turns: from a validated request to the one terminal event.
 //!
-//! The engine owns the order of things: lane, place, thread, worker, `turn/start`, events, end. It
-//! runs one task per turn, which ends only after the turn's log has ended, whatever happens. It
-//! never blocks on a reader, and it gives a turn's place, thread and worker back before it says that
+//! The engine runs one task per turn, a [`driver::Driver`], which does what the turn's machine says
+//! (see [`crate::turn::machine`]) and ends only after the turn's log has ended, whatever happens. It
+//! never blocks on a reader, and it gives a turn's slot, thread and worker back before it says that
 //! the turn is over, so that whoever reads that may start the next one at once.
 
+mod acts;
+mod asks;
+mod driver;
 mod open;
-mod owned;
-mod pump;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-use crate::model::event::{Event, InterruptReason, Usage};
+use crate::model::event::{InterruptReason, Usage};
 use crate::model::failure::{FailureReason, TurnError};
 use crate::model::id::{ThreadId, TurnId};
 use crate::model::outcome::Outcome;
@@ -30,11 +30,12 @@ use crate::turn::admission::{Admission, QueuePosition, Ticket};
 use crate::turn::claims::RequestIdUse;
 use crate::turn::contexts::Contexts;
 use crate::turn::timeouts::Timeouts;
-use crate::turn::turn::{Caller, Phase, Turn};
+use crate::turn::turn::{Caller, Mailbox, Phase, Turn};
 use crate::turn::turns::Turns;
 use crate::turn::workspace;
-use crate::worker::Worker;
 use crate::worker::thread::{LoadedThread, Workspace};
+
+use driver::Driver;
 
 /// How the engine behaves.
 #[derive(Debug, Clone)]
@@ -44,9 +45,6 @@ pub struct EngineSettings {
     /// The clocks of turns.
     pub timeouts: Timeouts,
 }
-
-/// How often a turn that Codex has not taken yet is tried on another worker.
-const OPEN_ATTEMPTS: u32 = 3;
 
 /// How far a drain is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,138 +68,6 @@ pub struct Engine {
     settings: EngineSettings,
     drain: watch::Sender<DrainState>,
     pub(super) tasks: TaskTracker,
-}
-
-/// Why a turn is being stopped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Cause {
-    Asked(InterruptReason),
-    TurnTimeout,
-    IdleTimeout,
-    // More came into force than was asked.
-    SettingsNotApplied,
-    Budget,
-}
-
-/// When a turn must be over; absent clocks never strike.
-#[derive(Debug)]
-struct Clocks {
-    turn_timeout: Option<Duration>,
-    turn_deadline: Option<Instant>,
-    idle_timeout: Option<Duration>,
-    // No clock, but it stops a turn like one.
-    max_total_tokens: Option<u64>,
-    stop: watch::Receiver<Option<InterruptReason>>,
-}
-
-impl Clocks {
-    fn start(request: &TurnRequest, stop: watch::Receiver<Option<InterruptReason>>) -> Clocks {
-        let turn_timeout = request.turn_options.turn_timeout;
-        Clocks {
-            turn_timeout,
-            turn_deadline: turn_timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
-            idle_timeout: request.turn_options.idle_timeout,
-            max_total_tokens: request.turn_options.max_total_tokens.map(u64::from),
-            stop,
-        }
-    }
-
-    /// Waits until the turn must stop. Before it was handed to Codex there is no progress to miss.
-    async fn strike(&mut self, last_progress: Option<Instant>) -> Cause {
-        let idle_deadline = self.idle_deadline(last_progress);
-        tokio::select! {
-            biased;
-            reason = stopped(&mut self.stop) => Cause::Asked(reason),
-            () = until(self.turn_deadline) => Cause::TurnTimeout,
-            () = until(idle_deadline) => Cause::IdleTimeout,
-        }
-    }
-
-    /// As [`Clocks::strike`], if it must stop now.
-    fn has_struck(&self, last_progress: Option<Instant>) -> Option<Cause> {
-        let now = Instant::now();
-        let is_over = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
-        if let Some(reason) = *self.stop.borrow() {
-            Some(Cause::Asked(reason))
-        } else if is_over(self.turn_deadline) {
-            Some(Cause::TurnTimeout)
-        } else if is_over(self.idle_deadline(last_progress)) {
-            Some(Cause::IdleTimeout)
-        } else {
-            None
-        }
-    }
-
-    fn idle_deadline(&self, last_progress: Option<Instant>) -> Option<Instant> {
-        last_progress?.checked_add(self.idle_timeout?)
-    }
-
-    /// What becomes of a turn that had to stop for this.
-    fn outcome(
-        &self,
-        cause: Cause,
-        (usage, thread_usage): (Usage, Usage),
-        side_effects_possible: bool,
-    ) -> Outcome {
-        let show = |timeout: Option<Duration>| {
-            humantime::format_duration(timeout.unwrap_or_default()).to_string()
-        };
-        let (reason, message) = match cause {
-            Cause::Asked(reason) => {
-                return Outcome::Interrupted { reason, usage, thread_usage };
-            }
-            Cause::TurnTimeout => {
-                let timeout = show(self.turn_timeout);
-                let message = format!("the turn was not over within its turn_timeout of {timeout}");
-                (FailureReason::TurnTimeout, message)
-            }
-            Cause::IdleTimeout => {
-                let timeout = show(self.idle_timeout);
-                let message =
-                    format!("the turn made no progress for its idle_timeout of {timeout}");
-                (FailureReason::IdleTimeout, message)
-            }
-            Cause::SettingsNotApplied => {
-                let message = "Codex gave the turn more rights than it asked for".to_owned();
-                (FailureReason::SettingsNotApplied, message)
-            }
-            Cause::Budget => {
-                let (used, most) =
-                    (usage.total_tokens(), self.max_total_tokens.unwrap_or_default());
-                let message = format!(
-                    "the turn used {used} tokens, more than its max_total_tokens of {most}"
-                );
-                (FailureReason::BudgetExceeded, message)
-            }
-        };
-        let error = TurnError {
-            // What was too long, too dear, or given too much, would be so again; a silent provider
-            // may be back.
-            retryable: cause == Cause::IdleTimeout,
-            side_effects_possible,
-            ..TurnError::new(reason, message)
-        };
-        Outcome::Failed { error, usage, thread_usage }
-    }
-}
-
-/// Sleeps until then, or for ever.
-async fn until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Waits for a request to stop.
-async fn stopped(stop: &mut watch::Receiver<Option<InterruptReason>>) -> InterruptReason {
-    // Copied out: the watch's guard must not live across an await.
-    let reason = stop.wait_for(Option::is_some).await.map(|reason| *reason);
-    match reason {
-        Ok(reason) => reason.unwrap_or(InterruptReason::InterruptRequested),
-        // The turn outlives its engine's task.
-        Err(_) => std::future::pending().await,
-    }
 }
 
 impl Engine {
@@ -290,10 +156,10 @@ impl Engine {
         if self.is_draining() {
             return Err(Refusal::Draining { retry_after: Duration::from_secs(1) });
         }
-        let turn = Turn::new(&request, Arc::clone(self.turns.retained()));
+        let (turn, mailbox) = Turn::new(&request, Arc::clone(self.turns.retained()));
         let ticket = self.admission.admit(&turn.tenant, turn.lane.clone(), request.busy_policy)?;
         if *ticket.position().borrow() == QueuePosition::Running {
-            turn.set_phase(Phase::Opening);
+            turn.set_phase(Phase::Running);
         }
         // Before the engine starts: a turn without a caller would be interrupted at once.
         let caller = turn.join();
@@ -302,7 +168,7 @@ impl Engine {
             claim.settle(&turn);
         }
         let workspace = Arc::new(workspace);
-        self.tasks.spawn(Arc::clone(self).drive(turn, request, workspace, ticket));
+        self.tasks.spawn(Arc::clone(self).drive(turn, mailbox, request, workspace, ticket));
         Ok(caller)
     }
 
@@ -310,12 +176,9 @@ impl Engine {
     ///
     /// # Errors
     /// What is wrong with an image; [`Refusal::NotSteerable`] when it waits, has ended, or Codex can't.
-    pub async fn steer(&self, turn: &Arc<Turn>, inputs: &[UserInput]) -> Result<String, Refusal> {
-        workspace::check_images(inputs).await?;
-        let refused = |cause: String| Refusal::NotSteerable { turn_id: turn.id.clone(), cause };
-        let live = turn.live().await.map_err(|cause| refused(cause.to_owned()))?;
-        let steered = live.worker.steer_turn(&live.thread_id, &live.codex_turn_id, inputs).await;
-        steered.map(|()| live.codex_turn_id).map_err(|error| refused(error.to_string()))
+    pub async fn steer(&self, turn: &Turn, inputs: Vec<UserInput>) -> Result<String, Refusal> {
+        workspace::check_images(&inputs).await?;
+        turn.steer(inputs).await
     }
 
     /// Steers the running turn of the request's context and joins it; `None` where there is none.
@@ -325,7 +188,7 @@ impl Engine {
         let Some(key) = &request.context else { return Ok(None) };
         while let Some(turn) = self.turns.running_of(key) {
             let caller = turn.join();
-            match self.steer(&turn, &request.inputs).await {
+            match self.steer(&turn, request.inputs.clone()).await {
                 Ok(_) => return Ok(Some(caller)),
                 // It ended meanwhile: the next one, or a turn of our own.
                 Err(refusal) => {
@@ -403,83 +266,29 @@ impl Engine {
     async fn drive(
         self: Arc<Engine>,
         turn: Arc<Turn>,
+        mut mailbox: Mailbox,
         request: Arc<TurnRequest>,
         workspace: Arc<Workspace>,
         ticket: Ticket,
     ) {
         // However this task ends, the log ends.
-        let _ended = EndGuard { engine: &self, turn: &turn };
-        let mut outcome = self.run_to_outcome(&turn, &request, &workspace, &ticket).await;
+        let _ended = EndOnDrop { engine: &self, turn: &turn };
+        let driver = Driver::new(Arc::clone(&self), Arc::clone(&turn), request, workspace);
+        let outcome = driver.run(&mut mailbox, &ticket).await;
         turn.set_phase(Phase::Over);
         drop(ticket);
-        if let (true, Outcome::Completed { final_response, .. }) =
-            (request.turn_options.omit_final_response, &mut outcome)
-        {
-            final_response.clear();
-        }
         turn.log.end(outcome);
-    }
-
-    async fn run_to_outcome(
-        self: &Arc<Engine>,
-        turn: &Arc<Turn>,
-        request: &Arc<TurnRequest>,
-        workspace: &Arc<Workspace>,
-        ticket: &Ticket,
-    ) -> Outcome {
-        let mut stop = turn.stop_requests();
-        if let Err(reason) = wait_for_place(turn, ticket, &mut stop).await {
-            let (usage, thread_usage) = (Usage::default(), Usage::default());
-            return Outcome::Interrupted { reason, usage, thread_usage };
-        }
-        turn.set_phase(Phase::Opening);
-        let mut clocks = Clocks::start(request, stop);
-        for attempt in 1.. {
-            let mut opening = self.start_opening(request, workspace);
-            let opened = tokio::select! {
-                biased;
-                cause = clocks.strike(None) => {
-                    return clocks.outcome(cause, Default::default(), false);
-                }
-                opened = opening.opened() => opened,
-            };
-            let lost = match opened {
-                Ok(opened) => {
-                    match self.run_opened(turn, request, workspace, opened, &mut clocks).await {
-                        Ok(outcome) => return outcome,
-                        Err(pump::NeverBegan(cause)) => cause,
-                    }
-                }
-                Err(open::OpenError::Refused(refusal)) => return Outcome::Refused(refusal),
-                Err(open::OpenError::Lost(cause)) => cause,
-            };
-            if attempt >= OPEN_ATTEMPTS {
-                let retry_after = Duration::from_secs(1);
-                return Outcome::Refused(Refusal::WorkerUnavailable { cause: lost, retry_after });
-            }
-            tracing::info!(turn = %turn.id, attempt, cause = lost, "the worker was lost before the turn began");
-        }
-        Outcome::Refused(Refusal::Internal("no attempt was made".to_owned()))
-    }
-
-    /// Kills a worker that answers nothing at all within the interrupt grace. One that does may just
-    /// be slow with what it was asked, and serves others.
-    async fn replace_if_silent(&self, worker: &Worker, cause: &str) {
-        if worker.ping(self.settings.timeouts.interrupt_grace).await.is_err() {
-            worker.kill(cause);
-            worker.exited().await;
-        }
     }
 }
 
 /// Ends the log of a turn whose task ended without doing so, which only a fault of ours can bring
 /// about, and files the turn as ended.
-struct EndGuard<'a> {
+struct EndOnDrop<'a> {
     engine: &'a Engine,
     turn: &'a Arc<Turn>,
 }
 
-impl Drop for EndGuard<'_> {
+impl Drop for EndOnDrop<'_> {
     fn drop(&mut self) {
         self.turn.set_phase(Phase::Over);
         if !self.turn.log.has_ended() {
@@ -494,26 +303,6 @@ impl Drop for EndGuard<'_> {
             self.turn.log.end(Outcome::Failed { error, usage, thread_usage });
         }
         self.engine.turns.note_ended(self.turn);
-    }
-}
-
-async fn wait_for_place(
-    turn: &Turn,
-    ticket: &Ticket,
-    stop: &mut watch::Receiver<Option<InterruptReason>>,
-) -> Result<(), InterruptReason> {
-    let mut position = ticket.position();
-    loop {
-        match *position.borrow_and_update() {
-            QueuePosition::Running => return Ok(()),
-            QueuePosition::Waiting(number) => turn.log.append(Event::queued(number)),
-        }
-        tokio::select! {
-            biased;
-            reason = stopped(stop) => return Err(reason),
-            // The ticket lives as long as we do.
-            _ = position.changed() => {}
-        }
     }
 }
 

@@ -15,6 +15,7 @@ use crate::model::request::{BusyPolicy, MissingThreadPolicy, TurnRequest};
 use crate::pool::Lease;
 use crate::registry::threads::{ThreadFacts, ThreadLock, ThreadState};
 use crate::turn::engine::Engine;
+use crate::turn::machine::{OpenError, PATIENCE};
 use crate::worker::mcp::McpHealth;
 use crate::worker::thread::{LoadedThread, ThreadError, Workspace};
 use crate::worker::{Route, Worker};
@@ -36,15 +37,6 @@ pub(super) struct Opened {
     pub(super) thread: ThreadLock<LoadedThread>,
 }
 
-/// Why there is none.
-#[derive(Debug)]
-pub(super) enum OpenError {
-    /// The turn can't run.
-    Refused(Refusal),
-    /// The worker died under it; another one may do.
-    Lost(String),
-}
-
 fn turn_has_ended() -> OpenError {
     OpenError::Lost("the turn ended while its thread was being opened".to_owned())
 }
@@ -54,16 +46,6 @@ impl From<Refusal> for OpenError {
         OpenError::Refused(refusal)
     }
 }
-
-/// How often Codex is asked again while it says that it is overloaded, or that another process
-/// (which may be a worker of ours that is just dying) writes the thread.
-pub(super) const PATIENCE: [Duration; 5] = [
-    Duration::from_millis(50),
-    Duration::from_millis(100),
-    Duration::from_millis(200),
-    Duration::from_millis(400),
-    Duration::from_millis(800),
-];
 
 /// An opening under way, in a task of its own. Dropping this abandons it: the turn goes its way, but
 /// what a worker has been asked is waited for. A thread that was being loaded would else count as
@@ -173,6 +155,15 @@ impl Engine {
             opened
         });
         Opening { task, _abandon: abandon }
+    }
+
+    /// Kills a worker that answers nothing at all within the interrupt grace. One that does may just
+    /// be slow with what it was asked, and serves others.
+    async fn replace_if_silent(&self, worker: &Worker, cause: &str) {
+        if worker.ping(self.settings.timeouts.interrupt_grace).await.is_err() {
+            worker.kill(cause);
+            worker.exited().await;
+        }
     }
 
     async fn finish_abandoned(

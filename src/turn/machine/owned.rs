@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::meter::Meter;
 use crate::app_server::decode::Scope;
 use crate::model::event::Usage;
 use crate::model::item::{
@@ -50,8 +51,8 @@ struct Agent {
     told_at: Option<u64>,
     // Until when it may begin.
     begins_by: Option<Instant>,
-    before: Option<Usage>,
-    total: Usage,
+    // What it used in earlier turns is theirs.
+    meter: Meter,
 }
 
 /// The commands of one thread.
@@ -93,6 +94,13 @@ pub(super) enum Rest {
     Goal,
     /// Nothing runs, and nothing will.
     Over,
+}
+
+impl Rest {
+    /// Whether something runs, or may begin by itself.
+    pub(super) fn is_at_work(self) -> bool {
+        matches!(self, Rest::Busy | Rest::Until(_))
+    }
 }
 
 impl Owned {
@@ -338,18 +346,12 @@ impl Owned {
     /// A sub-agent's token counts change; whether they do.
     pub(super) fn agent_uses(&mut self, thread_id: &str, total: Usage, last: Usage) -> bool {
         let agent = self.agents.entry(thread_id.to_owned()).or_default();
-        if agent.before.is_some() && total == agent.total {
-            return false;
-        }
-        // What it used in earlier turns is theirs.
-        agent.before.get_or_insert_with(|| total.since(last));
-        agent.total = total;
-        true
+        agent.meter.take(total, last)
     }
 
     /// The tokens of all sub-agents in this turn.
     pub(super) fn agents_usage(&self) -> Usage {
-        let used = self.agents.values().filter_map(|agent| Some(agent.total.since(agent.before?)));
+        let used = self.agents.values().map(|agent| agent.meter.used());
         used.fold(Usage::default(), |sum, used| sum + used)
     }
 

@@ -3,17 +3,15 @@
 //! News that are lost are told as a warning, and the turn goes on; a lost end ends it. From then on
 //! nobody can promise that the turn had no effect.
 
-use tokio::time::Instant;
-
+use super::Step;
+use super::owned::Whose;
+use super::running::Run;
 use crate::app_server::decode::{self, LostNews, Scope, TurnEnd};
 use crate::app_server::message::SkippedLine;
 use crate::app_server::whose::encoded_bytes;
 use crate::model::event::{Event, WarningCode};
 use crate::model::failure::{FailureReason, TurnError};
 use crate::model::item::{AgentMessage, Item, ItemKind, SubAgentStatus};
-use crate::turn::engine::owned::Whose;
-
-use super::Run;
 
 /// An agent message as far as its deltas have told it.
 #[derive(Debug, Default)]
@@ -69,9 +67,9 @@ impl OpenMessage {
     }
 }
 
-impl Run<'_> {
+impl Run {
     /// Files a line over the limit as what was lost.
-    pub(super) fn skip(&mut self, line: &SkippedLine) {
+    pub(super) fn skip(&mut self, line: &SkippedLine, step: &mut Step<'_>) {
         let scope = Scope { thread_id: line.thread_id.clone(), turn_id: line.turn_id.clone() };
         let whose = self.owned.whose(&scope);
         if whose == Whose::Another {
@@ -80,7 +78,7 @@ impl Run<'_> {
         }
         self.side_effects = true;
         if line.turn_id.is_some() {
-            self.last_progress = Instant::now();
+            step.clocks.note_progress(step.now);
         }
         let limit = format!(
             "{} bytes, more than limits.max_line_bytes, which is {}",
@@ -88,7 +86,7 @@ impl Run<'_> {
         );
         let (mut end, mut message) = (None, None);
         let consequence = match decode::skipped(line) {
-            lost if matches!(whose, Whose::Agent(_)) => self.lose_agents(&scope, lost),
+            lost if matches!(whose, Whose::Agent(_)) => self.lose_agents(&scope, lost, step),
             LostNews::TurnEnded { is_interrupted: true, .. } => {
                 end = Some(TurnEnd::Interrupted);
                 "it told that the turn was interrupted".to_owned()
@@ -106,14 +104,14 @@ impl Run<'_> {
             }
             LostNews::MessageCompleted { item_id, text_bytes } => {
                 if let Some(item_id) = &item_id {
-                    self.release_withheld(item_id);
+                    self.release_withheld(item_id, step.acts);
                 }
                 let (text, is_whole) = self.open_message.take(item_id.as_deref(), text_bytes);
                 self.final_response = Some(text.clone());
                 self.has_begun = true;
                 if is_whole {
-                    let said = AgentMessage { text, phase: String::new() };
-                    message = item_id.map(|id| Item::new(id, ItemKind::AgentMessage(said)));
+                    let kind = ItemKind::AgentMessage(AgentMessage { text, phase: String::new() });
+                    message = item_id.map(|id| Item::new(id, kind));
                     "the message is known from its deltas".to_owned()
                 } else {
                     "of the message, and of final_response if it is the last one, there is only what \
@@ -143,32 +141,20 @@ impl Run<'_> {
                     .to_owned()
             }
         };
-        let what = match (&line.method, &line.item_type) {
-            (Some(method), Some(kind)) => format!(" ({method} of {kind})"),
-            (Some(method), None) => format!(" ({method})"),
-            (None, _) => String::new(),
-        };
         // First what is larger than all that is retained of a turn, so that the warning outlives it.
         if let Some(item) = message {
-            self.tell(Event::item_completed(item));
+            self.tell(Event::item_completed(item), step.acts);
         }
-        self.tell(Event::warning(
-            WarningCode::LineSkipped,
-            format!(
-                "the Codex process wrote a line of {limit}{what}; it was skipped: {consequence}"
-            ),
-            "CODEX_SIDECAR_MAX_LINE_BYTES, or max_line_bytes in the section limits, may be as high \
-             as 67108864",
-        ));
+        self.tell(line_skipped(line, &limit, &consequence), step.acts);
         if let Some(end) = end
-            && self.owned.turn_ends(line.turn_id.as_deref(), false, Instant::now())
+            && self.owned.turn_ends(line.turn_id.as_deref(), false, step.now)
         {
             self.end = Some(end);
         }
     }
 
     /// What was lost of a sub-agent: it goes on, or has ended as far as its turn can tell.
-    fn lose_agents(&mut self, scope: &Scope, lost: LostNews) -> String {
+    fn lose_agents(&mut self, scope: &Scope, lost: LostNews, step: &mut Step<'_>) -> String {
         let thread_id = scope.thread_id.as_deref().unwrap_or_default();
         match lost {
             LostNews::TurnEnded { is_interrupted, .. } => {
@@ -177,9 +163,9 @@ impl Run<'_> {
                     false => SubAgentStatus::Failed,
                 };
                 let failure = "how it ended was in a line that is too long to be read";
-                let ended = self.owned.agent_ends(thread_id, status, Some(failure), Instant::now());
+                let ended = self.owned.agent_ends(thread_id, status, Some(failure), step.now);
                 if let Some(item) = ended {
-                    self.tell(Event::item_completed(item));
+                    self.tell(Event::item_completed(item), step.acts);
                 }
                 "it was the end of a sub-agent's turn".to_owned()
             }
@@ -200,13 +186,28 @@ impl Run<'_> {
     }
 }
 
+fn line_skipped(line: &SkippedLine, limit: &str, consequence: &str) -> Event {
+    let what = match (&line.method, &line.item_type) {
+        (Some(method), Some(kind)) => format!(" ({method} of {kind})"),
+        (Some(method), None) => format!(" ({method})"),
+        (None, _) => String::new(),
+    };
+    let message =
+        format!("the Codex process wrote a line of {limit}{what}; it was skipped: {consequence}");
+    let details = "CODEX_SIDECAR_MAX_LINE_BYTES, or max_line_bytes in the section limits, may be as \
+                   high as 67108864";
+    Event::warning(WarningCode::LineSkipped, message, details)
+}
+
 fn lost_end(limit: &str, status: Option<&str>) -> TurnError {
     let status = status.map(|status| format!(" (Codex calls it {status})")).unwrap_or_default();
     let message =
         format!("how the turn ended{status} can't be read: the line that tells it has {limit}");
-    // No use to try again: it would be as long again.
-    let error = TurnError::new(FailureReason::WorkerProtocol, message);
-    TurnError { side_effects_possible: true, ..error }
+    TurnError {
+        // It would be as long again: not retryable.
+        side_effects_possible: true,
+        ..TurnError::new(FailureReason::WorkerProtocol, message)
+    }
 }
 
 #[cfg(test)]

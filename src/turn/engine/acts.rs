@@ -1,0 +1,228 @@
+//! What a turn's machine wants done, done to the worker, the pool, the registry and the log.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::driver::{Done, Driver, Held};
+use crate::model::event::Usage;
+use crate::model::id::ThreadId;
+use crate::turn::machine::{Act, EndedCommands, Input, Kept};
+use crate::worker::Worker;
+
+/// How often an interruption that Codex refuses is tried again: it refuses while it has not quite
+/// begun with the turn.
+const INTERRUPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// How long the ending of one thread's commands may take, and the killing of what they left.
+const COMMANDS_WITHIN: Duration = Duration::from_secs(2);
+
+impl Driver {
+    pub(super) fn perform(&mut self, act: Act) {
+        match act {
+            Act::Tell(event) => self.turn.log.append(event),
+            Act::Open { after } => self.open(after),
+            Act::ReplySteered { ask, outcome } => self.asks.reply_steered(ask, outcome),
+            Act::ReplyAnswered { ask, outcome } => self.asks.reply_answered(ask, outcome),
+            act => self.perform_on_thread(act),
+        }
+    }
+
+    fn open(&mut self, after: Option<String>) {
+        if let Some(cause) = after {
+            tracing::info!(turn = %self.turn.id, cause, "the worker was lost before the turn began");
+        }
+        self.held = None;
+        let mut opening = self.engine.start_opening(&self.request, &self.workspace);
+        self.begin(async move { Done::Opened(opening.opened().await) });
+    }
+
+    /// Does what needs the turn's thread.
+    fn perform_on_thread(&mut self, act: Act) {
+        let Some(held) = &mut self.held else { return };
+        let grace = self.engine.settings.timeouts.interrupt_grace;
+        let (worker, thread_id) = (Arc::clone(held.lease.worker()), held.thread_id.clone());
+        match act {
+            Act::Quiet => self.begin(async move {
+                Done::Input(Input::Quieted(worker.quiet_thread(&thread_id, grace).await))
+            }),
+            Act::Start => self.start(),
+            Act::EndForeign { codex_turn_id } => self.begin(async move {
+                let ended = worker.end_foreign_turn(&thread_id, &codex_turn_id, grace).await;
+                Done::Input(Input::ForeignEnded(ended.is_ok()))
+            }),
+            Act::Bind => self.bind(),
+            Act::NoteTurn => {
+                if let Some(key) = self.request.context.as_ref().filter(|_| !self.request.ephemeral)
+                {
+                    self.engine.contexts.note_turn(key, &self.turn.id);
+                }
+            }
+            Act::Steer { ask, codex_turn_id } => match self.asks.inputs(ask) {
+                Some(inputs) => self.begin(async move {
+                    let steered = worker.steer_turn(&thread_id, &codex_turn_id, &inputs).await;
+                    Done::Input(Input::Steered(ask, steered.map_err(|error| error.to_string())))
+                }),
+                // Whoever sent it has gone before it could be given to Codex.
+                None => self.begin(std::future::ready(Done::Input(Input::Steered(
+                    ask,
+                    Err("nobody waits for it any more".to_owned()),
+                )))),
+            },
+            Act::Decline(call) => worker.decline(&call),
+            Act::Answer(call, answer) => worker.answer(&call, &answer),
+            Act::Interrupt { thread_id, codex_turn_id } => self.begin(async move {
+                while let Err(error) = worker.interrupt_turn(&thread_id, &codex_turn_id).await {
+                    tracing::debug!(%error, "the turn could not be interrupted");
+                    if !worker.is_alive() {
+                        break;
+                    }
+                    tokio::time::sleep(INTERRUPT_AGAIN).await;
+                }
+                Done::Input(Input::Tick)
+            }),
+            Act::ClearGoals { threads, ask_first } => self.begin(async move {
+                let mut had = Vec::new();
+                for thread_id in threads {
+                    let may_have = !ask_first || worker.has_goal(&thread_id).await;
+                    if may_have && worker.clear_goal(&thread_id).await {
+                        had.push(thread_id);
+                    }
+                }
+                Done::Input(Input::GoalsCleared(had))
+            }),
+            Act::SeeGoals { threads } => self.begin(async move {
+                let mut goes_on = false;
+                for thread_id in threads {
+                    goes_on |= worker.goes_on_all_the_same(&thread_id).await;
+                }
+                Done::Input(Input::GoalsSeen(goes_on))
+            }),
+            Act::EndCommands(commands) => {
+                let began_at = held.began_at;
+                self.begin(async move {
+                    let ending = commands.into_iter().map(|(thread_id, items)| {
+                        end_commands(&worker, thread_id, items, began_at)
+                    });
+                    let ended = futures::future::join_all(ending).await;
+                    let ended = ended.into_iter().fold(EndedCommands::default(), |mut all, one| {
+                        all.commands.extend(one.commands);
+                        all.killed += one.killed;
+                        all
+                    });
+                    Done::Input(Input::CommandsEnded(ended))
+                });
+            }
+            Act::LookForAnswer { codex_turn_id } => self.begin(async move {
+                let had_none = worker.had_no_answer(&thread_id, &codex_turn_id).await;
+                Done::Input(Input::HadNoAnswer(had_none))
+            }),
+            Act::GiveUp => self.begin(async move {
+                give_up(&worker, &thread_id, grace).await;
+                Done::GivenUp
+            }),
+            Act::Kill(cause) => self.begin(async move {
+                if worker.is_alive() {
+                    worker.kill(cause);
+                }
+                Done::Input(Input::WorkerLost(worker.exited().await))
+            }),
+            Act::Forget { mut agents } => {
+                // Not worth more than a moment each: it is for the worker's memory only.
+                agents.push(thread_id.clone());
+                let engine = Arc::clone(&self.engine);
+                self.begin(async move {
+                    for thread_id in agents {
+                        let forgetting = worker.forget_thread(&thread_id);
+                        let _ = tokio::time::timeout(grace, forgetting).await;
+                    }
+                    engine.threads.forget(&thread_id);
+                    Done::Input(Input::Forgotten)
+                });
+            }
+            Act::NoteCompleted => held.lease.note_turn_completed(),
+            Act::Keep(kept) => held.keep(kept),
+            // Done without a thread.
+            Act::Tell(_)
+            | Act::Open { .. }
+            | Act::ReplySteered { .. }
+            | Act::ReplyAnswered { .. }
+            | Act::End(_) => {}
+        }
+    }
+
+    fn start(&mut self) {
+        let Some(held) = &mut self.held else { return };
+        let (worker, thread_id) = (Arc::clone(held.lease.worker()), held.thread_id.clone());
+        let counts = worker.counts_of(&thread_id);
+        let is_more = |counts: &Usage| {
+            held.thread.facts.usage.is_none_or(|known| known.total_tokens() < counts.total_tokens())
+        };
+        if let Some(counts) = counts.filter(is_more) {
+            // What was used meanwhile is not this turn's.
+            held.thread.facts.usage = Some(counts);
+        }
+        let mut loaded = held.loaded.clone();
+        let (turn, request) = (Arc::clone(&self.turn), Arc::clone(&self.request));
+        let workspace = Arc::clone(&self.workspace);
+        self.begin(async move {
+            let started = worker.start_turn(
+                &thread_id,
+                &mut loaded,
+                (&turn.id.0, &request.inputs),
+                &request.thread_options,
+                &workspace,
+                request.turn_options.output_schema.as_ref(),
+            );
+            let outcome = started.await;
+            Done::Started { loaded: Box::new(loaded), outcome }
+        });
+    }
+
+    /// From here on the thread counts as this context's, also when the turn fails.
+    fn bind(&self) {
+        let Some(held) = &self.held else { return };
+        held.thread.publish_holder();
+        if let Some(key) = self.request.context.as_ref().filter(|_| !self.request.ephemeral) {
+            self.engine.contexts.bind_for_turn(key, &held.thread_id);
+        }
+    }
+}
+
+impl Held {
+    fn keep(&mut self, Kept { has_begun, in_force, usage }: Kept) {
+        self.thread.facts.is_blank &= !has_begun;
+        if let Some(loaded) = &mut self.thread.loaded {
+            loaded.note_in_force(in_force);
+        }
+        if usage.is_some() {
+            self.thread.facts.usage = usage;
+        }
+    }
+}
+
+/// Ends the commands of a thread that still run, and those that have made themselves daemons, too.
+async fn end_commands(
+    worker: &Worker,
+    thread_id: ThreadId,
+    items: Vec<String>,
+    began_at: crate::process::Moment,
+) -> EndedCommands {
+    let mut commands = Vec::new();
+    if !items.is_empty() {
+        let ending = worker.end_commands(&thread_id, &items);
+        commands = tokio::time::timeout(COMMANDS_WITHIN, ending).await.unwrap_or_default();
+    }
+    let killing = worker.kill_commands(&thread_id, began_at);
+    let killed = tokio::time::timeout(COMMANDS_WITHIN, killing).await.unwrap_or_default();
+    EndedCommands { commands, killed }
+}
+
+/// The turn did not end although it was told to. A worker that still answers is asked to let go of the
+/// thread, which disturbs no other turn; one that doesn't is killed.
+async fn give_up(worker: &Worker, thread_id: &ThreadId, grace: Duration) {
+    let released = tokio::time::timeout(grace, worker.release_thread(thread_id)).await;
+    if !matches!(released, Ok(Ok(()))) {
+        worker.kill("it did not end a turn that it was told to interrupt");
+        worker.exited().await;
+    }
+}

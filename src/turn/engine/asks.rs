@@ -1,0 +1,65 @@
+//! Who waits for a reply of a turn.
+//!
+//! The machine knows them by numbers alone. Whoever does not wait any more is forgotten with what he
+//! sent.
+
+use std::collections::HashMap;
+
+use tokio::sync::oneshot;
+
+use crate::model::question::Unanswerable;
+use crate::model::request::UserInput;
+use crate::turn::machine::{Ask, Input};
+use crate::turn::turn::Command;
+
+#[derive(Debug, Default)]
+pub(super) struct Asks {
+    count: u64,
+    steering: HashMap<Ask, Steering>,
+    answering: HashMap<Ask, oneshot::Sender<Result<(), Unanswerable>>>,
+}
+
+#[derive(Debug)]
+struct Steering {
+    inputs: Vec<UserInput>,
+    reply: oneshot::Sender<Result<String, String>>,
+}
+
+impl Asks {
+    /// Takes in what is wanted of the turn, as its machine is told it.
+    pub(super) fn note(&mut self, command: Command) -> Input {
+        self.steering.retain(|_, steering| !steering.reply.is_closed());
+        self.count += 1;
+        let ask = Ask(self.count);
+        match command {
+            Command::Stop(reason) => Input::Stop(reason),
+            Command::Steer { inputs, reply } => {
+                self.steering.insert(ask, Steering { inputs, reply });
+                Input::Steer(ask)
+            }
+            Command::Answer { request_id, answer, reply } => {
+                self.answering.insert(ask, reply);
+                Input::Answer { ask, request_id, answer }
+            }
+        }
+    }
+
+    /// What to steer with, if somebody still waits for it.
+    pub(super) fn inputs(&mut self, ask: Ask) -> Option<Vec<UserInput>> {
+        let steering = self.steering.get_mut(&ask).filter(|asked| !asked.reply.is_closed())?;
+        Some(std::mem::take(&mut steering.inputs))
+    }
+
+    pub(super) fn reply_steered(&mut self, ask: Ask, outcome: Result<String, String>) {
+        if let Some(Steering { reply, .. }) = self.steering.remove(&ask) {
+            // Nobody may wait any more.
+            let _ = reply.send(outcome);
+        }
+    }
+
+    pub(super) fn reply_answered(&mut self, ask: Ask, outcome: Result<(), Unanswerable>) {
+        if let Some(reply) = self.answering.remove(&ask) {
+            let _ = reply.send(outcome);
+        }
+    }
+}

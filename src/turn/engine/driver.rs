@@ -1,0 +1,270 @@
+//! The task that owns a turn.
+//!
+//! It tells the turn's machine what happens (in the queue, in the mailbox, on the worker, and what came
+//! of its own acts) and does what the machine says. It holds what the turn holds: its ticket, its
+//! thread, its lease of a worker, the route on which the worker speaks. It never waits for one thing
+//! alone, and ends with the machine; what is under way then is dropped.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::SystemTime;
+
+use futures::stream::{FuturesUnordered, StreamExt as _};
+use tokio::time::Instant;
+
+use super::Engine;
+use super::asks::Asks;
+use super::open;
+use crate::app_server::thread_error::ThreadError;
+use crate::model::id::ThreadId;
+use crate::model::outcome::Outcome;
+use crate::model::question::{Question, QuestionKind};
+use crate::model::request::TurnRequest;
+use crate::pool::Lease;
+use crate::process;
+use crate::registry::threads::ThreadLock;
+use crate::turn::admission::{QueuePosition, Ticket};
+use crate::turn::clocks::Clocks;
+use crate::turn::machine::{Act, Begun, Input, Machine, OpenError, Opened, Policy, Terms};
+use crate::turn::turn::{Command, Mailbox, Phase, Turn};
+use crate::worker::thread::{LoadedThread, Workspace};
+use crate::worker::{Route, ThreadMessage};
+
+/// After how many messages in a row the rest is looked at, although there are more: a flood would keep
+/// clocks and commands from being looked at at all.
+const FLOOD: u32 = 64;
+
+/// The driver of one turn.
+pub(super) struct Driver {
+    pub(super) engine: Arc<Engine>,
+    pub(super) turn: Arc<Turn>,
+    pub(super) request: Arc<TurnRequest>,
+    pub(super) workspace: Arc<Workspace>,
+    machine: Machine,
+    pub(super) asks: Asks,
+    // What is under way. Declared before what it is about.
+    doing: FuturesUnordered<Doing>,
+    pub(super) held: Option<Held>,
+}
+
+type Doing = Pin<Box<dyn Future<Output = Done> + Send>>;
+
+/// What came of something that was begun.
+pub(super) enum Done {
+    Opened(Result<open::Opened, OpenError>),
+    Started { loaded: Box<LoadedThread>, outcome: Result<String, ThreadError> },
+    GivenUp,
+    // What needs nothing of what is held.
+    Input(Input),
+}
+
+/// An open thread, for the turn alone.
+pub(super) struct Held {
+    pub(super) thread_id: ThreadId,
+    // Before Codex could have started a command for the turn.
+    pub(super) began_at: process::Moment,
+    pub(super) loaded: LoadedThread,
+    // `None` once the worker has ended.
+    route: Option<Route>,
+    // Declared after the route: what may still come for the thread has nowhere to go before another
+    // turn may use it.
+    pub(super) lease: Lease,
+    pub(super) thread: ThreadLock<LoadedThread>,
+}
+
+/// Something that the turn's machine has to be told.
+enum Happening {
+    Done(Done),
+    Heard(Option<ThreadMessage>),
+    Wanted(Command),
+    Moved,
+    Later,
+}
+
+impl Driver {
+    pub(super) fn new(
+        engine: Arc<Engine>,
+        turn: Arc<Turn>,
+        request: Arc<TurnRequest>,
+        workspace: Arc<Workspace>,
+    ) -> Driver {
+        let grace = engine.settings.timeouts.interrupt_grace;
+        let terms = Terms::new(&turn.id.0, &request, grace, 0.5 + fastrand::f64());
+        let machine = Machine::new(terms, Clocks::new(&request.turn_options));
+        Driver {
+            engine,
+            turn,
+            request,
+            workspace,
+            machine,
+            asks: Asks::default(),
+            doing: FuturesUnordered::new(),
+            held: None,
+        }
+    }
+
+    /// Drives the turn until it has ended, and gives back what it held but its ticket.
+    pub(super) async fn run(mut self, mailbox: &mut Mailbox, ticket: &Ticket) -> Outcome {
+        let mut position = ticket.position();
+        let mut in_a_row = 0;
+        let mut happening = Happening::Moved;
+        loop {
+            let is_heard = matches!(happening, Happening::Heard(_));
+            in_a_row = if is_heard { in_a_row + 1 } else { 0 };
+            let input = match happening {
+                Happening::Done(done) => self.note_done(done),
+                Happening::Heard(message) => self.note_heard(message),
+                Happening::Wanted(command) => Some(self.asks.note(command)),
+                Happening::Moved => Some(self.note_position(*position.borrow_and_update())),
+                Happening::Later => Some(Input::Tick),
+            };
+            if let Some(outcome) = input.and_then(|input| self.feed(input)) {
+                self.turn.keep_questions(self.machine.into_record());
+                return outcome;
+            }
+            let wake_at = self.machine.wake_at();
+            let route = self.held.as_mut().and_then(|held| held.route.as_mut());
+            let route = route.filter(|_| self.machine.listens());
+            happening = tokio::select! {
+                biased;
+                // First what was asked for: it was answered before what comes on the route now, and
+                // what was begun is never kept back by a flood.
+                Some(done) = self.doing.next() => Happening::Done(done),
+                // Then what has happened: an end already here beats every clock and every command.
+                message = hear(route), if in_a_row < FLOOD => Happening::Heard(message),
+                // What is wanted of the turn; above its queue, so that a turn that is to stop does
+                // not begin.
+                Some(command) = mailbox.recv() => Happening::Wanted(command),
+                // The ticket lives as long as we do.
+                Ok(()) = position.changed(), if self.machine.waits() => Happening::Moved,
+                // Last the clocks: whatever else there is goes before them.
+                () = until(wake_at) => Happening::Later,
+                // But for a flood, in which they are looked at all the same.
+                () = std::future::ready(()), if in_a_row >= FLOOD => Happening::Later,
+            };
+        }
+    }
+
+    /// Begins something, and tells the machine what comes of it. What it asks of the worker is asked
+    /// now, so that acts reach the worker in their order.
+    pub(super) fn begin(&mut self, doing: impl Future<Output = Done> + Send + 'static) {
+        let mut doing: Doing = Box::pin(doing);
+        // Polled again as soon as it is among the others.
+        match doing.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(done) => self.doing.push(Box::pin(std::future::ready(done))),
+            Poll::Pending => self.doing.push(doing),
+        }
+    }
+
+    fn feed(&mut self, input: Input) -> Option<Outcome> {
+        let mut acts = Vec::new();
+        self.machine.on(input, Instant::now(), &mut acts);
+        let mut outcome = None;
+        for act in acts {
+            match act {
+                Act::End(ended) => outcome = Some(ended),
+                act => self.perform(act),
+            }
+        }
+        outcome
+    }
+
+    fn note_position(&self, position: QueuePosition) -> Input {
+        match position {
+            QueuePosition::Waiting(number) => Input::Queued(number),
+            QueuePosition::Running => {
+                self.turn.set_phase(Phase::Running);
+                Input::Admitted
+            }
+        }
+    }
+
+    fn note_heard(&mut self, message: Option<ThreadMessage>) -> Option<Input> {
+        match message {
+            Some(ThreadMessage::Told(told)) => Some(Input::Told(told)),
+            Some(ThreadMessage::Asked(asked)) => {
+                let policy = self.policy(&asked.question);
+                Some(Input::Asked(asked, policy))
+            }
+            Some(ThreadMessage::Skipped(line)) => Some(Input::Skipped(line)),
+            None => {
+                let held = self.held.as_mut()?;
+                held.route = None;
+                let worker = Arc::clone(held.lease.worker());
+                self.begin(async move { Done::Input(Input::WorkerLost(worker.exited().await)) });
+                None
+            }
+        }
+    }
+
+    /// Who lends a function answers for it; nobody is there to be asked anything else.
+    fn policy(&self, question: &Question) -> Policy {
+        let Some(QuestionKind::ToolCall(_)) = question.kind else { return Policy::Decline };
+        let default = self.engine.settings.timeouts.answer;
+        let within = self.request.turn_options.answer_timeout.unwrap_or(default);
+        let until = SystemTime::now().checked_add(within).map(Into::into);
+        Policy::Ask { until, within }
+    }
+
+    fn note_done(&mut self, done: Done) -> Option<Input> {
+        match done {
+            Done::Input(input) => Some(input),
+            Done::Opened(Ok(opened)) => {
+                let open::Opened {
+                    thread_id, origin, loaded, warnings, route, lease, thread, ..
+                } = opened;
+                let (began_at, route) = (process::Moment::now(), Some(route));
+                let opened = Opened { thread_id: thread_id.clone(), origin, warnings };
+                self.held = Some(Held { thread_id, began_at, loaded, route, lease, thread });
+                Some(Input::Opened(Ok(opened)))
+            }
+            Done::Opened(Err(error)) => Some(Input::Opened(Err(error))),
+            Done::GivenUp => {
+                self.held.as_mut()?.thread.loaded = None;
+                Some(Input::GivenUp)
+            }
+            Done::Started { loaded, outcome } => {
+                let held = self.held.as_mut()?;
+                // Also where Codex did not take the turn: it may have taken its settings. Not where
+                // the thread was given up meanwhile.
+                held.loaded = *loaded;
+                if let Some(known) = &mut held.thread.loaded {
+                    known.clone_from(&held.loaded);
+                }
+                let begun = outcome.map(|codex_turn_id| {
+                    let worker = held.lease.worker();
+                    let tells_settings = worker.defaults().tells_settings;
+                    let options = &self.request.thread_options;
+                    let route = held.route.as_mut();
+                    Begun {
+                        codex_turn_id,
+                        gate: held.loaded.gate(options, &self.workspace, tells_settings),
+                        usage: held.thread.facts.usage,
+                        redactor: worker.redactor().clone(),
+                        may_have_goal: worker.may_have_goal(&held.thread_id),
+                        stopped: worker.take_stopped_turns(&held.thread_id),
+                        mcp_servers: route.map(Route::take_mcp_servers).unwrap_or_default(),
+                    }
+                });
+                Some(Input::Started(begun))
+            }
+        }
+    }
+}
+
+async fn hear(route: Option<&mut Route>) -> Option<ThreadMessage> {
+    match route {
+        Some(route) => route.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Sleeps until then, or for ever.
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,158 @@
+//! What Codex asks in a turn.
+
+use super::*;
+use crate::app_server::message::CallId;
+use crate::model::question::Resolution;
+use crate::pb::{ApprovalAnswer, ToolContent};
+
+const WITHIN: Duration = Duration::from_secs(60);
+
+fn until() -> prost_types::Timestamp {
+    prost_types::Timestamp { seconds: 1_800_000_000, nanos: 0 }
+}
+
+fn ask() -> Policy {
+    Policy::Ask { until: Some(until()), within: WITHIN }
+}
+
+fn raised(id: &str, is_asked: bool) -> Act {
+    let mut question = tool_call(0).question;
+    question.request_id = id.to_owned();
+    question.expire_time = is_asked.then(until);
+    Act::Tell(Event::request_raised(question))
+}
+
+fn resolved(id: &str, resolution: Resolution) -> Act {
+    Act::Tell(Event::request_resolved(id.to_owned(), resolution))
+}
+
+fn says(text: &str) -> ToolCallAnswer {
+    let content = crate::pb::tool_content::Content::Text(text.to_owned());
+    ToolCallAnswer { content: vec![ToolContent { content: Some(content) }], success: true }
+}
+
+fn answer(ask: u64, id: &str, text: &str) -> Input {
+    let (ask, request_id) = (Ask(ask), id.to_owned());
+    Input::Answer { ask, request_id, answer: Answer::ToolCall(says(text)) }
+}
+
+fn reply(ask: u64, outcome: Result<(), Unanswerable>) -> Act {
+    Act::ReplyAnswered { ask: Ask(ask), outcome }
+}
+
+/// A turn that waits for an answer.
+fn asking() -> Sim {
+    let mut sim = Sim::live(|request| request.turn_options.idle_timeout = Some(SECOND));
+    assert_eq!(sim.on(Input::Asked(tool_call(7), ask())), [raised("1", true)]);
+    sim
+}
+
+#[test]
+fn what_is_not_asked_is_declined_at_once() {
+    let mut sim = Sim::live(|_| {});
+    for id in ["1", "2"] {
+        let acts = sim.on(Input::Asked(tool_call(7), Policy::Decline));
+        let declined = resolved(id, Resolution::Declined);
+        assert_eq!(acts, [raised(id, false), Act::Decline(call_id(7)), declined]);
+    }
+    assert_eq!(sim.on(answer(1, "2", "x")), [reply(1, Err(Unanswerable::Resolved))]);
+    // Something may have been done.
+    let end = TurnEnd::Failed(crate::model::failure::TurnError::default());
+    assert!(failure(&sim.tell(News::TurnEnded(end))).side_effects_possible);
+}
+
+#[test]
+fn the_first_answer_counts_and_the_same_one_may_come_again() {
+    let mut sim = asking();
+    let acts = sim.on(answer(1, "1", "yes"));
+    let given = Act::Answer(call_id(7), says("yes"));
+    assert_eq!(acts, [given, resolved("1", Resolution::Answered), reply(1, Ok(()))]);
+    // Codex tells that it has seen the answer.
+    let seen = News::RequestResolved(CallId::new(7));
+    assert_eq!(sim.tell_of(THREAD, None, seen), []);
+    assert_eq!(sim.on(answer(2, "1", "yes")), [reply(2, Ok(()))]);
+    assert_eq!(sim.on(answer(3, "1", "no")), [reply(3, Err(Unanswerable::Resolved))]);
+    for unknown in ["2", "0", "01", "+1", "x", ""] {
+        assert_eq!(sim.on(answer(4, unknown, "x")), [reply(4, Err(Unanswerable::Unknown))]);
+    }
+    // The same when the turn is over, as long as somebody remembers it.
+    sim.complete();
+    assert!(sim.is_over());
+    let record = sim.machine.into_record();
+    let late = |id: &str, text: &str| record.look_up(id, &Answer::ToolCall(says(text)));
+    assert_eq!(late("1", "yes"), Ok(()));
+    assert_eq!(late("1", "no"), Err(Unanswerable::Resolved));
+    assert_eq!(late("2", "no"), Err(Unanswerable::Unknown));
+    let other = Answer::Approval(ApprovalAnswer::default());
+    assert_eq!(record.look_up("1", &other), Err(Unanswerable::Resolved));
+}
+
+#[test]
+fn an_answer_of_another_kind_is_none() {
+    let mut sim = asking();
+    let other = Answer::Approval(ApprovalAnswer::default());
+    let acts = sim.on(Input::Answer { ask: Ask(1), request_id: "1".to_owned(), answer: other });
+    let wrong = Unanswerable::OtherKind { given: "approval", wanted: "tool_call" };
+    assert_eq!(acts, [reply(1, Err(wrong))]);
+    assert_eq!(sim.on(answer(2, "1", "yes")).len(), 3, "it still waits");
+}
+
+#[test]
+fn the_idle_clock_stands_still_and_the_turns_clock_does_not() {
+    let mut sim = asking();
+    assert_eq!(sim.machine.wake_at(), Some(sim.now + WITHIN));
+    assert_eq!(sim.later(30 * SECOND), []);
+    sim.on(answer(1, "1", "yes"));
+    assert_eq!(sim.later(SECOND - Duration::from_millis(1)), []);
+    assert_eq!(sim.later(Duration::from_millis(1)), [interrupts(FIRST)]);
+
+    let mut sim = Sim::live(|request| request.turn_options.turn_timeout = Some(SECOND));
+    sim.on(Input::Asked(tool_call(7), ask()));
+    let withdrawn = resolved("1", Resolution::Withdrawn);
+    assert_eq!(sim.later(SECOND), [interrupts(FIRST), Act::Decline(call_id(7)), withdrawn]);
+}
+
+#[test]
+fn a_question_that_nobody_answers_is_declined_in_its_time() {
+    let mut sim = asking();
+    let timed_out = resolved("1", Resolution::TimedOut);
+    assert_eq!(sim.later(WITHIN), [Act::Decline(call_id(7)), timed_out]);
+    assert_eq!(sim.on(answer(1, "1", "yes")), [reply(1, Err(Unanswerable::Resolved))]);
+    assert_eq!(sim.later(SECOND), [interrupts(FIRST)], "the idle clock runs again");
+}
+
+#[test]
+fn a_question_that_codex_takes_back_is_withdrawn() {
+    for thread_id in [THREAD, "child"] {
+        let mut sim = asking();
+        let other = News::RequestResolved(CallId::new(8));
+        assert_eq!(sim.tell_of(thread_id, None, other), []);
+        let taken_back = News::RequestResolved(CallId::new(7));
+        let acts = sim.tell_of(thread_id, None, taken_back);
+        assert_eq!(acts, [resolved("1", Resolution::Withdrawn)]);
+        assert_eq!(sim.on(answer(1, "1", "yes")), [reply(1, Err(Unanswerable::Resolved))]);
+    }
+}
+
+#[test]
+fn what_stops_or_ends_a_turn_withdraws_its_questions() {
+    let withdrawn = || resolved("1", Resolution::Withdrawn);
+    let mut sim = asking();
+    // First the interruption: who is told no goes on.
+    let acts = sim.on(Input::Stop(InterruptReason::InterruptRequested));
+    assert_eq!(acts, [interrupts(FIRST), Act::Decline(call_id(7)), withdrawn()]);
+    let acts = sim.on(Input::Asked(tool_call(8), ask()));
+    let declined = resolved("2", Resolution::Declined);
+    assert_eq!(acts, [raised("2", false), Act::Decline(call_id(8)), declined], "nobody is asked");
+
+    let mut sim = asking();
+    let acts = sim.complete();
+    assert_eq!(acts[1..3], [Act::Decline(call_id(7)), withdrawn()]);
+    assert!(sim.is_over());
+
+    // A lost worker needs no answer.
+    let mut sim = asking();
+    let acts = sim.lose_worker();
+    assert_eq!(acts[0], withdrawn());
+    assert!(!acts.contains(&Act::Decline(call_id(7))) && sim.is_over());
+}
