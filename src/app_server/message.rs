@@ -146,6 +146,7 @@ pub struct RpcError {
 
 /// A parsed line.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "it is taken apart at once")]
 pub enum Line {
     /// What comes unasked.
     Inbound(Inbound),

@@ -135,11 +135,8 @@ pub(super) fn details(item: &pb::Item) -> Option<Details<'_>> {
         Kind::Unknown(unknown) if unknown.r#type == "collabAgentToolCall" => {
             collab_tool_call(&unknown.json)?
         }
-        Kind::UserMessage(_)
-        | Kind::DynamicToolCall(_)
-        | Kind::ImageView(_)
-        | Kind::ContextCompaction(_)
-        | Kind::Unknown(_) => return None,
+        // `codex exec` has no line for any other.
+        _ => return None,
     })
 }
 
