@@ -16,7 +16,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use codex_sidecar::app_server::baseline::{Baseline, Lingering};
-use codex_sidecar::app_server::client::{CliDefaults, Client, LoadOptions, LoadThread, StartTurn};
+use codex_sidecar::app_server::client::{
+    CliDefaults, Client, LoadOptions, LoadThread, StartTurn, Task,
+};
 use codex_sidecar::app_server::decode::{News, TurnEnd};
 use codex_sidecar::app_server::message::{Inbound, Told};
 use codex_sidecar::app_server::peer::{Peer, PeerLimits};
@@ -324,12 +326,14 @@ impl Straight {
         let root_turn_id = TurnId::generate();
         let turn = StartTurn {
             thread_id: &thread.id,
-            root_turn_id: &root_turn_id.0,
-            inputs: &[UserInput::Text(prompt.to_owned())],
+            task: Task {
+                root_turn_id: &root_turn_id.0,
+                inputs: &[UserInput::Text(prompt.to_owned())],
+                output_schema: None,
+            },
             options: &self.options,
             baseline: &thread.baseline,
             workspace: &self.workspace,
-            output_schema: None,
             lingering: Lingering::default(),
         };
         let (end, ended) = oneshot::channel();

@@ -81,7 +81,8 @@ impl Ending for MemoryEnding {
     }
 
     fn kill(&mut self) {
-        self.0.send_if_modified(|exit| exit.is_none() && exit.insert("signal 9".into()).len() > 0);
+        let exit = self.0.borrow().clone().unwrap_or_else(|| "signal 9".to_owned());
+        self.0.send_replace(Some(exit));
     }
 
     fn gone(&mut self) -> BoxFuture<'_, ()> {

@@ -16,6 +16,7 @@ use crate::registry::threads::Loaded;
 use crate::worker::mcp::McpHealth;
 use crate::worker::{Worker, WorkerId};
 
+pub use crate::app_server::client::Task;
 pub use crate::app_server::thread_error::ThreadError;
 pub use crate::model::workspace::Workspace;
 
@@ -310,10 +311,9 @@ impl Worker {
         &self,
         thread_id: &ThreadId,
         thread: &mut LoadedThread,
-        (root_turn_id, inputs): (&str, &[UserInput]),
+        task: Task<'_>,
         options: &ThreadOptions,
         workspace: &Workspace,
-        output_schema: Option<&serde_json::Value>,
     ) -> Result<String, ThreadError> {
         // A worker that was killed a moment ago takes what is written to it, and nobody could say
         // any more whether the turn had begun.
@@ -326,19 +326,17 @@ impl Worker {
         baseline.map_err(ThreadError::before_the_turn)?;
         let turn = StartTurn {
             thread_id: thread_id.as_str(),
-            root_turn_id,
-            inputs,
+            task,
             options,
             baseline: &thread.baseline,
             workspace,
-            output_schema,
             lingering: thread.lingering,
         };
         // Before it is known whether Codex takes it.
         thread.granted = turn.settings();
-        let before = self.expects_turn(thread_id, root_turn_id);
+        let before = self.expects_turn(thread_id, task.root_turn_id);
         let started = self.client.turn_start(&turn).await?;
-        if !self.is_new(&started, root_turn_id, &before) {
+        if !self.is_new(&started, task.root_turn_id, &before) {
             return Err(ThreadError::Steered(started.id));
         }
         thread.lingering = Lingering::after(options, &thread.baseline);

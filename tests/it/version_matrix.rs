@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use crate::support::{PATIENCE, Sidecar, eventually, processes, prompt};
 use codex_sidecar::app_server::baseline::{Baseline, Lingering};
 use codex_sidecar::app_server::client::{
-    CliDefaults, Client, LoadOptions, LoadThread, StartTurn, Terminal,
+    CliDefaults, Client, LoadOptions, LoadThread, StartTurn, Task, Terminal,
 };
 use codex_sidecar::app_server::mcp;
 use codex_sidecar::app_server::peer::{Peer, PeerLimits};
@@ -311,12 +311,10 @@ async fn ask_everything(client: &Client) {
     for baseline in [&usual, &baseline(None, None), &baseline(Some("high"), Some("p"))] {
         let turn = StartTurn {
             thread_id: "t",
-            root_turn_id: "r",
-            inputs: &inputs,
+            task: Task { root_turn_id: "r", inputs: &inputs, output_schema: Some(&json!({})) },
             options: &options,
             baseline,
             workspace: &workspace,
-            output_schema: Some(&json!({})),
             lingering: Lingering { effort: true, summary: true },
         };
         let _ = client.turn_start(&turn).await;

@@ -18,7 +18,7 @@ use crate::app_server::peer::{Peer, RequestError};
 
 pub use config::{CliConfig, CliDefaults, Profile, WorkspaceWriteConfig};
 pub use thread::{LoadOptions, LoadThread, Terminal, ThreadOpened, ThreadRead};
-pub use turn::{StartTurn, TurnRef};
+pub use turn::{StartTurn, Task, TurnRef};
 
 /// Asks Codex.
 #[derive(Debug, Clone)]

@@ -19,21 +19,28 @@ use crate::model::workspace::Workspace;
 pub struct StartTurn<'a> {
     /// The thread.
     pub thread_id: &'a str,
-    /// A name that no other turn has, for the look at the answer: Codex takes it for a new turn, and
-    /// not where it takes the request as steering of a turn that runs.
-    pub root_turn_id: &'a str,
-    /// What is said.
-    pub inputs: &'a [UserInput],
+    /// What is asked of it.
+    pub task: Task<'a>,
     /// How it runs.
     pub options: &'a ThreadOptions,
     /// What it uses where the options say nothing.
     pub baseline: &'a Baseline,
     /// Where it works.
     pub workspace: &'a Workspace,
-    /// The schema of its final response.
-    pub output_schema: Option<&'a Value>,
     /// What it must take away.
     pub lingering: Lingering,
+}
+
+/// What is asked of a turn.
+#[derive(Debug, Clone, Copy)]
+pub struct Task<'a> {
+    /// A name that no other turn has, for the look at the answer: Codex takes it for a new turn, and
+    /// not where it takes the request as steering of a turn that runs.
+    pub root_turn_id: &'a str,
+    /// What is said.
+    pub inputs: &'a [UserInput],
+    /// The schema of its final response.
+    pub output_schema: Option<&'a Value>,
 }
 
 #[derive(Serialize)]
@@ -108,15 +115,15 @@ impl<'a> StartTurn<'a> {
         let summary = summary.or(baseline.reasoning_summary.as_deref());
         Params {
             thread_id: self.thread_id,
-            root_turn_id: self.root_turn_id,
-            input: input(self.inputs),
+            root_turn_id: self.task.root_turn_id,
+            input: input(self.task.inputs),
             rights: baseline.rights(options, self.workspace),
             model,
             service_tier: baseline.service_tier.as_ref(),
             effort: effort.map(String::as_str),
             collaboration_mode,
             summary: summary.or(lingering.summary.then(|| ReasoningSummary::Auto.as_str())),
-            output_schema: self.output_schema,
+            output_schema: self.task.output_schema,
         }
     }
 }
@@ -220,12 +227,10 @@ mod tests {
         };
         let turn = StartTurn {
             thread_id: "t",
-            root_turn_id: "r",
-            inputs: &inputs,
+            task: Task { root_turn_id: "r", inputs: &inputs, output_schema: None },
             options,
             baseline,
             workspace: &workspace,
-            output_schema: None,
             lingering,
         };
         json!(turn.params())

@@ -8,6 +8,7 @@ use crate::model::event::Usage;
 use crate::model::id::ThreadId;
 use crate::turn::machine::{Act, EndedCommands, Input, Kept};
 use crate::worker::Worker;
+use crate::worker::thread::Task;
 
 /// How often an interruption that Codex refuses is tried again: it refuses while it has not quite
 /// begun with the turn.
@@ -165,14 +166,13 @@ impl Driver {
         let (turn, request) = (Arc::clone(&self.turn), Arc::clone(&self.request));
         let workspace = Arc::clone(&self.workspace);
         self.begin(async move {
-            let started = worker.start_turn(
-                &thread_id,
-                &mut loaded,
-                (&turn.id.0, &request.inputs),
-                &request.thread_options,
-                &workspace,
-                request.turn_options.output_schema.as_ref(),
-            );
+            let task = Task {
+                root_turn_id: &turn.id.0,
+                inputs: &request.inputs,
+                output_schema: request.turn_options.output_schema.as_ref(),
+            };
+            let options = &request.thread_options;
+            let started = worker.start_turn(&thread_id, &mut loaded, task, options, &workspace);
             let outcome = started.await;
             Done::Started { loaded: Box::new(loaded), outcome }
         });

@@ -17,7 +17,7 @@ use crate::model::id::ThreadId;
 use crate::model::options::ThreadOptions;
 use crate::model::request::UserInput;
 use crate::worker::testing::Codex;
-use crate::worker::thread::{LoadedThread, ThreadError, Workspace};
+use crate::worker::thread::{LoadedThread, Task, ThreadError, Workspace};
 use crate::worker::{Route, ThreadMessage, Worker};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -79,8 +79,8 @@ impl Worker {
         options: &ThreadOptions,
     ) -> Result<String, ThreadError> {
         let inputs = [UserInput::Text("hello".to_owned())];
-        let turn = (ROOT, &inputs[..]);
-        self.start_turn(&thread(id), loaded, turn, options, &workspace(), None).await
+        let task = Task { root_turn_id: ROOT, inputs: &inputs, output_schema: None };
+        self.start_turn(&thread(id), loaded, task, options, &workspace()).await
     }
 
     /// Adds words to a turn.
