@@ -1,35 +1,48 @@
 //! codex-sidecar: OpenAI's Codex CLI behind gRPC, on a warm and supervised pool.
 //!
-//! In reading order. [`app`] wires everything; [`grpc`] is the edge; [`turn`] is the domain;
-//! [`registry`] and [`pool`] are what it stands on; [`worker`] is one Codex process, which
-//! [`app_server`] speaks with and [`process`] starts and ends.
+//! For callers in Rust there are [`pb`], the contract's messages, and [`client`], its stubs. The rest is
+//! the binary's.
+//!
+//! In reading order. `app` wires everything; `grpc` is the edge; `turn` is the domain; `registry` and
+//! `pool` are what it stands on; `worker` is one Codex process, which `app_server` speaks with and
+//! `process` starts and ends; `model` are the words that all of them speak.
 
-pub mod app;
-pub mod app_server;
-pub mod cli;
-pub mod codex_cli;
-pub mod config;
-pub mod grpc;
-pub mod model;
+mod app;
+mod app_server;
+mod cli;
+mod codex_cli;
+mod config;
+mod grpc;
+mod model;
 #[cfg(feature = "offline-model")]
-pub mod offline_model;
+mod offline_model;
 #[cfg(not(feature = "offline-model"))]
 #[path = "offline_model/absent.rs"]
-pub mod offline_model;
-pub mod output_schema;
-pub(crate) mod pool;
-pub mod process;
-pub mod redact;
-pub(crate) mod registry;
-pub mod telemetry;
+mod offline_model;
+mod output_schema;
+#[doc(hidden)]
+#[allow(missing_docs, reason = "it has no readers")]
+pub mod parts;
+mod pool;
+mod process;
+mod redact;
+mod registry;
+mod telemetry;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
-pub mod turn;
-pub mod worker;
+mod turn;
+mod worker;
 
-/// The contract's messages. Its stubs are [`grpc::api`] and [`grpc::client`].
+pub use grpc::client;
+
+#[doc(hidden)]
+pub use cli::main;
+#[doc(hidden)]
+pub use process::guard_if_asked;
+
+/// The contract's messages. Its stubs are in [`client`].
 #[allow(missing_docs, clippy::all, clippy::pedantic, rustdoc::all, reason = "generated")]
 pub mod pb {
     include!(concat!(env!("OUT_DIR"), "/messages/codex.sidecar.v1.rs"));

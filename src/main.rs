@@ -2,8 +2,8 @@
 
 fn main() -> std::process::ExitCode {
     // Before anything else exists: a worker's guard is this same binary, with one thread.
-    match codex_sidecar::process::guard_if_asked(std::env::args_os()) {
+    match codex_sidecar::guard_if_asked(std::env::args_os()) {
         Some(code) => code,
-        None => codex_sidecar::cli::main(),
+        None => codex_sidecar::main(),
     }
 }

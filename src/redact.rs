@@ -15,7 +15,7 @@ use memchr::memmem::Finder;
 use tokio::io::{AsyncRead, ReadBuf};
 
 /// What stands where a secret stood.
-pub const REDACTED: &str = "[redacted]";
+pub(crate) const REDACTED: &str = "[redacted]";
 
 /// A shorter text is no secret: `none`, `dummy`, `x` are given for keys where a provider wants none,
 /// and taking every such word out of all texts would only garble them.
@@ -24,7 +24,7 @@ const SHORTEST: usize = 8;
 /// The secrets, in every way in which they are looked for: as they are, escaped as in a JSON text
 /// and as in one within another, and percent-encoded as in an address. Cheap to clone.
 #[derive(Clone, Default)]
-pub struct Redactor {
+pub(crate) struct Redactor {
     // Longest first: where one secret begins as another one does, the longer one is taken out.
     forms: Arc<Vec<Finder<'static>>>,
 }
@@ -37,7 +37,7 @@ impl std::fmt::Debug for Redactor {
 
 impl Redactor {
     /// Knows these secrets. Those of fewer than eight bytes are none.
-    pub fn new(secrets: impl IntoIterator<Item = String>) -> Redactor {
+    pub(crate) fn new(secrets: impl IntoIterator<Item = String>) -> Redactor {
         let mut forms = BTreeSet::new();
         for secret in secrets {
             let secret = secret.trim();
@@ -64,7 +64,8 @@ impl Redactor {
     }
 
     /// The text without them.
-    pub fn text(&self, text: &str) -> String {
+    #[cfg(test)]
+    pub(crate) fn text(&self, text: &str) -> String {
         let mut redacted = Vec::with_capacity(text.len());
         let mut stream = Stream::default();
         stream.take(self, text.as_bytes(), &mut redacted);
@@ -74,7 +75,7 @@ impl Redactor {
 
     /// The stream without them, wherever it is cut into reads. What may be the beginning of a secret
     /// is held back until it is none; the end of a line is never in one, so that no line waits.
-    pub fn reader<R: AsyncRead + Unpin>(&self, inner: R) -> RedactedReader<R> {
+    pub(crate) fn reader<R: AsyncRead + Unpin>(&self, inner: R) -> RedactedReader<R> {
         RedactedReader {
             inner,
             redactor: self.clone(),
@@ -108,14 +109,14 @@ impl Redactor {
 
 /// A text that comes in pieces, on its way through a [`Redactor`].
 #[derive(Debug, Default)]
-pub struct Pieces {
+pub(crate) struct Pieces {
     stream: Stream,
 }
 
 impl Pieces {
     /// What of the text can be shown once this piece has come; the rest is held back, because a secret
     /// may begin with it.
-    pub fn take(&mut self, redactor: &Redactor, piece: String) -> String {
+    pub(crate) fn take(&mut self, redactor: &Redactor, piece: String) -> String {
         if redactor.forms.is_empty() {
             return piece;
         }
@@ -125,7 +126,7 @@ impl Pieces {
     }
 
     /// What was held back, once the text is over.
-    pub fn end(mut self) -> String {
+    pub(crate) fn end(mut self) -> String {
         let mut ready = Vec::new();
         self.stream.end(&mut ready);
         String::from_utf8_lossy(&ready).into_owned()
@@ -172,7 +173,7 @@ impl Stream {
 
 /// A stream without secrets; see [`Redactor::reader`].
 #[derive(Debug)]
-pub struct RedactedReader<R> {
+pub(crate) struct RedactedReader<R> {
     inner: R,
     redactor: Redactor,
     stream: Stream,

@@ -23,7 +23,6 @@ pub enum TelemetryError {
     /// The filter's syntax is wrong.
     #[error("{filter:?} is no log filter: {source}")]
     Filter {
-        /// The filter.
         filter: String,
         /// What is wrong.
         source: tracing_subscriber::filter::ParseError,

@@ -15,23 +15,23 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use codex_sidecar::app_server::baseline::{Baseline, Lingering};
-use codex_sidecar::app_server::client::{
+use codex_sidecar::client::codex_service_client::CodexServiceClient;
+use codex_sidecar::parts::app_server::baseline::{Baseline, Lingering};
+use codex_sidecar::parts::app_server::client::{
     CliDefaults, Client, LoadOptions, LoadThread, StartTurn, Task,
 };
-use codex_sidecar::app_server::decode::{News, TurnEnd};
-use codex_sidecar::app_server::message::{Inbound, Told};
-use codex_sidecar::app_server::peer::{Peer, PeerLimits};
-use codex_sidecar::codex_cli;
-use codex_sidecar::grpc::client::codex_service_client::CodexServiceClient;
-use codex_sidecar::model::id::TurnId;
-use codex_sidecar::model::options::{ApprovalPolicy, SandboxMode, ThreadOptions};
-use codex_sidecar::model::request::UserInput;
-use codex_sidecar::model::workspace::Workspace;
-use codex_sidecar::offline_model::OfflineModel;
+use codex_sidecar::parts::app_server::decode::{News, TurnEnd};
+use codex_sidecar::parts::app_server::message::{Inbound, Told};
+use codex_sidecar::parts::app_server::peer::{Peer, PeerLimits};
+use codex_sidecar::parts::codex_cli;
+use codex_sidecar::parts::model::id::TurnId;
+use codex_sidecar::parts::model::options::{ApprovalPolicy, SandboxMode, ThreadOptions};
+use codex_sidecar::parts::model::request::UserInput;
+use codex_sidecar::parts::model::workspace::Workspace;
+use codex_sidecar::parts::offline_model::OfflineModel;
+use codex_sidecar::parts::process::{Pipes, Process, ProcessSpec};
+use codex_sidecar::parts::worker::settings::WorkerSettings;
 use codex_sidecar::pb;
-use codex_sidecar::process::{Pipes, Process, ProcessSpec};
-use codex_sidecar::worker::settings::WorkerSettings;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::sync::oneshot;
@@ -247,7 +247,7 @@ async fn address_in(log: tokio::process::ChildStderr) -> Result<String, Fault> {
 }
 
 async fn ready(channel: Channel) -> Result<(), Fault> {
-    let service = codex_sidecar::app::READINESS_SERVICE.to_owned();
+    let service = codex_sidecar::parts::app::READINESS_SERVICE.to_owned();
     let request = HealthCheckRequest { service };
     let mut statuses = HealthClient::new(channel).watch(request).await?.into_inner();
     while let Some(response) = statuses.message().await? {

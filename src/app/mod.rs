@@ -61,7 +61,6 @@ pub enum StartError {
     /// A tool's configured output schema can't be used.
     #[error("tools.{tool}.output_schema: {cause}")]
     OutputSchema {
-        /// The tool.
         tool: String,
         /// What is wrong with it.
         cause: String,
@@ -94,7 +93,6 @@ pub enum ServeError {
     /// A listener failed.
     #[error("serving {address} failed")]
     Transport {
-        /// The address.
         address: String,
         /// What tonic says.
         source: tonic::transport::Error,

@@ -203,7 +203,7 @@ fn needs_workspace_write(options: &ThreadOptions) -> bool {
 
 /// In which respect a thread that was just started has more rights than the turn asks for that it was
 /// started for. Nothing is known of what was not sent along: there its answer is what is asked for.
-pub fn started_wider(
+pub(crate) fn started_wider(
     granted: &Settings,
     asked: &Settings,
     options: &ThreadOptions,

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use crate::app_server::client::LoadOptions;
 
 /// How long Codex lets a server take to start that has no `startup_timeout_sec` (0.169.0).
-pub const DEFAULT_STARTUP_TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const DEFAULT_STARTUP_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Longest error of a server that is kept, in bytes.
 const MAX_ERROR_BYTES: usize = 4096;

@@ -8,7 +8,7 @@ use crate::app_server::decode::{self, News, Scope};
 use crate::model::event::{Event, Raw};
 use crate::model::question::Question;
 
-pub use crate::app_server::whose::SkippedLine;
+pub(crate) use crate::app_server::whose::SkippedLine;
 
 /// What comes from the worker unasked.
 #[derive(Debug)]

@@ -6,16 +6,16 @@
 //! Nothing here knows processes, pools or gRPC.
 
 mod answer;
-pub mod baseline;
-pub mod client;
-pub mod decode;
+pub(crate) mod baseline;
+pub(crate) mod client;
+pub(crate) mod decode;
 pub(crate) mod lines;
-pub mod mcp;
-pub mod message;
-pub mod peer;
-pub mod record;
+pub(crate) mod mcp;
+pub(crate) mod message;
+pub(crate) mod peer;
+pub(crate) mod record;
 mod refusal_text;
-pub mod secrets;
-pub mod settings;
-pub mod thread_error;
-pub mod whose;
+pub(crate) mod secrets;
+pub(crate) mod settings;
+pub(crate) mod thread_error;
+pub(crate) mod whose;

@@ -104,7 +104,7 @@ pub enum RequestError {
 }
 
 /// JSON-RPC's code of Codex's overload answer.
-pub const OVERLOADED: i64 = -32001;
+pub(crate) const OVERLOADED: i64 = -32001;
 
 /// A handle to one peer.
 #[derive(Debug, Clone)]

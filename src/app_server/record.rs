@@ -13,7 +13,7 @@ use serde_json::Value;
 
 /// What the record says of a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Recorded {
+pub(crate) enum Recorded {
     /// From its beginning to its end, and of the model nothing: it never finished a piece of an answer.
     NoAnswer,
     /// The model finished a piece of an answer at least, or something that this version doesn't know.
@@ -44,7 +44,7 @@ struct Payload {
 ///
 /// # Errors
 /// What reading comes to.
-pub fn recorded(mut lines: impl BufRead, turn_id: &str) -> io::Result<Recorded> {
+pub(crate) fn recorded(mut lines: impl BufRead, turn_id: &str) -> io::Result<Recorded> {
     let (mut has_begun, mut has_ended, mut has_answer) = (false, false, false);
     let mut line = Vec::new();
     loop {

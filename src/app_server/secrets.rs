@@ -7,7 +7,7 @@ use toml::{Table, Value};
 
 /// Where secrets are.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Secrets {
+pub(crate) struct Secrets {
     /// Texts that are secret.
     pub values: Vec<String>,
     /// Environment variables whose values are.
@@ -16,7 +16,7 @@ pub struct Secrets {
 
 /// The secrets that a `config.toml`, or what takes its place, holds or names. One that can't be read
 /// has none: Codex can't read it either.
-pub fn of_config(config: &Table) -> Secrets {
+pub(crate) fn of_config(config: &Table) -> Secrets {
     let mut secrets = Secrets::default();
     let tables = |name: &str| {
         let table = config.get(name).and_then(Value::as_table);
@@ -39,7 +39,7 @@ pub fn of_config(config: &Table) -> Secrets {
 }
 
 /// The secrets of an `auth.json`, the login that Codex keeps.
-pub fn of_login(login: &str) -> Vec<String> {
+pub(crate) fn of_login(login: &str) -> Vec<String> {
     let login: Json = serde_json::from_str(login).unwrap_or_default();
     let tokens = ["id_token", "access_token", "refresh_token"].map(|name| &login["tokens"][name]);
     let all = [&login["OPENAI_API_KEY"]].into_iter().chain(tokens);

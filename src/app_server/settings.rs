@@ -65,7 +65,7 @@ fn built_in(name: &str, working_directory: Option<&Path>) -> Option<Access> {
 }
 
 /// Whether the profile is one of config.toml.
-pub fn is_custom_profile(name: &str) -> bool {
+pub(crate) fn is_custom_profile(name: &str) -> bool {
     built_in(name, None).is_none()
 }
 
@@ -299,7 +299,7 @@ impl fmt::Display for Access {
 /// turn (measured with 0.150 and 0.169: around the answer to `turn/start`, always before
 /// `turn/started`); where it changes nothing, what it said last holds.
 #[derive(Debug, Clone)]
-pub struct Gate {
+pub(crate) struct Gate {
     asked: Settings,
     in_force: Option<Settings>,
     // Whether this CLI tells its settings at all.
@@ -309,7 +309,7 @@ pub struct Gate {
 
 impl Gate {
     /// Before a turn that asked for this, on a thread of which Codex last said that.
-    pub fn new(asked: Settings, in_force: Option<Settings>, tells: bool) -> Gate {
+    pub(crate) fn new(asked: Settings, in_force: Option<Settings>, tells: bool) -> Gate {
         Gate { asked, in_force, tells, is_open: false }
     }
 
@@ -318,7 +318,7 @@ impl Gate {
     ///
     /// # Errors
     /// In which respect it is not what was asked.
-    pub fn hear(&mut self, told: Settings) -> Result<(), String> {
+    pub(crate) fn hear(&mut self, told: Settings) -> Result<(), String> {
         self.tells = true;
         self.in_force = Some(told);
         if self.is_open { self.check() } else { Ok(()) }
@@ -328,7 +328,7 @@ impl Gate {
     ///
     /// # Errors
     /// In which respect what came into force is not what was asked.
-    pub fn pass(&mut self) -> Result<(), String> {
+    pub(crate) fn pass(&mut self) -> Result<(), String> {
         if !self.is_open {
             if self.tells {
                 self.check()?;
@@ -339,7 +339,7 @@ impl Gate {
     }
 
     /// What Codex said last.
-    pub fn in_force(self) -> Option<Settings> {
+    pub(crate) fn in_force(self) -> Option<Settings> {
         self.in_force
     }
 

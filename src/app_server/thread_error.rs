@@ -5,7 +5,7 @@ use crate::app_server::refusal_text::{self, Meaning};
 
 /// Why Codex did not do what was asked.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum ThreadError {
+pub(crate) enum ThreadError {
     /// It has no rollout of the thread, or can't read it.
     #[error("{0}")]
     NotFound(String),
@@ -73,7 +73,7 @@ impl From<RequestError> for ThreadError {
 
 impl ThreadError {
     /// The same of a request that went ahead of `turn/start`: whatever was written, no turn was.
-    pub fn before_the_turn(self) -> ThreadError {
+    pub(crate) fn before_the_turn(self) -> ThreadError {
         match self {
             ThreadError::Lost { cause, written: _ } => ThreadError::Lost { cause, written: false },
             other => other,

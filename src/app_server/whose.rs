@@ -331,7 +331,7 @@ impl Scan {
 
 /// How long a text is as Codex writes it into a line: quotes, backslashes and control characters take
 /// more than themselves.
-pub fn encoded_bytes(text: &str) -> u64 {
+pub(crate) fn encoded_bytes(text: &str) -> u64 {
     let escapes = text.bytes().map(|byte| match byte {
         b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 0x08 | 0x0c => 1,
         0x00..=0x1f => 5,

@@ -14,7 +14,6 @@ pub enum FindError {
     /// The configured path leads nowhere.
     #[error("the Codex CLI is not at {}, as configured: {cause}; {ADVICE}", .path.display())]
     NotThere {
-        /// The path.
         path: PathBuf,
         /// What is wrong with it.
         cause: String,

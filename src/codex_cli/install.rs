@@ -11,7 +11,6 @@ pub enum InstallError {
     /// The script could not be started.
     #[error("{} could not be started: {source}", .script.display())]
     Spawn {
-        /// The script.
         script: PathBuf,
         /// Why.
         source: std::io::Error,
@@ -19,7 +18,6 @@ pub enum InstallError {
     /// The script failed; it said why on standard error.
     #[error("{} failed with {status}; its messages are above", .script.display())]
     Failed {
-        /// The script.
         script: PathBuf,
         /// How it ended.
         status: std::process::ExitStatus,
@@ -27,7 +25,6 @@ pub enum InstallError {
     /// The script named no binary.
     #[error("{} succeeded and named no executable file: {output:?}", .script.display())]
     NoBinary {
-        /// The script.
         script: PathBuf,
         /// What it said.
         output: String,

@@ -9,10 +9,11 @@ mod find;
 mod install;
 mod version;
 
-pub use find::{FindError, find};
-pub use install::{InstallError, install};
+pub use find::find;
+pub use install::install;
+pub(crate) use version::CliVersion;
 pub(crate) use version::OLDEST_SUPPORTED;
-pub use version::{CliVersion, ParseVersionError, VersionError, version};
+pub use version::version;
 
 #[cfg(test)]
 mod tests {

@@ -231,7 +231,6 @@ impl Codec for Switch {
     }
 }
 
-/// The form of the log.
 pub(super) struct LogForm;
 
 impl Codec for LogForm {
@@ -254,7 +253,6 @@ impl Codec for LogForm {
     }
 }
 
-/// A filter of the log.
 pub(super) struct LogFilter;
 
 impl Codec for LogFilter {

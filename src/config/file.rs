@@ -9,13 +9,11 @@ use super::Fault;
 /// Where a value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Origin {
-    /// A flag.
     Flag(&'static str),
     /// An environment variable.
     Environment(&'static str),
     /// A key of the file.
     File {
-        /// The file.
         file: PathBuf,
         /// The key's path in it.
         key: String,

@@ -158,12 +158,7 @@ impl Default for Config {
 pub enum ListenAddress {
     /// A TCP port of a host: an IP address without brackets, or a name. Port 0 lets the system
     /// choose.
-    Tcp {
-        /// The host.
-        host: String,
-        /// The port.
-        port: u16,
-    },
+    Tcp { host: String, port: u16 },
     /// A Unix domain socket by its absolute path, short enough for the system.
     Unix(PathBuf),
 }

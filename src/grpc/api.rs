@@ -5,16 +5,23 @@
 
 use bytes::Bytes;
 
-pub use stubs::*;
+pub(crate) use stubs::*;
 
-#[allow(missing_docs, clippy::all, clippy::pedantic, rustdoc::all, reason = "generated")]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::pedantic,
+    rustdoc::all,
+    reason = "generated"
+)]
 mod stubs {
     include!(concat!(env!("OUT_DIR"), "/server/codex.sidecar.v1.rs"));
 }
 
 /// [`pb::RunTurnResponse`](crate::pb::RunTurnResponse) on the wire.
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct RunTurnResponse {
+pub(crate) struct RunTurnResponse {
     /// The encoded event.
     #[prost(bytes = "bytes", tag = "1")]
     pub event: Bytes,
@@ -22,7 +29,7 @@ pub struct RunTurnResponse {
 
 /// [`pb::AttachTurnResponse`](crate::pb::AttachTurnResponse) on the wire.
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct AttachTurnResponse {
+pub(crate) struct AttachTurnResponse {
     /// The encoded event.
     #[prost(bytes = "bytes", tag = "1")]
     pub event: Bytes,

@@ -27,7 +27,7 @@ const DEFAULT_PAGE: usize = 50;
 
 /// The implementation over an engine.
 #[derive(Debug, Clone)]
-pub struct CodexApi {
+pub(crate) struct CodexApi {
     engine: Arc<Engine>,
     tools: Arc<BTreeMap<String, ToolDefaults>>,
     limits: RequestLimits,
@@ -36,7 +36,7 @@ pub struct CodexApi {
 
 impl CodexApi {
     /// Serves this engine. `tools` are the defaults of tools by their names.
-    pub fn new(
+    pub(crate) fn new(
         engine: Arc<Engine>,
         tools: BTreeMap<String, ToolDefaults>,
         limits: RequestLimits,

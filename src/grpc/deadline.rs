@@ -21,13 +21,16 @@ const ANSWER_MARGIN: Duration = Duration::from_millis(25);
 
 /// When the call must be over, from its `grpc-timeout`; `None` where it has none. A malformed one
 /// counts as none, as in tonic.
-pub fn of(metadata: &MetadataMap) -> Option<Instant> {
+pub(crate) fn of(metadata: &MetadataMap) -> Option<Instant> {
     let text = metadata.get("grpc-timeout")?.to_str().ok()?;
     parse(text).and_then(|timeout| Instant::now().checked_add(timeout))
 }
 
 /// Waits for something to send headers for, but not longer than until shortly before the deadline.
-pub async fn headers<T>(deadline: Option<Instant>, future: impl Future<Output = T>) -> Option<T> {
+pub(crate) async fn headers<T>(
+    deadline: Option<Instant>,
+    future: impl Future<Output = T>,
+) -> Option<T> {
     before(deadline, HEADERS_MARGIN, future).await
 }
 
@@ -35,7 +38,7 @@ pub async fn headers<T>(deadline: Option<Instant>, future: impl Future<Output = 
 ///
 /// # Errors
 /// [`Refusal::DeadlineExceeded`], or the future's own.
-pub async fn answer<T>(
+pub(crate) async fn answer<T>(
     deadline: Option<Instant>,
     future: impl Future<Output = Result<T, Refusal>>,
 ) -> Result<T, Refusal> {

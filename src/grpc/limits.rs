@@ -1,7 +1,7 @@
 //! What callers are held to at the edge, as it is configured.
 
 /// Most characters that Codex takes in one turn (Unicode scalar values); it refuses more itself.
-pub const CODEX_MAX_INPUT_CHARACTERS: usize = 1_048_576;
+pub(crate) const CODEX_MAX_INPUT_CHARACTERS: usize = 1_048_576;
 
 /// What one request may hold.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,14 +5,14 @@
 //! [`limits`] are their settings, the services only put the two around calls of the engine. `caller`
 //! is the other end: it calls a sidecar.
 
-pub mod api;
+pub(crate) mod api;
 pub(crate) mod caller;
 pub mod client;
-pub mod codex_service;
-pub mod convert;
-pub mod deadline;
-pub mod limits;
+pub(crate) mod codex_service;
+pub(crate) mod convert;
+pub(crate) mod deadline;
+pub(crate) mod limits;
 mod page_token;
-pub mod pool_service;
-pub mod status;
+pub(crate) mod pool_service;
+pub(crate) mod status;
 mod stream;

@@ -17,7 +17,7 @@ use crate::turn::timeouts::Timeouts;
 
 /// What the sidecar was started with, as far as clients are told.
 #[derive(Debug, Clone)]
-pub struct Setup {
+pub(crate) struct Setup {
     /// The CLI as it is configured, if it is.
     pub codex_path: Option<PathBuf>,
     /// CODEX_HOME of the workers.
@@ -44,7 +44,7 @@ pub struct Setup {
 
 /// The implementation over an engine.
 #[derive(Debug, Clone)]
-pub struct PoolApi {
+pub(crate) struct PoolApi {
     engine: Arc<Engine>,
     setup: Arc<Setup>,
     started_at: SystemTime,
@@ -52,7 +52,7 @@ pub struct PoolApi {
 
 impl PoolApi {
     /// Serves this engine.
-    pub fn new(engine: Arc<Engine>, setup: Setup) -> PoolApi {
+    pub(crate) fn new(engine: Arc<Engine>, setup: Setup) -> PoolApi {
         PoolApi { engine, setup: Arc::new(setup), started_at: SystemTime::now() }
     }
 }

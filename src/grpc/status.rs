@@ -37,7 +37,7 @@ impl From<Refusal> for Status {
 }
 
 /// The status that says `refusal`.
-pub fn status(refusal: &Refusal) -> Status {
+pub(crate) fn status(refusal: &Refusal) -> Status {
     match refusal {
         Refusal::InvalidInput(violations) => invalid_input(violations),
         Refusal::ThreadNotFound { thread_id, cause: _ } => {

@@ -4,7 +4,7 @@
 //! it goes over the wire.
 
 pub use crate::pb::turn_event::Event;
-pub use crate::pb::{
+pub(crate) use crate::pb::{
     AgentMessageDelta, CommandOutputDelta, Gap, InterruptReason, ItemCompleted, ItemStarted,
     ItemUpdated, McpServerState, McpServerStatus, Queued, Raw, ReasoningDelta, ReasoningPart,
     RequestRaised, RequestResolved, ThreadError, ThreadOrigin, ThreadStarted, TokenUsageUpdated,

@@ -70,7 +70,7 @@ impl fmt::Display for TurnId {
 
 /// Which worker, and which incarnation of it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct WorkerId {
+pub(crate) struct WorkerId {
     /// The worker's slot in the pool, from 0.
     pub slot: usize,
     /// 1, 2, 3… for each incarnation in that slot.
@@ -79,7 +79,7 @@ pub struct WorkerId {
 
 impl WorkerId {
     /// The name of the slot, which outlives the incarnation: `w0`.
-    pub fn slot_name(&self) -> String {
+    pub(crate) fn slot_name(&self) -> String {
         format!("w{}", self.slot)
     }
 }

@@ -1,8 +1,8 @@
 //! The things that a turn makes or does, as the contract has them.
 
-pub use crate::pb::item::Kind as ItemKind;
-pub use crate::pb::web_search::Action as WebSearchAction;
-pub use crate::pb::{
+pub(crate) use crate::pb::item::Kind as ItemKind;
+pub(crate) use crate::pb::web_search::Action as WebSearchAction;
+pub(crate) use crate::pb::{
     AgentMessage, ChangedFile, CommandExecution, CommandExecutionStatus, ContextCompaction,
     DynamicToolCall, DynamicToolCallStatus, ErrorItem, FileChange, FileChangeKind,
     FileChangeStatus, ImageView, Item, McpToolCall, McpToolCallStatus, Reasoning, SubAgent,
@@ -11,7 +11,6 @@ pub use crate::pb::{
 };
 
 impl Item {
-    /// An item of this kind.
     pub fn new(id: impl Into<String>, kind: ItemKind) -> Item {
         Item { id: id.into(), kind: Some(kind) }
     }

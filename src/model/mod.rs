@@ -5,13 +5,13 @@
 //! ended, [`refusal`] what is said instead. Nothing here knows anything of the project but the
 //! messages of [`crate::pb`].
 
-pub mod event;
-pub mod failure;
-pub mod id;
-pub mod item;
-pub mod options;
-pub mod outcome;
-pub mod question;
-pub mod refusal;
-pub mod request;
-pub mod workspace;
+pub(crate) mod event;
+pub(crate) mod failure;
+pub(crate) mod id;
+pub(crate) mod item;
+pub(crate) mod options;
+pub(crate) mod outcome;
+pub(crate) mod question;
+pub(crate) mod refusal;
+pub(crate) mod request;
+pub(crate) mod workspace;

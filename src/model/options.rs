@@ -60,7 +60,6 @@ pub enum ReasoningSummary {
     Concise,
     /// A long one.
     Detailed,
-    /// None.
     None,
 }
 
@@ -85,7 +84,7 @@ impl ReasoningSummary {
 }
 
 /// The key of `config` that says what [`ThreadOptions::reasoning_summary`] says.
-pub const REASONING_SUMMARY_KEY: &str = "model_reasoning_summary";
+pub(crate) const REASONING_SUMMARY_KEY: &str = "model_reasoning_summary";
 
 /// A function that the caller lends to the model; Codex asks for it with `item/tool/call`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -255,7 +254,7 @@ impl ThreadOptions {
 
 /// How one turn runs. `None` means: not said at this layer.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct TurnOptions {
+pub(crate) struct TurnOptions {
     /// A strict JSON object schema for the final response.
     pub output_schema: Option<serde_json::Value>,
     /// The longest time without progress of this turn.

@@ -8,14 +8,13 @@ use crate::model::refusal::Refusal;
 
 /// How a turn ended.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// Well.
     Completed {
         /// The last agent message, or a fixed sentence when there was none.
         final_response: String,
         /// Of this turn.
         usage: Usage,
-        /// Of the thread.
         thread_usage: Usage,
     },
     /// Badly.
@@ -45,7 +44,7 @@ impl Outcome {
     ///
     /// # Errors
     /// Why it was refused: a turn that never began has no terminal event.
-    pub fn into_event(self) -> Result<Event, Refusal> {
+    pub(crate) fn into_event(self) -> Result<Event, Refusal> {
         Ok(match self {
             Outcome::Completed { final_response, usage, thread_usage } => {
                 let (usage, thread_usage) = (known(usage), known(thread_usage));

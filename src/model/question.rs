@@ -1,8 +1,8 @@
 //! What Codex asks in a turn, as the contract has it.
 
-pub use crate::pb::answer_request_request::Answer;
-pub use crate::pb::codex_request::Kind as QuestionKind;
-pub use crate::pb::{
+pub(crate) use crate::pb::answer_request_request::Answer;
+pub(crate) use crate::pb::codex_request::Kind as QuestionKind;
+pub(crate) use crate::pb::{
     CodexRequest as Question, CommandApproval, Elicitation, FileChangeApproval, NetworkAccess,
     NetworkPolicyAmendment, PermissionsApproval, RequestResolution as Resolution, ToolCall,
     UnknownRequest, UserQuestion, UserQuestionOption, UserQuestions,
@@ -23,16 +23,11 @@ impl Question {
 
 /// Why an answer does not count.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Unanswerable {
+pub(crate) enum Unanswerable {
     /// The turn did not ask this.
     Unknown,
     /// It needs no answer any more.
     Resolved,
     /// It wants an answer of another kind, which the contract calls so.
-    OtherKind {
-        /// What was given.
-        given: &'static str,
-        /// What is wanted.
-        wanted: &'static str,
-    },
+    OtherKind { given: &'static str, wanted: &'static str },
 }

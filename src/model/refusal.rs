@@ -34,7 +34,6 @@ pub enum Refusal {
         "thread {thread_id} was not found by Codex: {cause}; check the id, or let missing_thread_policy START_NEW begin a new thread"
     )]
     ThreadNotFound {
-        /// The thread.
         thread_id: ThreadId,
         /// What Codex said.
         cause: String,
@@ -55,7 +54,6 @@ pub enum Refusal {
         "thread {thread_id} is open in a Codex process that is not this sidecar's: {cause}; close it there first"
     )]
     ThreadHeldElsewhere {
-        /// The thread.
         thread_id: ThreadId,
         /// What Codex said.
         cause: String,
@@ -136,10 +134,7 @@ pub enum Refusal {
     #[error(
         "request_id {request_id:?} was already used for a different request; use a new id for new content"
     )]
-    RequestIdReused {
-        /// The id.
-        request_id: String,
-    },
+    RequestIdReused { request_id: String },
     /// Codex refuses to open the thread for a reason of its own, most often a wrong option.
     #[error("Codex refused to open the thread: {cause}")]
     CodexRefused {
@@ -157,7 +152,6 @@ pub enum Refusal {
     /// The turn can't be steered now.
     #[error("turn {turn_id} can't be steered: {cause}")]
     NotSteerable {
-        /// The turn.
         turn_id: TurnId,
         /// Why not.
         cause: String,
@@ -165,7 +159,6 @@ pub enum Refusal {
     /// Codex did not ask this in the turn.
     #[error("turn {turn_id} did not ask anything under the id {request_id:?}")]
     RequestNotFound {
-        /// The turn.
         turn_id: TurnId,
         /// The question's id.
         request_id: String,
@@ -175,7 +168,6 @@ pub enum Refusal {
         "request {request_id:?} of turn {turn_id} needs no answer any more: it was answered otherwise, declined or withdrawn"
     )]
     RequestAlreadyResolved {
-        /// The turn.
         turn_id: TurnId,
         /// The question's id.
         request_id: String,

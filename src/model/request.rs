@@ -5,7 +5,7 @@ use crate::model::options::{ThreadOptions, TurnOptions};
 
 /// A turn to run.
 #[derive(Debug, Clone, PartialEq)]
-pub struct TurnRequest {
+pub(crate) struct TurnRequest {
     /// Whose turn it is.
     pub tenant: Tenant,
     /// The binding that it reads and keeps; `None` for an ephemeral turn, or one that names only
@@ -38,7 +38,6 @@ pub struct TurnRequest {
 /// One part of what the user says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum UserInput {
-    /// Text.
     Text(String),
     /// The absolute path of an image on the sidecar's machine.
     LocalImage(String),
@@ -48,7 +47,7 @@ pub enum UserInput {
 
 /// The caller's key of idempotency with a digest of everything else in the request.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct RequestId {
+pub(crate) struct RequestId {
     /// 1 to 36 ASCII characters.
     pub id: String,
     /// Equal for equal requests.
@@ -57,7 +56,7 @@ pub struct RequestId {
 
 /// What to do when the context already runs a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum BusyPolicy {
+pub(crate) enum BusyPolicy {
     /// Wait, first come first served.
     #[default]
     Queue,
@@ -69,8 +68,7 @@ pub enum BusyPolicy {
 
 /// What to do when nobody reads the turn any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum DisconnectPolicy {
-    /// Interrupt it.
+pub(crate) enum DisconnectPolicy {
     #[default]
     Interrupt,
     /// Let it run on; it can be attached to.
@@ -79,7 +77,7 @@ pub enum DisconnectPolicy {
 
 /// What to do when the thread of a binding (or of the configuration) is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum MissingThreadPolicy {
+pub(crate) enum MissingThreadPolicy {
     /// Refuse with THREAD_NOT_FOUND.
     #[default]
     Fail,

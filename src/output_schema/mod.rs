@@ -57,7 +57,7 @@ const BESIDE_REF: [&str; 15] = [
 
 /// The strict form of a schema, given as the JSON text of an object schema, or in the short form
 /// of openai-agents: an object whose `properties` is a list of `{name, description, schema}`.
-pub fn strict(text: &str) -> Result<Value, String> {
+pub(crate) fn strict(text: &str) -> Result<Value, String> {
     if text.len() > LONGEST_TEXT {
         return Err(format!("is {} bytes long; give at most {LONGEST_TEXT}", text.len()));
     }
@@ -68,7 +68,7 @@ pub fn strict(text: &str) -> Result<Value, String> {
 }
 
 /// [`strict`] of a schema that is parsed already.
-pub fn strict_value(schema: Value) -> Result<Value, String> {
+pub(crate) fn strict_value(schema: Value) -> Result<Value, String> {
     let Value::Object(schema) = schema else {
         return Err("is not a JSON object; give an object schema".to_owned());
     };
@@ -105,7 +105,7 @@ pub fn strict_value(schema: Value) -> Result<Value, String> {
 }
 
 /// How many objects and lists are inside each other, at most.
-pub fn depth(value: &Value) -> usize {
+pub(crate) fn depth(value: &Value) -> usize {
     match value {
         Value::Object(map) => 1 + map.values().map(depth).max().unwrap_or(0),
         Value::Array(list) => 1 + list.iter().map(depth).max().unwrap_or(0),

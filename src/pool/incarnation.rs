@@ -71,7 +71,6 @@ impl Lease {
         Lease { incarnation }
     }
 
-    /// The worker.
     pub(crate) fn worker(&self) -> &Arc<Worker> {
         &self.incarnation.worker
     }

@@ -81,7 +81,6 @@ impl Default for PoolSettings {
     }
 }
 
-/// The pool.
 #[derive(Debug)]
 pub(crate) struct Pool {
     settings: PoolSettings,

@@ -25,7 +25,6 @@ use super::guard_wire::{NAME, SUBCOMMAND};
 /// What to start.
 #[derive(Debug, Clone, Default)]
 pub struct ProcessSpec {
-    /// The program's path.
     pub program: PathBuf,
     /// Its arguments.
     pub args: Vec<OsString>,

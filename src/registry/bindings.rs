@@ -10,7 +10,6 @@ use crate::model::id::{ContextKey, Tenant, ThreadId, TurnId};
 /// A context's thread.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Binding {
-    /// The thread.
     pub(crate) thread_id: ThreadId,
     /// When the context was first bound.
     pub(crate) created_at: SystemTime,
@@ -38,7 +37,6 @@ pub(crate) struct Bindings {
 }
 
 impl Bindings {
-    /// The binding of a context.
     pub(crate) fn get(&self, key: &ContextKey) -> Option<Binding> {
         self.read().get(key).cloned()
     }

@@ -16,7 +16,7 @@ use crate::model::request::BusyPolicy;
 
 /// What runs one turn at a time.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Lane {
+pub(crate) enum Lane {
     /// A context's thread.
     Context(ContextKey),
     /// A thread that was named without a context.
@@ -49,7 +49,7 @@ impl Default for AdmissionLimits {
 
 /// How far a turn is in its line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum QueuePosition {
+pub(crate) enum QueuePosition {
     /// It is the one of this number in its line, from 1.
     Waiting(u32),
     /// It runs.
@@ -58,7 +58,7 @@ pub enum QueuePosition {
 
 /// Admits turns.
 #[derive(Debug)]
-pub struct Admission {
+pub(crate) struct Admission {
     limits: AdmissionLimits,
     state: Mutex<State>,
 }
@@ -92,7 +92,7 @@ struct LaneState {
 
 /// A turn's admission. Dropping it gives the admission up, whether the turn waits or runs.
 #[derive(Debug)]
-pub struct Ticket {
+pub(crate) struct Ticket {
     id: u64,
     admission: Arc<Admission>,
     position: watch::Receiver<QueuePosition>,
@@ -100,7 +100,7 @@ pub struct Ticket {
 
 impl Ticket {
     /// How far the turn is, now and as that changes.
-    pub fn position(&self) -> watch::Receiver<QueuePosition> {
+    pub(crate) fn position(&self) -> watch::Receiver<QueuePosition> {
         self.position.clone()
     }
 }
@@ -116,7 +116,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 impl Admission {
     /// Nobody is here yet.
-    pub fn new(limits: AdmissionLimits) -> Arc<Admission> {
+    pub(crate) fn new(limits: AdmissionLimits) -> Arc<Admission> {
         Arc::new(Admission { limits, state: Mutex::default() })
     }
 
@@ -125,7 +125,7 @@ impl Admission {
     /// # Errors
     /// [`Refusal::ContextBusy`] under [`BusyPolicy::Reject`], [`Refusal::ContextQueueFull`] and
     /// [`Refusal::QueueFull`].
-    pub fn admit(
+    pub(crate) fn admit(
         self: &Arc<Admission>,
         tenant: &Tenant,
         lane: Option<Lane>,
@@ -178,17 +178,17 @@ impl Admission {
     }
 
     /// How many turns run.
-    pub fn running(&self) -> usize {
+    pub(crate) fn running(&self) -> usize {
         self.state().running
     }
 
     /// How many turns wait.
-    pub fn waiting(&self) -> usize {
+    pub(crate) fn waiting(&self) -> usize {
         self.state().waiting
     }
 
     /// How many turns wait in this lane.
-    pub fn waiting_in(&self, lane: &Lane) -> usize {
+    pub(crate) fn waiting_in(&self, lane: &Lane) -> usize {
         let state = self.state();
         let Some(lane) = state.lanes.get(lane) else { return 0 };
         let head_waits =

@@ -25,7 +25,7 @@ use crate::model::refusal::Refusal;
 
 /// The bytes that all logs together hold, against their common bound.
 #[derive(Debug)]
-pub struct Retained {
+pub(crate) struct Retained {
     bytes: AtomicU64,
     max_bytes: u64,
     max_bytes_per_turn: u64,
@@ -42,28 +42,28 @@ struct EndedLogs {
 
 impl Retained {
     /// Nothing held yet.
-    pub fn new(max_bytes: u64, max_bytes_per_turn: u64) -> Arc<Retained> {
+    pub(crate) fn new(max_bytes: u64, max_bytes_per_turn: u64) -> Arc<Retained> {
         let (bytes, ended) = (AtomicU64::new(0), Mutex::default());
         Arc::new(Retained { bytes, max_bytes, max_bytes_per_turn, ended })
     }
 
     /// How many bytes all logs hold.
-    pub fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
 
     /// Whether they hold more than they should.
-    pub fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         self.excess() > 0
     }
 
     /// By how much they do.
-    pub fn excess(&self) -> u64 {
+    pub(crate) fn excess(&self) -> u64 {
         self.bytes().saturating_sub(self.max_bytes)
     }
 
     /// Notes a log that has ended: from now on it makes room for those that have not.
-    pub fn note_ended(&self, log: &Arc<Log>) {
+    pub(crate) fn note_ended(&self, log: &Arc<Log>) {
         let mut ended = self.ended();
         ended.logs.push_back(Arc::downgrade(log));
         if ended.logs.len() >= ended.prune_at {
@@ -73,7 +73,7 @@ impl Retained {
     }
 
     /// Lets ended logs give up what need not be kept, oldest first, while all are too large.
-    pub fn make_room(&self) {
+    pub(crate) fn make_room(&self) {
         while self.is_over() {
             let Some(oldest) = self.ended().logs.pop_front() else { return };
             if let Some(log) = oldest.upgrade() {
@@ -89,7 +89,7 @@ impl Retained {
 
 /// The events of one turn.
 #[derive(Debug)]
-pub struct Log {
+pub(crate) struct Log {
     turn_id: TurnId,
     state: Mutex<State>,
     // The last sequence, and whether there is an end: what readers wait on.
@@ -141,7 +141,7 @@ impl Entry {
 
 /// An event as a reader is given it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Read {
+pub(crate) struct Read {
     /// The encoded [`TurnEvent`].
     pub encoded: Bytes,
     /// Whether it is the terminal one.
@@ -150,13 +150,13 @@ pub struct Read {
 
 impl Log {
     /// An empty log of this turn.
-    pub fn new(turn_id: TurnId, retained: Arc<Retained>) -> Log {
+    pub(crate) fn new(turn_id: TurnId, retained: Arc<Retained>) -> Log {
         let (state, progress) = (Mutex::default(), watch::Sender::default());
         Log { turn_id, state, progress, retained }
     }
 
     /// Appends an event. Does nothing once the log has ended.
-    pub fn append(&self, event: Event) {
+    pub(crate) fn append(&self, event: Event) {
         let mut state = self.state();
         if state.end.is_none() {
             self.push(&mut state, event);
@@ -166,7 +166,7 @@ impl Log {
 
     /// Ends the log: with the outcome's terminal event, or without one where the turn was refused. Does
     /// nothing if it has ended.
-    pub fn end(&self, outcome: Outcome) {
+    pub(crate) fn end(&self, outcome: Outcome) {
         let mut state = self.state();
         if state.end.is_some() {
             return;
@@ -213,35 +213,35 @@ impl Log {
     }
 
     /// Gives up everything that need not be kept, to make room for others.
-    pub fn shrink(&self) {
+    pub(crate) fn shrink(&self) {
         let mut state = self.state();
         while self.give_up_oldest(&mut state, 0) {}
     }
 
     /// Gives up its oldest events until that many bytes are free, but not the newest one.
-    pub fn give_up(&self, bytes: u64) {
+    pub(crate) fn give_up(&self, bytes: u64) {
         let mut state = self.state();
         let enough = state.bytes.saturating_sub(bytes);
         while state.bytes > enough && self.give_up_oldest(&mut state, 1) {}
     }
 
     /// How many bytes it holds.
-    pub fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.state().bytes
     }
 
     /// The last sequence so far; 0 before the first.
-    pub fn last_sequence(&self) -> u64 {
+    pub(crate) fn last_sequence(&self) -> u64 {
         self.state().last
     }
 
     /// Whether it has ended.
-    pub fn has_ended(&self) -> bool {
+    pub(crate) fn has_ended(&self) -> bool {
         self.state().end.is_some()
     }
 
     /// How it ended, if it has: with its terminal event, encoded, or with a refusal.
-    pub fn ending(&self) -> Option<Result<Bytes, Refusal>> {
+    pub(crate) fn ending(&self) -> Option<Result<Bytes, Refusal>> {
         let state = self.state();
         match state.end.as_ref()? {
             End::Terminal => state.events.back().map(|terminal| Ok(terminal.encoded.clone())),
@@ -250,21 +250,21 @@ impl Log {
     }
 
     /// Waits until it has ended.
-    pub async fn ended(&self) {
+    pub(crate) async fn ended(&self) {
         let mut progress = self.progress.subscribe();
         // The sender lives as long as the log.
         let _ = progress.wait_for(|progress| progress.ended).await;
     }
 
     /// Waits until there is an event or an end.
-    pub async fn begun(&self) {
+    pub(crate) async fn begun(&self) {
         let mut progress = self.progress.subscribe();
         let _ = progress.wait_for(|progress| progress.ended || progress.last > 0).await;
     }
 
     /// A reader of what comes after this sequence. It is given the terminal event in any case, also one
     /// of that sequence.
-    pub fn read_after(self: &Arc<Log>, sequence: u64) -> Reader {
+    pub(crate) fn read_after(self: &Arc<Log>, sequence: u64) -> Reader {
         let next = match self.state() {
             state if matches!(state.end, Some(End::Terminal)) => sequence.min(state.last - 1),
             _ => sequence,
@@ -303,7 +303,7 @@ impl Drop for Log {
 
 /// Reads a log at its own pace.
 #[derive(Debug)]
-pub struct Reader {
+pub(crate) struct Reader {
     log: Arc<Log>,
     next: u64,
     progress: watch::Receiver<Progress>,
@@ -314,7 +314,7 @@ impl Reader {
     ///
     /// # Errors
     /// The [`Refusal`] that ended the turn before it began.
-    pub async fn next(&mut self) -> Option<Result<Read, Refusal>> {
+    pub(crate) async fn next(&mut self) -> Option<Result<Read, Refusal>> {
         loop {
             self.progress.mark_unchanged();
             if let Some(read) = self.read_now() {

@@ -4,15 +4,15 @@
 //! who may run, [`contexts`] which thread goes on, [`log`] keeps what happened, [`turns`] finds it
 //! again. [`timeouts`] and [`retention`] are their settings.
 
-pub mod admission;
+pub(crate) mod admission;
 pub(crate) mod claims;
 mod clocks;
 pub(crate) mod contexts;
-pub mod engine;
-pub mod log;
+pub(crate) mod engine;
+pub(crate) mod log;
 mod machine;
-pub mod retention;
-pub mod timeouts;
-pub mod turn;
+pub(crate) mod retention;
+pub(crate) mod timeouts;
+pub(crate) mod turn;
 pub(crate) mod turns;
-pub mod workspace;
+pub(crate) mod workspace;

@@ -22,8 +22,7 @@ use crate::turn::machine::Record;
 
 /// A turn, as everybody but its task sees it.
 #[derive(Debug)]
-pub struct Turn {
-    /// The sidecar's id of it.
+pub(crate) struct Turn {
     pub id: TurnId,
     /// Whose it is.
     pub tenant: Tenant,
@@ -80,7 +79,6 @@ pub(super) enum Phase {
     Waiting,
     /// It has left the queue.
     Running,
-    /// It is over.
     Over,
 }
 
@@ -111,7 +109,7 @@ impl Turn {
     }
 
     /// Asks for its end. The first reason stays.
-    pub fn interrupt(&self, reason: InterruptReason) {
+    pub(crate) fn interrupt(&self, reason: InterruptReason) {
         // One that has ended needs no stopping.
         let _ = self.mailbox.send(Command::Stop(reason));
     }
@@ -120,7 +118,7 @@ impl Turn {
     ///
     /// # Errors
     /// [`Refusal::NotSteerable`] when it waits in its queue, has ended, or Codex can't.
-    pub async fn steer(&self, inputs: Vec<UserInput>) -> Result<String, Refusal> {
+    pub(crate) async fn steer(&self, inputs: Vec<UserInput>) -> Result<String, Refusal> {
         let (reply, steered) = oneshot::channel();
         // A closed mailbox drops the reply.
         let _ = self.mailbox.send(Command::Steer { inputs, reply });
@@ -134,7 +132,7 @@ impl Turn {
     /// # Errors
     /// [`Refusal::RequestNotFound`], [`Refusal::RequestAlreadyResolved`], or that the question wants an
     /// answer of another kind.
-    pub async fn answer(&self, request_id: String, answer: Answer) -> Result<(), Refusal> {
+    pub(crate) async fn answer(&self, request_id: String, answer: Answer) -> Result<(), Refusal> {
         let (reply, answered) = oneshot::channel();
         let command =
             Command::Answer { request_id: request_id.clone(), answer: answer.clone(), reply };
@@ -165,7 +163,7 @@ impl Turn {
     }
 
     /// Whether it has left the queue and has not ended.
-    pub fn is_running(&self) -> bool {
+    pub(crate) fn is_running(&self) -> bool {
         *self.phase() == Phase::Running && !self.log.has_ended()
     }
 
@@ -182,7 +180,7 @@ impl Turn {
     }
 
     /// Notes a caller of this turn. When the last one goes, the disconnect policy decides.
-    pub fn join(self: &Arc<Turn>) -> Caller {
+    pub(crate) fn join(self: &Arc<Turn>) -> Caller {
         self.callers.fetch_add(1, Ordering::AcqRel);
         Caller {
             presence: Arc::new(Presence { turn: Arc::clone(self), left: AtomicBool::new(false) }),
@@ -192,7 +190,7 @@ impl Turn {
 
 /// One who called for the turn, and reads it. Dropped when the stream ends, however it ends.
 #[derive(Debug)]
-pub struct Caller {
+pub(crate) struct Caller {
     presence: Arc<Presence>,
 }
 
@@ -203,14 +201,13 @@ struct Presence {
 }
 
 impl Caller {
-    /// The turn.
-    pub fn turn(&self) -> &Arc<Turn> {
+    pub(crate) fn turn(&self) -> &Arc<Turn> {
         &self.presence.turn
     }
 
     /// Counts the caller as gone when its deadline passes, even while nobody polls its stream
     /// because the other side does not read.
-    pub fn leave_at(&self, deadline: Instant) {
+    pub(crate) fn leave_at(&self, deadline: Instant) {
         let presence = Arc::clone(&self.presence);
         tokio::spawn(async move {
             tokio::select! {
@@ -223,7 +220,7 @@ impl Caller {
     }
 
     /// Counts the caller as gone because its deadline has passed.
-    pub fn deadline_passed(&self) {
+    pub(crate) fn deadline_passed(&self) {
         self.presence.leave(InterruptReason::DeadlineExceeded);
     }
 }

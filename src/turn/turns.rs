@@ -52,7 +52,6 @@ impl Turns {
         }
     }
 
-    /// The turn of this id.
     pub(crate) fn get(&self, id: &TurnId) -> Option<Arc<Turn>> {
         self.turns.get(id).map(|turn| Arc::clone(&turn))
     }

@@ -20,7 +20,7 @@ use crate::model::request::UserInput;
 use crate::worker::thread::Workspace;
 
 /// Largest image that is passed on, in bytes.
-pub const MAX_IMAGE_BYTES: u64 = 20 << 20;
+pub(crate) const MAX_IMAGE_BYTES: u64 = 20 << 20;
 
 /// Longest time that one look may take: a network file system may never answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -38,7 +38,7 @@ static LOOKS: Semaphore = Semaphore::const_new(32);
 /// # Errors
 /// What is missing or wrong, by the field's path; [`Refusal::OutOfResources`] if the file system
 /// does not answer in time.
-pub async fn check(
+pub(crate) async fn check(
     options: &ThreadOptions,
     inputs: &[UserInput],
     default_directory: &Path,
@@ -90,7 +90,7 @@ pub async fn check(
 ///
 /// # Errors
 /// As [`check`].
-pub async fn check_images(inputs: &[UserInput]) -> Result<(), Refusal> {
+pub(crate) async fn check_images(inputs: &[UserInput]) -> Result<(), Refusal> {
     if !inputs.iter().any(|input| matches!(input, UserInput::LocalImage(_))) {
         return Ok(());
     }

@@ -17,7 +17,7 @@ use crate::worker::{SpawnError, Worker};
 
 /// How to spawn a native CLI as an app-server.
 #[derive(Clone)]
-pub struct Child {
+pub(crate) struct Child {
     /// Finds the native CLI; asked anew for every start, so that a CLI that is installed later is
     /// found then. The error says what was looked for, where, and what to do.
     pub locate: Arc<dyn Fn() -> Result<PathBuf, String> + Send + Sync>,
@@ -84,7 +84,7 @@ impl Ending for Process {
 
 impl Worker {
     /// Its resident memory, in bytes; `None` once it is gone.
-    pub fn resident_bytes(&self) -> Option<u64> {
+    pub(crate) fn resident_bytes(&self) -> Option<u64> {
         process::resident_bytes(self.pid?)
     }
 
@@ -109,7 +109,11 @@ impl Worker {
     /// Kills what commands of this thread have started since a moment and left running: what has made
     /// itself a daemon, and with CLIs before 0.150, which can't list their commands, the commands
     /// themselves. Gives how many processes that were.
-    pub async fn kill_commands(&self, thread_id: &ThreadId, since: process::Moment) -> usize {
+    pub(crate) async fn kill_commands(
+        &self,
+        thread_id: &ThreadId,
+        since: process::Moment,
+    ) -> usize {
         let Some(pid) = self.pid else { return 0 };
         let thread = thread_id.to_string();
         let killing = tokio::task::spawn_blocking(move || {
@@ -124,7 +128,7 @@ impl Worker {
 }
 
 /// Whether the machine is out of processes, memory or file descriptors.
-pub fn is_out_of_resources(error: &std::io::Error) -> bool {
+pub(crate) fn is_out_of_resources(error: &std::io::Error) -> bool {
     use rustix::io::Errno;
     let exhausted = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN];
     exhausted.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))

@@ -17,7 +17,6 @@ const KEPT: usize = 4096;
 /// What the log is told.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Complaint {
-    /// A line.
     Line(String),
     /// So many lines more.
     Suppressed(u32),

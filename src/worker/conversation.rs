@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use crate::worker::SpawnError;
 
 /// What a worker speaks over.
-pub struct Conversation {
+pub(crate) struct Conversation {
     /// What is on the other side, as an error names it.
     pub program: PathBuf,
     /// The operating system's id of it, where it is a process.
@@ -35,7 +35,7 @@ impl std::fmt::Debug for Conversation {
 }
 
 /// The end of the other side.
-pub trait Ending: Send {
+pub(crate) trait Ending: Send {
     /// Waits for its own end, and tells it in words: `exit status 1`. May be dropped and called again.
     fn exited(&mut self) -> BoxFuture<'_, io::Result<String>>;
 
@@ -47,7 +47,7 @@ pub trait Ending: Send {
 }
 
 /// A way to get a conversation.
-pub trait Launch: Send + Sync {
+pub(crate) trait Launch: Send + Sync {
     /// Gets one that knows these values of `-c`.
     fn launch<'a>(
         &'a self,

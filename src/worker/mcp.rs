@@ -227,7 +227,7 @@ impl McpServers {
 
 /// How the MCP servers of a thread are before a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum McpHealth {
+pub(crate) enum McpHealth {
     /// As good as can be.
     Settled,
     /// One that the thread can't be without is down and does not come back: the thread must be loaded
@@ -237,14 +237,14 @@ pub enum McpHealth {
 
 impl Worker {
     /// Whether a loaded thread has MCP servers.
-    pub fn has_mcp_servers(&self, thread_id: &ThreadId) -> bool {
+    pub(crate) fn has_mcp_servers(&self, thread_id: &ThreadId) -> bool {
         self.routes.mcp.threads().contains_key(thread_id.as_str())
     }
 
     /// Starts those MCP servers of a loaded thread again that have ended since its last turn, or did
     /// not start. Costs nothing for a thread without servers, and 1 to 3 ms where all are well.
     /// `load` is what the thread was loaded with.
-    pub async fn mend_mcp_servers(
+    pub(crate) async fn mend_mcp_servers(
         &self,
         thread_id: &ThreadId,
         directory: &Path,

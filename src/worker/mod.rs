@@ -7,20 +7,20 @@
 //! incarnation is never revived: the pool starts another one with a higher generation, so that a late
 //! message of a dead one has nowhere to go.
 
-pub mod child;
+pub(crate) mod child;
 mod complaints;
-pub mod conversation;
-pub mod mcp;
-pub mod ownership;
+pub(crate) mod conversation;
+pub(crate) mod mcp;
+pub(crate) mod ownership;
 mod record;
 mod route;
 mod runner;
-pub mod settings;
+pub(crate) mod settings;
 mod spec;
 mod stderr;
 #[cfg(test)]
 pub(crate) mod testing;
-pub mod thread;
+pub(crate) mod thread;
 mod unowned;
 
 use std::collections::HashSet;
@@ -39,9 +39,9 @@ use crate::worker::route::Routes;
 use crate::worker::runner::{Life, Runner};
 use crate::worker::stderr::StderrTail;
 
-pub use route::{Route, ThreadMessage};
-pub use runner::WorkerExit;
-pub use spec::{CheckVersion, SpawnError, WorkerLimits, WorkerSpec};
+pub(crate) use route::{Route, ThreadMessage};
+pub(crate) use runner::WorkerExit;
+pub(crate) use spec::{SpawnError, WorkerLimits, WorkerSpec};
 
 /// How long the defaults may take. The worker is up; what it may be slow with (its provider's list of
 /// models) must not keep it from the first turn for long.
@@ -49,7 +49,7 @@ const DEFAULTS: Duration = Duration::from_secs(5);
 
 /// A handle to one worker.
 #[derive(Debug)]
-pub struct Worker {
+pub(crate) struct Worker {
     id: WorkerId,
     pid: Option<u32>,
     user_agent: String,
@@ -73,7 +73,7 @@ impl Worker {
     ///
     /// # Errors
     /// [`SpawnError`]; nothing is left of a worker that failed.
-    pub async fn spawn(id: WorkerId, spec: &WorkerSpec) -> Result<Arc<Worker>, SpawnError> {
+    pub(crate) async fn spawn(id: WorkerId, spec: &WorkerSpec) -> Result<Arc<Worker>, SpawnError> {
         let conversation = spec.launch.launch(&spec.config_overrides).await?;
         Worker::start(id, conversation, spec).await
     }
@@ -82,7 +82,7 @@ impl Worker {
     ///
     /// # Errors
     /// [`SpawnError`]; nothing is left of a worker that failed.
-    pub async fn start(
+    pub(crate) async fn start(
         id: WorkerId,
         conversation: Conversation,
         spec: &WorkerSpec,
@@ -160,7 +160,7 @@ impl Worker {
 
     /// What was wrong with the user's `config.toml` when it started: it runs without any of it then,
     /// also when the file is mended later.
-    pub fn config_fault_at_start(&self) -> Option<&str> {
+    pub(crate) fn config_fault_at_start(&self) -> Option<&str> {
         self.config_fault_at_start.as_deref()
     }
 
@@ -169,55 +169,58 @@ impl Worker {
     ///
     /// # Errors
     /// See [`RequestError`]; nothing is known then.
-    pub async fn config_fault(&self, timeout: Duration) -> Result<Option<String>, RequestError> {
+    pub(crate) async fn config_fault(
+        &self,
+        timeout: Duration,
+    ) -> Result<Option<String>, RequestError> {
         self.client.within(timeout).config_fault().await
     }
 
     /// Which worker, and which incarnation of it.
-    pub fn id(&self) -> &WorkerId {
+    pub(crate) fn id(&self) -> &WorkerId {
         &self.id
     }
 
     /// The operating system's id of it, where it is a process.
-    pub fn pid(&self) -> Option<u32> {
+    pub(crate) fn pid(&self) -> Option<u32> {
         self.pid
     }
 
     /// What it said of itself in the handshake: `codex_sidecar/0.169.0 (…)`.
-    pub fn user_agent(&self) -> &str {
+    pub(crate) fn user_agent(&self) -> &str {
         &self.user_agent
     }
 
     /// The CLI's version, as the handshake told it.
-    pub fn cli_version(&self) -> &str {
+    pub(crate) fn cli_version(&self) -> &str {
         version(&self.user_agent)
     }
 
     /// When it was started.
-    pub fn started_at(&self) -> SystemTime {
+    pub(crate) fn started_at(&self) -> SystemTime {
         self.started_at
     }
 
     /// What the CLI's configuration says where a request says nothing.
-    pub fn defaults(&self) -> &CliDefaults {
+    pub(crate) fn defaults(&self) -> &CliDefaults {
         &self.defaults
     }
 
     /// What must not be in anything that it says. Its lines are without it; a text that it tells in
     /// pieces has to be looked at as a whole.
-    pub fn redactor(&self) -> &Redactor {
+    pub(crate) fn redactor(&self) -> &Redactor {
         &self.redactor
     }
 
     /// Says no to a request of the worker. A worker that is gone needs no answer.
-    pub fn decline(&self, call: &Call) {
+    pub(crate) fn decline(&self, call: &Call) {
         if let Err(error) = self.peer.decline(call) {
             tracing::debug!(worker = %self.id, %error, "an answer could not be written");
         }
     }
 
     /// Answers the call of a lent function. A worker that is gone needs no answer.
-    pub fn answer(&self, call: &Call, answer: &ToolCallAnswer) {
+    pub(crate) fn answer(&self, call: &Call, answer: &ToolCallAnswer) {
         if let Err(error) = self.peer.answer(call, answer) {
             tracing::debug!(worker = %self.id, %error, "an answer could not be written");
         }
@@ -225,7 +228,7 @@ impl Worker {
 
     /// What it says about a thread from now on. `None` once it has ended. A second route of the
     /// same thread takes over from the first.
-    pub fn route(&self, thread_id: &str) -> Option<Route> {
+    pub(crate) fn route(&self, thread_id: &str) -> Option<Route> {
         self.routes.listen(thread_id)
     }
 
@@ -243,17 +246,17 @@ impl Worker {
     }
 
     /// Waits for its end.
-    pub async fn exited(&self) -> Arc<WorkerExit> {
+    pub(crate) async fn exited(&self) -> Arc<WorkerExit> {
         self.life.exited().await
     }
 
     /// Whether it still runs, as far as the sidecar knows.
-    pub fn is_alive(&self) -> bool {
+    pub(crate) fn is_alive(&self) -> bool {
         !self.life.is_over() && self.peer.close_cause().is_none()
     }
 
     /// Ends it with all that it started. The cause is told to whoever has a turn on it.
-    pub fn kill(&self, cause: impl Into<String>) {
+    pub(crate) fn kill(&self, cause: impl Into<String>) {
         self.life.end(cause);
     }
 
@@ -261,32 +264,32 @@ impl Worker {
     ///
     /// # Errors
     /// See [`RequestError`]; any answer at all, also an error, is a sign of life.
-    pub async fn ping(&self, timeout: Duration) -> Result<(), RequestError> {
+    pub(crate) async fn ping(&self, timeout: Duration) -> Result<(), RequestError> {
         self.client.within(timeout).ping().await
     }
 
     /// How long ago it last said anything.
-    pub fn silence(&self) -> Duration {
+    pub(crate) fn silence(&self) -> Duration {
         self.peer.silence()
     }
 
     /// How many threads it holds.
-    pub fn loaded_threads(&self) -> usize {
+    pub(crate) fn loaded_threads(&self) -> usize {
         self.loaded().len()
     }
 
     /// Whether it holds this thread.
-    pub fn holds_thread(&self, thread_id: &ThreadId) -> bool {
+    pub(crate) fn holds_thread(&self, thread_id: &ThreadId) -> bool {
         self.loaded().contains(thread_id)
     }
 
     /// Notes that a thread was loaded into it.
-    pub fn note_thread_loaded(&self, thread_id: &ThreadId) {
+    pub(crate) fn note_thread_loaded(&self, thread_id: &ThreadId) {
         self.loaded().insert(thread_id.clone());
     }
 
     /// Notes that a thread was released from it.
-    pub fn note_thread_released(&self, thread_id: &ThreadId) {
+    pub(crate) fn note_thread_released(&self, thread_id: &ThreadId) {
         self.loaded().remove(thread_id);
         self.routes.mcp.forget(thread_id.as_str());
     }

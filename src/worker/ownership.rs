@@ -22,7 +22,7 @@ const DEEPEST: usize = 64;
 
 /// What a worker has told of its threads.
 #[derive(Debug, Default)]
-pub struct Ownership {
+pub(crate) struct Ownership {
     parents: HashMap<String, String>,
     // Codex's id of the turn that runs on a thread.
     running: HashMap<String, String>,
@@ -40,14 +40,14 @@ pub struct Ownership {
 
 /// What ran when a turn was asked for.
 #[derive(Debug, Clone)]
-pub struct Before {
+pub(crate) struct Before {
     running: Option<String>,
     begun: u64,
 }
 
 impl Ownership {
     /// Whether there is anything in the news to take in.
-    pub fn is_touched_by(news: &News) -> bool {
+    pub(crate) fn is_touched_by(news: &News) -> bool {
         match news {
             News::ThreadStarted { .. }
             | News::ThreadUnloaded
@@ -66,7 +66,7 @@ impl Ownership {
     }
 
     /// Takes in what is told.
-    pub fn observe(&mut self, Told { scope, news, .. }: &Told) {
+    pub(crate) fn observe(&mut self, Told { scope, news, .. }: &Told) {
         if let News::ThreadStarted { thread_id, parent: Some(parent) } = news {
             self.adopt(thread_id, parent);
         }
@@ -128,7 +128,7 @@ impl Ownership {
     }
 
     /// Notes that a thread is another one's sub-agent.
-    pub fn adopt(&mut self, child: &str, parent: &str) {
+    pub(crate) fn adopt(&mut self, child: &str, parent: &str) {
         // Codex tells of a sub-agent's messages to its elders, too.
         if child != parent && !self.ancestors(parent).any(|elder| elder == child) {
             self.parents.insert(child.to_owned(), parent.to_owned());
@@ -136,39 +136,40 @@ impl Ownership {
     }
 
     /// The thread's parent, its parent's parent, and so on.
-    pub fn ancestors<'a>(&'a self, thread_id: &'a str) -> impl Iterator<Item = &'a str> {
+    pub(crate) fn ancestors<'a>(&'a self, thread_id: &'a str) -> impl Iterator<Item = &'a str> {
         let up = |thread: &&'a str| self.parents.get(*thread).map(String::as_str);
         std::iter::successors(self.parents.get(thread_id).map(String::as_str), up).take(DEEPEST)
     }
 
     /// The thread at the head of the thread's line: itself, where it is nobody's sub-agent.
-    pub fn head_of<'a>(&'a self, thread_id: &'a str) -> &'a str {
+    pub(crate) fn head_of<'a>(&'a self, thread_id: &'a str) -> &'a str {
         self.ancestors(thread_id).last().unwrap_or(thread_id)
     }
 
     /// Whether the thread is known to be a sub-agent's.
-    pub fn is_child(&self, thread_id: &str) -> bool {
+    #[cfg(test)]
+    pub(crate) fn is_child(&self, thread_id: &str) -> bool {
         self.parents.contains_key(thread_id)
     }
 
     /// Codex's id of the turn that runs on a thread.
-    pub fn running(&self, thread_id: &str) -> Option<&str> {
+    pub(crate) fn running(&self, thread_id: &str) -> Option<&str> {
         self.running.get(thread_id).map(String::as_str)
     }
 
     /// Whether the thread has a goal that Codex goes on with by itself.
-    pub fn has_goal(&self, thread_id: &str) -> bool {
+    pub(crate) fn has_goal(&self, thread_id: &str) -> bool {
         self.goals.contains(thread_id)
     }
 
     /// What runs on a thread now, for a look back at it.
-    pub fn now(&self, thread_id: &str) -> Before {
+    pub(crate) fn now(&self, thread_id: &str) -> Before {
         let begun = self.begun_before_those + self.begun.len() as u64;
         Before { running: self.running.get(thread_id).cloned(), begun }
     }
 
     /// Notes that a turn of this name is being started on a thread.
-    pub fn expect_root(&mut self, root_turn_id: &str, thread_id: &str) {
+    pub(crate) fn expect_root(&mut self, root_turn_id: &str, thread_id: &str) {
         self.roots.push_back((root_turn_id.to_owned(), thread_id.to_owned()));
         if self.roots.len() > BEGUN {
             self.roots.pop_front();
@@ -176,12 +177,12 @@ impl Ownership {
     }
 
     /// Notes that a turn runs, whatever was told of it.
-    pub fn note_running(&mut self, thread_id: &str, turn_id: &str) {
+    pub(crate) fn note_running(&mut self, thread_id: &str, turn_id: &str) {
         self.running.insert(thread_id.to_owned(), turn_id.to_owned());
     }
 
     /// Notes that a turn runs no more.
-    pub fn note_ended(&mut self, thread_id: &str, turn_id: &str) {
+    pub(crate) fn note_ended(&mut self, thread_id: &str, turn_id: &str) {
         if self.running(thread_id) == Some(turn_id) {
             self.running.remove(thread_id);
         }
@@ -189,7 +190,7 @@ impl Ownership {
 
     /// Whether a turn had begun by then. Codex answers `turn/start` on a busy thread with the turn
     /// that runs.
-    pub fn had_begun(&self, before: &Before, turn_id: &str) -> bool {
+    pub(crate) fn had_begun(&self, before: &Before, turn_id: &str) -> bool {
         let known = before.begun.saturating_sub(self.begun_before_those);
         let known = usize::try_from(known).unwrap_or(usize::MAX);
         before.running.as_deref() == Some(turn_id)
@@ -197,12 +198,12 @@ impl Ownership {
     }
 
     /// The last token counts that were told of a thread.
-    pub fn counts(&self, thread_id: &str) -> Option<Usage> {
+    pub(crate) fn counts(&self, thread_id: &str) -> Option<Usage> {
         self.counts.get(thread_id).copied()
     }
 
     /// The turns that run on a thread and on those that descend from it, with their threads.
-    pub fn running_below(&self, thread_id: &str) -> Vec<(String, String)> {
+    pub(crate) fn running_below(&self, thread_id: &str) -> Vec<(String, String)> {
         let below = self.running.iter().filter(|(thread, _)| {
             *thread == thread_id || self.ancestors(thread).any(|elder| elder == thread_id)
         });
@@ -211,7 +212,7 @@ impl Ownership {
 
     /// Notes that a turn was stopped because it was nobody's, for whoever has the next turn on the
     /// thread, or on the one that it descends from. False where that is known already.
-    pub fn note_stopped(&mut self, thread_id: &str, turn_id: &str) -> bool {
+    pub(crate) fn note_stopped(&mut self, thread_id: &str, turn_id: &str) -> bool {
         let head = self.head_of(thread_id).to_owned();
         let stopped = self.stopped.entry(head).or_default();
         if stopped.iter().any(|known| known == turn_id) {
@@ -222,7 +223,7 @@ impl Ownership {
     }
 
     /// The turns that were stopped on a thread since this was last asked.
-    pub fn take_stopped(&mut self, thread_id: &str) -> Vec<String> {
+    pub(crate) fn take_stopped(&mut self, thread_id: &str) -> Vec<String> {
         self.stopped.remove(thread_id).unwrap_or_default()
     }
 

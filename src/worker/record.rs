@@ -23,7 +23,7 @@ impl Worker {
     /// Whether it is certain that a turn which has ended had no answer of the model, not even a part
     /// that could have been acted on. False in doubt: where no record is kept (of an ephemeral thread),
     /// where it can't be read or understood, where it takes too long.
-    pub async fn had_no_answer(&self, thread_id: &ThreadId, codex_turn_id: &str) -> bool {
+    pub(crate) async fn had_no_answer(&self, thread_id: &ThreadId, codex_turn_id: &str) -> bool {
         let asking = async {
             let path = match self.client.thread_read(thread_id.as_str()).await {
                 Ok(read) => read.path?,

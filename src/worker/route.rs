@@ -17,7 +17,7 @@ use crate::worker::unowned;
 
 /// What a worker says about one thread.
 #[derive(Debug)]
-pub enum ThreadMessage {
+pub(crate) enum ThreadMessage {
     /// It tells.
     Told(Told),
     /// It asks, and must be answered.
@@ -91,7 +91,7 @@ impl Routes {
 /// The queue is unbounded on purpose: its reader is the engine, which only files what it reads into
 /// a bounded log, and a bounded queue here would let one slow turn block all others of the worker.
 #[derive(Debug)]
-pub struct Route {
+pub(crate) struct Route {
     thread_id: String,
     routes: Arc<Routes>,
     messages: mpsc::UnboundedReceiver<ThreadMessage>,
@@ -101,17 +101,18 @@ pub struct Route {
 impl Route {
     /// What was said of the thread's MCP servers before there was this route, as far as it is new or
     /// bad; once.
-    pub fn take_mcp_servers(&mut self) -> Vec<McpServerStatus> {
+    pub(crate) fn take_mcp_servers(&mut self) -> Vec<McpServerStatus> {
         std::mem::take(&mut self.mcp_servers)
     }
 
     /// The next message; `None` once the worker has ended.
-    pub async fn recv(&mut self) -> Option<ThreadMessage> {
+    pub(crate) async fn recv(&mut self) -> Option<ThreadMessage> {
         self.messages.recv().await
     }
 
     /// The next message, if one is here already.
-    pub fn try_recv(&mut self) -> Option<ThreadMessage> {
+    #[cfg(test)]
+    pub(crate) fn try_recv(&mut self) -> Option<ThreadMessage> {
         self.messages.try_recv().ok()
     }
 }

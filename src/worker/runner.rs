@@ -21,7 +21,7 @@ const EXPLAINED_WITHIN: Duration = Duration::from_millis(200);
 
 /// How a worker ended.
 #[derive(Debug, Clone)]
-pub struct WorkerExit {
+pub(crate) struct WorkerExit {
     /// What the sidecar saw first: `exit status 1`, `it wrote 1000 lines that …`, `killed: …`.
     pub cause: String,
     /// What it said last on its stderr, oldest first, each line with its time.

@@ -10,11 +10,11 @@ use crate::worker::conversation::Launch;
 use crate::worker::runner::with_last_words;
 
 /// Says of a version what is wrong with it.
-pub type CheckVersion = dyn Fn(&str) -> Result<(), String> + Send + Sync;
+pub(super) type CheckVersion = dyn Fn(&str) -> Result<(), String> + Send + Sync;
 
 /// How to start a worker.
 #[derive(Clone)]
-pub struct WorkerSpec {
+pub(crate) struct WorkerSpec {
     /// Where its two streams come from; asked anew for every start.
     pub launch: Arc<dyn Launch>,
     /// Looks whether CODEX_HOME can be written, before a start and now and then; may block. The error
@@ -62,14 +62,13 @@ impl Default for WorkerLimits {
 
 /// Why a worker could not be started.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum SpawnError {
+pub(crate) enum SpawnError {
     /// There is no CLI to start.
     #[error("{0}")]
     NotFound(String),
     /// The operating system refused.
     #[error("{} could not be started: {cause}", .program.display())]
     Os {
-        /// The program.
         program: PathBuf,
         /// What the system said.
         cause: String,
@@ -79,7 +78,6 @@ pub enum SpawnError {
     /// Its version is none that the sidecar can work with.
     #[error("{} can't be used: {cause}", .program.display())]
     Version {
-        /// The program.
         program: PathBuf,
         /// Which version it is, and which are supported.
         cause: String,
@@ -87,7 +85,6 @@ pub enum SpawnError {
     /// It started, but the handshake failed.
     #[error("{} started, but did not become an app-server: {cause}{}", .program.display(), with_last_words(.stderr_tail))]
     Handshake {
-        /// The program.
         program: PathBuf,
         /// What happened.
         cause: String,

@@ -16,13 +16,13 @@ use crate::registry::threads::Loaded;
 use crate::worker::mcp::McpHealth;
 use crate::worker::{Worker, WorkerId};
 
-pub use crate::app_server::client::Task;
-pub use crate::app_server::thread_error::ThreadError;
-pub use crate::model::workspace::Workspace;
+pub(crate) use crate::app_server::client::Task;
+pub(crate) use crate::app_server::thread_error::ThreadError;
+pub(crate) use crate::model::workspace::Workspace;
 
 /// A thread that a worker holds.
 #[derive(Debug, Clone, PartialEq)]
-pub struct LoadedThread {
+pub(crate) struct LoadedThread {
     /// The incarnation of the worker that holds it; with any other it is not loaded.
     pub worker: WorkerId,
     load: LoadOptions,
@@ -46,7 +46,7 @@ impl Loaded for LoadedThread {
 
 impl LoadedThread {
     /// Starts the thread's MCP servers again that have ended, before a turn in this directory.
-    pub async fn mend_mcp_servers(
+    pub(crate) async fn mend_mcp_servers(
         &self,
         worker: &Worker,
         thread_id: &ThreadId,
@@ -57,34 +57,34 @@ impl LoadedThread {
 
     /// Whether it is loaded with what these options need; what a turn may do is another matter, see
     /// [`LoadedThread::lingers`].
-    pub fn fits(&self, options: &ThreadOptions) -> bool {
+    pub(crate) fn fits(&self, options: &ThreadOptions) -> bool {
         self.load == LoadOptions::of(options) && self.in_force.is_some()
     }
 
     /// In which respect an earlier turn had more than a turn with these options asks for; it must be
     /// loaded anew then. [`Worker::prepare`] comes first.
-    pub fn lingers(&self, options: &ThreadOptions, workspace: &Workspace) -> Option<String> {
+    pub(crate) fn lingers(&self, options: &ThreadOptions, workspace: &Workspace) -> Option<String> {
         self.granted.lingers_beyond(&self.baseline.settings(options, workspace))
     }
 
     /// The permission profile of the CLI's configuration that turns with these options use.
-    pub fn profile(&self, options: &ThreadOptions) -> Option<String> {
+    pub(crate) fn profile(&self, options: &ThreadOptions) -> Option<String> {
         self.baseline.profile(options).map(str::to_owned)
     }
 
     /// Takes over from what was loaded before what its turns have set: Codex keeps it with the thread.
-    pub fn succeed(&mut self, before: &LoadedThread) {
+    pub(crate) fn succeed(&mut self, before: &LoadedThread) {
         self.lingering.summary = before.lingering.summary;
     }
 
     /// What lets nothing of a turn with these options pass before it is known that no more came into
     /// force.
-    pub fn gate(&self, options: &ThreadOptions, workspace: &Workspace, tells: bool) -> Gate {
+    pub(crate) fn gate(&self, options: &ThreadOptions, workspace: &Workspace, tells: bool) -> Gate {
         Gate::new(self.baseline.settings(options, workspace), self.in_force.clone(), tells)
     }
 
     /// Notes what Codex said last that it uses; `None` when that was not what was asked.
-    pub fn note_in_force(&mut self, settings: Option<Settings>) {
+    pub(crate) fn note_in_force(&mut self, settings: Option<Settings>) {
         self.in_force = settings;
     }
 }
@@ -94,7 +94,7 @@ impl Worker {
     ///
     /// # Errors
     /// See [`ThreadError`]. Asking twice leaves at worst an empty thread that was never written.
-    pub async fn start_thread(
+    pub(crate) async fn start_thread(
         &self,
         options: &ThreadOptions,
         workspace: &Workspace,
@@ -141,7 +141,7 @@ impl Worker {
     ///
     /// # Errors
     /// See [`ThreadError`].
-    pub async fn resume_thread(
+    pub(crate) async fn resume_thread(
         &self,
         thread_id: &ThreadId,
         options: &ThreadOptions,
@@ -225,7 +225,7 @@ impl Worker {
     ///
     /// # Errors
     /// See [`ThreadError`].
-    pub async fn prepare(
+    pub(crate) async fn prepare(
         &self,
         thread: &mut LoadedThread,
         options: &ThreadOptions,
@@ -279,7 +279,7 @@ impl Worker {
     ///
     /// # Errors
     /// See [`ThreadError`].
-    pub async fn release_thread(&self, thread_id: &ThreadId) -> Result<(), ThreadError> {
+    pub(crate) async fn release_thread(&self, thread_id: &ThreadId) -> Result<(), ThreadError> {
         self.client.thread_archive(thread_id.as_str()).await?;
         self.note_thread_released(thread_id);
         self.unarchive_thread(thread_id).await
@@ -289,12 +289,12 @@ impl Worker {
     ///
     /// # Errors
     /// See [`ThreadError`].
-    pub async fn unarchive_thread(&self, thread_id: &ThreadId) -> Result<(), ThreadError> {
+    pub(crate) async fn unarchive_thread(&self, thread_id: &ThreadId) -> Result<(), ThreadError> {
         Ok(self.client.thread_unarchive(thread_id.as_str()).await?)
     }
 
     /// Lets Codex unload an ephemeral thread, which can be neither archived nor deleted.
-    pub async fn forget_thread(&self, thread_id: &ThreadId) {
+    pub(crate) async fn forget_thread(&self, thread_id: &ThreadId) {
         match self.client.thread_unsubscribe(thread_id.as_str()).await {
             Ok(()) => self.note_thread_released(thread_id),
             Err(error) => tracing::debug!(%thread_id, %error, "a thread could not be unsubscribed"),
@@ -307,7 +307,7 @@ impl Worker {
     ///
     /// # Errors
     /// See [`ThreadError`]; the turn can't have begun unless `Lost` says that it was written.
-    pub async fn start_turn(
+    pub(crate) async fn start_turn(
         &self,
         thread_id: &ThreadId,
         thread: &mut LoadedThread,
@@ -347,7 +347,7 @@ impl Worker {
     ///
     /// # Errors
     /// See [`ThreadError`]; `Refused` when Codex's turn has ended or can't be steered.
-    pub async fn steer_turn(
+    pub(crate) async fn steer_turn(
         &self,
         thread_id: &ThreadId,
         codex_turn_id: &str,
@@ -360,7 +360,7 @@ impl Worker {
     ///
     /// # Errors
     /// See [`ThreadError`]; `Refused` when the turn has ended by itself.
-    pub async fn interrupt_turn(
+    pub(crate) async fn interrupt_turn(
         &self,
         thread_id: &ThreadId,
         codex_turn_id: &str,
@@ -370,7 +370,11 @@ impl Worker {
 
     /// Ends the commands of these items that still run, and gives their command lines: neither the
     /// end of a turn nor its interruption ends them.
-    pub async fn end_commands(&self, thread_id: &ThreadId, item_ids: &[String]) -> Vec<String> {
+    pub(crate) async fn end_commands(
+        &self,
+        thread_id: &ThreadId,
+        item_ids: &[String],
+    ) -> Vec<String> {
         let mut ended = Vec::new();
         let thread = thread_id.as_str();
         let running = match self.client.terminals_list(thread).await {

@@ -248,7 +248,11 @@ impl Worker {
     ///
     /// # Errors
     /// What could not be ended.
-    pub async fn quiet_thread(&self, thread_id: &ThreadId, within: Duration) -> Result<(), String> {
+    pub(crate) async fn quiet_thread(
+        &self,
+        thread_id: &ThreadId,
+        within: Duration,
+    ) -> Result<(), String> {
         let deadline = Instant::now() + within;
         let kin = self.kin();
         let had_goal = (self.may_have_goals || kin.ownership().has_goal(thread_id.as_str()))
@@ -278,7 +282,7 @@ impl Worker {
     }
 
     /// Whether the thread has a goal that Codex goes on with by itself.
-    pub async fn has_goal(&self, thread_id: &ThreadId) -> bool {
+    pub(crate) async fn has_goal(&self, thread_id: &ThreadId) -> bool {
         match self.client.goal_is_active(thread_id.as_str()).await {
             Ok(is_active) => is_active,
             // A CLI or a thread without goals.
@@ -292,7 +296,7 @@ impl Worker {
 
     /// Takes a thread's goal away, and tells whether there was one. An interruption alone leaves it, and
     /// the next turn wakes it.
-    pub async fn clear_goal(&self, thread_id: &ThreadId) -> bool {
+    pub(crate) async fn clear_goal(&self, thread_id: &ThreadId) -> bool {
         match self.client.goal_clear(thread_id.as_str()).await {
             Ok(cleared) => cleared,
             // A CLI or a thread without goals has none to go on with.
@@ -306,7 +310,7 @@ impl Worker {
 
     /// Waits until it shows whether Codex had begun to go on with a goal of an idle thread when the goal
     /// was taken away; true when it had.
-    pub async fn goes_on_all_the_same(&self, thread_id: &ThreadId) -> bool {
+    pub(crate) async fn goes_on_all_the_same(&self, thread_id: &ThreadId) -> bool {
         let begun = || self.kin().ownership().running(thread_id.as_str()).is_some();
         loop {
             let mut changed = self.kin().changed.subscribe();
@@ -327,7 +331,7 @@ impl Worker {
     }
 
     /// Whether the thread may have a goal: the CLI has goals on, or told of one.
-    pub fn may_have_goal(&self, thread_id: &ThreadId) -> bool {
+    pub(crate) fn may_have_goal(&self, thread_id: &ThreadId) -> bool {
         self.may_have_goals || self.kin().ownership().has_goal(thread_id.as_str())
     }
 
@@ -357,7 +361,7 @@ impl Worker {
     ///
     /// # Errors
     /// It could not be ended.
-    pub async fn end_foreign_turn(
+    pub(crate) async fn end_foreign_turn(
         &self,
         thread_id: &ThreadId,
         codex_turn_id: &str,
@@ -376,12 +380,12 @@ impl Worker {
 
     /// Codex's ids of the turns that were stopped on a thread, or on those that descend from it,
     /// because they were nobody's; each is told once.
-    pub fn take_stopped_turns(&self, thread_id: &ThreadId) -> Vec<String> {
+    pub(crate) fn take_stopped_turns(&self, thread_id: &ThreadId) -> Vec<String> {
         self.kin().ownership().take_stopped(thread_id.as_str())
     }
 
     /// The token counts that it last told of a thread.
-    pub fn counts_of(&self, thread_id: &ThreadId) -> Option<Usage> {
+    pub(crate) fn counts_of(&self, thread_id: &ThreadId) -> Option<Usage> {
         self.kin().ownership().counts(thread_id.as_str())
     }
 }

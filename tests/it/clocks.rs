@@ -4,8 +4,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::support::attached::{by_context, by_id};
 use crate::support::{Place, Refused, Sidecar, Told, Turn, eventually, prompt, scripted};
-use codex_sidecar::config::Config;
-use codex_sidecar::offline_model::OfflineModel;
+use codex_sidecar::parts::config::Config;
+use codex_sidecar::parts::offline_model::OfflineModel;
 use codex_sidecar::pb;
 use codex_sidecar::pb::turn_event::Event;
 use serde_json::json;

@@ -1,7 +1,7 @@
 //! Codex's own `config.toml`: while Codex can't read it the sidecar is not ready, and says why.
 
 use crate::support::{Client, Place, Sidecar, eventually, prompt};
-use codex_sidecar::app::READINESS_SERVICE;
+use codex_sidecar::parts::app::READINESS_SERVICE;
 use codex_sidecar::pb;
 use tonic::Code;
 use tonic_health::pb::health_check_response::ServingStatus;

@@ -620,7 +620,7 @@ async fn credentials_that_differ_are_told_and_never_forwarded() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_sidecars_own_key_raises_no_warning() {
-    use codex_sidecar::config::ApiKey;
+    use codex_sidecar::parts::config::ApiKey;
     let sidecar = Sidecar::with(|config| {
         config.api_key =
             Some(ApiKey { secret: "sk-canary".to_owned().into(), source: "CODEX_API_KEY" });

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::process::Command;
 
 use crate::support::{Sidecar, codex_path, prompt};
-use codex_sidecar::app_server::decode::News;
-use codex_sidecar::app_server::message::{self, Inbound, Line};
-use codex_sidecar::model::event::Event;
-use codex_sidecar::model::failure::TurnError;
+use codex_sidecar::parts::app_server::decode::News;
+use codex_sidecar::parts::app_server::message::{self, Inbound, Line};
+use codex_sidecar::parts::model::event::Event;
+use codex_sidecar::parts::model::failure::TurnError;
 use codex_sidecar::pb;
 use serde_json::{Value, json};
 

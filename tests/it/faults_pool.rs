@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use crate::support;
 use crate::support::{Place, Sidecar, eventually, processes, prompt, scripted};
-use codex_sidecar::app::READINESS_SERVICE;
-use codex_sidecar::config::Config;
+use codex_sidecar::parts::app::READINESS_SERVICE;
+use codex_sidecar::parts::config::Config;
 use codex_sidecar::pb;
 use rustix::process::Signal;
 use serde_json::json;

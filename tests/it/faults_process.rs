@@ -8,7 +8,7 @@ use crate::support;
 use crate::support::binary::Binary;
 use crate::support::turn::until_there;
 use crate::support::{Client, Place, eventually, processes, prompt, scripted};
-use codex_sidecar::app::READINESS_SERVICE;
+use codex_sidecar::parts::app::READINESS_SERVICE;
 use codex_sidecar::pb;
 use rustix::process::{Pid, Resource, Rlimit, Signal};
 use tokio::process::Command;

@@ -154,6 +154,6 @@ async fn a_line_without_an_end_is_silence_and_takes_no_memory() {
 }
 
 fn resident_mib(pid: u32) -> u64 {
-    let resident = codex_sidecar::process::resident_bytes(pid).expect("it runs");
+    let resident = codex_sidecar::parts::process::resident_bytes(pid).expect("it runs");
     resident / (1 << 20)
 }

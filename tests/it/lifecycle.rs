@@ -10,8 +10,8 @@ use crate::support::turn::until_there;
 use crate::support::{
     Client, PATIENCE, Place, Sidecar, Turn, eventually, processes, prompt, within,
 };
-use codex_sidecar::app::READINESS_SERVICE;
-use codex_sidecar::config::ListenAddress;
+use codex_sidecar::parts::app::READINESS_SERVICE;
+use codex_sidecar::parts::config::ListenAddress;
 use codex_sidecar::pb;
 use rustix::process::Signal;
 use tonic::{Code, Request};

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::support;
 use crate::support::binary::{self, Binary};
 use crate::support::{PATIENCE, Sidecar, Told, Turn, eventually, processes, prompt, within};
-use codex_sidecar::config::Config;
+use codex_sidecar::parts::config::Config;
 use codex_sidecar::pb;
 use codex_sidecar::pb::item::Kind;
 use codex_sidecar::pb::turn_event::Event;

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use crate::support;
 use crate::support::{Sidecar, Told, ephemeral, prompt, text};
-use codex_sidecar::config::ToolDefaults;
-use codex_sidecar::model::options::ThreadOptions;
+use codex_sidecar::parts::config::ToolDefaults;
+use codex_sidecar::parts::model::options::ThreadOptions;
 use codex_sidecar::pb;
 use codex_sidecar::pb::item::Kind;
 use codex_sidecar::pb::turn_event::Event;

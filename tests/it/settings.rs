@@ -4,8 +4,8 @@
 use std::path::Path;
 
 use crate::support::{Place, Sidecar, Told, processes, prompt};
-use codex_sidecar::config::ToolDefaults;
-use codex_sidecar::model::options::ThreadOptions;
+use codex_sidecar::parts::config::ToolDefaults;
+use codex_sidecar::parts::model::options::ThreadOptions;
 use codex_sidecar::pb;
 use codex_sidecar::pb::item::Kind;
 use tonic::Code;

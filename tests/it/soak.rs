@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use crate::support;
 use crate::support::binary::Binary;
 use crate::support::{Client, Told, codex_path, eventually, processes, prompt, scripted};
+use codex_sidecar::parts::process::resident_bytes;
 use codex_sidecar::pb;
 use codex_sidecar::pb::turn_event::Event;
-use codex_sidecar::process::resident_bytes;
 use rustix::process::Signal;
 use tonic::Code;
 

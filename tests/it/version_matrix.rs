@@ -6,15 +6,17 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::support::{PATIENCE, Sidecar, eventually, processes, prompt};
-use codex_sidecar::app_server::baseline::{Baseline, Lingering};
-use codex_sidecar::app_server::client::{
+use codex_sidecar::parts::app_server::baseline::{Baseline, Lingering};
+use codex_sidecar::parts::app_server::client::{
     CliDefaults, Client, LoadOptions, LoadThread, StartTurn, Task, Terminal,
 };
-use codex_sidecar::app_server::mcp;
-use codex_sidecar::app_server::peer::{Peer, PeerLimits};
-use codex_sidecar::model::options::{ApprovalPolicy, DynamicTool, SandboxMode, ThreadOptions};
-use codex_sidecar::model::request::UserInput;
-use codex_sidecar::model::workspace::Workspace;
+use codex_sidecar::parts::app_server::mcp;
+use codex_sidecar::parts::app_server::peer::{Peer, PeerLimits};
+use codex_sidecar::parts::model::options::{
+    ApprovalPolicy, DynamicTool, SandboxMode, ThreadOptions,
+};
+use codex_sidecar::parts::model::request::UserInput;
+use codex_sidecar::parts::model::workspace::Workspace;
 use codex_sidecar::pb;
 use rustix::process::Signal;
 use serde_json::{Map, Value, json};

@@ -37,7 +37,7 @@ pub struct CliConfig {
 /// The table `sandbox_workspace_write` of the CLI's configuration.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
-pub struct WorkspaceWriteConfig {
+pub(crate) struct WorkspaceWriteConfig {
     /// Writable beside the working directory.
     pub writable_roots: Vec<String>,
     /// Whether commands reach the network.

@@ -16,9 +16,12 @@ use serde_json::json;
 
 use crate::app_server::peer::{Peer, RequestError};
 
-pub use config::{CliConfig, CliDefaults, Profile, WorkspaceWriteConfig};
-pub use thread::{LoadOptions, LoadThread, Terminal, ThreadOpened, ThreadRead};
-pub use turn::{StartTurn, Task, TurnRef};
+pub use config::CliDefaults;
+pub(crate) use config::{CliConfig, WorkspaceWriteConfig};
+pub(crate) use thread::ThreadOpened;
+pub use thread::{LoadOptions, LoadThread, Terminal};
+pub(crate) use turn::TurnRef;
+pub use turn::{StartTurn, Task};
 
 /// Asks Codex.
 #[derive(Debug, Clone)]

@@ -19,7 +19,6 @@ use crate::pb::user_input::Input;
 use crate::pb::web_search::{FindInPage, OpenPage, Search};
 use crate::pb::{LocalImage, UserInput};
 
-/// The files that a patch changes.
 pub(super) fn changed_files(patch: &Parts<'_>) -> Option<Vec<ChangedFile>> {
     let changes: Vec<CodexFileChange> = patch.read("changes")?;
     Some(changes.into_iter().map(ChangedFile::from).collect())

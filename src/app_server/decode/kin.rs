@@ -6,7 +6,6 @@ use serde_json::value::RawValue;
 
 use super::News;
 
-/// A thread.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(in crate::app_server) struct CodexThread {

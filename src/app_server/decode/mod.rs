@@ -34,7 +34,7 @@ use parts::Parts;
 
 pub(super) use kin::CodexThread;
 pub(super) use question::decline;
-pub use skipped::{LostNews, skipped};
+pub(crate) use skipped::{LostNews, skipped};
 
 /// Which thread and turn a message is about.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -60,7 +60,6 @@ impl Scope {
 /// What a notification means.
 #[derive(Debug, PartialEq)]
 pub enum News {
-    /// An event as it is.
     Event(Event),
     /// The plan has changed; the turn makes an item of it.
     Plan(TodoList),
@@ -95,7 +94,6 @@ pub enum News {
     Settings(Settings),
     /// A thread is there. It is not the scope's.
     ThreadStarted {
-        /// The thread.
         thread_id: String,
         /// The thread of the agent that made it, where it is a sub-agent's.
         parent: Option<String>,

@@ -30,7 +30,6 @@ impl<'a> Parts<'a> {
         (part.get() != "null").then_some(part)
     }
 
-    /// The parts of a part.
     pub(super) fn parts(&self, name: &str) -> Parts<'a> {
         self.get(name).map(Parts::of).unwrap_or_default()
     }

@@ -4,7 +4,7 @@ use crate::app_server::message::SkippedLine;
 
 /// What is known of news that were skipped.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LostNews {
+pub(crate) enum LostNews {
     /// The turn is over.
     TurnEnded {
         /// Codex's word for how: `completed`, `failed`.
@@ -14,23 +14,18 @@ pub enum LostNews {
     },
     /// An item began.
     ItemStarted {
-        /// Its id.
         item_id: Option<String>,
         /// It is a command, which may still run.
         is_command: bool,
     },
     /// An agent message is final.
     MessageCompleted {
-        /// Its id.
         item_id: Option<String>,
         /// How long its text was, encoded.
         text_bytes: Option<u64>,
     },
     /// Another item is final.
-    ItemCompleted {
-        /// Its id.
-        item_id: Option<String>,
-    },
+    ItemCompleted { item_id: Option<String> },
     /// A piece of an agent message.
     MessageDelta {
         /// The message's id.
@@ -43,7 +38,7 @@ pub enum LostNews {
 }
 
 /// Takes a skipped line for what it was.
-pub fn skipped(line: &SkippedLine) -> LostNews {
+pub(crate) fn skipped(line: &SkippedLine) -> LostNews {
     let Some(method) = line.method.as_deref().filter(|_| line.thread_id.is_some()) else {
         return LostNews::Unknown;
     };

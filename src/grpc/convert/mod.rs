@@ -13,7 +13,7 @@ mod request;
 #[cfg(test)]
 mod tests;
 
-pub use request::{answer, context_key, context_ref, turn_request, user_inputs};
+pub(crate) use request::{answer, context_key, context_ref, turn_request, user_inputs};
 
 use std::fmt::Write as _;
 

@@ -31,7 +31,7 @@ const THREAD_KEY: &str = "codex_thread_id";
 
 /// Validates a `RunTurnRequest`. `tool_defaults` is what the configuration says of a tool by its
 /// name; empty defaults for one that it does not name.
-pub fn turn_request(
+pub(crate) fn turn_request(
     mut request: pb::RunTurnRequest,
     tool_defaults: &dyn Fn(&str) -> ToolDefaults,
     limits: &RequestLimits,
@@ -138,7 +138,7 @@ pub fn turn_request(
 
 /// Validates the name of a binding, given by the fields `context_id`, `tool_name` and
 /// `thread_id_key` of a request.
-pub fn context_key(
+pub(crate) fn context_key(
     tenant: &Tenant,
     context_id: &str,
     tool_name: &str,
@@ -151,7 +151,7 @@ pub fn context_key(
 }
 
 /// Validates the name of a binding that stands in the field `path` of a request.
-pub fn context_ref(
+pub(crate) fn context_ref(
     path: &str,
     tenant: &Tenant,
     reference: &pb::ContextRef,
@@ -165,7 +165,7 @@ pub fn context_ref(
 }
 
 /// Validates the field `inputs`: what the user says.
-pub fn user_inputs(
+pub(crate) fn user_inputs(
     inputs: Vec<pb::UserInput>,
     limits: &RequestLimits,
 ) -> Result<Vec<UserInput>, Refusal> {
@@ -176,7 +176,10 @@ pub fn user_inputs(
 
 /// Validates the fields `request_id` and `answer`. Whether the answer is of the kind that was asked for
 /// only the turn knows.
-pub fn answer(request_id: String, answer: Option<Answer>) -> Result<(String, Answer), Refusal> {
+pub(crate) fn answer(
+    request_id: String,
+    answer: Option<Answer>,
+) -> Result<(String, Answer), Refusal> {
     let mut faults = Faults::default();
     if request_id.is_empty() {
         faults.add("request_id", "is empty; request_raised names it");

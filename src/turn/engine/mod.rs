@@ -39,7 +39,7 @@ use driver::Driver;
 
 /// How the engine behaves.
 #[derive(Debug, Clone)]
-pub struct EngineSettings {
+pub(crate) struct EngineSettings {
     /// Where a turn works that names no directory: the sidecar's own.
     pub default_directory: PathBuf,
     /// The clocks of turns.
@@ -48,7 +48,7 @@ pub struct EngineSettings {
 
 /// How far a drain is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DrainState {
+pub(crate) enum DrainState {
     /// New turns are taken.
     Serving,
     /// New turns are refused, the others run on.
@@ -59,7 +59,7 @@ pub enum DrainState {
 
 /// Drives turns.
 #[derive(Debug)]
-pub struct Engine {
+pub(crate) struct Engine {
     pub(super) pool: Arc<Pool>,
     pub(super) threads: Threads<LoadedThread>,
     contexts: Contexts,
@@ -91,12 +91,10 @@ impl Engine {
         })
     }
 
-    /// The contexts.
     pub(crate) fn contexts(&self) -> &Contexts {
         &self.contexts
     }
 
-    /// The turns.
     pub(crate) fn turns(&self) -> &Arc<Turns> {
         &self.turns
     }
@@ -107,7 +105,7 @@ impl Engine {
     }
 
     /// Who runs and who waits.
-    pub fn admission(&self) -> &Arc<Admission> {
+    pub(crate) fn admission(&self) -> &Arc<Admission> {
         &self.admission
     }
 
@@ -116,7 +114,10 @@ impl Engine {
     ///
     /// # Errors
     /// Whatever can be known before the turn exists. What is found out later ends the turn's log.
-    pub async fn run_turn(self: &Arc<Engine>, request: TurnRequest) -> Result<Caller, Refusal> {
+    pub(crate) async fn run_turn(
+        self: &Arc<Engine>,
+        request: TurnRequest,
+    ) -> Result<Caller, Refusal> {
         // First of all, so that a repeated call finds its turn whatever has changed since.
         let claim = match &request.request_id {
             None => None,
@@ -176,7 +177,11 @@ impl Engine {
     ///
     /// # Errors
     /// What is wrong with an image; [`Refusal::NotSteerable`] when it waits, has ended, or Codex can't.
-    pub async fn steer(&self, turn: &Turn, inputs: Vec<UserInput>) -> Result<String, Refusal> {
+    pub(crate) async fn steer(
+        &self,
+        turn: &Turn,
+        inputs: Vec<UserInput>,
+    ) -> Result<String, Refusal> {
         workspace::check_images(&inputs).await?;
         turn.steer(inputs).await
     }
@@ -204,30 +209,30 @@ impl Engine {
     ///
     /// # Errors
     /// [`Refusal::TurnNotFound`].
-    pub fn turn(&self, id: &TurnId) -> Result<Arc<Turn>, Refusal> {
+    pub(crate) fn turn(&self, id: &TurnId) -> Result<Arc<Turn>, Refusal> {
         self.turns.get(id).ok_or_else(|| Refusal::TurnNotFound(id.clone()))
     }
 
     /// The worker that has this thread loaded, by its slot in the pool. Unknown for the moments in
     /// which a turn opens the thread.
-    pub fn holder_of(&self, thread_id: &ThreadId) -> Option<String> {
+    pub(crate) fn holder_of(&self, thread_id: &ThreadId) -> Option<String> {
         let holder = self.threads.holder(thread_id)?;
         self.pool.worker(&holder).map(|worker| worker.id().slot_name())
     }
 
     /// How far the drain is.
-    pub fn drain_state(&self) -> DrainState {
+    pub(crate) fn drain_state(&self) -> DrainState {
         *self.drain.borrow()
     }
 
     /// Whether new turns are refused.
-    pub fn is_draining(&self) -> bool {
+    pub(crate) fn is_draining(&self) -> bool {
         self.drain_state() != DrainState::Serving
     }
 
     /// Refuses new turns from now on, lets the others run for `grace`, then interrupts them, and
     /// waits until they have ended. Bounded by the grace and the interrupt grace.
-    pub async fn drain(&self, grace: Duration) {
+    pub(crate) async fn drain(&self, grace: Duration) {
         self.drain.send_replace(DrainState::Draining);
         self.tasks.close();
         if tokio::time::timeout(grace, self.tasks.wait()).await.is_ok() {
@@ -245,14 +250,14 @@ impl Engine {
     }
 
     /// Waits until every turn has ended; for after the workers are gone.
-    pub async fn ended(&self) {
+    pub(crate) async fn ended(&self) {
         self.tasks.close();
         self.tasks.wait().await;
     }
 
     /// Forgets turns whose time is over, and threads that ended workers held, for as long as it is
     /// polled.
-    pub async fn sweep(&self) {
+    pub(crate) async fn sweep(&self) {
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {

@@ -35,7 +35,6 @@ impl Meter {
         self.total = Some(self.total.map_or(total, |known| known + total.since(known)));
     }
 
-    /// What was used.
     pub(super) fn used(&self) -> Usage {
         self.used
     }

@@ -129,46 +129,70 @@ pub(super) enum Input {
 /// What is to be done for a turn.
 #[derive(Debug, PartialEq)]
 pub(super) enum Act {
-    /// Tell this event.
     Tell(Event),
     /// Open the turn's thread; again, if there is a cause.
-    Open { after: Option<String> },
+    Open {
+        after: Option<String>,
+    },
     /// Make sure that nothing runs on the thread.
     Quiet,
     /// Ask Codex to start its turn.
     Start,
     /// End a turn into which ours was taken as input.
-    EndForeign { codex_turn_id: String },
+    EndForeign {
+        codex_turn_id: String,
+    },
     /// From now on the thread is the context's.
     Bind,
     /// The context had a turn.
     NoteTurn,
     /// Give somebody's input to a turn of Codex's.
-    Steer { ask: Ask, codex_turn_id: String },
+    Steer {
+        ask: Ask,
+        codex_turn_id: String,
+    },
     /// Tell who wanted to steer which turn of Codex's took the input, or why none did.
-    ReplySteered { ask: Ask, outcome: Result<String, String> },
+    ReplySteered {
+        ask: Ask,
+        outcome: Result<String, String>,
+    },
     /// Say no to a question.
     Decline(Call),
     /// Give Codex somebody's answer.
     Answer(Call, ToolCallAnswer),
     /// Tell who answered whether it counts.
-    ReplyAnswered { ask: Ask, outcome: Result<(), Unanswerable> },
+    ReplyAnswered {
+        ask: Ask,
+        outcome: Result<(), Unanswerable>,
+    },
     /// Interrupt a turn of Codex's, and try again until it was heard.
-    Interrupt { thread_id: ThreadId, codex_turn_id: String },
+    Interrupt {
+        thread_id: ThreadId,
+        codex_turn_id: String,
+    },
     /// Take the goals of these threads away; if so said, only where there is one.
-    ClearGoals { threads: Vec<ThreadId>, ask_first: bool },
+    ClearGoals {
+        threads: Vec<ThreadId>,
+        ask_first: bool,
+    },
     /// See whether Codex had begun to go on with goals that were taken away from idle threads.
-    SeeGoals { threads: Vec<ThreadId> },
+    SeeGoals {
+        threads: Vec<ThreadId>,
+    },
     /// End what runs of the threads' commands: these items, and what they left behind.
     EndCommands(Vec<(ThreadId, Vec<String>)>),
     /// Look in Codex's record whether its turn had an answer.
-    LookForAnswer { codex_turn_id: String },
+    LookForAnswer {
+        codex_turn_id: String,
+    },
     /// Have the thread let go, or else kill the worker.
     GiveUp,
     /// Kill the worker, for this cause.
     Kill(&'static str),
     /// Have Codex forget the turn's thread and those of its sub-agents.
-    Forget { agents: Vec<ThreadId> },
+    Forget {
+        agents: Vec<ThreadId>,
+    },
     /// Codex ended a turn: the worker works.
     NoteCompleted,
     /// Keep this of the thread for its next turn.

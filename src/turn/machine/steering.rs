@@ -13,7 +13,6 @@ pub(super) enum Target<'a> {
     Nowhere(&'static str),
     /// It is not known yet.
     Later,
-    /// To this turn of Codex's.
     Turn(&'a str),
 }
 

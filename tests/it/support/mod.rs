@@ -27,12 +27,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use codex_sidecar::app::{App, BoundAddress, READINESS_SERVICE, ServeError};
-use codex_sidecar::codex_cli;
-use codex_sidecar::config::{Config, ListenAddress, LogFormat};
-use codex_sidecar::grpc::client::codex_service_client::CodexServiceClient;
-use codex_sidecar::grpc::client::pool_service_client::PoolServiceClient;
-use codex_sidecar::offline_model::OfflineModel;
+use codex_sidecar::client::codex_service_client::CodexServiceClient;
+use codex_sidecar::client::pool_service_client::PoolServiceClient;
+use codex_sidecar::parts::app::{App, BoundAddress, READINESS_SERVICE, ServeError};
+use codex_sidecar::parts::codex_cli;
+use codex_sidecar::parts::config::{Config, ListenAddress, LogFormat};
+use codex_sidecar::parts::offline_model::OfflineModel;
 use codex_sidecar::pb;
 use hyper_util::rt::TokioIo;
 use tempfile::TempDir;
@@ -437,7 +437,7 @@ fn show_log() {
     static ONCE: OnceLock<()> = OnceLock::new();
     ONCE.get_or_init(|| {
         if let Ok(filter) = std::env::var("TEST_LOG") {
-            let _ = codex_sidecar::telemetry::init(LogFormat::Text, &filter);
+            let _ = codex_sidecar::parts::telemetry::init(LogFormat::Text, &filter);
         }
     });
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use codex_sidecar::config::Config;
+use codex_sidecar::parts::config::Config;
 
 use super::Sidecar;
 
