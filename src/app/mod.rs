@@ -93,6 +93,7 @@ pub enum ServeError {
     /// A listener failed.
     #[error("serving {address} failed")]
     Transport {
+        /// Where nobody can be served any more.
         address: String,
         /// What tonic says.
         source: tonic::transport::Error,

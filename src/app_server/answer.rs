@@ -9,11 +9,14 @@ use crate::pb::tool_content::Content;
 use crate::pb::{ToolCallAnswer, ToolContent};
 
 #[derive(Serialize)]
-#[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
+#[serde(tag = "type", rename_all_fields = "camelCase")]
 enum ContentItem<'a> {
-    InputText { text: &'a str },
-    InputImage { image_url: &'a str },
-    InputAudio { audio_url: &'a str },
+    #[serde(rename = "inputText")]
+    Text { text: &'a str },
+    #[serde(rename = "inputImage")]
+    Image { image_url: &'a str },
+    #[serde(rename = "inputAudio")]
+    Audio { audio_url: &'a str },
 }
 
 impl Peer {
@@ -28,9 +31,9 @@ impl Peer {
 
 fn tool_call(ToolCallAnswer { content, success }: &ToolCallAnswer) -> Value {
     let items = content.iter().filter_map(|ToolContent { content }| match content.as_ref()? {
-        Content::Text(text) => Some(ContentItem::InputText { text }),
-        Content::ImageUrl(image_url) => Some(ContentItem::InputImage { image_url }),
-        Content::AudioUrl(audio_url) => Some(ContentItem::InputAudio { audio_url }),
+        Content::Text(text) => Some(ContentItem::Text { text }),
+        Content::ImageUrl(image_url) => Some(ContentItem::Image { image_url }),
+        Content::AudioUrl(audio_url) => Some(ContentItem::Audio { audio_url }),
     });
     json!({ "contentItems": items.collect::<Vec<_>>(), "success": success })
 }

@@ -25,7 +25,7 @@ use crate::app_server::message::{self, Call, CallId, Inbound, Line, RpcError, Sk
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerLimits {
     /// The longest line that is taken, in bytes; a longer one is skipped, and told as
-    /// [`Inbound::Skipped`] or as [`RequestError::TooLong`]. Default 8 MiB.
+    /// [`Inbound::Skipped`] or as `RequestError::TooLong`. Default 8 MiB.
     pub max_line_bytes: usize,
     /// The longest line that is taken if it tells back what a caller put in; not less counts than
     /// `max_line_bytes`.

@@ -195,7 +195,7 @@ async fn find_codex() -> Result<(PathBuf, CliVersion), Failure> {
         Err(error) => error.to_string(),
     };
     if configured.is_some() {
-        // Who names a binary does not want another one in its directory.
+        // Who names a binary wants that one or none.
         return Err(Failure::told(why_not));
     }
     tell(&format!("{why_not}\ninstalling the pinned Codex CLI under target/"));

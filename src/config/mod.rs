@@ -158,7 +158,12 @@ impl Default for Config {
 pub enum ListenAddress {
     /// A TCP port of a host: an IP address without brackets, or a name. Port 0 lets the system
     /// choose.
-    Tcp { host: String, port: u16 },
+    Tcp {
+        /// A name or an address.
+        host: String,
+        /// 0 for any that is free.
+        port: u16,
+    },
     /// A Unix domain socket by its absolute path, short enough for the system.
     Unix(PathBuf),
 }

@@ -11,6 +11,7 @@ pub(crate) use crate::pb::{
 };
 
 impl Item {
+    /// An item of this kind.
     pub fn new(id: impl Into<String>, kind: ItemKind) -> Item {
         Item { id: id.into(), kind: Some(kind) }
     }

@@ -38,6 +38,7 @@ pub(crate) struct TurnRequest {
 /// One part of what the user says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum UserInput {
+    /// What is typed.
     Text(String),
     /// The absolute path of an image on the sidecar's machine.
     LocalImage(String),

@@ -25,6 +25,7 @@ use super::guard_wire::{NAME, SUBCOMMAND};
 /// What to start.
 #[derive(Debug, Clone, Default)]
 pub struct ProcessSpec {
+    /// What to run, by its path.
     pub program: PathBuf,
     /// Its arguments.
     pub args: Vec<OsString>,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::pb;
-use crate::testing::{Turn, prompt, sidecar, sidecar_with};
+use crate::testing::{Turn, meanwhile, prompt, sidecar, sidecar_with};
 use crate::worker::testing::Codex;
 
 /// Tells that a thread has used so many tokens by now.
@@ -77,7 +77,7 @@ async fn a_turn_that_was_taken_as_steering_of_codexs_own_is_begun_once_more() {
     codex.end_turn(&thread_id, "own").await;
     soon(&mut codex).await;
     let mut next = std::pin::pin!(sidecar.say("a", "hello"));
-    let asked = crate::testing::meanwhile(next.as_mut(), codex.asked("turn/start")).await;
+    let asked = meanwhile(next.as_mut(), codex.asked("turn/start")).await;
     codex.answer(&asked, json!({ "turn": { "id": "own", "rootTurnId": "own" } })).await;
     let next = codex.during(next).await;
     assert_eq!(next.final_response(), "You said: hello");
@@ -124,4 +124,33 @@ async fn a_worker_that_does_not_end_what_nobody_asked_for_is_given_up() {
     let worker = sidecar.worker().await;
     assert_eq!(worker.generation, 2);
     assert!(worker.last_error.contains("turns that nobody had asked for"), "{worker:#?}");
+}
+
+/// What Codex does at last may be read in one go with the answer that nothing is left to be done.
+#[tokio::test(start_paused = true)]
+async fn what_was_told_before_an_answer_is_heard_before_it() {
+    let (sidecar, mut codex) = sidecar().await;
+    codex.holds_turns = true;
+    let mut turn = codex.during(sidecar.begin(prompt("a", "x"))).await.unwrap();
+    codex.during(turn.until("turn_started")).await;
+    let (thread_id, turn_id) = codex.turns[0].clone();
+    let goal = json!({ "threadId": thread_id, "goal": { "status": "active" } });
+    codex.tell("thread/goal/updated", goal).await;
+    codex.end_turn(&thread_id, &turn_id).await;
+    let mut rest = Box::pin(turn.rest());
+    let asked = meanwhile(rest.as_mut(), codex.asked("thread/goal/get")).await;
+    let item = json!({ "type": "agentMessage", "id": "said", "text": "went on" });
+    let lines = [
+        json!({ "method": "turn/started",
+            "params": { "threadId": thread_id, "turn": { "id": "u2" } } }),
+        json!({ "method": "item/completed",
+            "params": { "threadId": thread_id, "turnId": "u2", "item": item } }),
+        json!({ "method": "thread/goal/cleared", "params": { "threadId": thread_id } }),
+        json!({ "method": "turn/completed",
+            "params": { "threadId": thread_id, "turn": { "id": "u2", "status": "completed" } } }),
+        json!({ "id": asked.id, "result": {} }),
+    ];
+    codex.write(lines.map(|line| format!("{line}\n")).concat().as_bytes()).await;
+    codex.during(rest).await;
+    assert_eq!(turn.final_response(), "went on");
 }

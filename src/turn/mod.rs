@@ -13,6 +13,7 @@ pub(crate) mod log;
 mod machine;
 pub(crate) mod retention;
 pub(crate) mod timeouts;
+#[allow(clippy::module_inception, reason = "one turn, among all that has to do with turns")]
 pub(crate) mod turn;
 pub(crate) mod turns;
 pub(crate) mod workspace;

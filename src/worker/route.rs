@@ -111,7 +111,6 @@ impl Route {
     }
 
     /// The next message, if one is here already.
-    #[cfg(test)]
     pub(crate) fn try_recv(&mut self) -> Option<ThreadMessage> {
         self.messages.try_recv().ok()
     }

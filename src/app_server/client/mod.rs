@@ -5,6 +5,8 @@
 //! everything that an older CLI may leave out is optional. Nothing here remembers anything.
 
 mod config;
+#[cfg(test)]
+mod tests;
 mod thread;
 mod turn;
 

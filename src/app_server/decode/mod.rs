@@ -60,6 +60,7 @@ impl Scope {
 /// What a notification means.
 #[derive(Debug, PartialEq)]
 pub enum News {
+    /// An event as it is.
     Event(Event),
     /// The plan has changed; the turn makes an item of it.
     Plan(TodoList),
@@ -94,6 +95,7 @@ pub enum News {
     Settings(Settings),
     /// A thread is there. It is not the scope's.
     ThreadStarted {
+        /// The new thread.
         thread_id: String,
         /// The thread of the agent that made it, where it is a sub-agent's.
         parent: Option<String>,
@@ -337,18 +339,26 @@ fn token_usage(params: &Parts<'_>) -> Option<News> {
     })
 }
 
+/// How a turn ended; `None` where neither that nor which one is said. Whatever else can't be read, the end
+/// is one: nobody would tell the turn another.
 fn turn_ended(params: &Parts<'_>) -> Option<TurnEnd> {
     let turn = params.parts("turn");
-    let status: String = turn.read("status")?;
-    let error: Option<CodexTurnError> = turn.read("error")?;
-    Some(match (status.as_str(), error) {
-        ("completed", _) => TurnEnd::Completed,
-        ("interrupted", _) => TurnEnd::Interrupted,
-        (_, Some(error)) => TurnEnd::Failed(error.into()),
-        (status, None) => TurnEnd::Failed(TurnError::new(
-            FailureReason::CodexError,
-            format!("Codex ended the turn with status {status:?} and no error"),
-        )),
+    let status: Option<String> = turn.read("status");
+    if status.is_none() && turn.get("id").is_none() {
+        return None;
+    }
+    Some(match status.unwrap_or_default().as_str() {
+        "completed" => TurnEnd::Completed,
+        "interrupted" => TurnEnd::Interrupted,
+        status => TurnEnd::Failed(match turn.read::<CodexTurnError>("error") {
+            Some(error) => error.into(),
+            None => {
+                let told = turn.get("error").map_or("no error", |_| "an error of an unknown shape");
+                let message = format!("Codex ended the turn with status {status:?} and {told}");
+                let details = turn.json("error");
+                TurnError { details, ..TurnError::new(FailureReason::CodexError, message) }
+            }
+        }),
     })
 }
 
@@ -548,6 +558,36 @@ mod tests {
         assert_eq!(status("notLoaded"), News::ThreadUnloaded);
         // A turn whose end can't be read has ended.
         assert_eq!(notify("turn/completed", json!({"threadId": "t"})), News::ThreadIdle);
+    }
+
+    #[test]
+    fn the_end_of_a_turn_is_one_whatever_of_it_can_be_read() {
+        let end =
+            |turn: Value| match notify("turn/completed", json!({"threadId": "t", "turn": turn})) {
+                News::TurnEnded(end) => end,
+                other => panic!("{other:?}"),
+            };
+        let odd = json!({"message": null});
+        let completed = end(json!({"id": "u", "status": "completed", "error": odd}));
+        assert_eq!(completed, TurnEnd::Completed);
+        let interrupted = end(json!({"id": "u", "status": "interrupted", "error": 7}));
+        assert_eq!(interrupted, TurnEnd::Interrupted);
+        let failed = |turn: Value| match end(turn) {
+            TurnEnd::Failed(error) => (error.reason, error.message, error.details),
+            other => panic!("{other:?}"),
+        };
+        let (reason, message, details) =
+            failed(json!({"id": "u", "status": "failed", "error": odd}));
+        assert_eq!(reason, FailureReason::CodexError.as_str());
+        assert!(message.contains("\"failed\""), "{message}");
+        assert_eq!(details, odd.to_string());
+        for (turn, told) in [
+            (json!({"id": "u", "status": {"type": "failed"}, "error": {"message": "m"}}), "m"),
+            (json!({"id": "u"}), "no error"),
+        ] {
+            let (_, message, _) = failed(turn);
+            assert!(message.contains(told), "{message}");
+        }
     }
 
     #[test]

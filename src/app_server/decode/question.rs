@@ -19,19 +19,14 @@ pub(super) fn question(method: &str, json: &RawValue, params: &Parts<'_>) -> Que
     let kind = match method {
         "item/commandExecution/requestApproval" | "execCommandApproval" => {
             QuestionKind::CommandApproval(CommandApproval {
-                command: said("command").unwrap_or_else(|| {
-                    let words: Vec<Value> = params.read("command").unwrap_or_default();
-                    words.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" ")
-                }),
+                command: said("command").unwrap_or_else(|| texts(params, "command").join(" ")),
                 working_directory: text("cwd"),
                 reason: text("reason"),
-                network_access: params.get("networkApprovalContext").map(|network| {
-                    let part = |name: &str| Parts::of(network).read(name).unwrap_or_default();
+                network_access: params.read("networkApprovalContext").map(|network: Parts<'_>| {
+                    let part = |name: &str| network.read(name).unwrap_or_default();
                     NetworkAccess { host: part("host"), protocol: part("protocol") }
                 }),
-                proposed_exec_policy_amendment: params
-                    .read("proposedExecpolicyAmendment")
-                    .unwrap_or_default(),
+                proposed_exec_policy_amendment: texts(params, "proposedExecpolicyAmendment"),
                 proposed_network_policy_amendments: list(params, "proposedNetworkPolicyAmendments")
                     .filter_map(|amendment| {
                         let action: Option<String> = amendment.read("action");
@@ -101,10 +96,16 @@ fn user_question(question: &Parts<'_>) -> UserQuestion {
     }
 }
 
-/// The objects of a list; none of what is no list.
+/// The objects of a list; none of what is no list. What is no object has no parts.
 fn list<'a>(params: &Parts<'a>, name: &str) -> impl Iterator<Item = Parts<'a>> + use<'a> {
-    let list: Vec<Parts<'a>> = params.read(name).unwrap_or_default();
-    list.into_iter()
+    let list: Vec<&RawValue> = params.read(name).unwrap_or_default();
+    list.into_iter().map(Parts::of)
+}
+
+/// The texts of a list; none of what is no list.
+fn texts(params: &Parts<'_>, name: &str) -> Vec<String> {
+    let list: Vec<Value> = params.read(name).unwrap_or_default();
+    list.iter().filter_map(Value::as_str).map(str::to_owned).collect()
 }
 
 /// The answer that says no to a request of Codex. Every request must be answered, or its turn
@@ -197,6 +198,35 @@ mod tests {
         assert_eq!((scope.thread_id.as_deref(), question.item_id.as_str()), (Some("t"), "i"));
         let Some(QuestionKind::CommandApproval(approval)) = question.kind else { panic!() };
         assert_eq!(approval.command, "ls -l");
+    }
+
+    #[test]
+    fn what_is_odd_in_a_list_takes_nothing_else_of_it_away() {
+        let questions = json!([null, {"id": "q", "options": ["a", {"label": "b"}]}, 7]);
+        let QuestionKind::UserQuestions(asked) =
+            kind("item/tool/requestUserInput", json!({ "questions": questions }))
+        else {
+            panic!()
+        };
+        let ids: Vec<&str> = asked.questions.iter().map(|one| one.question_id.as_str()).collect();
+        assert_eq!(ids, ["", "q", ""]);
+        let options: Vec<&str> =
+            asked.questions[1].options.iter().map(|option| option.label.as_str()).collect();
+        assert_eq!(options, ["", "b"]);
+        let params = json!({
+            "proposedExecpolicyAmendment": ["curl", null, 7],
+            "proposedNetworkPolicyAmendments": ["x", {"host": "y", "action": "allow"}],
+            "networkApprovalContext": "x",
+        });
+        let QuestionKind::CommandApproval(approval) =
+            kind("item/commandExecution/requestApproval", params)
+        else {
+            panic!()
+        };
+        assert_eq!(approval.proposed_exec_policy_amendment, ["curl"]);
+        let amendment = NetworkPolicyAmendment { host: "y".to_owned(), allow: true };
+        assert_eq!(approval.proposed_network_policy_amendments, [amendment]);
+        assert_eq!(approval.network_access, None);
     }
 
     #[test]

@@ -22,8 +22,8 @@ impl Driver {
         match act {
             Act::Tell(event) => self.turn.log.append(event),
             Act::Open { after } => self.open(after),
-            Act::ReplySteered { ask, outcome } => self.asks.reply_steered(ask, outcome),
-            Act::ReplyAnswered { ask, outcome } => self.asks.reply_answered(ask, outcome),
+            Act::ReplySteered { to, outcome } => self.replies.reply_steered(to, outcome),
+            Act::ReplyAnswered { to, outcome } => self.replies.reply_answered(to, outcome),
             act => self.perform_on_thread(act),
         }
     }
@@ -34,7 +34,7 @@ impl Driver {
         }
         self.held = None;
         let mut opening = self.engine.start_opening(&self.request, &self.workspace);
-        self.begin(async move { Done::Opened(opening.opened().await) });
+        self.begin(async move { Done::Opened(opening.opened().await.map(Box::new)) });
     }
 
     /// Does what needs the turn's thread.
@@ -44,12 +44,12 @@ impl Driver {
         let (worker, thread_id) = (Arc::clone(held.lease.worker()), held.thread_id.clone());
         match act {
             Act::Quiet => self.begin(async move {
-                Done::Input(Input::Quieted(worker.quiet_thread(&thread_id, grace).await))
+                Done::input(Input::Quieted(worker.quiet_thread(&thread_id, grace).await))
             }),
             Act::Start => self.start(),
             Act::EndForeign { codex_turn_id } => self.begin(async move {
                 let ended = worker.end_foreign_turn(&thread_id, &codex_turn_id, grace).await;
-                Done::Input(Input::ForeignEnded(ended.is_ok()))
+                Done::input(Input::ForeignEnded(ended.is_ok()))
             }),
             Act::Bind => self.bind(),
             Act::NoteTurn => {
@@ -58,14 +58,14 @@ impl Driver {
                     self.engine.contexts.note_turn(key, &self.turn.id);
                 }
             }
-            Act::Steer { ask, codex_turn_id } => match self.asks.inputs(ask) {
+            Act::Steer { to, codex_turn_id } => match self.replies.inputs(to) {
                 Some(inputs) => self.begin(async move {
                     let steered = worker.steer_turn(&thread_id, &codex_turn_id, &inputs).await;
-                    Done::Input(Input::Steered(ask, steered.map_err(|error| error.to_string())))
+                    Done::input(Input::Steered(to, steered.map_err(|error| error.to_string())))
                 }),
                 // Whoever sent it has gone before it could be given to Codex.
-                None => self.begin(std::future::ready(Done::Input(Input::Steered(
-                    ask,
+                None => self.begin(std::future::ready(Done::input(Input::Steered(
+                    to,
                     Err("nobody waits for it any more".to_owned()),
                 )))),
             },
@@ -79,7 +79,7 @@ impl Driver {
                     }
                     tokio::time::sleep(INTERRUPT_AGAIN).await;
                 }
-                Done::Input(Input::Tick)
+                Done::Interrupted
             }),
             Act::ClearGoals { threads, ask_first } => self.begin(async move {
                 let mut had = Vec::new();
@@ -89,14 +89,14 @@ impl Driver {
                         had.push(thread_id);
                     }
                 }
-                Done::Input(Input::GoalsCleared(had))
+                Done::input(Input::GoalsCleared(had))
             }),
             Act::SeeGoals { threads } => self.begin(async move {
                 let mut goes_on = false;
                 for thread_id in threads {
                     goes_on |= worker.goes_on_all_the_same(&thread_id).await;
                 }
-                Done::Input(Input::GoalsSeen(goes_on))
+                Done::input(Input::GoalsSeen(goes_on))
             }),
             Act::EndCommands(commands) => {
                 let began_at = held.began_at;
@@ -110,12 +110,12 @@ impl Driver {
                         all.killed += one.killed;
                         all
                     });
-                    Done::Input(Input::CommandsEnded(ended))
+                    Done::input(Input::CommandsEnded(ended))
                 });
             }
             Act::LookForAnswer { codex_turn_id } => self.begin(async move {
                 let had_none = worker.had_no_answer(&thread_id, &codex_turn_id).await;
-                Done::Input(Input::HadNoAnswer(had_none))
+                Done::input(Input::HadNoAnswer(had_none))
             }),
             Act::GiveUp => self.begin(async move {
                 give_up(&worker, &thread_id, grace).await;
@@ -125,7 +125,7 @@ impl Driver {
                 if worker.is_alive() {
                     worker.kill(cause);
                 }
-                Done::Input(Input::WorkerLost(worker.exited().await))
+                Done::input(Input::WorkerLost(worker.exited().await))
             }),
             Act::Forget { mut agents } => {
                 // Not worth more than a moment each: it is for the worker's memory only.
@@ -137,7 +137,7 @@ impl Driver {
                         let _ = tokio::time::timeout(grace, forgetting).await;
                     }
                     engine.threads.forget(&thread_id);
-                    Done::Input(Input::Forgotten)
+                    Done::input(Input::Forgotten)
                 });
             }
             Act::NoteCompleted => held.lease.note_turn_completed(),

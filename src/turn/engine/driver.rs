@@ -15,8 +15,8 @@ use futures::stream::{FuturesUnordered, StreamExt as _};
 use tokio::time::Instant;
 
 use super::Engine;
-use super::asks::Asks;
 use super::open;
+use super::replies::Replies;
 use crate::app_server::thread_error::ThreadError;
 use crate::model::id::ThreadId;
 use crate::model::outcome::Outcome;
@@ -32,8 +32,8 @@ use crate::turn::turn::{Command, Mailbox, Phase, Turn};
 use crate::worker::thread::{LoadedThread, Workspace};
 use crate::worker::{Route, ThreadMessage};
 
-/// After how many messages in a row the rest is looked at, although there are more: a flood would keep
-/// clocks and commands from being looked at at all.
+/// After how many messages since the clocks were looked at the rest is, although there are more: a flood
+/// would keep clocks and commands from being looked at at all.
 const FLOOD: u32 = 64;
 
 /// The driver of one turn.
@@ -43,7 +43,7 @@ pub(super) struct Driver {
     pub(super) request: Arc<TurnRequest>,
     pub(super) workspace: Arc<Workspace>,
     machine: Machine,
-    pub(super) asks: Asks,
+    pub(super) replies: Replies,
     // What is under way. Declared before what it is about.
     doing: FuturesUnordered<Doing>,
     pub(super) held: Option<Held>,
@@ -53,11 +53,19 @@ type Doing = Pin<Box<dyn Future<Output = Done> + Send>>;
 
 /// What came of something that was begun.
 pub(super) enum Done {
-    Opened(Result<open::Opened, OpenError>),
+    Opened(Result<Box<open::Opened>, OpenError>),
     Started { loaded: Box<LoadedThread>, outcome: Result<String, ThreadError> },
     GivenUp,
+    // Codex will tell the end.
+    Interrupted,
     // What needs nothing of what is held.
-    Input(Input),
+    Input(Box<Input>),
+}
+
+impl Done {
+    pub(super) fn input(input: Input) -> Done {
+        Done::Input(Box::new(input))
+    }
 }
 
 /// An open thread, for the turn alone.
@@ -75,6 +83,7 @@ pub(super) struct Held {
 }
 
 /// Something that the turn's machine has to be told.
+#[allow(clippy::large_enum_variant, reason = "nearly all are the large one, and live for one line")]
 enum Happening {
     Done(Done),
     Heard(Option<ThreadMessage>),
@@ -99,7 +108,7 @@ impl Driver {
             request,
             workspace,
             machine,
-            asks: Asks::default(),
+            replies: Replies::default(),
             doing: FuturesUnordered::new(),
             held: None,
         }
@@ -111,16 +120,23 @@ impl Driver {
         let mut in_a_row = 0;
         let mut happening = Happening::Moved;
         loop {
-            let is_heard = matches!(happening, Happening::Heard(_));
-            in_a_row = if is_heard { in_a_row + 1 } else { 0 };
+            in_a_row = match happening {
+                Happening::Heard(_) => in_a_row + 1,
+                // In a flood these go before the clocks, and don't put them off.
+                Happening::Done(_) | Happening::Wanted(_) | Happening::Moved => in_a_row,
+                Happening::Later => 0,
+            };
             let input = match happening {
                 Happening::Done(done) => self.note_done(done),
                 Happening::Heard(message) => self.note_heard(message),
-                Happening::Wanted(command) => Some(self.asks.note(command)),
+                Happening::Wanted(command) => Some(self.replies.note(command)),
                 Happening::Moved => Some(self.note_position(*position.borrow_and_update())),
                 Happening::Later => Some(Input::Tick),
             };
             if let Some(outcome) = input.and_then(|input| self.feed(input)) {
+                if let Some(held) = &mut self.held {
+                    held.decline_unheard();
+                }
                 self.turn.keep_questions(self.machine.into_record());
                 return outcome;
             }
@@ -129,11 +145,11 @@ impl Driver {
             let route = route.filter(|_| self.machine.listens());
             happening = tokio::select! {
                 biased;
-                // First what was asked for: it was answered before what comes on the route now, and
-                // what was begun is never kept back by a flood.
-                Some(done) = self.doing.next() => Happening::Done(done),
-                // Then what has happened: an end already here beats every clock and every command.
+                // First what has happened: an end already here beats every clock and every command, and
+                // what Codex told before it answered is heard before the answer.
                 message = hear(route), if in_a_row < FLOOD => Happening::Heard(message),
+                // Then what came of what was begun. A flood keeps it back no longer than the clocks.
+                Some(done) = self.doing.next() => Happening::Done(done),
                 // What is wanted of the turn; above its queue, so that a turn that is to stop does
                 // not begin.
                 Some(command) = mailbox.recv() => Happening::Wanted(command),
@@ -193,7 +209,7 @@ impl Driver {
                 let held = self.held.as_mut()?;
                 held.route = None;
                 let worker = Arc::clone(held.lease.worker());
-                self.begin(async move { Done::Input(Input::WorkerLost(worker.exited().await)) });
+                self.begin(async move { Done::input(Input::WorkerLost(worker.exited().await)) });
                 None
             }
         }
@@ -210,11 +226,12 @@ impl Driver {
 
     fn note_done(&mut self, done: Done) -> Option<Input> {
         match done {
-            Done::Input(input) => Some(input),
+            Done::Input(input) => Some(*input),
+            Done::Interrupted => None,
             Done::Opened(Ok(opened)) => {
                 let open::Opened {
                     thread_id, origin, loaded, warnings, route, lease, thread, ..
-                } = opened;
+                } = *opened;
                 let (began_at, route) = (process::Moment::now(), Some(route));
                 let opened = Opened { thread_id: thread_id.clone(), origin, warnings };
                 self.held = Some(Held { thread_id, began_at, loaded, route, lease, thread });
@@ -249,6 +266,18 @@ impl Driver {
                     }
                 });
                 Some(Input::Started(begun))
+            }
+        }
+    }
+}
+
+impl Held {
+    /// Says no to what Codex asked when the turn did not listen any more.
+    fn decline_unheard(&mut self) {
+        let Some(route) = &mut self.route else { return };
+        while let Some(message) = route.try_recv() {
+            if let ThreadMessage::Asked(asked) = message {
+                self.lease.worker().decline(&asked.call);
             }
         }
     }

@@ -6,9 +6,9 @@
 //! the turn is over, so that whoever reads that may start the next one at once.
 
 mod acts;
-mod asks;
 mod driver;
 mod open;
+mod replies;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -291,12 +291,13 @@ impl Engine {
             None => ties.unless_abandoned(self.threads.lock(thread_id)).await?,
         };
         let holder = thread.loaded.as_ref().map(|loaded| loaded.worker.clone());
-        let holder = holder.or(thread.asked.take());
+        let holder = holder.or_else(|| thread.asked.clone());
         if let Some(holder) = &holder {
             // No other worker could have the thread, and this one takes no turns.
             ties.unless_abandoned(self.pool.settled(holder)).await?;
         }
         if let Some(retiring) = holder.as_ref().and_then(|id| self.pool.retiring(id)) {
+            thread.asked = None;
             // Its successor could not resume the thread while it is held there. One that is lost
             // meanwhile holds nothing any more.
             match retiring.release_thread(thread_id).await {
@@ -305,6 +306,8 @@ impl Engine {
             }
         }
         let lease = ties.lease(self, holder.as_ref()).await?;
+        // Not before: a turn that gets no worker leaves it to the next one.
+        thread.asked = None;
         let worker = lease.worker();
 
         let before = thread.loaded.clone();

@@ -98,19 +98,28 @@ impl Live {
         let commands = self.run.owned.commands().into_iter();
         let commands: Vec<_> =
             commands.map(|(thread, items)| (ThreadId::from_codex(thread), items)).collect();
-        if commands.is_empty() {
-            return self.note_commands_ended(EndedCommands::default(), step);
+        if !commands.is_empty() {
+            self.ending_commands += 1;
+            step.acts.push(Act::EndCommands(commands));
         }
-        step.acts.push(Act::EndCommands(commands));
-        Next::Stay
+        self.end_on(Input::Tick, step)
+    }
+
+    /// Commands were ended. Codex may have gone on meanwhile.
+    pub(super) fn collect(&mut self, ended: EndedCommands) {
+        if let Some(left) = self.ending_commands.checked_sub(1) {
+            self.ending_commands = left;
+            self.ended_commands.commands.extend(ended.commands);
+            self.ended_commands.killed += ended.killed;
+        }
     }
 
     /// Takes in what happens to a turn that is ending.
     pub(super) fn end_on(&mut self, input: Input, step: &mut Step<'_>) -> Next {
         let Some(ending) = &mut self.ending else { return Next::Stay };
         match (&mut ending.doing, input) {
-            (Doing::EndingCommands, Input::CommandsEnded(ended)) => {
-                self.note_commands_ended(ended, step)
+            (Doing::EndingCommands, Input::Tick) if self.ending_commands == 0 => {
+                self.note_commands_ended(step)
             }
             (Doing::SettlingCommands { until }, Input::Tick)
                 if *until <= step.now || !self.run.owned.has_running_commands() =>
@@ -135,10 +144,8 @@ impl Live {
         }
     }
 
-    fn note_commands_ended(&mut self, ended: EndedCommands, step: &mut Step<'_>) -> Next {
+    fn note_commands_ended(&mut self, step: &mut Step<'_>) -> Next {
         let Some(ending) = &mut self.ending else { return Next::Stay };
-        self.ended_commands.commands.extend(ended.commands);
-        self.ended_commands.killed += ended.killed;
         if ending.gives_up {
             ending.doing = Doing::GivingUp;
             step.acts.push(Act::GiveUp);

@@ -23,6 +23,8 @@ pub(super) struct Live {
     pub(super) goals: Goals,
     // As of the last input.
     pub(super) rest: Rest,
+    // How often commands are being ended: again, where Codex went on meanwhile.
+    pub(super) ending_commands: usize,
     // What was ended of the commands, until it is told.
     pub(super) ended_commands: EndedCommands,
     // Once nothing runs any more, or the thread is given up.
@@ -43,6 +45,7 @@ impl Live {
             stopping: None,
             goals: Goals::None,
             rest: Rest::Busy,
+            ending_commands: 0,
             ended_commands: EndedCommands::default(),
             ending: None,
         };
@@ -70,6 +73,12 @@ impl Live {
             Input::Tick if self.ending.is_none() => {
                 step.questions.expire(step.now, step.acts);
                 return self.look_at_clocks(step);
+            }
+            Input::CommandsEnded(ended) => {
+                self.collect(ended);
+                if self.ending.is_some() {
+                    return self.end_on(Input::Tick, step);
+                }
             }
             input if self.ending.is_some() => return self.end_on(input, step),
             Input::GoalsCleared(had) => self.note_goals_cleared(had),

@@ -89,9 +89,9 @@ pub(super) enum Input {
     /// Somebody asks for its end.
     Stop(InterruptReason),
     /// Somebody has more input for what runs.
-    Steer(Ask),
+    Steer(ReplyTo),
     /// Somebody answers a question.
-    Answer { ask: Ask, request_id: String, answer: Answer },
+    Answer { to: ReplyTo, request_id: String, answer: Answer },
     /// What came of [`Act::Open`].
     Opened(Result<Opened, OpenError>),
     /// What came of [`Act::Quiet`]: nothing runs on the thread, or what could not be ended.
@@ -101,7 +101,7 @@ pub(super) enum Input {
     /// What came of [`Act::EndForeign`]: whether it has ended.
     ForeignEnded(bool),
     /// What came of [`Act::Steer`], or why Codex did not take it.
-    Steered(Ask, Result<(), String>),
+    Steered(ReplyTo, Result<(), String>),
     /// What came of [`Act::ClearGoals`]: the threads that had one.
     GoalsCleared(Vec<ThreadId>),
     /// What came of [`Act::SeeGoals`]: whether Codex goes on all the same.
@@ -148,12 +148,12 @@ pub(super) enum Act {
     NoteTurn,
     /// Give somebody's input to a turn of Codex's.
     Steer {
-        ask: Ask,
+        to: ReplyTo,
         codex_turn_id: String,
     },
     /// Tell who wanted to steer which turn of Codex's took the input, or why none did.
     ReplySteered {
-        ask: Ask,
+        to: ReplyTo,
         outcome: Result<String, String>,
     },
     /// Say no to a question.
@@ -162,7 +162,7 @@ pub(super) enum Act {
     Answer(Call, ToolCallAnswer),
     /// Tell who answered whether it counts.
     ReplyAnswered {
-        ask: Ask,
+        to: ReplyTo,
         outcome: Result<(), Unanswerable>,
     },
     /// Interrupt a turn of Codex's, and try again until it was heard.
@@ -201,9 +201,9 @@ pub(super) enum Act {
     End(Outcome),
 }
 
-/// Somebody's wish that wants a reply.
+/// Whom to reply to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Ask(pub(super) u64);
+pub(super) struct ReplyTo(pub(super) u64);
 
 /// A thread, ready for a turn.
 #[derive(Debug)]
@@ -338,13 +338,13 @@ impl Machine {
         let input = match input {
             // What is over has said its last word.
             _ if matches!(stage, Stage::Over) => return,
-            Input::Steer(ask) => return step.steering.take(ask, &target(stage), step.acts),
-            Input::Steered(ask, ref outcome) => {
-                step.steering.note_steered(ask, outcome, step.acts);
+            Input::Steer(to) => return step.steering.take(to, &target(stage), step.acts),
+            Input::Steered(to, ref outcome) => {
+                step.steering.note_steered(to, outcome, step.acts);
                 input
             }
-            Input::Answer { ask, request_id, answer } => {
-                step.questions.answer(ask, &request_id, answer, step.acts);
+            Input::Answer { to, request_id, answer } => {
+                step.questions.answer(to, &request_id, answer, step.acts);
                 step.clocks.let_idle_stand(step.questions.are_pending(), now);
                 return;
             }

@@ -12,7 +12,7 @@ use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
-use super::{Act, Ask};
+use super::{Act, ReplyTo};
 use crate::app_server::message::{Call, CallId};
 use crate::model::event::Event;
 use crate::model::question::{Answer, Question, Resolution, Unanswerable};
@@ -82,7 +82,7 @@ impl Questions {
     /// Somebody answers.
     pub(super) fn answer(
         &mut self,
-        ask: Ask,
+        to: ReplyTo,
         request_id: &str,
         answer: Answer,
         acts: &mut Vec<Act>,
@@ -102,7 +102,7 @@ impl Questions {
                 Err(Unanswerable::OtherKind { given: kind_of(&answer), wanted: "tool_call" })
             }
         };
-        acts.push(Act::ReplyAnswered { ask, outcome });
+        acts.push(Act::ReplyAnswered { to, outcome });
     }
 
     /// Codex takes a question back, or has seen its answer.

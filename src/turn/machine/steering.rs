@@ -3,7 +3,7 @@
 //! While the turn's thread is being opened it waits; then it goes to the turn of Codex's that runs. Who
 //! sent it is told which one took it, or why none did, at the latest when the turn ends.
 
-use super::{Act, Ask};
+use super::{Act, ReplyTo};
 use crate::turn::turn::HAS_ENDED;
 
 /// Where input goes.
@@ -18,23 +18,23 @@ pub(super) enum Target<'a> {
 
 #[derive(Debug, Default)]
 pub(super) struct Steering {
-    waiting: Vec<Ask>,
+    waiting: Vec<ReplyTo>,
     // Each with the turn of Codex's that it was given to.
-    under_way: Vec<(Ask, String)>,
+    under_way: Vec<(ReplyTo, String)>,
 }
 
 impl Steering {
     /// Somebody has input.
-    pub(super) fn take(&mut self, ask: Ask, target: &Target<'_>, acts: &mut Vec<Act>) {
+    pub(super) fn take(&mut self, to: ReplyTo, target: &Target<'_>, acts: &mut Vec<Act>) {
         match target {
             Target::Nowhere(cause) => {
-                acts.push(Act::ReplySteered { ask, outcome: Err((*cause).to_owned()) });
+                acts.push(Act::ReplySteered { to, outcome: Err((*cause).to_owned()) });
             }
-            Target::Later => self.waiting.push(ask),
+            Target::Later => self.waiting.push(to),
             Target::Turn(codex_turn_id) => {
                 let codex_turn_id = (*codex_turn_id).to_owned();
-                self.under_way.push((ask, codex_turn_id.clone()));
-                acts.push(Act::Steer { ask, codex_turn_id });
+                self.under_way.push((to, codex_turn_id.clone()));
+                acts.push(Act::Steer { to, codex_turn_id });
             }
         }
     }
@@ -42,8 +42,8 @@ impl Steering {
     /// It may be known by now where input goes.
     pub(super) fn let_go(&mut self, target: &Target<'_>, acts: &mut Vec<Act>) {
         if !matches!(target, Target::Later) {
-            for ask in std::mem::take(&mut self.waiting) {
-                self.take(ask, target, acts);
+            for to in std::mem::take(&mut self.waiting) {
+                self.take(to, target, acts);
             }
         }
     }
@@ -51,16 +51,16 @@ impl Steering {
     /// Codex took the input, or did not.
     pub(super) fn note_steered(
         &mut self,
-        ask: Ask,
+        to: ReplyTo,
         outcome: &Result<(), String>,
         acts: &mut Vec<Act>,
     ) {
-        let Some(index) = self.under_way.iter().position(|(known, _)| *known == ask) else {
+        let Some(index) = self.under_way.iter().position(|(known, _)| *known == to) else {
             return;
         };
-        let (ask, codex_turn_id) = self.under_way.swap_remove(index);
+        let (to, codex_turn_id) = self.under_way.swap_remove(index);
         let outcome = outcome.clone().map(|()| codex_turn_id);
-        acts.push(Act::ReplySteered { ask, outcome });
+        acts.push(Act::ReplySteered { to, outcome });
     }
 
     /// Whether it is not known yet of some input whether Codex took it.
@@ -70,9 +70,9 @@ impl Steering {
 
     /// The turn has ended.
     pub(super) fn end(&mut self, acts: &mut Vec<Act>) {
-        let under_way = self.under_way.drain(..).map(|(ask, _)| ask);
-        for ask in self.waiting.drain(..).chain(under_way) {
-            acts.push(Act::ReplySteered { ask, outcome: Err(HAS_ENDED.to_owned()) });
+        let under_way = self.under_way.drain(..).map(|(to, _)| to);
+        for to in self.waiting.drain(..).chain(under_way) {
+            acts.push(Act::ReplySteered { to, outcome: Err(HAS_ENDED.to_owned()) });
         }
     }
 }

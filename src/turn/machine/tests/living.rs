@@ -218,9 +218,9 @@ fn continuations_of_a_goal_are_the_turns_own_until_the_goal_is_done() {
     let begins = sim.begins(THREAD, "2");
     assert_eq!(begins, [Act::Tell(Event::turn_started("2"))]);
     // Input is added to what runs now.
-    let steer = Act::Steer { ask: Ask(1), codex_turn_id: "2".to_owned() };
-    assert_eq!(sim.on(Input::Steer(Ask(1))), [steer]);
-    sim.on(Input::Steered(Ask(1), Ok(())));
+    let steer = Act::Steer { to: ReplyTo(1), codex_turn_id: "2".to_owned() };
+    assert_eq!(sim.on(Input::Steer(ReplyTo(1))), [steer]);
+    sim.on(Input::Steered(ReplyTo(1), Ok(())));
     sim.tell_of(THREAD, Some("2"), says("two"));
     sim.goal(THREAD, false);
     let acts = sim.tell_of(THREAD, Some("2"), News::TurnEnded(TurnEnd::Completed));

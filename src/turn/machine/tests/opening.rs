@@ -25,7 +25,7 @@ fn a_turn_that_waits_tells_its_positions_and_its_clocks_do_not_run() {
 fn a_turn_that_waits_is_stopped_at_once_and_not_steered() {
     let mut sim = Sim::new(|_| {});
     let outcome = Err("it waits in its queue".to_owned());
-    assert_eq!(sim.on(Input::Steer(Ask(1))), [Act::ReplySteered { ask: Ask(1), outcome }]);
+    assert_eq!(sim.on(Input::Steer(ReplyTo(1))), [Act::ReplySteered { to: ReplyTo(1), outcome }]);
     let stopped = sim.on(Input::Stop(InterruptReason::CallerDisconnected));
     assert_eq!(stopped, [interrupted(InterruptReason::CallerDisconnected, tokens(0))]);
     // Whatever comes then: it is over.
@@ -86,22 +86,22 @@ fn a_refusal_ends_the_turn_without_a_word() {
 #[test]
 fn input_waits_for_codexs_turn_and_is_given_back_where_there_is_none() {
     let mut sim = Sim::opening(|_| {});
-    assert_eq!(sim.on(Input::Steer(Ask(1))), []);
+    assert_eq!(sim.on(Input::Steer(ReplyTo(1))), []);
     sim.on(Input::Opened(Ok(opened())));
-    assert_eq!(sim.on(Input::Steer(Ask(2))), []);
+    assert_eq!(sim.on(Input::Steer(ReplyTo(2))), []);
     sim.on(Input::Quieted(Ok(())));
     let acts = sim.on(Input::Started(Ok(begun())));
-    let steer = |ask| Act::Steer { ask: Ask(ask), codex_turn_id: FIRST.to_owned() };
+    let steer = |to| Act::Steer { to: ReplyTo(to), codex_turn_id: FIRST.to_owned() };
     assert_eq!(acts[acts.len() - 2..], [steer(1), steer(2)]);
-    let taken = Act::ReplySteered { ask: Ask(2), outcome: Ok(FIRST.to_owned()) };
-    assert_eq!(sim.on(Input::Steered(Ask(2), Ok(()))), [taken]);
-    assert_eq!(sim.on(Input::Steered(Ask(2), Ok(()))), [], "told once");
-    let refused = Act::ReplySteered { ask: Ask(1), outcome: Err("no".to_owned()) };
-    assert_eq!(sim.on(Input::Steered(Ask(1), Err("no".to_owned()))), [refused]);
+    let taken = Act::ReplySteered { to: ReplyTo(2), outcome: Ok(FIRST.to_owned()) };
+    assert_eq!(sim.on(Input::Steered(ReplyTo(2), Ok(()))), [taken]);
+    assert_eq!(sim.on(Input::Steered(ReplyTo(2), Ok(()))), [], "told once");
+    let refused = Act::ReplySteered { to: ReplyTo(1), outcome: Err("no".to_owned()) };
+    assert_eq!(sim.on(Input::Steered(ReplyTo(1), Err("no".to_owned()))), [refused]);
 
     let mut sim = Sim::opening(|_| {});
-    sim.on(Input::Steer(Ask(1)));
-    let ended = Act::ReplySteered { ask: Ask(1), outcome: Err("it has ended".to_owned()) };
+    sim.on(Input::Steer(ReplyTo(1)));
+    let ended = Act::ReplySteered { to: ReplyTo(1), outcome: Err("it has ended".to_owned()) };
     let refused = sim.on(Input::Opened(Err(OpenError::Refused(Refusal::ContextBusy))));
     assert_eq!(refused, [ended, Act::End(Outcome::Refused(Refusal::ContextBusy))]);
 }

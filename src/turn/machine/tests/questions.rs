@@ -31,13 +31,13 @@ fn says(text: &str) -> ToolCallAnswer {
     ToolCallAnswer { content: vec![ToolContent { content: Some(content) }], success: true }
 }
 
-fn answer(ask: u64, id: &str, text: &str) -> Input {
-    let (ask, request_id) = (Ask(ask), id.to_owned());
-    Input::Answer { ask, request_id, answer: Answer::ToolCall(says(text)) }
+fn answer(to: u64, id: &str, text: &str) -> Input {
+    let (to, request_id) = (ReplyTo(to), id.to_owned());
+    Input::Answer { to, request_id, answer: Answer::ToolCall(says(text)) }
 }
 
-fn reply(ask: u64, outcome: Result<(), Unanswerable>) -> Act {
-    Act::ReplyAnswered { ask: Ask(ask), outcome }
+fn reply(to: u64, outcome: Result<(), Unanswerable>) -> Act {
+    Act::ReplyAnswered { to: ReplyTo(to), outcome }
 }
 
 /// A turn that waits for an answer.
@@ -88,10 +88,20 @@ fn the_first_answer_counts_and_the_same_one_may_come_again() {
 }
 
 #[test]
+fn an_answer_to_what_was_not_asked_is_told_so_in_every_stage() {
+    let unknown = || [reply(1, Err(Unanswerable::Unknown))];
+    for mut sim in
+        [Sim::new(|_| {}), Sim::opening(|_| {}), Sim::quieting(|_| {}), Sim::live(|_| {})]
+    {
+        assert_eq!(sim.on(answer(1, "1", "x")), unknown());
+    }
+}
+
+#[test]
 fn an_answer_of_another_kind_is_none() {
     let mut sim = asking();
     let other = Answer::Approval(ApprovalAnswer::default());
-    let acts = sim.on(Input::Answer { ask: Ask(1), request_id: "1".to_owned(), answer: other });
+    let acts = sim.on(Input::Answer { to: ReplyTo(1), request_id: "1".to_owned(), answer: other });
     let wrong = Unanswerable::OtherKind { given: "approval", wanted: "tool_call" };
     assert_eq!(acts, [reply(1, Err(wrong))]);
     assert_eq!(sim.on(answer(2, "1", "yes")).len(), 3, "it still waits");

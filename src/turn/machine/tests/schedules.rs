@@ -75,7 +75,7 @@ struct Seen {
     raised: HashSet<String>,
     // Calls of Codex's that want an answer, and that had one.
     calls: Vec<(Call, u32)>,
-    asked: HashSet<Ask>,
+    asked: HashSet<ReplyTo>,
     used: Usage,
 }
 
@@ -86,8 +86,8 @@ impl Seen {
             Act::Tell(event) => self.note_event(event),
             Act::Decline(call) => self.note_answer(call),
             Act::Answer(call, _) => self.note_answer(call),
-            Act::ReplySteered { ask, .. } | Act::ReplyAnswered { ask, .. } => {
-                assert!(self.asked.remove(ask), "{ask:?} is told twice, or was never asked");
+            Act::ReplySteered { to, .. } | Act::ReplyAnswered { to, .. } => {
+                assert!(self.asked.remove(to), "{to:?} is told twice, or was never asked");
             }
             Act::End(outcome) => {
                 self.ends += 1;
@@ -205,6 +205,8 @@ impl World {
                 Act::End(outcome) => {
                     let may_run = self.is_lost || self.gave_up;
                     assert!(may_run || self.running.is_empty(), "{:?}: {outcome:#?}", self.running);
+                    let leaves = |act: &Act| matches!(act, Act::EndCommands(_) | Act::GiveUp);
+                    assert!(self.is_lost || !self.under_way.iter().any(leaves), "{outcome:#?}");
                 }
                 _ => {}
             }
@@ -263,21 +265,21 @@ impl World {
             Step::LoseWorker => {}
             Step::Stop => self.on(Input::Stop(InterruptReason::InterruptRequested)),
             Step::Steer => {
-                let ask = self.next_ask();
-                self.on(Input::Steer(ask));
+                let to = self.next_ask();
+                self.on(Input::Steer(to));
             }
             Step::Later(millis) => self.later(Duration::from_millis(millis)),
             Step::Tick => self.on(Input::Tick),
         }
     }
 
-    fn next_ask(&mut self) -> Ask {
+    fn next_ask(&mut self) -> ReplyTo {
         self.asks += 1;
-        let ask = Ask(self.asks);
+        let to = ReplyTo(self.asks);
         if !self.sim.is_over() {
-            self.seen.asked.insert(ask);
+            self.seen.asked.insert(to);
         }
-        ask
+        to
     }
 
     fn finish(&mut self, act: Act, how: u8) {
@@ -300,8 +302,8 @@ impl World {
                 _ => Ok(self.begun(how)),
             }),
             Act::EndForeign { .. } => Input::ForeignEnded(goes_well),
-            Act::Steer { ask, .. } if goes_well => Input::Steered(ask, Ok(())),
-            Act::Steer { ask, .. } => Input::Steered(ask, Err("no".to_owned())),
+            Act::Steer { to, .. } if goes_well => Input::Steered(to, Ok(())),
+            Act::Steer { to, .. } => Input::Steered(to, Err("no".to_owned())),
             Act::ClearGoals { threads, .. } if goes_well => Input::GoalsCleared(threads),
             Act::ClearGoals { .. } => Input::GoalsCleared(Vec::new()),
             Act::SeeGoals { .. } => Input::GoalsSeen(how == 0),
@@ -331,12 +333,15 @@ impl World {
     }
 
     fn stray(&mut self, what: u8) {
+        if what == 7 && self.under_way.iter().any(|act| matches!(act, Act::EndCommands(_))) {
+            return;
+        }
         self.on(match what {
             0 => Input::Opened(Err(OpenError::Lost("stray".to_owned()))),
             1 => Input::Quieted(Ok(())),
             2 => Input::Started(Err(ThreadError::Refused("stray".to_owned()))),
             3 => Input::ForeignEnded(true),
-            4 => Input::Steered(Ask(1), Ok(())),
+            4 => Input::Steered(ReplyTo(1), Ok(())),
             5 => Input::GoalsCleared(vec![thread(THREAD)]),
             6 => Input::GoalsSeen(true),
             7 => Input::CommandsEnded(EndedCommands::default()),
@@ -419,12 +424,12 @@ impl World {
     }
 
     fn answer(&mut self, id: u8, what: u8) {
-        let ask = self.next_ask();
+        let to = self.next_ask();
         let answer = match what {
             0 => Answer::ToolCall(ToolCallAnswer::default()),
             _ => Answer::Permissions(Default::default()),
         };
-        self.on(Input::Answer { ask, request_id: id.to_string(), answer });
+        self.on(Input::Answer { to, request_id: id.to_string(), answer });
     }
 
     fn skip(&mut self, what: u8) {
@@ -440,6 +445,14 @@ impl World {
             item_id: Some("lost".to_owned()),
             ..Default::default()
         })));
+    }
+
+    /// Codex takes the turn at once.
+    fn take(&mut self, how: u8) {
+        self.on(Input::Admitted);
+        while let Some(act) = self.under_way.pop() {
+            self.finish(act, how);
+        }
     }
 
     /// Stops the turn, whatever it does, with a Codex that tells nothing more.
@@ -480,8 +493,13 @@ proptest! {
         idle in prop::option::of(1_u64..5_000),
         budget in prop::option::of(1_u64..200),
         ephemeral in any::<bool>(),
+        // How Codex takes the turn, where that is not left to the schedule.
+        taken in prop::option::weighted(0.8, 5_u8..8),
     ) {
         let mut world = World::new(turn, idle, budget, ephemeral);
+        if let Some(how) = taken {
+            world.take(how);
+        }
         for step in steps {
             world.play(step);
         }

@@ -39,6 +39,32 @@ fn a_stop_interrupts_what_runs_and_the_first_reason_stays() {
 }
 
 #[test]
+fn a_turn_that_is_being_stopped_still_takes_what_is_told_and_wanted() {
+    let mut sim = Sim::live(|request| {
+        request.turn_options.max_total_tokens = NonZeroU64::new(1);
+        request.turn_options.turn_timeout = Some(SECOND);
+    });
+    sim.on(stop());
+    // No other cause takes its place.
+    assert_eq!(sim.tell(usage(120, 20)).len(), 1);
+    assert_eq!(sim.later(SECOND), []);
+    assert_eq!(sim.tell(says("last words")).len(), 1);
+    let steer = Act::Steer { to: ReplyTo(1), codex_turn_id: FIRST.to_owned() };
+    assert_eq!(sim.on(Input::Steer(ReplyTo(1))), [steer]);
+    sim.on(Input::Steered(ReplyTo(1), Err("too late".to_owned())));
+    let acts = sim.tell(News::TurnEnded(TurnEnd::Interrupted));
+    let Some(Act::End(Outcome::Interrupted { usage, .. })) = acts.last() else {
+        panic!("{acts:#?}")
+    };
+    assert_eq!(*usage, tokens(20));
+
+    let mut sim = Sim::live(|_| {});
+    sim.on(stop());
+    let acts = sim.lose_worker();
+    assert_eq!(failure(&acts).reason, FailureReason::WorkerLost.as_str());
+}
+
+#[test]
 fn a_turn_that_was_over_before_it_could_be_stopped_is_told_as_it_ended() {
     let mut sim = Sim::live(|_| {});
     sim.tell(says("done"));
@@ -249,6 +275,37 @@ fn codex_may_go_on_while_the_commands_are_being_ended() {
 }
 
 #[test]
+fn commands_that_were_ended_before_codex_went_on_are_told_at_the_end() {
+    let mut sim = Sim::live(|_| {});
+    sim.tell(starts(command("c")));
+    sim.complete();
+    sim.begins(THREAD, "2");
+    sim.on(ended("sleep", 1));
+    sim.tell(ends(command("c")));
+    let acts = sim.tell_of(THREAD, Some("2"), News::TurnEnded(TurnEnd::Completed));
+    assert_eq!(acts, [Act::NoteCompleted, end_commands(&[])]);
+    let acts = sim.on(Input::CommandsEnded(EndedCommands::default()));
+    let Act::Tell(Event::Warning(warning)) = &acts[0] else { panic!("{acts:#?}") };
+    assert_eq!(warning.details, "sleep");
+}
+
+/// Else the turn would end with what it had left running, and nobody would end that.
+#[test]
+fn a_turn_does_not_end_before_all_of_its_commands_are_ended() {
+    let mut sim = Sim::live(|_| {});
+    sim.tell(starts(command("c")));
+    sim.complete();
+    sim.begins(THREAD, "2");
+    sim.tell_of(THREAD, Some("2"), News::TurnEnded(TurnEnd::Completed));
+    sim.tell(ends(command("c")));
+    assert_eq!(sim.on(ended("sleep", 0)), [], "the first of two");
+    let acts = sim.on(ended("sleep 2", 0));
+    let Act::Tell(Event::Warning(warning)) = &acts[0] else { panic!("{acts:#?}") };
+    assert_eq!(warning.details, "sleep\nsleep 2");
+    assert_eq!(acts[1..], [kept(false), completed(NO_WORDS)]);
+}
+
+#[test]
 fn ephemeral_threads_are_forgotten_before_the_end() {
     let mut sim = Sim::live(|request| request.ephemeral = true);
     sim.begins("child", "2");
@@ -261,19 +318,19 @@ fn ephemeral_threads_are_forgotten_before_the_end() {
 
 #[test]
 fn input_that_is_under_way_is_settled_before_the_end_but_not_for_ever() {
-    let taken = Act::ReplySteered { ask: Ask(1), outcome: Ok(FIRST.to_owned()) };
+    let taken = Act::ReplySteered { to: ReplyTo(1), outcome: Ok(FIRST.to_owned()) };
     let mut sim = Sim::live(|_| {});
-    sim.on(Input::Steer(Ask(1)));
+    sim.on(Input::Steer(ReplyTo(1)));
     assert_eq!(sim.complete(), [Act::NoteCompleted]);
-    let late = Act::ReplySteered { ask: Ask(2), outcome: Err("it has ended".to_owned()) };
-    assert_eq!(sim.on(Input::Steer(Ask(2))), [late]);
-    let acts = sim.on(Input::Steered(Ask(1), Ok(())));
+    let late = Act::ReplySteered { to: ReplyTo(2), outcome: Err("it has ended".to_owned()) };
+    assert_eq!(sim.on(Input::Steer(ReplyTo(2))), [late]);
+    let acts = sim.on(Input::Steered(ReplyTo(1), Ok(())));
     assert_eq!(acts, [taken, kept(false), completed(NO_WORDS)]);
 
     let mut sim = Sim::live(|_| {});
-    sim.on(Input::Steer(Ask(1)));
+    sim.on(Input::Steer(ReplyTo(1)));
     sim.complete();
-    let ended = Act::ReplySteered { ask: Ask(1), outcome: Err("it has ended".to_owned()) };
+    let ended = Act::ReplySteered { to: ReplyTo(1), outcome: Err("it has ended".to_owned()) };
     assert_eq!(sim.later(GRACE), [kept(false), ended, completed(NO_WORDS)]);
 }
 

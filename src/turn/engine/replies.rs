@@ -9,14 +9,14 @@ use tokio::sync::oneshot;
 
 use crate::model::question::Unanswerable;
 use crate::model::request::UserInput;
-use crate::turn::machine::{Ask, Input};
+use crate::turn::machine::{Input, ReplyTo};
 use crate::turn::turn::Command;
 
 #[derive(Debug, Default)]
-pub(super) struct Asks {
+pub(super) struct Replies {
     count: u64,
-    steering: HashMap<Ask, Steering>,
-    answering: HashMap<Ask, oneshot::Sender<Result<(), Unanswerable>>>,
+    steering: HashMap<ReplyTo, Steering>,
+    answering: HashMap<ReplyTo, oneshot::Sender<Result<(), Unanswerable>>>,
 }
 
 #[derive(Debug)]
@@ -25,40 +25,40 @@ struct Steering {
     reply: oneshot::Sender<Result<String, String>>,
 }
 
-impl Asks {
+impl Replies {
     /// Takes in what is wanted of the turn, as its machine is told it.
     pub(super) fn note(&mut self, command: Command) -> Input {
         self.steering.retain(|_, steering| !steering.reply.is_closed());
         self.count += 1;
-        let ask = Ask(self.count);
+        let to = ReplyTo(self.count);
         match command {
             Command::Stop(reason) => Input::Stop(reason),
             Command::Steer { inputs, reply } => {
-                self.steering.insert(ask, Steering { inputs, reply });
-                Input::Steer(ask)
+                self.steering.insert(to, Steering { inputs, reply });
+                Input::Steer(to)
             }
             Command::Answer { request_id, answer, reply } => {
-                self.answering.insert(ask, reply);
-                Input::Answer { ask, request_id, answer }
+                self.answering.insert(to, reply);
+                Input::Answer { to, request_id, answer }
             }
         }
     }
 
     /// What to steer with, if somebody still waits for it.
-    pub(super) fn inputs(&mut self, ask: Ask) -> Option<Vec<UserInput>> {
-        let steering = self.steering.get_mut(&ask).filter(|asked| !asked.reply.is_closed())?;
+    pub(super) fn inputs(&mut self, to: ReplyTo) -> Option<Vec<UserInput>> {
+        let steering = self.steering.get_mut(&to).filter(|asked| !asked.reply.is_closed())?;
         Some(std::mem::take(&mut steering.inputs))
     }
 
-    pub(super) fn reply_steered(&mut self, ask: Ask, outcome: Result<String, String>) {
-        if let Some(Steering { reply, .. }) = self.steering.remove(&ask) {
+    pub(super) fn reply_steered(&mut self, to: ReplyTo, outcome: Result<String, String>) {
+        if let Some(Steering { reply, .. }) = self.steering.remove(&to) {
             // Nobody may wait any more.
             let _ = reply.send(outcome);
         }
     }
 
-    pub(super) fn reply_answered(&mut self, ask: Ask, outcome: Result<(), Unanswerable>) {
-        if let Some(reply) = self.answering.remove(&ask) {
+    pub(super) fn reply_answered(&mut self, to: ReplyTo, outcome: Result<(), Unanswerable>) {
+        if let Some(reply) = self.answering.remove(&to) {
             let _ = reply.send(outcome);
         }
     }
