@@ -166,8 +166,22 @@ impl Sidecar {
 
     /// What is said of the first worker.
     pub(crate) async fn worker(&self) -> pb::Worker {
+        self.workers().await.remove(0)
+    }
+
+    pub(crate) async fn workers(&self) -> Vec<pb::Worker> {
         let listed = self.pool.list_workers(Request::new(pb::ListWorkersRequest {})).await;
-        listed.unwrap().into_inner().workers.remove(0)
+        listed.unwrap().into_inner().workers
+    }
+
+    /// Waits until a worker is in this state.
+    pub(crate) async fn has_worker(&self, state: pb::WorkerState) -> pb::Worker {
+        loop {
+            if let Some(found) = self.workers().await.into_iter().find(|one| one.state() == state) {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 
     pub(crate) async fn info(&self) -> pb::GetServerInfoResponse {

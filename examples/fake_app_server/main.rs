@@ -45,8 +45,7 @@
 //! | `spawn COMMAND` | a real command, not waited for |
 //! | `wait MS` | a pause |
 //! | `hang` | silence from here on, until an interruption |
-//! | `other-threads` | from here on, every 20 ms, news of another thread and none of this one |
-//! | `retry N`, `retry-forever` | every 50 ms an `error` with `willRetry` |
+//! | `retry N` | N times, 50 ms apart, an `error` with `willRetry` |
 //! | `warn TEXT` | a `warning` |
 //! | `unknown-item` | an item `hologram` |
 //! | `line N` | a `turn/diff/updated` whose line has exactly N bytes |
@@ -55,8 +54,6 @@
 //! | `stderr-line N` | one line of N bytes there |
 //! | `stderr-text TEXT` | this line there |
 //! | `grow N` | N MiB of memory more, for good |
-//! | `wedge` | the whole process answers and tells nothing any more, and goes on reading |
-//! | `stop-reading` | the process handles no line after this, nor reads any |
 //! | `die HOW` | the process ends here |
 //! | `fail INFO MESSAGE` | the turn fails with this `codexErrorInfo`: a name (`usageLimitExceeded`) or JSON |
 //!
@@ -65,13 +62,11 @@
 //! | what it says | what happens |
 //! |---|---|
 //! | `slow MS` | a pause between deltas |
-//! | `silent` | `turn/start` is answered, and nothing follows until an interruption |
 //! | `refuse CODE MESSAGE` | `turn/start` is answered with this error |
 //! | `no-end` | `turn/completed` is left out, whatever the end was; the thread is idle then |
 //! | `double-end` | `turn/completed` comes twice |
 //! | `late`, `late N` | N agent messages of this turn (1) after its end |
 //! | `ignore-interrupt` | `turn/interrupt` is answered, and the turn goes on |
-//! | `slow-interrupt MS` | an interrupted turn ends so much later |
 //!
 //! # Settings
 //!
@@ -88,14 +83,12 @@
 //! | `lock_starts` `"200ms"` | it holds a lock for so long before it reads; another one that starts meanwhile fails with `database is locked` |
 //! | `stdout_at_start`, `stderr_at_start` TEXT | written first |
 //! | `delays` `{METHOD: "2s"}` | it answers so much later; other requests don't wait for it |
-//! | `mute` `[METHOD]` | it does not answer, and does nothing |
 //! | `crash_after` `"50ms"` | it dies as `crash` says, so long after its start |
 //! | `crash` DEATH | see there |
 
 use std::io::BufRead as _;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use crate::faults::complain;
 use crate::output::or_exit;
@@ -182,27 +175,18 @@ fn begin(server: &Arc<Server>) {
     }
 }
 
-/// Reads requests until their end, or until it is told to read no more.
+/// Reads requests until their end.
 fn read_lines(server: &Arc<Server>) -> ! {
     let mut stdin = std::io::stdin().lock();
     let mut line = Vec::new();
     loop {
-        stop_if_told(server);
         line.clear();
         let read = stdin.read_until(b'\n', &mut line);
         server.reload();
         if !matches!(read, Ok(1..)) {
             std::process::exit(0);
         }
-        // It may have been told so while it waited for this line.
-        stop_if_told(server);
         server.take(&line);
-    }
-}
-
-fn stop_if_told(server: &Server) {
-    while server.stopped_reading.load(Ordering::SeqCst) {
-        std::thread::park();
     }
 }
 

@@ -1,15 +1,13 @@
 //! The way out: whole lines, one at a time, whichever thread writes them.
 
 use std::io;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Standard output.
 #[derive(Debug, Default)]
 pub(crate) struct Output {
     /// Held for a whole line, so that it is not torn by another.
     writer: Mutex<()>,
-    wedged: Mutex<bool>,
-    unwedged: Condvar,
 }
 
 impl Output {
@@ -24,13 +22,8 @@ impl Output {
         self.raw(&line);
     }
 
-    /// Writes bytes as they are. Waits for as long as nobody reads, or the process is wedged.
+    /// Writes bytes as they are. Waits for as long as nobody reads.
     pub(crate) fn raw(&self, bytes: &[u8]) {
-        let mut wedged = guard(&self.wedged);
-        while *wedged {
-            wedged = self.unwedged.wait(wedged).unwrap_or_else(PoisonError::into_inner);
-        }
-        drop(wedged);
         let _writer = guard(&self.writer);
         write_all(bytes);
     }
@@ -43,12 +36,6 @@ impl Output {
         loop {
             write_all(piece.as_bytes());
         }
-    }
-
-    /// From now on every write waits, or no longer does.
-    pub(crate) fn set_wedged(&self, value: bool) {
-        *guard(&self.wedged) = value;
-        self.unwedged.notify_all();
     }
 }
 

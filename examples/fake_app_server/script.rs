@@ -22,13 +22,11 @@ pub(crate) struct Script {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Manner {
     pub(crate) slow: Duration,
-    pub(crate) silent: bool,
     pub(crate) refuse: Option<(i64, String)>,
     pub(crate) no_end: bool,
     pub(crate) double_end: bool,
     pub(crate) late: usize,
     pub(crate) ignore_interrupt: bool,
-    pub(crate) slow_interrupt: Duration,
 }
 
 /// One thing to do.
@@ -44,8 +42,7 @@ pub(crate) enum Step {
     Spawn(String),
     Wait(Duration),
     Hang,
-    OtherThreads,
-    Retry(Option<usize>),
+    Retry(usize),
     Warn(String),
     UnknownItem,
     Line(usize),
@@ -54,8 +51,6 @@ pub(crate) enum Step {
     StderrLine(usize),
     StderrText(String),
     Grow(u64),
-    Wedge,
-    StopReading,
     Die(Death),
     Fail { info: Value, message: String },
 }
@@ -164,7 +159,6 @@ fn take(script: &mut Script, word: &str, body: &Body<'_>) -> Result<(), String> 
     let manner = &mut script.manner;
     let step = match word {
         "slow" => return assign(&mut manner.slow, millis(text)?),
-        "silent" => return assign(&mut manner.silent, none(text)?),
         "refuse" => {
             let (code, message) =
                 text.split_once(char::is_whitespace).unwrap_or((text, "scripted refusal"));
@@ -175,7 +169,6 @@ fn take(script: &mut Script, word: &str, body: &Body<'_>) -> Result<(), String> 
         "double-end" => return assign(&mut manner.double_end, none(text)?),
         "late" => return assign(&mut manner.late, count_or(text, 1)?),
         "ignore-interrupt" => return assign(&mut manner.ignore_interrupt, none(text)?),
-        "slow-interrupt" => return assign(&mut manner.slow_interrupt, millis(text)?),
 
         "say" => Step::Say(some(text)?),
         "words" => Step::Words(count(text)?),
@@ -190,9 +183,7 @@ fn take(script: &mut Script, word: &str, body: &Body<'_>) -> Result<(), String> 
         "spawn" => Step::Spawn(some(text)?),
         "wait" => Step::Wait(millis(text)?),
         "hang" => Step::Hang,
-        "other-threads" => Step::OtherThreads,
-        "retry-forever" => Step::Retry(None),
-        "retry" => Step::Retry(Some(count(text)?)),
+        "retry" => Step::Retry(count(text)?),
         "warn" => Step::Warn(some(text)?),
         "unknown-item" => Step::UnknownItem,
         "line" => Step::Line(count(text)?),
@@ -201,8 +192,6 @@ fn take(script: &mut Script, word: &str, body: &Body<'_>) -> Result<(), String> 
         "stderr-line" => Step::StderrLine(count(text)?),
         "stderr-text" => Step::StderrText(some(text)?),
         "grow" => Step::Grow(count(text)?),
-        "wedge" => Step::Wedge,
-        "stop-reading" => Step::StopReading,
         "die" => Step::Die(Death::parse(text)?),
         "fail" => fail(body)?,
         _ => return Err(format!("there is no directive `{word}`")),

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
@@ -22,8 +22,6 @@ pub(crate) struct Server {
     pub(crate) output: Output,
     pub(crate) threads: Mutex<HashMap<String, Arc<Thread>>>,
     pub(crate) initialized: AtomicBool,
-    pub(crate) wedged: AtomicBool,
-    pub(crate) stopped_reading: AtomicBool,
     pub(crate) next_request: AtomicU64,
     /// The turns that wait for an answer of the client.
     pub(crate) asked: Mutex<HashMap<u64, Arc<Turn>>>,
@@ -39,8 +37,6 @@ impl Server {
             output: Output::default(),
             threads: Mutex::default(),
             initialized: AtomicBool::new(false),
-            wedged: AtomicBool::new(false),
-            stopped_reading: AtomicBool::new(false),
             next_request: AtomicU64::new(0),
             asked: Mutex::default(),
             ballast: Mutex::default(),
@@ -61,9 +57,6 @@ impl Server {
     /// Takes one line of the client.
     pub(crate) fn take(self: &Arc<Server>, line: &[u8]) {
         let settings = self.settings();
-        if self.wedged.load(Ordering::SeqCst) {
-            return;
-        }
         let Ok(message) = serde_json::from_slice::<Value>(line) else {
             return crate::faults::complain(b"ERROR fake_app_server: a line that is no JSON\n");
         };
@@ -88,9 +81,6 @@ impl Server {
         params: Value,
         settings: &Arc<Settings>,
     ) {
-        if settings.mute.iter().any(|muted| muted == method || muted == "*") {
-            return;
-        }
         let Some(Span(delay)) = of(&settings.delays, method).copied() else {
             return self.respond(id, method, &params);
         };

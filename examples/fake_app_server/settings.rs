@@ -29,7 +29,6 @@ pub(crate) struct Settings {
     pub(crate) stderr_at_start: Option<String>,
 
     pub(crate) delays: ByMethod<Span>,
-    pub(crate) mute: Vec<String>,
 
     pub(crate) crash_after: Option<Span>,
     pub(crate) crash: Death,

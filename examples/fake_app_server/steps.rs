@@ -1,6 +1,5 @@
 //! The steps of a turn, one by one.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -38,15 +37,9 @@ impl Running {
             Step::Spawn(command) => drop(commands::start(self, command, Pipes::Null)),
             Step::Wait(time) => self.turn.sleep(*time)?,
             Step::Hang => drop(self.turn.await_mail("nothing")?),
-            Step::OtherThreads => loop {
-                self.chatter();
-                self.turn.sleep(Duration::from_millis(20))?;
-            },
             Step::Retry(times) => {
-                let mut left = *times;
-                while left != Some(0) {
+                for _ in 0..*times {
                     self.retry();
-                    left = left.map(|left| left - 1);
                     self.turn.sleep(Duration::from_millis(50))?;
                 }
             }
@@ -71,11 +64,6 @@ impl Running {
             }
             Step::StderrText(text) => faults::complain(format!("{text}\n").as_bytes()),
             Step::Grow(mib) => self.server.grow(*mib),
-            Step::Wedge => {
-                self.server.wedged.store(true, Ordering::SeqCst);
-                self.server.output.set_wedged(true);
-            }
-            Step::StopReading => self.server.stopped_reading.store(true, Ordering::SeqCst),
             Step::Die(death) => death.die(),
             Step::Fail { info, message } => {
                 return Err(Stop::Failed { info: info.clone(), message: message.clone() });
@@ -129,15 +117,6 @@ impl Running {
         let rest = bytes.saturating_sub(line.to_string().len());
         line["params"]["diff"] = json!(bulk(rest));
         self.server.output.message(&line);
-    }
-
-    /// Something about a thread that nobody here has.
-    fn chatter(&self) {
-        let (thread_id, turn_id) = (uuid::Uuid::nil().to_string(), uuid::Uuid::nil().to_string());
-        let params = json!({
-            "threadId": thread_id, "turnId": turn_id, "itemId": "msg_other", "delta": "elsewhere ",
-        });
-        self.server.notify("item/agentMessage/delta", params);
     }
 
     fn retry(&self) {

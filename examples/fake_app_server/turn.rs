@@ -152,10 +152,6 @@ impl Running {
     }
 
     fn open(&mut self, input: &Value) -> Result<(), Stop> {
-        if self.manner.silent {
-            self.keep(input)?;
-            return self.turn.await_mail("nothing").map(drop);
-        }
         self.tell(
             "thread/status/changed",
             json!({ "status": { "type": "active", "activeFlags": [] } }),
@@ -230,10 +226,6 @@ impl Running {
     }
 
     fn end_early(&mut self, stop: Stop) {
-        if matches!(stop, Stop::Interrupted) {
-            // Deaf from here on: it is interrupted already.
-            std::thread::sleep(self.manner.slow_interrupt);
-        }
         let (thread, ended) = (Arc::clone(&self.thread), Arc::clone(&self.turn));
         let mut state = thread.state();
         match stop {

@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use serde_json::json;
 use tonic::Code;
 
+use crate::grpc::api::codex_service_server::CodexServiceServer;
+use crate::grpc::client::codex_service_client::CodexServiceClient;
 use crate::pb;
 use crate::testing::{Played, prompt, sidecar_with};
 use crate::worker::testing::HOLD;
@@ -98,4 +101,24 @@ async fn leaving_an_attached_stream_does_not_touch_the_turn() {
     let mut seen = sidecar.attach(&turn_id).await.unwrap();
     seen.rest().await;
     assert_eq!(seen.final_response(), "released");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_of_the_contract_reads_a_turn_from_both_streams() {
+    let sidecar = Played::with(|_| {}).await;
+    let mut client = CodexServiceClient::new(CodexServiceServer::new(sidecar.api.clone()));
+    let mut request = prompt("a", "hello");
+    request.thread_options.get_or_insert_default().skip_git_repo_check = Some(true);
+    let run = client.run_turn(request).await.unwrap().into_inner();
+    let told: Vec<pb::TurnEvent> =
+        run.map(|response| response.unwrap().event.unwrap()).collect().await;
+    let last = told.last().and_then(|event| event.event.as_ref());
+    assert!(last.is_some_and(pb::turn_event::Event::is_terminal), "{last:?}");
+    let turn_id = told[0].turn_id.clone();
+    let target = Some(pb::attach_turn_request::Target::TurnId(turn_id));
+    let request = pb::AttachTurnRequest { target, after_sequence: 0 };
+    let attached = client.attach_turn(request).await.unwrap().into_inner();
+    let replayed: Vec<pb::TurnEvent> =
+        attached.map(|response| response.unwrap().event.unwrap()).collect().await;
+    assert_eq!(replayed, told);
 }

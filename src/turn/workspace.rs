@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 use crate::model::options::ThreadOptions;
 use crate::model::refusal::{FieldViolation, Refusal};
 use crate::model::request::UserInput;
-use crate::worker::thread::Workspace;
+use crate::model::workspace::Workspace;
 
 /// Largest image that is passed on, in bytes.
 pub(crate) const MAX_IMAGE_BYTES: u64 = 20 << 20;

@@ -1,9 +1,10 @@
 //! A Codex of our own in memory, for tests: the other end of a worker's conversation, played line by
 //! line.
 //!
-//! [`Codex`] is what a test speaks as. It answers nothing by itself: what is asked is read by
-//! [`Codex::asked`], which on its way gives the usual answers to what is usually asked around it. It
-//! knows no threads, no turns and no time. [`worker`] gives a worker that has shaken hands with one,
+//! [`Codex`] is what a test speaks as. It does nothing by itself: a test reads what is asked
+//! ([`Codex::asked`]), and has the rest answered as usual while it waits ([`Codex::during`]) or in the
+//! background. Usual is one line for each method, without a memory of threads or of what they were told;
+//! a turn says what it was told, and ends. [`worker`] gives a worker that has shaken hands with one,
 //! [`launcher`] a whole pool's worth.
 
 use std::collections::HashMap;
@@ -18,7 +19,8 @@ use serde_json::{Value, json};
 use tokio::io::{
     AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, DuplexStream, Lines, ReadHalf, WriteHalf,
 };
-use tokio::sync::{broadcast, mpsc, watch};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 
 use crate::worker::conversation::{Conversation, Ending, Launch};
 use crate::worker::{SpawnError, Worker, WorkerId, WorkerLimits, WorkerSpec};
@@ -54,8 +56,25 @@ pub(crate) struct Codex {
     pub(crate) heard: Vec<Asked>,
     /// Settings that come into force with this method, whatever is asked for.
     pub(crate) imposes: HashMap<&'static str, Value>,
+    /// What it never answers.
+    pub(crate) mutes: Vec<&'static str>,
     /// What is refused in place of the usual answer: the method, how often, the code and the text.
     pub(crate) refuses: Vec<(&'static str, usize, i64, &'static str)>,
+}
+
+/// One that plays in the background.
+#[derive(Debug)]
+pub(crate) struct Playing {
+    back: oneshot::Sender<()>,
+    task: JoinHandle<Codex>,
+}
+
+impl Playing {
+    /// From here on it does what the test does with it.
+    pub(crate) async fn back(self) -> Codex {
+        let _ = self.back.send(());
+        self.task.await.unwrap()
+    }
 }
 
 /// A line that a worker wrote.
@@ -120,6 +139,7 @@ pub(crate) fn conversation() -> (Conversation, Codex) {
         is_deaf_to_interrupts: false,
         heard: Vec::new(),
         imposes: HashMap::new(),
+        mutes: Vec::new(),
         refuses: Vec::new(),
     };
     (conversation, codex)
@@ -224,6 +244,9 @@ impl Codex {
 
     /// Answers what is usually asked.
     pub(crate) async fn answer_usually(&mut self, asked: &Asked) {
+        if self.mutes.contains(&asked.method.as_str()) {
+            return;
+        }
         let is_refused = |(method, times, ..): &&mut (&str, usize, i64, &str)| {
             *method == asked.method && *times > 0
         };
@@ -342,6 +365,16 @@ impl Codex {
         let said = json!({ "threadId": thread_id, "turnId": turn_id, "item": item });
         self.tell("item/completed", said).await;
         self.end_turn(thread_id, turn_id).await;
+    }
+
+    /// Gives the usual answers in the background until it is called back.
+    pub(crate) fn in_background(mut self) -> Playing {
+        let (back, called_back) = oneshot::channel::<()>();
+        let task = tokio::spawn(async move {
+            let _ = self.during(called_back).await;
+            self
+        });
+        Playing { back, task }
     }
 
     /// Plays in the background until the worker ends: gives the usual answers, and ends the turns that

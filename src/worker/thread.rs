@@ -12,13 +12,13 @@ use crate::app_server::settings::{Gate, Settings};
 use crate::model::id::ThreadId;
 use crate::model::options::ThreadOptions;
 use crate::model::request::UserInput;
+use crate::model::workspace::Workspace;
 use crate::registry::threads::Loaded;
 use crate::worker::mcp::McpHealth;
 use crate::worker::{Worker, WorkerId};
 
 pub(crate) use crate::app_server::client::Task;
 pub(crate) use crate::app_server::thread_error::ThreadError;
-pub(crate) use crate::model::workspace::Workspace;
 
 /// A thread that a worker holds.
 #[derive(Debug, Clone, PartialEq)]

@@ -38,7 +38,7 @@ const FLOORS: &[&[&str]] = &[
     &["grpc"],
     &["config"],
     &["app"],
-    &["cli"],
+    &["cli", "parts"],
     // Only there for tests: a whole sidecar in memory, and what is tested on it.
     &["testing"],
     &["tests"],

@@ -22,6 +22,7 @@ use crate::model::id::ThreadId;
 use crate::model::outcome::Outcome;
 use crate::model::question::{Question, QuestionKind};
 use crate::model::request::TurnRequest;
+use crate::model::workspace::Workspace;
 use crate::pool::Lease;
 use crate::process;
 use crate::registry::threads::ThreadLock;
@@ -29,7 +30,7 @@ use crate::turn::admission::{QueuePosition, Ticket};
 use crate::turn::clocks::Clocks;
 use crate::turn::machine::{Act, Begun, Input, Machine, OpenError, Opened, Policy, Terms};
 use crate::turn::turn::{Command, Mailbox, Phase, Turn};
-use crate::worker::thread::{LoadedThread, Workspace};
+use crate::worker::thread::LoadedThread;
 use crate::worker::{Route, ThreadMessage};
 
 /// After how many messages since the clocks were looked at the rest is, although there are more: a flood
@@ -43,6 +44,8 @@ pub(super) struct Driver {
     pub(super) request: Arc<TurnRequest>,
     pub(super) workspace: Arc<Workspace>,
     machine: Machine,
+    // Empty between two inputs; kept, since most inputs have an act.
+    acts: Vec<Act>,
     pub(super) replies: Replies,
     // What is under way. Declared before what it is about.
     doing: FuturesUnordered<Doing>,
@@ -108,6 +111,7 @@ impl Driver {
             request,
             workspace,
             machine,
+            acts: Vec::new(),
             replies: Replies::default(),
             doing: FuturesUnordered::new(),
             held: None,
@@ -175,15 +179,16 @@ impl Driver {
     }
 
     fn feed(&mut self, input: Input) -> Option<Outcome> {
-        let mut acts = Vec::new();
+        let mut acts = std::mem::take(&mut self.acts);
         self.machine.on(input, Instant::now(), &mut acts);
         let mut outcome = None;
-        for act in acts {
+        for act in acts.drain(..) {
             match act {
                 Act::End(ended) => outcome = Some(ended),
                 act => self.perform(act),
             }
         }
+        self.acts = acts;
         outcome
     }
 

@@ -23,6 +23,7 @@ use crate::model::id::{ThreadId, TurnId};
 use crate::model::outcome::Outcome;
 use crate::model::refusal::Refusal;
 use crate::model::request::{BusyPolicy, TurnRequest, UserInput};
+use crate::model::workspace::Workspace;
 use crate::pool::{Pool, Unavailable};
 use crate::registry::bindings::Bindings;
 use crate::registry::threads::Threads;
@@ -33,7 +34,7 @@ use crate::turn::timeouts::Timeouts;
 use crate::turn::turn::{Caller, Mailbox, Phase, Turn};
 use crate::turn::turns::Turns;
 use crate::turn::workspace;
-use crate::worker::thread::{LoadedThread, Workspace};
+use crate::worker::thread::LoadedThread;
 
 use driver::Driver;
 

@@ -12,12 +12,13 @@ use crate::model::id::{ThreadId, WorkerId};
 use crate::model::options::ThreadOptions;
 use crate::model::refusal::Refusal;
 use crate::model::request::{BusyPolicy, MissingThreadPolicy, TurnRequest};
+use crate::model::workspace::Workspace;
 use crate::pool::Lease;
 use crate::registry::threads::{ThreadFacts, ThreadLock, ThreadState};
 use crate::turn::engine::Engine;
 use crate::turn::machine::{OpenError, PATIENCE};
 use crate::worker::mcp::McpHealth;
-use crate::worker::thread::{LoadedThread, ThreadError, Workspace};
+use crate::worker::thread::{LoadedThread, ThreadError};
 use crate::worker::{Route, Worker};
 
 /// A thread, ready for a turn.

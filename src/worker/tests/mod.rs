@@ -16,8 +16,9 @@ use serde_json::{Value, json};
 use crate::model::id::ThreadId;
 use crate::model::options::ThreadOptions;
 use crate::model::request::UserInput;
+use crate::model::workspace::Workspace;
 use crate::worker::testing::Codex;
-use crate::worker::thread::{LoadedThread, Task, ThreadError, Workspace};
+use crate::worker::thread::{LoadedThread, Task, ThreadError};
 use crate::worker::{Route, ThreadMessage, Worker};
 
 const SECOND: Duration = Duration::from_secs(1);
