@@ -105,7 +105,7 @@ impl<W: Write> Printer<W> {
             Event::ItemUpdated(pb::ItemUpdated { item }) => self.item(item.as_ref(), false)?,
             Event::ItemCompleted(pb::ItemCompleted { item }) => self.item(item.as_ref(), true)?,
             Event::Queued(pb::Queued { position }) => {
-                self.line(Look::Dim, &format!("waiting, place {position} in the queue"))?;
+                self.line(Look::Dim, &format!("waiting, position {position} in the queue"))?;
             }
             Event::ThreadStarted(thread) => {
                 let origin = word(thread.origin().as_str_name(), "THREAD_ORIGIN_");

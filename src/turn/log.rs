@@ -130,7 +130,7 @@ struct Entry {
 }
 
 impl Entry {
-    /// What an entry takes beside its event's bytes: its own place, the head of the block that they are
+    /// What an entry takes beside its event's bytes: itself in the queue, the head of the block that they are
     /// in, and the block of the count that its readers share.
     const OVERHEAD: usize = size_of::<Entry>() + 16 + 32;
 
