@@ -5,6 +5,7 @@ use crate::model::options::{ThreadOptions, TurnOptions};
 
 /// A turn to run.
 #[derive(Debug, Clone, PartialEq)]
+#[cfg_attr(test, derive(Default))]
 pub(crate) struct TurnRequest {
     /// Whose turn it is.
     pub tenant: Tenant,

@@ -170,8 +170,7 @@ mod tests {
     use crate::model::id::Tenant;
     use crate::model::outcome::Outcome;
     use crate::model::refusal::Refusal;
-    use crate::model::request::{BusyPolicy, MissingThreadPolicy};
-    use crate::model::request::{DisconnectPolicy, RequestId, TurnRequest};
+    use crate::model::request::{RequestId, TurnRequest};
     use crate::turn::claims::RequestIdUse;
 
     const KEEP: Duration = Duration::from_secs(600);
@@ -182,26 +181,12 @@ mod tests {
     }
 
     fn turn(all: &Turns, context: &str) -> Arc<Turn> {
-        let tenant = Tenant::default();
-        let request = TurnRequest {
-            tenant: tenant.clone(),
-            context: Some(ContextKey {
-                tenant,
-                context_id: context.to_owned(),
-                thread_key: String::new(),
-            }),
-            inputs: Vec::new(),
-            ephemeral: false,
-            explicit_thread: None,
-            configured_thread: None,
-            thread_options: Default::default(),
-            turn_options: Default::default(),
-            request_id: None,
-            busy_policy: BusyPolicy::Queue,
-            disconnect_policy: DisconnectPolicy::Interrupt,
-            missing_thread_policy: MissingThreadPolicy::Fail,
-            include_raw_events: false,
+        let context = ContextKey {
+            tenant: Tenant::default(),
+            context_id: context.to_owned(),
+            thread_key: String::new(),
         };
+        let request = TurnRequest { context: Some(context), ..TurnRequest::default() };
         let (turn, _mailbox) = Turn::new(&request, Arc::clone(all.retained()));
         all.enter(&turn);
         turn

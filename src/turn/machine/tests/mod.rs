@@ -17,10 +17,8 @@ use super::*;
 use crate::app_server::decode::{News, Scope, TurnEnd};
 use crate::model::event::{ThreadOrigin, WarningCode};
 use crate::model::failure::FailureReason;
-use crate::model::id::Tenant;
 use crate::model::item::{AgentMessage, CommandExecution, Item, ItemKind};
 use crate::model::question::{Question, QuestionKind, ToolCall};
-use crate::model::request::{BusyPolicy, DisconnectPolicy, MissingThreadPolicy};
 
 const GRACE: Duration = Duration::from_secs(2);
 const SECOND: Duration = Duration::from_secs(1);
@@ -39,21 +37,7 @@ pub(super) struct Sim {
 impl Sim {
     /// A turn that waits.
     pub(super) fn new(change: impl FnOnce(&mut TurnRequest)) -> Sim {
-        let mut request = TurnRequest {
-            tenant: Tenant::default(),
-            context: None,
-            inputs: Vec::new(),
-            ephemeral: false,
-            explicit_thread: None,
-            configured_thread: None,
-            thread_options: Default::default(),
-            turn_options: Default::default(),
-            request_id: None,
-            busy_policy: BusyPolicy::Queue,
-            disconnect_policy: DisconnectPolicy::Interrupt,
-            missing_thread_policy: MissingThreadPolicy::Fail,
-            include_raw_events: false,
-        };
+        let mut request = TurnRequest::default();
         change(&mut request);
         let terms = Terms::new(ROOT, &request, GRACE, 1.0);
         let machine = Machine::new(terms, Clocks::new(&request.turn_options));
