@@ -1,36 +1,17 @@
 //! Faults around the sidecar's own process and its machine: signals, what is left behind, PID 1, a disk
 //! that is full, no file descriptors.
 
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use crate::support;
-use crate::support::binary::Binary;
+use crate::support::binary::{Binary, through};
 use crate::support::turn::until_there;
 use crate::support::{Client, Place, eventually, processes, prompt, scripted};
 use codex_sidecar::parts::app::READINESS_SERVICE;
 use codex_sidecar::pb;
 use rustix::process::{Pid, Resource, Rlimit, Signal};
-use tokio::process::Command;
 use tonic::Code;
 use tonic_health::pb::health_check_response::ServingStatus;
-
-/// Starts the command through another one, which must replace itself by it.
-fn through(command: &mut Command, wrapper: &[&str]) {
-    let inner = command.as_std();
-    let mut outer = Command::new(wrapper[0]);
-    outer.args(&wrapper[1..]).arg(inner.get_program()).args(inner.get_args());
-    // It does not tell that it was cleared.
-    outer.env_clear();
-    for (name, value) in inner.get_envs() {
-        match value {
-            Some(value) => outer.env(name, value),
-            None => outer.env_remove(name),
-        };
-    }
-    outer.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
-    *command = outer;
-}
 
 /// Whether this machine lets us; says so if not.
 fn permitted(what: &str, command: &[&str]) -> bool {

@@ -13,6 +13,8 @@
 mod support;
 
 mod attach;
+#[cfg(target_os = "linux")]
+mod attacks;
 mod cli;
 mod clocks;
 mod configuration_file;

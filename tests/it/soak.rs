@@ -1,21 +1,23 @@
 //! Turns under random faults: workers are killed, turns interrupted, callers vanish. Whatever happens,
 //! no context loses its thread, every stream ends by the rules, and nothing is left or leaks.
 //!
-//! `CODEX_SIDECAR_SOAK` is how long the soak on the real CLI takes: `60s`, `1h`; 8 seconds without it.
-//! It prints its seed; `CODEX_SIDECAR_SOAK_SEED` repeats the choices, though not their timing.
+//! `CODEX_SIDECAR_SOAK` is how long the soak on the real CLI takes: `2m`, `30m`; 8 seconds without it.
+//! It prints its seed; `CODEX_SIDECAR_SOAK_SEED` repeats the choices, though not their timing; and,
+//! while it runs, what the sidecar holds, which must not grow once it is warm.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::support;
+use crate::support::attached::by_id;
 use crate::support::binary::Binary;
 use crate::support::{Client, Told, codex_path, eventually, processes, prompt, scripted};
 use codex_sidecar::parts::process::resident_bytes;
 use codex_sidecar::pb;
 use codex_sidecar::pb::turn_event::Event;
 use rustix::process::Signal;
-use tonic::Code;
+use tonic::{Code, Status};
 
 /// One kind of soak.
 struct Soak {
@@ -23,6 +25,8 @@ struct Soak {
     contexts: usize,
     /// What a turn may be asked to do.
     prompts: &'static [&'static str],
+    /// Callers do all that they may: steer, join a turn, put a deadline on it, make new contexts.
+    is_mixed: bool,
     /// The pause between two kills, at most.
     kill_pause: Duration,
     /// When it is over.
@@ -40,6 +44,10 @@ struct Tally {
     timed_out: AtomicU64,
     refused: AtomicU64,
     left: AtomicU64,
+    steered: AtomicU64,
+    joined: AtomicU64,
+    late: AtomicU64,
+    contexts: AtomicU64,
 }
 
 /// What must be at the end as it was at the start.
@@ -58,6 +66,62 @@ impl Footprint {
             files,
             processes: processes::of_home(&sidecar.place.codex_home()).len(),
         }
+    }
+}
+
+/// What the sidecar and its workers hold at some time under load.
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    resident_mib: u64,
+    workers_mib: u64,
+    files: u64,
+    processes: u64,
+    loaded_threads: u64,
+}
+
+impl Held {
+    async fn by(sidecar: &Client, pid: u32, home: std::path::PathBuf) -> Held {
+        let workers = sidecar.workers().await;
+        let loaded_threads = workers.iter().map(|worker| u64::from(worker.loaded_threads)).sum();
+        let of_processes = tokio::task::spawn_blocking(move || {
+            let all = processes::of_home(&home);
+            let bytes: u64 = (all.iter())
+                .filter(|process| process.pid != pid)
+                .filter_map(|process| resident_bytes(process.pid))
+                .sum();
+            (bytes >> 20, all.len() as u64)
+        });
+        let (workers_mib, processes) = of_processes.await.unwrap();
+        let files = std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count) as u64;
+        let resident_mib = resident_bytes(pid).unwrap_or(0) >> 20;
+        Held { resident_mib, workers_mib, files, processes, loaded_threads }
+    }
+
+    /// The middle of each over some time: what one moment is like is chance.
+    fn median(some: &[Held]) -> Held {
+        let middle = |of: fn(&Held) -> u64| {
+            let mut values: Vec<u64> = some.iter().map(of).collect();
+            values.sort_unstable();
+            values[values.len() / 2]
+        };
+        Held {
+            resident_mib: middle(|held| held.resident_mib),
+            workers_mib: middle(|held| held.workers_mib),
+            files: middle(|held| held.files),
+            processes: middle(|held| held.processes),
+            loaded_threads: middle(|held| held.loaded_threads),
+        }
+    }
+
+    /// Not more than at another time, beside what chance makes.
+    fn assert_no_more_than(self, earlier: Held) {
+        let Held { resident_mib, workers_mib, files, processes, loaded_threads } = self;
+        let what = format!("{earlier:?} became {self:?}");
+        assert!(resident_mib <= earlier.resident_mib + 40, "{what}");
+        assert!(workers_mib <= earlier.workers_mib + earlier.workers_mib / 3 + 100, "{what}");
+        assert!(files <= earlier.files + 20, "{what}");
+        assert!(processes <= earlier.processes + 12, "{what}");
+        assert!(loaded_threads <= earlier.loaded_threads + 16, "{what}");
     }
 }
 
@@ -86,7 +150,7 @@ async fn soak(codex: &std::path::Path, soak: Soak) {
     std::fs::write(
         &config,
         "[pool]\nbackoff_initial = \"10ms\"\nbackoff_max = \"50ms\"\nbreaker_failures = 1000000\n\
-         start_spacing = \"0s\"\n[retention]\nafter_end = \"0s\"\n\
+         start_spacing = \"0s\"\nmax_idle_threads = 8\n[retention]\nafter_end = \"0s\"\n\
          [worker]\ndisable_features = [\"shell_snapshot\"]\n",
     )
     .unwrap();
@@ -118,11 +182,30 @@ async fn soak(codex: &std::path::Path, soak: Soak) {
             Client::clone(&sidecar),
             (name.clone(), thread.clone()),
             soak.prompts,
+            soak.is_mixed,
             random,
             Arc::clone(&tally),
             Arc::clone(&over),
         ));
     }
+    if soak.is_mixed {
+        tasks.spawn(newcomers(Client::clone(&sidecar), Arc::clone(&tally), Arc::clone(&over)));
+    }
+    let holding = tokio::spawn({
+        let (client, over) = (Client::clone(&sidecar), Arc::clone(&over));
+        let (pid, home) = (sidecar.pid(), sidecar.place.codex_home());
+        async move {
+            let mut all = Vec::new();
+            while !over.load(Relaxed) {
+                all.push(Held::by(&client, pid, home.clone()).await);
+                if all.len() % 30 == 1 {
+                    println!("after {:?}: {:?}", began.elapsed(), all.last());
+                }
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            all
+        }
+    });
     let mut random = fastrand::Rng::with_seed(seed);
     while tally.kills.load(Relaxed) < soak.kills && began.elapsed() < soak.time {
         tokio::time::sleep(soak.kill_pause.mul_f64(random.f64())).await;
@@ -146,6 +229,15 @@ async fn soak(codex: &std::path::Path, soak: Soak) {
         ended.unwrap();
     }
     println!("{:?} after {:?}", tally, began.elapsed());
+    let held = holding.await.unwrap();
+    // The first sixth is for what grows to its size: five of thirty minutes.
+    let warm = &held[held.len() / 6..];
+    if warm.len() >= 30 {
+        let (early, late) = (&warm[..warm.len() / 3], &warm[warm.len() * 2 / 3..]);
+        let (early, late) = (Held::median(early), Held::median(late));
+        println!("early {early:?}\nlate {late:?}");
+        late.assert_no_more_than(early);
+    }
     at_rest(&sidecar, soak.workers).await;
 
     // What turns that ended well have left running goes with its worker, and not before.
@@ -179,7 +271,9 @@ async fn soak(codex: &std::path::Path, soak: Soak) {
     assert!(after.processes <= before.processes, "{before:?}, {after:?}, {left:#?}");
     assert!(after.files <= before.files + 2, "{before:?}, {after:?}");
     assert!(after.resident_mib <= before.resident_mib + 40, "{before:?}, {after:?}");
-    assert_eq!(sidecar.info().await.counts.unwrap().contexts, soak.contexts as u64);
+    let contexts = sidecar.info().await.counts.unwrap().contexts;
+    let at_most = soak.contexts as u64 + tally.contexts.load(Relaxed) + tally.kills.load(Relaxed);
+    assert!((soak.contexts as u64..=at_most).contains(&contexts), "{contexts} contexts");
     sidecar.stop().await;
 }
 
@@ -188,6 +282,7 @@ async fn caller(
     client: Client,
     (name, thread): (String, String),
     prompts: &'static [&'static str],
+    is_mixed: bool,
     mut random: fastrand::Rng,
     tally: Arc<Tally>,
     over: Arc<AtomicBool>,
@@ -200,16 +295,21 @@ async fn caller(
             turn_timeout: Some(prost_types::Duration { seconds: 4, nanos: 0 }),
             ..Default::default()
         });
-        let mut turn = match client.try_begin(request).await {
+        // Some leave, some interrupt, where it is mixed some do what else a caller may; most stay.
+        let mood = random.u8(..10);
+        let is_late = is_mixed && mood == 2;
+        let mut turn = match begin(&client, request, is_late).await {
             Ok(turn) => turn,
+            Err(status) if is_late && has_no_time(&status) => {
+                tally.late.fetch_add(1, Relaxed);
+                continue;
+            }
             Err(status) => {
                 assert_eq!(status.code(), Code::Unavailable, "{name}: {status:?}");
                 tally.refused.fetch_add(1, Relaxed);
                 continue;
             }
         };
-        // Some leave, some interrupt, most stay.
-        let mood = random.u8(..10);
         let leaves_after = random.usize(..6);
         let interrupting = Arc::new(Mutex::new(None));
         let ended = loop {
@@ -226,6 +326,9 @@ async fn caller(
                         let task = tokio::spawn(async move { client.interrupt(&id).await });
                         *interrupting.lock().unwrap() = Some(task);
                     }
+                    if is_mixed && turn.events.len() == leaves_after + 1 {
+                        beside(&client, mood, &event.turn_id, &tally).await;
+                    }
                 }
                 Ok(None) => break Some(Ok(())),
                 Err(status) => break Some(Err(status)),
@@ -234,6 +337,9 @@ async fn caller(
         match ended {
             None => {
                 tally.left.fetch_add(1, Relaxed);
+            }
+            Some(Err(status)) if is_late && has_no_time(&status) => {
+                tally.late.fetch_add(1, Relaxed);
             }
             // Refused late: nothing had begun.
             Some(Err(status)) => {
@@ -268,11 +374,65 @@ async fn caller(
     }
 }
 
+/// tonic's own client says CANCELLED of a deadline that it sees before the sidecar does.
+fn has_no_time(status: &Status) -> bool {
+    matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled)
+}
+
+/// A turn whose caller may have little time.
+async fn begin(
+    client: &Client,
+    request: pb::RunTurnRequest,
+    is_late: bool,
+) -> Result<support::Turn, Status> {
+    if !is_late {
+        return client.try_begin(request).await;
+    }
+    let mut request = tonic::Request::new(client.at_work(request));
+    request.set_timeout(Duration::from_millis(300));
+    let stream = client.codex().run_turn(request).await?;
+    Ok(support::Turn::new(stream.into_inner()))
+}
+
+/// What a second caller does with a turn that runs, by this mood. It may be over already.
+async fn beside(client: &Client, mood: u8, turn_id: &str, tally: &Tally) {
+    if mood == 3 && client.steer(turn_id, "and be quick").await.is_ok() {
+        tally.steered.fetch_add(1, Relaxed);
+    }
+    if mood == 4
+        && let Ok(mut joined) = client.try_attach(by_id(turn_id), 0).await
+        && joined.try_next().await.is_ok()
+    {
+        tally.joined.fetch_add(1, Relaxed);
+    }
+}
+
+/// Contexts that have a turn or two and are left alone, or deleted.
+async fn newcomers(client: Client, tally: Arc<Tally>, over: Arc<AtomicBool>) {
+    for number in 0_u64.. {
+        if over.load(Relaxed) {
+            return;
+        }
+        let name = format!("new{number}");
+        // Its worker may be killed.
+        let begun = client.try_begin(prompt(&name, "[[bytes 200000]]")).await;
+        let Ok(mut turn) = begun else { continue };
+        while turn.try_next().await.is_ok_and(|event| event.is_some()) {}
+        tally.contexts.fetch_add(1, Relaxed);
+        if number % 2 == 0 {
+            let request = pb::DeleteContextRequest { context_id: name, ..Default::default() };
+            // The turn may have been refused, and nothing been bound.
+            let _ = client.codex().delete_context(request).await;
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_hundred_kills_under_sixteen_contexts_lose_and_leak_nothing() {
     let kinds = Soak {
         workers: 4,
         contexts: 16,
+        is_mixed: false,
         prompts: &[
             "hello",
             "[[slow 5]] [[words 20]]",
@@ -289,20 +449,22 @@ async fn two_hundred_kills_under_sixteen_contexts_lose_and_leak_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_real_cli_under_kills_interruptions_and_disconnects() {
+async fn the_real_cli_under_a_mixed_load_loses_nothing_and_grows_nowhere() {
     let time = std::env::var("CODEX_SIDECAR_SOAK").unwrap_or_else(|_| "8s".to_owned());
     let time = humantime::parse_duration(&time).expect("CODEX_SIDECAR_SOAK is a duration");
     let kinds = Soak {
         workers: 3,
         contexts: 8,
+        is_mixed: true,
         prompts: &[
             "hello",
             "[[slow 5]] [[words 20]]",
             "[[run sleep 0.2]] [[say done]]",
             "[[run sleep 300]]",
             "[[hang]]",
+            "[[bytes 1000000]]",
         ],
-        kill_pause: Duration::from_millis(1500),
+        kill_pause: Duration::from_secs(4),
         kills: u64::MAX,
         time,
     };

@@ -2,6 +2,7 @@
 
 use std::ops::Deref;
 use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ pub struct Binary {
     pub address: String,
     child: Child,
     log: Arc<Mutex<Vec<String>>>,
+    is_log_unread: Arc<AtomicBool>,
 }
 
 impl Deref for Binary {
@@ -67,13 +69,18 @@ impl Binary {
         let mut child = command.spawn().expect("the binary starts");
 
         let log = Arc::new(Mutex::new(Vec::new()));
+        let is_log_unread = Arc::new(AtomicBool::new(false));
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         tokio::spawn({
-            let log = Arc::clone(&log);
+            let (log, is_log_unread) = (Arc::clone(&log), Arc::clone(&is_log_unread));
             // To the end, so that the child never writes into a pipe that is full or broken.
             async move {
                 while let Ok(Some(line)) = lines.next_line().await {
                     log.lock().unwrap().push(line);
+                    if is_log_unread.load(Relaxed) {
+                        // The pipe stays open.
+                        std::future::pending::<()>().await;
+                    }
                 }
             }
         });
@@ -89,7 +96,7 @@ impl Binary {
         };
         let address = within(PATIENCE, "the address in the log", listening).await;
         let client = Client::connect(&address, place.work()).await;
-        Binary { client, place, address, child, log }
+        Binary { client, place, address, child, log, is_log_unread }
     }
 
     pub fn pid(&self) -> u32 {
@@ -103,6 +110,11 @@ impl Binary {
     /// What it has logged so far.
     pub fn log(&self) -> String {
         self.log.lock().unwrap().join("\n")
+    }
+
+    /// Nobody reads what it logs from its next line on, and the pipe stays open.
+    pub fn leave_log_unread(&self) {
+        self.is_log_unread.store(true, Relaxed);
     }
 
     /// Waits for its end.
@@ -120,6 +132,23 @@ impl Binary {
         let Binary { place, .. } = self;
         place
     }
+}
+
+/// Starts the command through another one, which must replace itself by it.
+pub fn through(command: &mut Command, wrapper: &[&str]) {
+    let inner = command.as_std();
+    let mut outer = Command::new(wrapper[0]);
+    outer.args(&wrapper[1..]).arg(inner.get_program()).args(inner.get_args());
+    // It does not tell that it was cleared.
+    outer.env_clear();
+    for (name, value) in inner.get_envs() {
+        match value {
+            Some(value) => outer.env(name, value),
+            None => outer.env_remove(name),
+        };
+    }
+    outer.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+    *command = outer;
 }
 
 /// Runs a subcommand to its end.
