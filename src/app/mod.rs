@@ -4,12 +4,14 @@
 //! probes, let turns end, close connections, end the workers. Every step of the end has a bound of
 //! its own, because an open stream would otherwise hold it up for ever.
 
+mod home_lock;
 mod listen;
 mod worker_spec;
 
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +21,7 @@ use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+use self::home_lock::HomeLock;
 use self::listen::Listener;
 use self::worker_spec::worker_spec;
 use crate::config::{Config, key_fingerprint};
@@ -55,6 +58,15 @@ pub enum StartError {
         /// What the system says.
         source: io::Error,
     },
+    /// Another sidecar has CODEX_HOME.
+    #[error(
+        "CODEX_HOME {} is used by another sidecar ({owner}): give this one a CODEX_HOME of its own, end the other one, or say --share-codex-home if both are to use it", .home.display()
+    )]
+    HomeInUse {
+        home: PathBuf,
+        /// What it says of itself.
+        owner: String,
+    },
     /// The offline model can't be started.
     #[error("the offline model can't be started")]
     OfflineModel(#[source] io::Error),
@@ -77,7 +89,9 @@ impl StartError {
     /// The exit status: 64 for a configuration that can't work here, 1 for anything else.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            StartError::Listen { .. } | StartError::OutputSchema { .. } => 64,
+            StartError::Listen { .. }
+            | StartError::HomeInUse { .. }
+            | StartError::OutputSchema { .. } => 64,
             // A binary that was built without one.
             StartError::OfflineModel(error) if error.kind() == io::ErrorKind::Unsupported => 64,
             StartError::OfflineModel(_)
@@ -103,6 +117,7 @@ pub enum ServeError {
 /// A sidecar that listens, but does not serve yet.
 pub struct App {
     config: Config,
+    home_lock: Option<Arc<HomeLock>>,
     listeners: Vec<(Listener, BoundAddress)>,
     health_listeners: Vec<(Listener, BoundAddress)>,
     offline_model: Option<OfflineModel>,
@@ -134,6 +149,13 @@ impl App {
                     .map_err(|cause| StartError::OutputSchema { tool: tool.clone(), cause })?;
             }
         }
+        let home_lock = if config.share_codex_home {
+            None
+        } else {
+            let taken = HomeLock::take(&config.codex_home).await;
+            let home = config.codex_home.clone();
+            Some(Arc::new(taken.map_err(|owner| StartError::HomeInUse { home, owner })?))
+        };
         let listeners = listen::bind_all(&config.listen).await?;
         let health_listeners =
             listen::bind_all(config.health_listen.as_deref().unwrap_or_default()).await?;
@@ -150,7 +172,11 @@ impl App {
         if let Ok(cleared @ 1..) = cleared {
             tracing::warn!(cleared, "killed processes that an earlier sidecar left behind");
         }
-        let spec = worker_spec(&config, offline_model.as_ref());
+        if let Some(lock) = &home_lock {
+            let addresses = listeners.iter().map(|(_, address)| address.to_string());
+            lock.tell(&addresses.collect::<Vec<_>>().join(", "));
+        }
+        let spec = worker_spec(&config, home_lock.clone(), offline_model.as_ref());
         let pool = Pool::start(spec, config.workers, config.pool.clone());
         let engine = Engine::new(
             Arc::clone(&pool),
@@ -178,6 +204,7 @@ impl App {
         let routes = with_reflection(routes)?;
         Ok(App {
             config,
+            home_lock,
             listeners,
             health_listeners,
             offline_model,
@@ -207,6 +234,7 @@ impl App {
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), ServeError> {
         let App {
             config,
+            home_lock,
             listeners,
             health_listeners,
             offline_model,
@@ -259,6 +287,9 @@ impl App {
         sweeping.abort();
         if let Some(offline_model) = offline_model {
             offline_model.shutdown().await;
+        }
+        if let Some(home_lock) = home_lock {
+            home_lock.release();
         }
         failed
     }

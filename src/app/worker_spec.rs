@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use secrecy::ExposeSecret as _;
 
+use super::home_lock::HomeLock;
 use crate::app_server::peer::PeerLimits;
 use crate::app_server::secrets;
 use crate::codex_cli::{self, CliVersion};
@@ -23,7 +24,11 @@ fn own_binary() -> Option<PathBuf> {
     (name.file_stem()? == env!("CARGO_PKG_NAME")).then(|| PathBuf::from("/proc/self/exe"))
 }
 
-pub(super) fn worker_spec(config: &Config, offline_model: Option<&OfflineModel>) -> WorkerSpec {
+pub(super) fn worker_spec(
+    config: &Config,
+    home_lock: Option<Arc<HomeLock>>,
+    offline_model: Option<&OfflineModel>,
+) -> WorkerSpec {
     let mut config_overrides = Vec::new();
     // Above the offline model's, so that what the owner configured for the workers wins.
     config_overrides.extend(offline_model.map(OfflineModel::config_overrides).unwrap_or_default());
@@ -58,7 +63,14 @@ pub(super) fn worker_spec(config: &Config, offline_model: Option<&OfflineModel>)
     WorkerSpec {
         launch: Arc::new(child),
         config_file: codex_home.join("config.toml"),
-        check_home: Arc::new(move || check_home(&codex_home)),
+        check_home: Arc::new(move || {
+            check_home(&codex_home)?;
+            let Some(lock) = &home_lock else { return Ok(()) };
+            lock.check().map_err(|owner| {
+                let home = codex_home.display();
+                format!("CODEX_HOME {home} is used by another sidecar ({owner}); give one of them its own")
+            })
+        }),
         check_version: Arc::new(|version| {
             let parsed: CliVersion = version.parse().map_err(|error| format!("{error}"))?;
             if parsed.is_supported() {
@@ -136,22 +148,50 @@ fn known_secrets(config: &Config) -> Arc<dyn Fn() -> Vec<String> + Send + Sync> 
     })
 }
 
-/// Whether Codex can write into its home: it is made if it is missing, which Codex would refuse, and a
-/// file of the size of a short turn's rollout is written and removed.
+/// Room without which a turn or two fill the disk, in bytes.
+const LEAST_ROOM: u64 = 1 << 20;
+
+/// Whether Codex can write into its home: it is made if it is missing, which Codex would refuse, a file
+/// of the size of a short turn's rollout is written and removed, and there must be room for some more.
+/// The same where Codex keeps what is said on threads, which may be a disk of its own.
 fn check_home(home: &Path) -> Result<(), String> {
-    let shown = home.display();
     std::fs::create_dir_all(home).map_err(|error| {
+        let shown = home.display();
         format!("CODEX_HOME {shown} can't be made: {error}; name another one, or make it")
     })?;
-    let probe = home.join(format!(".codex-sidecar-probe-{}", uuid::Uuid::new_v4()));
+    check_directory(home)?;
+    let sessions = home.join("sessions");
+    if sessions.is_dir() { check_directory(&sessions) } else { Ok(()) }
+}
+
+fn check_directory(directory: &Path) -> Result<(), String> {
+    let shown = directory.display();
+    let probe = directory.join(format!(".codex-sidecar-probe-{}", uuid::Uuid::new_v4()));
     let written = std::fs::write(&probe, [b' '; 64 * 1024]);
     let removed = std::fs::remove_file(&probe);
     match written.and(removed) {
-        Ok(()) => Ok(()),
+        Ok(()) => {}
         // Not the fault of the home: the start of a worker tells of it.
-        Err(error) if is_out_of_resources(&error) => Ok(()),
-        Err(error) => Err(format!(
-            "CODEX_HOME {shown} can't be written: {error}; make room or give the right to write"
-        )),
+        Err(error) if is_out_of_resources(&error) => return Ok(()),
+        Err(error) => {
+            return Err(format!(
+                "{shown} in CODEX_HOME can't be written: {error}; make room or give the right to write"
+            ));
+        }
     }
+    match room(directory) {
+        Some(room) if room < LEAST_ROOM => Err(format!(
+            "the disk of {shown} in CODEX_HOME has {room} bytes left, and Codex needs at least \
+             {LEAST_ROOM} to go on; make room"
+        )),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// How many bytes this process may still write; `None` where the system does not say.
+fn room(directory: &Path) -> Option<u64> {
+    let disk = rustix::fs::statvfs(directory).ok()?;
+    let blocks = if rustix::process::geteuid().is_root() { disk.f_bfree } else { disk.f_bavail };
+    // Some file systems have no bounds of their own, and say so by none at all.
+    (disk.f_blocks > 0).then(|| blocks.saturating_mul(disk.f_frsize))
 }

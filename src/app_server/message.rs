@@ -5,6 +5,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::app_server::decode::{self, News, Scope};
+use crate::app_server::refusal_text;
 use crate::model::event::{Event, Raw};
 use crate::model::question::Question;
 
@@ -46,6 +47,15 @@ impl Told {
     /// Whether it is an error after which Codex tries again by itself.
     pub fn is_retry(&self) -> bool {
         matches!(&self.news, News::Event(Event::ThreadError(error)) if error.will_retry)
+    }
+
+    /// Whether it is a warning of Codex's that it could not write down what was said on the thread.
+    pub fn is_of_lost_history(&self) -> bool {
+        matches!(
+            &self.news,
+            News::Event(Event::Warning(warning))
+                if refusal_text::is_of_lost_history(&warning.message)
+        )
     }
 
     /// The same in Codex's own words.

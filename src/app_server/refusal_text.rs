@@ -13,6 +13,8 @@ pub(super) enum Meaning {
     Archived,
     /// `config.toml` can't be read, the user's or one of a project.
     BadConfig,
+    /// It is out of file descriptors, memory or disk.
+    OutOfResources,
     /// Something else.
     Other,
 }
@@ -27,6 +29,15 @@ const PASSING: &[&str] = &[
     "(os error 23)", // no file descriptors in the system
     "(os error 24)", // no file descriptors in the process
     "(os error 28)", // no space
+];
+
+/// Texts of the operating system, and of Codex's database, where there is no more of something.
+const OUT_OF_RESOURCES: &[&str] = &[
+    "(os error 12)", // no memory
+    "(os error 23)", // no file descriptors in the system
+    "(os error 24)", // no file descriptors in the process
+    "(os error 28)", // no space
+    "database or disk is full",
 ];
 
 /// What Codex means with the text of a refusal.
@@ -49,9 +60,17 @@ pub(super) fn meaning(message: &str) -> Meaning {
         Meaning::HeldElsewhere
     } else if says(&["is archived"]) {
         Meaning::Archived
+    } else if says(OUT_OF_RESOURCES) {
+        Meaning::OutOfResources
     } else {
         Meaning::Other
     }
+}
+
+/// Whether a warning says that what was said on a thread could not be written down. Codex tries again,
+/// as long as its process lives.
+pub(super) fn is_of_lost_history(warning: &str) -> bool {
+    warning.starts_with("Failed to save the conversation transcript")
 }
 
 /// Whether a CLI says that it does not know the request at all.
@@ -88,7 +107,8 @@ mod tests {
         }
         for passing in ["Too many open files (os error 24)", "Cannot allocate memory (os error 12)"]
         {
-            assert_eq!(meaning(&format!("{metadata}{passing}")), Meaning::Other, "{passing}");
+            let means = meaning(&format!("{metadata}{passing}"));
+            assert_eq!(means, Meaning::OutOfResources, "{passing}");
         }
         let others = "failed to read thread: thread-store internal error: session metadata /h/r.jsonl \
                       belongs to thread 1, expected 2";
@@ -98,7 +118,8 @@ mod tests {
         let last = "final paginated rollout record at /h/r.jsonl is missing an ordinal";
         assert_eq!(meaning(&format!("{recorder}{last}")), Meaning::ThreadNotFound);
         let passing = "No space left on device (os error 28)";
-        assert_eq!(meaning(&format!("{recorder}{passing}")), Meaning::Other);
+        assert_eq!(meaning(&format!("{recorder}{passing}")), Meaning::OutOfResources);
+        assert_eq!(meaning(&format!("{recorder}try again (os error 11)")), Meaning::Other);
         assert_eq!(meaning("no rollout found for thread id 1"), Meaning::ThreadNotFound);
         assert_eq!(meaning("thread 1 already has an active writer"), Meaning::HeldElsewhere);
         assert_eq!(meaning("session 1 is archived. Run unarchive"), Meaning::Archived);

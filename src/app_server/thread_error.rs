@@ -21,6 +21,9 @@ pub(crate) enum ThreadError {
     /// A `config.toml` can't be read, the user's or one of a project.
     #[error("{0}")]
     BadConfig(String),
+    /// It is out of file descriptors, memory or disk; the machine may have some again later.
+    #[error("{0}")]
+    OutOfResources(String),
     /// It took the turn as steering of a turn of its own, which was ended.
     #[error("the turn was taken as input of turn {0}, which Codex had begun by itself")]
     Steered(String),
@@ -65,6 +68,7 @@ impl From<RequestError> for ThreadError {
                 Meaning::HeldElsewhere => ThreadError::HeldElsewhere(message),
                 Meaning::Archived => ThreadError::Archived(message),
                 Meaning::BadConfig => ThreadError::BadConfig(message),
+                Meaning::OutOfResources => ThreadError::OutOfResources(text),
                 Meaning::Other => ThreadError::Refused(text),
             },
         }

@@ -221,6 +221,8 @@ fn configure(live: bool, codex: &Path, directory: &DemoDirectory) -> Result<Conf
     let args = ServeArgs {
         listen: vec!["127.0.0.1:0".into()],
         codex_path: Some(codex.into()),
+        // With --live it may be that of a sidecar that runs.
+        share_codex_home: Some("true".into()),
         workers: Some("2".into()),
         drain_grace: Some("2s".into()),
         ..ServeArgs::default()

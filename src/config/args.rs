@@ -20,6 +20,10 @@ pub(crate) struct ServeArgs {
     /// CODEX_HOME of the workers [env: CODEX_HOME] [default: ~/.codex]
     #[arg(long, value_name = "DIR")]
     pub(crate) codex_home: Option<OsString>,
+    /// Use CODEX_HOME although another sidecar does: neither then knows what the other one's threads do
+    /// [env: CODEX_SIDECAR_SHARE_CODEX_HOME]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) share_codex_home: Option<OsString>,
     /// How many workers to keep, 1 to 64
     /// [env: CODEX_SIDECAR_WORKERS] [default: the cores, at most 4]
     #[arg(long, value_name = "N", allow_hyphen_values = true)]

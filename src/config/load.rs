@@ -217,6 +217,7 @@ fn given<'a>(args: &'a ServeArgs, flag: &str) -> Option<Raw<'a>> {
         health_listen,
         codex_path,
         codex_home,
+        share_codex_home,
         workers,
         config: _,
         offline_model,
@@ -232,6 +233,7 @@ fn given<'a>(args: &'a ServeArgs, flag: &str) -> Option<Raw<'a>> {
         }
         "--codex-path" => codex_path,
         "--codex-home" => codex_home,
+        "--share-codex-home" => share_codex_home,
         "--workers" => workers,
         "--offline-model" => offline_model,
         "--drain-grace" => drain_grace,

@@ -61,6 +61,8 @@ pub struct Config {
     pub codex_path: Option<PathBuf>,
     /// CODEX_HOME of the workers, absolute; it need not exist yet. Default `~/.codex`.
     pub codex_home: PathBuf,
+    /// Whether another sidecar may use the same CODEX_HOME at the same time. Default no.
+    pub share_codex_home: bool,
     /// How many workers are kept, 1 to 64. Default: the machine's cores, at most 4.
     pub workers: usize,
     /// Whether the built-in scripted model answers in place of a real one. Default no.
@@ -133,6 +135,7 @@ impl Default for Config {
             health_listen: None,
             codex_path: None,
             codex_home: std::env::home_dir().unwrap_or_else(|| PathBuf::from("/")).join(".codex"),
+            share_codex_home: false,
             workers: cores.min(4),
             offline_model: false,
             drain_grace: Duration::from_secs(30),

@@ -62,6 +62,7 @@ pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
         health_listen,
         codex_path,
         codex_home,
+        share_codex_home,
         workers,
         offline_model,
         drain_grace,
@@ -125,6 +126,11 @@ pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
     );
     v.optional(flag("codex_path", "--codex-path", "CODEX_PATH"), any_name, codex_path);
     v.required(flag("codex_home", "--codex-home", "CODEX_HOME"), any_path, codex_home);
+    v.required(
+        flag("share_codex_home", "--share-codex-home", "CODEX_SIDECAR_SHARE_CODEX_HOME"),
+        Switch,
+        share_codex_home,
+    );
     v.required(
         flag("workers", "--workers", "CODEX_SIDECAR_WORKERS"),
         codec::count(1..=64),

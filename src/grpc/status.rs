@@ -110,6 +110,9 @@ pub(crate) fn status(refusal: &Refusal) -> Status {
         Refusal::SettingsNotApplied { cause: _ } => {
             says(Code::FailedPrecondition, "SETTINGS_NOT_APPLIED", refusal).status()
         }
+        Refusal::OpeningKillsWorkers { cause: _ } => {
+            says(Code::FailedPrecondition, "OPENING_KILLS_WORKERS", refusal).status()
+        }
         Refusal::NotSteerable { turn_id, cause: _ } => {
             says(Code::FailedPrecondition, "TURN_NOT_STEERABLE", refusal)
                 .with("turn_id", turn_id)
@@ -320,6 +323,11 @@ mod tests {
                 "REQUEST_ID_REUSED",
             ),
             (Refusal::CodexRefused { cause: cause() }, Code::FailedPrecondition, "CODEX_REFUSED"),
+            (
+                Refusal::OpeningKillsWorkers { cause: cause() },
+                Code::FailedPrecondition,
+                "OPENING_KILLS_WORKERS",
+            ),
             (
                 Refusal::NotSteerable { turn_id: turn_id(), cause: cause() },
                 Code::FailedPrecondition,

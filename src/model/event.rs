@@ -119,6 +119,8 @@ pub enum WarningCode {
     ModelRerouted,
     /// The context's thread was gone, and a new one took its place.
     ThreadReplaced,
+    /// Codex has fewer turns of the thread than were seen to end on it.
+    ThreadTruncated,
     /// Dynamic tools of the request were not taken, because the thread has its own.
     DynamicToolsIgnored,
     /// Developer instructions of the request were not taken, because the thread has its own.
@@ -145,6 +147,7 @@ impl WarningCode {
             WarningCode::Config => "CONFIG_WARNING",
             WarningCode::ModelRerouted => "MODEL_REROUTED",
             WarningCode::ThreadReplaced => "THREAD_REPLACED",
+            WarningCode::ThreadTruncated => "THREAD_TRUNCATED",
             WarningCode::DynamicToolsIgnored => "DYNAMIC_TOOLS_IGNORED",
             WarningCode::DeveloperInstructionsIgnored => "DEVELOPER_INSTRUCTIONS_IGNORED",
             WarningCode::SandboxOptionsIgnored => "SANDBOX_OPTIONS_IGNORED",

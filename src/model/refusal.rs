@@ -149,6 +149,14 @@ pub enum Refusal {
         /// In which respect.
         cause: String,
     },
+    /// Two workers have died while they opened the thread, the second of nothing else.
+    #[error(
+        "two workers ended while they opened the thread of this request, the second while it opened no other: {cause}; the request is not tried again, because it would most likely end the next one, too: look at its thread_options, config first, and at its thread"
+    )]
+    OpeningKillsWorkers {
+        /// How the second one ended.
+        cause: String,
+    },
     /// The turn can't be steered now.
     #[error("turn {turn_id} can't be steered: {cause}")]
     NotSteerable {

@@ -1,7 +1,7 @@
 //! The tasks that watch CODEX_HOME: while it can't be written, or Codex can't read the `config.toml`
 //! in it, every new thread is refused, so the pool is not ready.
 //!
-//! The home is written into. Of `config.toml` a worker is asked, because only Codex knows what it can
+//! The home is written into: now and then, and when Codex complains. Of `config.toml` a worker is asked, because only Codex knows what it can
 //! read: when the file has changed, when a thread was refused for it, now and then, and often while
 //! something is wrong with it. A worker that started without its configuration goes on without it, so
 //! it is replaced once the file is mended.
@@ -26,7 +26,10 @@ pub(super) async fn watch(pool: Arc<Pool>, spec: Arc<WorkerSpec>) {
             let is_usable = pool.home_fault.borrow().is_none();
             let interval = pool.settings.liveness_interval;
             let pause = if is_usable { interval } else { LOOK.min(interval) };
-            tokio::time::sleep(pause).await;
+            tokio::select! {
+                () = pool.home_doubted.notified() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
         }
     };
     stop.run_until_cancelled(watching).await;
@@ -62,6 +65,11 @@ async fn stamp(file: &Path) -> Option<Stamp> {
 }
 
 impl Pool {
+    /// Has CODEX_HOME looked at now: Codex says that it could not write there.
+    pub(crate) fn doubt_home(&self) {
+        self.home_doubted.notify_one();
+    }
+
     /// Looks at CODEX_HOME, and tells if what is wrong with it has changed.
     pub(super) async fn look_at_home(&self, spec: &WorkerSpec) {
         let check = Arc::clone(&spec.check_home);

@@ -1,21 +1,53 @@
 //! A worker in its slot, with the pool's books of it, and a turn's use of it.
+//!
+//! A turn has a [`Lease`] for as long as it uses the worker, and is [`Entering`] while its thread is
+//! being opened there. What is told by a death depends on that: a worker that dies while it is asked to
+//! open a thread may have died of what it was asked.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::worker::Worker;
+
+/// How many openings may go on in one worker at once, which is more than there ever are: one that must
+/// be alone takes the room of all.
+const ROOM: u32 = 1 << 24;
+
+/// How long one that must be alone waits for the ends of the turns on its worker, which it may take along.
+const ALONE_WITHIN: Duration = Duration::from_secs(2);
+
+/// How long it is alone at most: longer than a worker that hangs lives. It may wait for its MCP servers
+/// for minutes, and the others not for it.
+const ALONE_FOR: Duration = Duration::from_secs(30);
 
 /// A worker, and the turns that the pool has given it.
 #[derive(Debug)]
 pub(crate) struct Incarnation {
     pub(crate) worker: Arc<Worker>,
     pub(super) ready_at: Instant,
-    running_turns: watch::Sender<usize>,
+    turns: watch::Sender<Turns>,
     started_turns: AtomicU64,
     completed_turns: AtomicU64,
+    // First come, first served: who wants to be alone is not kept waiting by those who come later.
+    room: Arc<Semaphore>,
+    suspects: AtomicUsize,
+    entering: AtomicUsize,
+    died_under_opening: AtomicBool,
+    given_up: AtomicBool,
+    pub(super) doubted: Notify,
+}
+
+/// The turns that have a lease on a worker.
+#[derive(Debug, Clone, Copy, Default)]
+struct Turns {
+    leased: usize,
+    /// Of these, those whose threads may not be opened yet.
+    waiting: usize,
 }
 
 impl Incarnation {
@@ -23,15 +55,21 @@ impl Incarnation {
         Arc::new(Incarnation {
             worker,
             ready_at: Instant::now(),
-            running_turns: watch::Sender::new(0),
+            turns: watch::Sender::default(),
             started_turns: AtomicU64::new(0),
             completed_turns: AtomicU64::new(0),
+            room: Arc::new(Semaphore::new(ROOM as usize)),
+            suspects: AtomicUsize::new(0),
+            entering: AtomicUsize::new(0),
+            died_under_opening: AtomicBool::new(false),
+            given_up: AtomicBool::new(false),
+            doubted: Notify::new(),
         })
     }
 
     /// How many turns have a lease on it.
     pub(crate) fn running_turns(&self) -> usize {
-        *self.running_turns.borrow()
+        self.turns.borrow().leased
     }
 
     /// How many turns it was given since its start.
@@ -44,6 +82,24 @@ impl Incarnation {
         self.completed_turns.load(Ordering::Relaxed)
     }
 
+    /// How many openings are alone on it or wait for that, because a worker has died under them.
+    pub(super) fn suspects(&self) -> usize {
+        self.suspects.load(Ordering::Relaxed)
+    }
+
+    /// Whether it died while it was asked to open a thread, and not because a turn gave it up.
+    pub(crate) fn died_under_opening(&self) -> bool {
+        let was_asked = self.died_under_opening.load(Ordering::Acquire)
+            || self.entering.load(Ordering::Acquire) > 0;
+        was_asked && !self.worker.is_alive() && !self.given_up.load(Ordering::Acquire)
+    }
+
+    /// Kills the worker for the sake of one turn: what else it was asked is not to blame for its end.
+    pub(crate) fn give_up(&self, cause: &str) {
+        self.given_up.store(true, Ordering::Release);
+        self.worker.kill(cause);
+    }
+
     /// How many threads it holds that no turn uses.
     pub(super) fn idle_threads(&self) -> usize {
         self.worker.loaded_threads().saturating_sub(self.running_turns())
@@ -51,9 +107,15 @@ impl Incarnation {
 
     /// Waits until no turn has a lease on it.
     pub(super) async fn idle(&self) {
-        let mut running = self.running_turns.subscribe();
+        let mut turns = self.turns.subscribe();
         // The sender lives as long as the incarnation.
-        let _ = running.wait_for(|running| *running == 0).await;
+        let _ = turns.wait_for(|turns| turns.leased == 0).await;
+    }
+
+    /// Waits until no turn but the one that asks is at work on it.
+    async fn is_left_to_one(&self) {
+        let mut turns = self.turns.subscribe();
+        let _ = turns.wait_for(|turns| turns.leased <= turns.waiting + 1).await;
     }
 }
 
@@ -66,13 +128,17 @@ pub(crate) struct Lease {
 
 impl Lease {
     pub(super) fn new(incarnation: Arc<Incarnation>) -> Lease {
-        incarnation.running_turns.send_modify(|running| *running += 1);
+        incarnation.turns.send_modify(|turns| turns.leased += 1);
         incarnation.started_turns.fetch_add(1, Ordering::Relaxed);
         Lease { incarnation }
     }
 
     pub(crate) fn worker(&self) -> &Arc<Worker> {
         &self.incarnation.worker
+    }
+
+    pub(crate) fn incarnation(&self) -> &Arc<Incarnation> {
+        &self.incarnation
     }
 
     /// Notes that Codex has ended the turn, well or badly.
@@ -83,6 +149,107 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.incarnation.running_turns.send_modify(|running| *running -= 1);
+        self.incarnation.turns.send_modify(|turns| turns.leased -= 1);
+    }
+}
+
+/// An opening that a worker has died under, and that is to be alone on its next one.
+#[derive(Debug)]
+pub(super) struct Suspect(Arc<Incarnation>);
+
+impl Suspect {
+    pub(super) fn new(incarnation: &Arc<Incarnation>) -> Suspect {
+        incarnation.suspects.fetch_add(1, Ordering::Relaxed);
+        Suspect(Arc::clone(incarnation))
+    }
+}
+
+impl Drop for Suspect {
+    fn drop(&mut self) {
+        self.0.suspects.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A turn that may not ask its worker yet.
+struct Waits<'a>(&'a Incarnation);
+
+impl Waits<'_> {
+    fn new(incarnation: &Incarnation) -> Waits<'_> {
+        incarnation.turns.send_modify(|turns| turns.waiting += 1);
+        Waits(incarnation)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.turns.send_modify(|turns| turns.waiting -= 1);
+    }
+}
+
+/// The opening of a thread on a worker, for as long as the worker may be asked for it.
+#[derive(Debug)]
+pub(crate) struct Entering {
+    incarnation: Arc<Incarnation>,
+    _room: OwnedSemaphorePermit,
+    _suspect: Option<Suspect>,
+    // Keeps the others away from it.
+    alone: Option<AbortOnDropHandle<()>>,
+}
+
+impl Entering {
+    /// Waits until the worker may be asked: beside others that open a thread, or alone, and then for a
+    /// while also until no turn is at work there. `None` where it has ended meanwhile.
+    pub(super) async fn new(
+        incarnation: &Arc<Incarnation>,
+        suspect: Option<Suspect>,
+    ) -> Option<Entering> {
+        let waiting = async {
+            let number = if suspect.is_some() { ROOM } else { 1 };
+            let waits = Waits::new(incarnation);
+            // Never closed.
+            let room = Arc::clone(&incarnation.room).acquire_many_owned(number).await.ok()?;
+            drop(waits);
+            if suspect.is_some() {
+                let _ = tokio::time::timeout(ALONE_WITHIN, incarnation.is_left_to_one()).await;
+            }
+            Some(room)
+        };
+        let room = tokio::select! {
+            biased;
+            _ = incarnation.worker.exited() => return None,
+            room = waiting => room?,
+        };
+        if !incarnation.worker.is_alive() {
+            return None;
+        }
+        let mut room = room;
+        let rest = room.split(ROOM as usize - 1).filter(|_| suspect.is_some());
+        let alone = rest.map(|rest| {
+            AbortOnDropHandle::new(tokio::spawn(async move {
+                tokio::time::sleep(ALONE_FOR).await;
+                drop(rest);
+            }))
+        });
+        incarnation.entering.fetch_add(1, Ordering::Release);
+        let incarnation = Arc::clone(incarnation);
+        Some(Entering { incarnation, _room: room, _suspect: suspect, alone })
+    }
+
+    /// Whether it was to be alone, and no longer is.
+    pub(crate) fn has_company(&self) -> bool {
+        self.alone.as_ref().is_some_and(AbortOnDropHandle::is_finished)
+    }
+
+    pub(crate) fn incarnation(&self) -> &Arc<Incarnation> {
+        &self.incarnation
+    }
+}
+
+impl Drop for Entering {
+    fn drop(&mut self) {
+        if !self.incarnation.worker.is_alive() {
+            self.incarnation.died_under_opening.store(true, Ordering::Release);
+        }
+        self.incarnation.entering.fetch_sub(1, Ordering::Release);
     }
 }

@@ -18,13 +18,13 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::worker::WorkerSpec;
 
-pub(crate) use incarnation::{Incarnation, Lease};
+pub(crate) use incarnation::{Entering, Incarnation, Lease};
 pub(crate) use placement::Unavailable;
 pub(crate) use readiness::{Readiness, Trouble};
 pub(crate) use slots::{SlotState, SlotStatus};
@@ -90,10 +90,11 @@ pub(crate) struct Pool {
     readiness: watch::Sender<Readiness>,
     // What is wrong with CODEX_HOME.
     home_fault: watch::Sender<Option<String>>,
+    home_doubted: Notify,
     // What is wrong with `config.toml`, as a worker says.
     config_fault: watch::Sender<Option<String>>,
     config_file: PathBuf,
-    starts: Semaphore,
+    starts: Arc<Semaphore>,
     widened: AtomicBool,
     // One worker is recycled at a time.
     recycling: Arc<Semaphore>,
@@ -114,11 +115,12 @@ impl Pool {
             slots: watch::Sender::new(vec![SlotStatus::default(); workers]),
             readiness: watch::Sender::new(readiness::starting()),
             home_fault: watch::Sender::new(None),
+            home_doubted: Notify::new(),
             config_fault: watch::Sender::new(None),
             config_file: spec.config_file.clone(),
             // One at first: processes that start at once on a fresh CODEX_HOME lock each other out
             // of its database.
-            starts: Semaphore::new(1),
+            starts: Arc::new(Semaphore::new(1)),
             widened: AtomicBool::new(false),
             recycling: Arc::new(Semaphore::new(1)),
             retiring: Mutex::default(),

@@ -6,8 +6,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::model::id::WorkerId;
+use crate::pool::incarnation::Suspect;
 use crate::pool::readiness::trouble;
-use crate::pool::{Incarnation, Lease, Pool, SlotState, SlotStatus, Trouble};
+use crate::pool::{Entering, Incarnation, Lease, Pool, SlotState, SlotStatus, Trouble};
 
 /// Why no worker can be had.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,31 +21,114 @@ pub(crate) struct Unavailable {
     pub(crate) out_of_resources: bool,
 }
 
+/// A worker that said something within this time is taken to be well.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// How long one that did not may take to give a sign of life before it gets a turn.
+const PROBE: Duration = Duration::from_secs(1);
+
 impl Pool {
     /// A worker for a turn: the preferred one if that incarnation still runs, else the least loaded.
     /// Waits for a worker that is being started, but never for one that keeps failing.
     ///
     /// # Errors
     /// [`Unavailable`] with the cause and when to try again.
+    #[cfg(test)]
     pub(crate) async fn lease(&self, preferred: Option<&WorkerId>) -> Result<Lease, Unavailable> {
-        let deadline = Instant::now() + self.settings.worker_wait;
+        let (lease, _) = self.place(preferred, false, self.patience()).await?;
+        Ok(lease)
+    }
+
+    /// The same, for a turn whose thread is to be opened there; waits until the worker gives a sign of
+    /// life, if the last one is old, and may be asked.
+    ///
+    /// `alone` is for an opening that a worker has died under. Until it is over nothing else is opened
+    /// on its worker, so that another death shows whether it was the cause, and takes along no other
+    /// opening. It goes where the fewest turns run, and new turns go elsewhere as long as they can.
+    ///
+    /// # Errors
+    /// [`Unavailable`] with the cause and when to try again.
+    pub(crate) async fn lease_to_open(
+        &self,
+        preferred: Option<&WorkerId>,
+        alone: bool,
+    ) -> Result<(Lease, Entering), Unavailable> {
+        let mut deadline = self.patience();
+        let settling = deadline + self.settings.liveness_timeout * 2;
+        loop {
+            let (lease, suspect) = self.place(preferred, alone, deadline).await?;
+            if !self.is_responsive(lease.incarnation()).await {
+                // There may be no other, and this one is back or killed by then.
+                deadline = settling;
+                // What a stuck worker holds no other one could have.
+                if preferred == Some(lease.worker().id()) {
+                    self.settled(lease.worker().id()).await;
+                }
+                continue;
+            }
+            let entering = Entering::new(lease.incarnation(), suspect);
+            match tokio::time::timeout_at(deadline, entering).await {
+                Ok(Some(entering)) => return Ok((lease, entering)),
+                Ok(None) => {}
+                Err(_) => {
+                    let worker = lease.worker().id();
+                    return Err(Unavailable {
+                        cause: format!(
+                            "worker {worker} opens the thread of a request under which another \
+                             worker has ended, alone"
+                        ),
+                        retry_after: Duration::from_secs(1),
+                        out_of_resources: false,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Until when a turn that comes now waits for a worker.
+    fn patience(&self) -> Instant {
+        Instant::now() + self.settings.worker_wait
+    }
+
+    async fn place(
+        &self,
+        preferred: Option<&WorkerId>,
+        alone: bool,
+        deadline: Instant,
+    ) -> Result<(Lease, Option<Suspect>), Unavailable> {
         if let Some(cause) = self.home_fault.borrow().clone() {
             // Codex could not write down what the turn says.
             let retry_after = Duration::from_secs(5);
             return Err(Unavailable { cause, retry_after, out_of_resources: false });
         }
+        let on = |incarnation: Arc<Incarnation>| {
+            let suspect = alone.then(|| Suspect::new(&incarnation));
+            (Lease::new(incarnation), suspect)
+        };
         if let Some(incarnation) = preferred.and_then(|id| self.incarnation(id)) {
-            return Ok(Lease::new(incarnation));
+            return Ok(on(incarnation));
         }
         let mut slots = self.slots.subscribe();
         let mut found = None;
         let looking = slots.wait_for(|slots| {
             let _placing = self.placing.lock().unwrap_or_else(PoisonError::into_inner);
-            found = least_loaded(slots).map(Lease::new);
+            found = least_loaded(slots).map(on);
             found.is_some() || !slots.iter().any(|slot| self.may_come(slot))
         });
         let _ = tokio::time::timeout_at(deadline, looking).await;
         found.ok_or_else(|| unavailable(&self.slots.borrow()))
+    }
+
+    /// Asks a worker for a sign of life if the last one is old: what is placed on one that is stuck
+    /// would wait until that is found out otherwise.
+    async fn is_responsive(&self, incarnation: &Arc<Incarnation>) -> bool {
+        let worker = &incarnation.worker;
+        if worker.silence() < FRESH || worker.ping(PROBE).await.is_ok() || !worker.is_alive() {
+            return true;
+        }
+        tracing::warn!(worker = %worker.id(), "worker gives no sign of life, and gets no turn before it does");
+        self.doubt(incarnation);
+        false
     }
 
     fn may_come(&self, slot: &SlotStatus) -> bool {
@@ -61,7 +145,9 @@ impl Pool {
 fn least_loaded(slots: &[SlotStatus]) -> Option<Arc<Incarnation>> {
     let ready = slots.iter().filter_map(|slot| slot.state.ready());
     let least = ready.filter(|incarnation| incarnation.worker.is_alive()).min_by_key(|ready| {
-        (ready.running_turns(), ready.worker.loaded_threads(), ready.started_turns())
+        let is_suspected = ready.suspects() > 0;
+        let threads = ready.worker.loaded_threads();
+        (is_suspected, ready.running_turns(), threads, ready.started_turns())
     });
     least.cloned()
 }

@@ -6,9 +6,9 @@
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use crate::model::id::WorkerId;
-use crate::pool::supervision::Supervision;
-use crate::pool::{Incarnation, Pool, PoolSettings};
-use crate::worker::Worker;
+use crate::pool::supervision::{HoldBack, Supervision};
+use crate::pool::{Incarnation, Pool, PoolSettings, SlotState};
+use crate::worker::{SpawnError, Worker};
 
 impl Pool {
     /// The worker of this id, if it has been replaced and still runs. A thread that it holds must be
@@ -29,21 +29,41 @@ impl Pool {
 }
 
 impl Supervision {
-    /// Replaces the slot's worker, if it should be and none is being replaced; returns its successor.
-    pub(super) async fn recycle(&mut self, old: &Arc<Incarnation>) -> Option<Arc<Incarnation>> {
-        let reason = wear(old, &self.pool.settings)?;
-        let permit = Arc::clone(&self.pool.recycling).try_acquire_owned().ok()?;
+    /// Begins to start a successor, if the slot's worker should have one and no other slot is at it.
+    /// Until that one is warm the worker goes on as before, and is looked after.
+    pub(super) fn recycle(&mut self, old: &Incarnation) {
+        // What could not be written down is in the memory of the worker alone.
+        let is_home_faulty = self.pool.home_fault.borrow().is_some();
+        if is_home_faulty || self.recycling.is_some() || !self.hold_back.is_over() {
+            return;
+        }
+        let Some(reason) = wear(old, &self.pool.settings) else { return };
+        let Ok(permit) = Arc::clone(&self.pool.recycling).try_acquire_owned() else { return };
         tracing::info!(worker = %old.worker.id(), reason, "worker is recycled");
-        // Before its successor gets its slot: a thread must be found at one of the two.
-        self.pool.all_retiring().push(Arc::clone(old));
-        let successor = match self.start().await {
+        self.recycling = Some(permit);
+        self.begin();
+    }
+
+    /// Puts the successor into the slot of a worker; that one ends once its turns have.
+    pub(super) fn succeed(
+        &mut self,
+        old: &Arc<Incarnation>,
+        started: Result<Arc<Incarnation>, SpawnError>,
+    ) -> Option<Arc<Incarnation>> {
+        let permit = self.recycling.take();
+        let successor = match started {
             Ok(successor) => successor,
             Err(error) => {
-                tracing::warn!(worker = %old.worker.id(), %error, "no successor could be started; the worker stays");
-                self.pool.has_ended(old);
+                let pause = self.hold_back.fail(&self.pool.settings);
+                let pause = humantime::format_duration(pause);
+                tracing::warn!(worker = %old.worker.id(), %error, %pause, "no successor could be started; the worker stays, and the next try waits");
                 return None;
             }
         };
+        self.hold_back = HoldBack::default();
+        // Before its successor gets its slot: a thread must be found at one of the two.
+        self.pool.all_retiring().push(Arc::clone(old));
+        self.enter(SlotState::Ready(Arc::clone(&successor)));
         let (pool, old) = (Arc::clone(&self.pool), Arc::clone(old));
         tokio::spawn(async move {
             let worker = &old.worker;

@@ -101,6 +101,17 @@ impl Pool {
         let _ = slots.wait_for(|slots| !slots.get(id.slot).is_some_and(is_stuck)).await;
     }
 
+    /// Notes that a worker owes a sign of life: it gets no new turns until it gives one, which its
+    /// supervisor sees to.
+    pub(super) fn doubt(&self, doubted: &Arc<Incarnation>) {
+        self.update(doubted.worker.id().slot, |status| {
+            if status.state.ready().is_some_and(|ready| Arc::ptr_eq(ready, doubted)) {
+                status.state = SlotState::Unresponsive(Arc::clone(doubted));
+            }
+        });
+        doubted.doubted.notify_one();
+    }
+
     /// Whether this incarnation may still hold a thread.
     pub(crate) fn runs(&self, id: &WorkerId) -> bool {
         let holds =

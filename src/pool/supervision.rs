@@ -2,12 +2,16 @@
 //!
 //! It starts a worker, looks after it (signs of life, recycling), and starts the next one when it
 //! has ended: at once after a single death, with growing pauses after failures in a row, and with
-//! long ones once the breaker is open. While CODEX_HOME can't be written it starts none.
+//! long ones once the breaker is open. While CODEX_HOME can't be written it starts none. A death under
+//! the opening of a thread counts as no failure: one request may have caused it, and the others are to
+//! be served.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::model::id::WorkerId;
@@ -24,7 +28,15 @@ const STABLE_AFTER: Duration = Duration::from_secs(10);
 /// Starts workers in one slot, one after the other, until the pool stops.
 pub(super) async fn run(pool: Arc<Pool>, slot: usize, spec: Arc<WorkerSpec>) {
     let stop = pool.stop.clone();
-    let mut supervision = Supervision { pool, slot, spec, generation: 0 };
+    let mut supervision = Supervision {
+        pool,
+        slot,
+        spec,
+        generation: 0,
+        starting: JoinSet::new(),
+        recycling: None,
+        hold_back: HoldBack::default(),
+    };
     tokio::select! {
         biased;
         () = stop.cancelled() => {}
@@ -39,6 +51,33 @@ pub(super) struct Supervision {
     slot: usize,
     spec: Arc<WorkerSpec>,
     generation: u64,
+    // The start that is under way, if there is one.
+    starting: JoinSet<Result<Arc<Incarnation>, SpawnError>>,
+    // Held from the start of a successor to the end of the worker that it replaces.
+    pub(super) recycling: Option<OwnedSemaphorePermit>,
+    pub(super) hold_back: HoldBack,
+}
+
+/// What keeps the next start of a successor back after some have failed.
+#[derive(Debug, Default)]
+pub(super) struct HoldBack {
+    failures: u32,
+    until: Option<Instant>,
+}
+
+impl HoldBack {
+    pub(super) fn is_over(&self) -> bool {
+        self.until.is_none_or(|until| until <= Instant::now())
+    }
+
+    /// Notes a failure; the pause grows with each.
+    pub(super) fn fail(&mut self, settings: &PoolSettings) -> Duration {
+        self.failures = self.failures.saturating_add(1);
+        // There is a worker, so that the first one is in no hurry either.
+        let pause = backoff(settings, self.failures.saturating_add(1));
+        self.until = Some(Instant::now() + pause);
+        pause
+    }
 }
 
 impl Supervision {
@@ -49,25 +88,34 @@ impl Supervision {
             self.pool.look_at_home(&self.spec).await;
             // That is no failure of a worker: the first one comes as soon as it is put right.
             let _ = self.pool.home_fault.subscribe().wait_for(Option::is_none).await;
-            let pause = match self.start().await {
-                Ok(incarnation) => self.attend(incarnation).await,
+            self.begin();
+            let pause = match self.started().await {
+                Ok(incarnation) => {
+                    self.enter(SlotState::Ready(Arc::clone(&incarnation)));
+                    self.attend(incarnation).await
+                }
                 Err(error) => {
                     tracing::error!(worker = self.slot, %error, "worker failed to start");
-                    self.fail(trouble(&error), error.to_string(), false)
+                    self.fail(trouble(&error), error.to_string(), Blame::Failure)
                 }
             };
             tokio::time::sleep(pause).await;
         }
     }
 
-    /// Kills the worker of this slot and those that it replaced, and waits for their end.
-    async fn end(&self) {
+    /// Kills the worker of this slot, those that it replaced and one that has just been started, and
+    /// waits for their end.
+    async fn end(&mut self) {
         let is_ours = |retiring: &mut Arc<Incarnation>| retiring.worker.id().slot == self.slot;
         let mut last: Vec<_> = self.pool.all_retiring().extract_if(.., is_ours).collect();
         self.pool.update(self.slot, |status| {
             last.extend(status.state.held().cloned());
             status.state = SlotState::Stopped;
         });
+        self.starting.abort_all();
+        while let Some(started) = self.starting.join_next().await {
+            last.extend(started.into_iter().flatten());
+        }
         for incarnation in &last {
             incarnation.worker.kill("the sidecar shuts down");
         }
@@ -76,32 +124,24 @@ impl Supervision {
         }
     }
 
-    /// Starts a worker, which takes the slot once it is warm.
-    pub(super) async fn start(&mut self) -> Result<Arc<Incarnation>, SpawnError> {
-        // Never closed, so that this can't fail; without a permit starts would merely not be spaced.
-        let permit = self.pool.starts.acquire().await.ok();
-        self.generation += 1;
-        let id = WorkerId { slot: self.slot, generation: self.generation };
-        let started = Worker::spawn(id.clone(), &self.spec).await;
-        let started = started.map(|worker| {
-            let (pid, cli) = (worker.pid(), worker.user_agent());
-            tracing::info!(worker = %id, pid, cli, "worker ready");
-            // The database of CODEX_HOME exists now: two at a time may start from here on.
-            self.pool.widen_starts();
-            // Before anybody may take it for ready.
-            if let Some(fault) = worker.config_fault_at_start() {
-                self.pool.note_config_fault(Some(fault.to_owned()));
-            }
-            let incarnation = Incarnation::new(worker);
-            self.pool.update(self.slot, |status| {
-                status.state = SlotState::Ready(Arc::clone(&incarnation));
-                status.generation = id.generation;
-            });
-            incarnation
-        });
-        tokio::time::sleep(self.pool.settings.start_spacing).await;
-        drop(permit);
-        started
+    /// Begins to start a worker, unless one is being started: the successor of one that has died
+    /// meanwhile.
+    pub(super) fn begin(&mut self) {
+        if self.starting.is_empty() {
+            self.generation += 1;
+            let id = WorkerId { slot: self.slot, generation: self.generation };
+            self.starting.spawn(start(Arc::clone(&self.pool), id, Arc::clone(&self.spec)));
+        }
+    }
+
+    /// Waits for the worker that is being started; for ever, if there is none. May be dropped and called
+    /// again.
+    async fn started(&mut self) -> Result<Arc<Incarnation>, SpawnError> {
+        match self.starting.join_next().await {
+            Some(Ok(started)) => started,
+            Some(Err(fault)) => Err(SpawnError::NotFound(fault.to_string())),
+            None => std::future::pending().await,
+        }
     }
 
     /// Looks after a worker until it ends; returns the pause before the next start.
@@ -113,27 +153,41 @@ impl Supervision {
         loop {
             let worker = &incarnation.worker;
             let is_stable = || incarnation.ready_at.elapsed() >= STABLE_AFTER;
-            tokio::select! {
+            let is_doubted = tokio::select! {
                 biased;
                 exit = worker.exited() => {
                     tracing::warn!(worker = %worker.id(), %exit, "worker ended");
-                    // One that lived for a while, or has ended a turn, is no part of a crash loop.
-                    let healthy = is_stable() || incarnation.completed_turns() > 0;
+                    let blame = if incarnation.died_under_opening() {
+                        Blame::Nobody
+                    } else if is_stable() || incarnation.completed_turns() > 0 {
+                        // It is no part of a crash loop.
+                        Blame::Chance
+                    } else {
+                        Blame::Failure
+                    };
                     let message = format!("worker {} ended: {exit}", worker.id());
-                    return self.fail(Trouble::WorkersFailing, message, healthy);
+                    self.recycling = None;
+                    return self.fail(Trouble::WorkersFailing, message, blame);
                 }
-                _ = look.tick() => {}
-            }
+                () = incarnation.doubted.notified() => true,
+                started = self.started() => {
+                    if let Some(successor) = self.succeed(&incarnation, started) {
+                        incarnation = successor;
+                        asked_at = Instant::now();
+                    }
+                    continue;
+                }
+                _ = look.tick() => false,
+            };
             if is_stable() {
                 self.note_stable();
             }
             // Also one that talks: a worker can go on telling of its turns and take no new ones.
-            if asked_at.elapsed() >= interval {
+            if is_doubted || asked_at.elapsed() >= interval {
                 self.check(&incarnation).await;
                 asked_at = Instant::now();
-            } else if let Some(successor) = self.recycle(&incarnation).await {
-                incarnation = successor;
-                asked_at = Instant::now();
+            } else {
+                self.recycle(&incarnation);
             }
         }
     }
@@ -143,19 +197,27 @@ impl Supervision {
     async fn check(&self, incarnation: &Arc<Incarnation>) {
         let worker = &incarnation.worker;
         let timeout = self.pool.settings.liveness_timeout;
-        let Err(error) = worker.ping(timeout).await else { return };
-        if !worker.is_alive() {
-            return;
-        }
-        tracing::warn!(worker = %worker.id(), %error, "worker gives no sign of life; it gets no new turns");
-        self.enter(SlotState::Unresponsive(Arc::clone(incarnation)));
+        let mut is_asked_again = false;
         loop {
-            match worker.ping(timeout).await {
-                Ok(()) => {
-                    tracing::info!(worker = %worker.id(), "worker is back");
-                    return self.enter(SlotState::Ready(Arc::clone(incarnation)));
+            let asked_at = Instant::now();
+            let answer = worker.ping(timeout).await;
+            if !worker.is_alive() {
+                return;
+            }
+            if answer.is_err() {
+                // Also where the question could not even be written.
+                tokio::select! {
+                    _ = worker.exited() => return,
+                    () = tokio::time::sleep_until(asked_at + timeout) => {}
                 }
-                Err(_) if !worker.is_alive() => return,
+            }
+            match answer {
+                Ok(()) => return self.enter_ready_again(incarnation),
+                Err(error) if !is_asked_again => {
+                    is_asked_again = true;
+                    tracing::warn!(worker = %worker.id(), %error, "worker gives no sign of life; it gets no new turns");
+                    self.enter(SlotState::Unresponsive(Arc::clone(incarnation)));
+                }
                 Err(_) if incarnation.running_turns() > 0 && worker.silence() < timeout => {}
                 Err(_) => {
                     let total = humantime::format_duration(timeout * 2);
@@ -165,8 +227,24 @@ impl Supervision {
         }
     }
 
-    fn enter(&self, state: SlotState) {
-        self.pool.update(self.slot, |status| status.state = state);
+    /// It gave a sign of life.
+    fn enter_ready_again(&self, incarnation: &Arc<Incarnation>) {
+        let is_doubted = self.pool.slots.borrow().get(self.slot).is_some_and(
+            |slot| matches!(&slot.state, SlotState::Unresponsive(stuck) if Arc::ptr_eq(stuck, incarnation)),
+        );
+        if is_doubted {
+            tracing::info!(worker = %incarnation.worker.id(), "worker is back");
+            self.enter(SlotState::Ready(Arc::clone(incarnation)));
+        }
+    }
+
+    pub(super) fn enter(&self, state: SlotState) {
+        self.pool.update(self.slot, |status| {
+            if let SlotState::Ready(incarnation) = &state {
+                status.generation = incarnation.worker.id().generation;
+            }
+            status.state = state;
+        });
     }
 
     /// Notes that the slot's worker has lived long enough to be no part of a crash loop.
@@ -181,13 +259,18 @@ impl Supervision {
     }
 
     /// Notes a failure; returns the pause before the next start.
-    fn fail(&self, kind: Trouble, message: String, healthy: bool) -> Duration {
+    fn fail(&self, kind: Trouble, message: String, blame: Blame) -> Duration {
         let settings = &self.pool.settings;
         let mut pause = Duration::ZERO;
         self.pool.update(self.slot, |status| {
-            status.failures = if healthy { 0 } else { status.failures.saturating_add(1) };
+            let before = status.failures;
+            status.failures = match blame {
+                Blame::Failure => before.saturating_add(1),
+                Blame::Chance => 0,
+                Blame::Nobody => before,
+            };
             pause = backoff(settings, status.failures);
-            if status.failures == settings.breaker_failures {
+            if status.failures > before && status.failures == settings.breaker_failures {
                 let failures = status.failures;
                 tracing::error!(worker = self.slot, failures, cause = message, "breaker open");
             }
@@ -196,6 +279,43 @@ impl Supervision {
         });
         pause
     }
+}
+
+/// What the end of a worker, or a start that failed, says of the next one.
+#[derive(Debug, Clone, Copy)]
+enum Blame {
+    /// The next one is likely to fail, too.
+    Failure,
+    /// Nothing: this one had worked.
+    Chance,
+    /// Nothing either way: a request may have ended it.
+    Nobody,
+}
+
+/// Starts a worker; returns when it is warm. The next start is spaced from this one.
+async fn start(
+    pool: Arc<Pool>,
+    id: WorkerId,
+    spec: Arc<WorkerSpec>,
+) -> Result<Arc<Incarnation>, SpawnError> {
+    // Never closed, so that this can't fail; without a permit starts would merely not be spaced.
+    let permit = Arc::clone(&pool.starts).acquire_owned().await.ok();
+    let started = Worker::spawn(id.clone(), &spec).await;
+    let spacing = pool.settings.start_spacing;
+    tokio::spawn(async move {
+        tokio::time::sleep(spacing).await;
+        drop(permit);
+    });
+    let worker = started?;
+    let (pid, cli) = (worker.pid(), worker.user_agent());
+    tracing::info!(worker = %id, pid, cli, "worker ready");
+    // The database of CODEX_HOME exists now: two at a time may start from here on.
+    pool.widen_starts();
+    // Before anybody may take it for ready.
+    if let Some(fault) = worker.config_fault_at_start() {
+        pool.note_config_fault(Some(fault.to_owned()));
+    }
+    Ok(Incarnation::new(worker))
 }
 
 fn trouble(error: &SpawnError) -> Trouble {

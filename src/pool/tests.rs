@@ -1,12 +1,16 @@
 //! A pool over workers in memory, on a paused clock.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
 
 use super::*;
 use crate::model::id::WorkerId;
+use crate::worker::SpawnError;
+use crate::worker::conversation::{Conversation, Launch};
 use crate::worker::testing::{Codex, launcher, spec};
 
 /// A pool, and what ends each of its workers, in the order of their starts.
@@ -162,4 +166,154 @@ async fn turns_are_refused_at_once_where_workers_keep_failing() {
     assert!(asked_at.elapsed() >= breaker_open / 2);
     drop(played.pool.lease(None).await.unwrap());
     played.pool.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_death_under_an_opening_is_no_failure_and_one_that_a_turn_wanted_is() {
+    let mut played = Played::warm(1, PoolSettings::default()).await;
+    for generation in 1..=4 {
+        let (lease, entering) = played.pool.lease_to_open(None, false).await.unwrap();
+        assert_eq!(lease.worker().id().generation, generation);
+        played.workers.recv().await.unwrap().send(()).unwrap();
+        lease.worker().exited().await;
+        assert!(entering.incarnation().died_under_opening());
+        // Also where the opening is over before the end is seen.
+        drop((lease, entering));
+        played.slots(|slots| slots[0].generation == generation + 1).await;
+        assert_eq!(played.pool.status()[0].failures, 0);
+    }
+    let (lease, entering) = played.pool.lease_to_open(None, false).await.unwrap();
+    lease.incarnation().give_up("it is stuck");
+    lease.worker().exited().await;
+    assert!(!entering.incarnation().died_under_opening());
+    played.slots(|slots| slots[0].failures == 1).await;
+    played.pool.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_opening_that_is_to_be_alone_waits_for_those_before_it_and_keeps_others_away() {
+    let Played { pool, .. } = Played::warm(2, PoolSettings::default()).await;
+    let first = pool.lease_to_open(None, false).await.unwrap();
+    let alone = pool.lease_to_open(None, true).await.unwrap();
+    assert_ne!(first.0.worker().id(), alone.0.worker().id(), "where the fewest turns run");
+    // New ones go elsewhere, although more run there.
+    let others = [
+        pool.lease_to_open(None, false).await.unwrap(),
+        pool.lease_to_open(None, false).await.unwrap(),
+    ];
+    assert!(others.iter().all(|(lease, _)| lease.worker().id() == first.0.worker().id()));
+    // One whose thread is there waits.
+    let there = alone.0.worker().id().clone();
+    let mut waiting = std::pin::pin!(pool.lease_to_open(Some(&there), false));
+    assert!(futures::poll!(waiting.as_mut()).is_pending());
+    drop(alone.1);
+    assert_eq!(*waiting.await.unwrap().0.worker().id(), there);
+    pool.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_turn_waits_no_longer_for_an_opening_that_is_alone_than_for_a_worker() {
+    let played = Played::warm(1, PoolSettings::default()).await;
+    let pool = &played.pool;
+    let _alone = pool.lease_to_open(None, true).await.unwrap();
+    let asked_at = tokio::time::Instant::now();
+    let unavailable = pool.lease_to_open(None, false).await.unwrap_err();
+    assert_eq!(asked_at.elapsed(), pool.settings.worker_wait);
+    assert!(unavailable.cause.contains("w0"), "{}", unavailable.cause);
+    pool.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_opening_that_takes_long_is_alone_no_more() {
+    let played = Played::warm(1, PoolSettings::default()).await;
+    let pool = &played.pool;
+    let (_lease, alone) = pool.lease_to_open(None, true).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(25)).await;
+    assert!(!alone.has_company());
+    let asked_at = tokio::time::Instant::now();
+    drop(pool.lease_to_open(None, false).await.unwrap());
+    assert_eq!(asked_at.elapsed(), Duration::from_secs(5));
+    assert!(alone.has_company());
+    pool.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_opening_that_is_alone_waits_a_while_for_the_turns_on_its_worker() {
+    let played = Played::warm(1, PoolSettings::default()).await;
+    let pool = &played.pool;
+    let (turn, entering) = pool.lease_to_open(None, false).await.unwrap();
+    drop(entering);
+    for (ends_after, waited) in [(1, 1), (60, 2)] {
+        let asked_at = tokio::time::Instant::now();
+        let end = tokio::time::sleep(Duration::from_secs(ends_after));
+        tokio::select! {
+            biased;
+            () = end => assert!(ends_after == 1),
+            alone = pool.lease_to_open(None, true) => drop(alone.unwrap()),
+        }
+        assert_eq!(asked_at.elapsed(), Duration::from_secs(waited));
+    }
+    drop(turn);
+    let asked_at = tokio::time::Instant::now();
+    drop(pool.lease_to_open(None, true).await.unwrap());
+    assert_eq!(asked_at.elapsed(), Duration::ZERO);
+    pool.shutdown().await;
+}
+
+/// Workers of which only the first starts; each later start ends as it is told.
+struct Barren {
+    first: Arc<dyn Launch>,
+    starts: Arc<AtomicUsize>,
+    hangs: bool,
+}
+
+impl Launch for Barren {
+    fn launch<'a>(
+        &'a self,
+        config_overrides: &'a [String],
+    ) -> BoxFuture<'a, Result<Conversation, SpawnError>> {
+        if self.starts.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.first.launch(config_overrides)
+        } else if self.hangs {
+            futures::future::pending().boxed()
+        } else {
+            futures::future::ready(Err(SpawnError::NotFound("no more".to_owned()))).boxed()
+        }
+    }
+}
+
+/// A pool of one worker that is worn at once and has no successor; the worker's other side.
+async fn barren(hangs: bool) -> (Arc<Pool>, Codex, Arc<AtomicUsize>) {
+    let (first, mut launched) = launcher();
+    let starts = Arc::<AtomicUsize>::default();
+    let launch = Barren { first, starts: Arc::clone(&starts), hangs };
+    let settings = PoolSettings { max_turns_per_worker: Some(1), ..PoolSettings::default() };
+    let pool = Pool::start(spec(Arc::new(launch)), 1, settings);
+    let mut codex = launched.recv().await.unwrap();
+    let mut readiness = pool.readiness();
+    codex.during(readiness.wait_for(|readiness| *readiness == Readiness::Ready)).await.unwrap();
+    codex.during(pool.lease(None)).await.unwrap();
+    (pool, codex, starts)
+}
+
+#[tokio::test(start_paused = true)]
+async fn successors_that_fail_are_tried_with_growing_pauses() {
+    let (pool, mut codex, starts) = barren(false).await;
+    codex.during(tokio::time::sleep(Duration::from_secs(120))).await;
+    let tries = starts.load(Ordering::Relaxed) - 1;
+    assert!((4..=12).contains(&tries), "{tries} tries in two minutes");
+    assert!(pool.lease(None).await.is_ok(), "the worker stays");
+    pool.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_is_watched_while_its_successor_is_being_started() {
+    let (pool, mut codex, starts) = barren(true).await;
+    codex.during(tokio::time::sleep(Duration::from_secs(2))).await;
+    assert_eq!(starts.load(Ordering::Relaxed), 2);
+    // It answers nothing from here on.
+    let began = tokio::time::Instant::now();
+    assert_eq!(codex.ended().await, "signal 9");
+    assert!(began.elapsed() < Duration::from_secs(21), "{:?}", began.elapsed());
+    pool.shutdown().await;
 }

@@ -1,14 +1,19 @@
 //! Whether a process is about to end.
 
+use std::io;
 use std::path::Path;
+
+use rustix::io::Errno;
 
 /// Whether a process has been killed or is about to end, although it can't be waited for yet: what
 /// is written to it now is read by nobody. False where the system does not tell.
 pub(crate) fn is_dying(pid: u32) -> bool {
     const PF_EXITING: u64 = 0x4;
     const SIGKILL: u64 = 1 << 8;
-    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else {
-        return Path::new("/proc/self/stat").exists();
+    let stat = match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(stat) => stat,
+        // Not where it can't be looked at, for want of a file descriptor.
+        Err(error) => return is_of_nobody(&error) && Path::new("/proc/self/stat").exists(),
     };
     // The name comes first, in brackets, and may hold anything.
     let Some((_, fields)) = stat.rsplit_once(") ") else { return false };
@@ -25,6 +30,12 @@ pub(crate) fn is_dying(pid: u32) -> bool {
         u64::from_str_radix(mask.trim(), 16).ok()
     };
     status.lines().filter_map(pending).any(|mask| mask & SIGKILL != 0)
+}
+
+/// Whether there is no process to be looked at any more.
+fn is_of_nobody(error: &io::Error) -> bool {
+    let raw = error.raw_os_error();
+    [Errno::NOENT, Errno::SRCH].iter().any(|errno| raw == Some(errno.raw_os_error()))
 }
 
 /// Whether a child of a process is about to end, or has ended and its exit status was not taken yet:

@@ -31,6 +31,12 @@ impl Guarded {
     /// How long after the order to kill the guard's work is waited for.
     const PATIENCE: Duration = Duration::from_secs(5);
 
+    /// How often a guard that has the order is looked at: one that was stopped does not hear it.
+    const LOOK: Duration = Duration::from_millis(250);
+
+    /// How long it may take to start the program.
+    const STARTS_WITHIN: Duration = Duration::from_secs(30);
+
     pub(super) fn new(
         guard: GuardId,
         control: std::os::unix::net::UnixStream,
@@ -48,7 +54,17 @@ impl Guarded {
     }
 
     pub(super) async fn started(&mut self) -> io::Result<u32> {
-        match self.word().await? {
+        let word = match tokio::time::timeout(Self::STARTS_WITHIN, self.word()).await {
+            Ok(word) => word?,
+            Err(_) => {
+                self.kill();
+                self.wait().await?;
+                let within = humantime::format_duration(Self::STARTS_WITHIN);
+                let message = format!("the guard did not start the program within {within}");
+                return Err(io::Error::new(io::ErrorKind::TimedOut, message));
+            }
+        };
+        match word {
             Some(Word::Started(pid)) => Ok(pid),
             Some(Word::Failed(errno)) => Err(io::Error::from_raw_os_error(errno)),
             Some(Word::Ended(_)) | None => {
@@ -97,12 +113,19 @@ impl Guarded {
     pub(super) async fn wait(&mut self) -> io::Result<ExitStatus> {
         if let Some(killed_at) = self.killed_at {
             let patience = killed_at + Self::PATIENCE;
-            if let Ok(status) = tokio::time::timeout_at(patience, self.end()).await {
-                return status;
-            }
-            let busy = reaper::give_up(self.guard).await.unwrap_or(true);
-            if busy {
-                return Ok(self.status.unwrap_or(ExitStatus::from_raw(Signal::KILL.as_raw())));
+            loop {
+                let look = (Instant::now() + Self::LOOK).min(patience);
+                if let Ok(status) = tokio::time::timeout_at(look, self.end()).await {
+                    return status;
+                }
+                let is_busy = reaper::give_up(self.guard).await.unwrap_or(true);
+                if !is_busy {
+                    break;
+                }
+                if Instant::now() >= patience {
+                    tracing::warn!(guard = ?self.guard, "a guard has not done its work yet, and goes on without us");
+                    return Ok(self.status.unwrap_or(ExitStatus::from_raw(Signal::KILL.as_raw())));
+                }
             }
         }
         self.end().await

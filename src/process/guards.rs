@@ -68,8 +68,8 @@ impl Guards {
         let Some(pid) = self.known.get(&guard).copied() else { return false };
         let stopped =
             Stat::read(pid.as_raw_nonzero().get()).is_some_and(|stat| stat.stopped || stat.zombie);
-        tracing::warn!(guard = pid.as_raw_nonzero(), stopped, "a guard has not done its work yet");
         if stopped {
+            tracing::warn!(guard = pid.as_raw_nonzero(), "a guard that was stopped is killed");
             // Not reaped, so still the guard's id.
             let _ = rustix::process::kill_process(pid, Signal::KILL);
         }

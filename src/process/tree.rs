@@ -7,6 +7,7 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal};
 
 /// What names a process for good: its id, and when it started in clock ticks.
@@ -28,9 +29,24 @@ pub(super) struct Stat {
 }
 
 impl Stat {
-    /// Reads it; `None` once it is gone.
+    /// Reads it; `None` once it is gone, or where it can't be looked at.
     pub(super) fn read(pid: i32) -> Option<Stat> {
-        Stat::parse(pid, &std::fs::read(format!("/proc/{pid}/stat")).ok()?)
+        Stat::look(pid).ok().flatten()
+    }
+
+    /// Reads it; `None` once it is gone.
+    ///
+    /// # Errors
+    /// There are no file descriptors or no memory to look with: whether it is gone is not known.
+    fn look(pid: i32) -> io::Result<Option<Stat>> {
+        let blind = [Errno::MFILE, Errno::NFILE, Errno::NOMEM].map(Errno::raw_os_error);
+        match std::fs::read(format!("/proc/{pid}/stat")) {
+            Ok(text) => Ok(Stat::parse(pid, &text)),
+            Err(error) if error.raw_os_error().is_some_and(|errno| blind.contains(&errno)) => {
+                Err(error)
+            }
+            Err(_) => Ok(None),
+        }
     }
 
     fn parse(pid: i32, text: &[u8]) -> Option<Stat> {
@@ -75,7 +91,7 @@ pub(super) fn pids() -> io::Result<Vec<i32>> {
 
 /// Every process.
 pub(super) fn all() -> io::Result<Vec<Stat>> {
-    Ok(pids()?.into_iter().filter_map(Stat::read).collect())
+    pids()?.into_iter().filter_map(|pid| Stat::look(pid).transpose()).collect()
 }
 
 /// Which of them descend from the roots; the roots themselves do not.
@@ -162,7 +178,7 @@ impl Sweep {
             if self.killed.contains_key(&pid) || self.spared.contains(&pid) {
                 continue;
             }
-            let Some(mut stat) = Stat::read(pid) else { continue };
+            let Some(mut stat) = Stat::look(pid)? else { continue };
             if let Some(parent) = self.killed.get(&stat.parent) {
                 if Stat::read(stat.parent).is_some_and(|now| now.identity == *parent) {
                     stat.kill();

@@ -22,11 +22,31 @@ pub(crate) struct ThreadFacts {
     /// Made here, and Codex was never seen to work on a turn of it: its worker may have died before
     /// there was a rollout, and with it a history that could be lost.
     pub(crate) is_blank: bool,
+    /// The turns that were seen to end on it, where all are known.
+    pub(crate) turns: Option<TurnsSeen>,
     /// The functions that it was made with, where it was made here.
     pub(crate) dynamic_tools: Option<Vec<DynamicTool>>,
     /// The developer instructions that it was made with, empty for none, where it was made here; else
     /// those that were asked for first, once that was warned of.
     pub(crate) developer_instructions: Option<String>,
+}
+
+/// The turns that were seen to end on a thread: what Codex has of it when it is loaded again must not be
+/// less.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(crate) struct TurnsSeen {
+    /// How many.
+    pub(crate) count: usize,
+    pub(crate) last: Option<SeenTurn>,
+}
+
+/// A turn that was seen to end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SeenTurn {
+    /// Codex's id of it.
+    pub(crate) id: String,
+    /// Whether it ended well.
+    pub(crate) has_completed: bool,
 }
 
 /// A loaded thread, as its worker describes it.

@@ -58,6 +58,11 @@ pub(crate) struct Codex {
     pub(crate) imposes: HashMap<&'static str, Value>,
     /// What it never answers.
     pub(crate) mutes: Vec<&'static str>,
+    /// The turns that it has of any thread, the newest first, by id and status; it can't list them, where
+    /// that is not said.
+    pub(crate) history: Option<Vec<(&'static str, &'static str)>>,
+    /// A text in what is asked at which it dies in place of an answer.
+    pub(crate) dies_of: Option<&'static str>,
     /// What is refused in place of the usual answer: the method, how often, the code and the text.
     pub(crate) refuses: Vec<(&'static str, usize, i64, &'static str)>,
 }
@@ -140,6 +145,8 @@ pub(crate) fn conversation() -> (Conversation, Codex) {
         heard: Vec::new(),
         imposes: HashMap::new(),
         mutes: Vec::new(),
+        history: None,
+        dies_of: None,
         refuses: Vec::new(),
     };
     (conversation, codex)
@@ -247,6 +254,9 @@ impl Codex {
         if self.mutes.contains(&asked.method.as_str()) {
             return;
         }
+        if self.dies_of.is_some_and(|text| asked.params.to_string().contains(text)) {
+            return self.exit("signal 6");
+        }
         let is_refused = |(method, times, ..): &&mut (&str, usize, i64, &str)| {
             *method == asked.method && *times > 0
         };
@@ -273,6 +283,17 @@ impl Codex {
                 self.imposed(asked, asked.opened(asked.params["threadId"].as_str().unwrap()))
             }
             "thread/read" => json!({ "thread": { "id": asked.params["threadId"] } }),
+            "thread/turns/list" => match &self.history {
+                Some(turns) => {
+                    let most = asked.params["limit"].as_u64().unwrap() as usize;
+                    let turn = |(id, status): &(_, _)| json!({ "id": id, "status": status });
+                    let page: Vec<Value> = turns.iter().take(most).map(turn).collect();
+                    json!({ "data": page, "nextCursor": (turns.len() > most).then_some("more") })
+                }
+                None => {
+                    return self.refuse(asked, -32600, "Invalid request: unknown variant").await;
+                }
+            },
             "turn/start" => return self.begin_usually(asked).await,
             "thread/settings/update"
             | "thread/loaded/list"

@@ -17,7 +17,7 @@ use crate::registry::threads::Loaded;
 use crate::worker::mcp::McpHealth;
 use crate::worker::{Worker, WorkerId};
 
-pub(crate) use crate::app_server::client::Task;
+pub(crate) use crate::app_server::client::{ListedTurn, Task};
 pub(crate) use crate::app_server::thread_error::ThreadError;
 
 /// A thread that a worker holds.
@@ -283,6 +283,22 @@ impl Worker {
         self.client.thread_archive(thread_id.as_str()).await?;
         self.note_thread_released(thread_id);
         self.unarchive_thread(thread_id).await
+    }
+
+    /// The turns that Codex has of a thread, the newest first and at most so many, and whether
+    /// there are more. `None` where it does not say, as CLIs before 0.130. Takes Codex 1 ms, and 50 µs
+    /// for each turn.
+    pub(crate) async fn turns_of(
+        &self,
+        thread_id: &ThreadId,
+        at_most: usize,
+    ) -> Option<(Vec<ListedTurn>, bool)> {
+        const WITHIN: Duration = Duration::from_secs(5);
+        let client = self.client.within(WITHIN);
+        let listed = client.thread_turns(thread_id.as_str(), at_most).await;
+        listed
+            .inspect_err(|error| tracing::debug!(%thread_id, %error, "its turns are not known"))
+            .ok()
     }
 
     /// Takes a thread out of Codex's archive.

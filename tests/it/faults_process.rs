@@ -309,6 +309,87 @@ async fn a_full_and_a_read_only_codex_home_are_told_and_survived() {
     sidecar.stop().await;
 }
 
+/// One CODEX_HOME, one sidecar; also after one that was killed, whose commands may outlive it for a moment.
+#[tokio::test]
+async fn a_second_sidecar_of_one_codex_home_says_who_has_it_and_does_not_start() {
+    let mut first = Binary::start().await;
+    first.say("a", "hello").await.completed();
+    let second = |flags: &[&str]| {
+        let mut command = support::binary::command(&first.place);
+        command.args(["serve", "--offline-model", "--listen", "127.0.0.1:0"]).args(flags);
+        command
+    };
+    let refused = support::binary::output(&mut second(&[])).await;
+    assert_eq!(refused.status.code(), Some(64), "{refused:#?}");
+    let told = String::from_utf8(refused.stderr).unwrap();
+    for said in [format!("pid {}", first.pid()), first.address.clone()] {
+        assert!(told.contains(&said), "{told}");
+    }
+    assert!(told.contains("--share-codex-home"), "{told}");
+    // Those who mean it.
+    let mut printing = second(&["--share-codex-home", "--print-config"]);
+    let printed = support::binary::output(&mut printing).await;
+    let printed = String::from_utf8(printed.stdout).unwrap();
+    assert!(printed.contains("share_codex_home = true"), "{printed}");
+    let beside = Binary::cold(Place::new(), |command| {
+        command.arg("--share-codex-home").env("CODEX_HOME", first.place.codex_home());
+    });
+    drop(beside.await);
+
+    first.say("a", "again").await.completed();
+    first.signal(Signal::KILL);
+    let _ = first.exited(Duration::from_secs(10)).await;
+    let Binary { place, .. } = first;
+    let next = Binary::cold(place, |_| {}).await;
+    next.ready().await;
+    next.stop().await;
+}
+
+/// Row 40.
+#[tokio::test]
+async fn a_disk_that_fills_under_a_worker_is_told_by_readiness_and_what_it_cost_by_the_next_turn() {
+    if !permitted("a disk of its own", &["unshare", "--mount", "true"]) {
+        return;
+    }
+    let place = Place::new();
+    let home = place.codex_home();
+    let config = place.path().join("sidecar.toml");
+    // Nobody looks by himself.
+    std::fs::write(&config, "[pool]\nliveness_interval = \"1h\"\n").unwrap();
+    let mount = "mount -t tmpfs -o size=48m tmpfs \"$CODEX_HOME\" && exec \"$@\"";
+    let sidecar = Binary::cold(place, |command| {
+        command.arg("--config").arg(&config);
+        through(command, &["unshare", "--mount", "sh", "-c", mount, "sh"]);
+    })
+    .await;
+    sidecar.ready().await;
+    let first = sidecar.say("a", "hello").await;
+    let disk = std::path::PathBuf::from(format!("/proc/{}/root{}", sidecar.pid(), home.display()));
+    let filler = disk.join("filler");
+    std::fs::write(&filler, vec![b'x'; 64 << 20]).unwrap_err();
+
+    let unsaved = sidecar.say("a", "again").await;
+    assert_eq!(unsaved.final_response(), "You said: again (user messages so far: 2)");
+    home_is_unusable(&sidecar, "No space left").await;
+    // With the worker goes what it had in its memory alone.
+    processes::signal(sidecar.workers().await[0].pid, Signal::KILL);
+    std::fs::remove_file(&filler).unwrap();
+    eventually("another worker", async || {
+        (sidecar.workers().await[0].generation == 2).then_some(())
+    })
+    .await;
+    sidecar.ready().await;
+    let next = sidecar.say("a", "and again").await;
+    assert_eq!(next.thread_id(), first.thread_id());
+    let warnings = next.warnings();
+    let truncated = warnings.iter().find(|warning| warning.code == "THREAD_TRUNCATED");
+    let truncated = truncated.unwrap_or_else(|| panic!("{warnings:#?}"));
+    assert!(truncated.message.contains("has 1 whole turns"), "{truncated:#?}");
+    assert!(truncated.message.contains("and 2 were seen"), "{truncated:#?}");
+    assert_eq!(next.final_response(), "You said: and again (user messages so far: 2)");
+    sidecar.stop().await;
+}
+
 /// Row 24.
 #[tokio::test]
 async fn without_file_descriptors_turns_are_refused_until_there_are_some() {
@@ -325,6 +406,10 @@ async fn without_file_descriptors_turns_are_refused_until_there_are_some() {
     };
     // No number above those that are in use now.
     limit(Some(12));
+    // A worker that can't be looked at is not dead.
+    let told = sidecar.say("a", "again").await;
+    assert_eq!(told.thread_id(), first.thread_id());
+    told.completed();
     processes::signal(sidecar.workers().await[0].pid, Signal::KILL);
     let message = eventually("OUT_OF_RESOURCES", async || {
         let info = sidecar.info().await;

@@ -409,6 +409,23 @@ async fn a_guard_that_is_stuck_is_given_up() {
 }
 
 #[tokio::test]
+async fn a_guard_that_was_stopped_holds_the_end_of_its_worker_up_for_a_moment_only() {
+    process::adopt_orphans().unwrap();
+    let mark = Mark::new();
+    let (mut process, _pipes) = Process::spawn(mark.shell("exec sleep 90")).await.unwrap();
+    mark.until_there_are(1).await;
+    let worker = process.pid();
+    signal(parent(worker), Signal::STOP);
+    signal(worker.try_into().unwrap(), Signal::KILL);
+    let killed = Instant::now();
+    process.kill();
+    within("the end", process.wait()).await.unwrap();
+    // A guard that is at work is given five seconds.
+    assert!(killed.elapsed() < Duration::from_secs(4), "{:?}", killed.elapsed());
+    mark.assert_nothing_is_left();
+}
+
+#[tokio::test]
 async fn adopted_zombies_are_reaped_and_nobody_elses_status_is_taken() {
     // In a process of its own: where a guard is killed, what is adopted meanwhile is killed too.
     assert_eq!(play("funeral", &Mark::new(), Path::new("")), "3");

@@ -20,6 +20,7 @@ use crate::app_server::peer::{Peer, RequestError};
 
 pub use config::CliDefaults;
 pub(crate) use config::{CliConfig, WorkspaceWriteConfig};
+pub(crate) use thread::ListedTurn;
 pub(crate) use thread::ThreadOpened;
 pub use thread::{LoadOptions, LoadThread, Terminal};
 pub(crate) use turn::TurnRef;

@@ -290,6 +290,22 @@ impl ThreadRead {
     }
 }
 
+/// A turn as Codex has it.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct ListedTurn {
+    /// Codex's id of it.
+    pub(crate) id: String,
+    #[serde(default)]
+    status: String,
+}
+
+impl ListedTurn {
+    /// Whether its end is there, too. Codex takes one whose end it does not have for interrupted.
+    pub(crate) fn has_end(&self) -> bool {
+        !matches!(self.status.as_str(), "interrupted" | "inProgress")
+    }
+}
+
 /// A command that still runs.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -345,6 +361,32 @@ impl Client {
 
     async fn read<A: for<'a> Deserialize<'a>>(&self, thread_id: &str) -> Result<A, RequestError> {
         self.ask("thread/read", &json!({ "threadId": thread_id, "includeTurns": false })).await
+    }
+
+    /// A thread's turns, the newest first, and at most so many; and whether there are more.
+    ///
+    /// # Errors
+    /// See [`RequestError`]; CLIs before 0.130 can't list them.
+    pub(crate) async fn thread_turns(
+        &self,
+        thread_id: &str,
+        at_most: usize,
+    ) -> Result<(Vec<ListedTurn>, bool), RequestError> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Page {
+            data: Vec<ListedTurn>,
+            #[serde(default)]
+            next_cursor: Option<String>,
+        }
+        let params = json!({
+            "threadId": thread_id,
+            "limit": at_most,
+            "sortDirection": "desc",
+            "itemsView": "notLoaded",
+        });
+        let Page { data, next_cursor } = self.ask("thread/turns/list", &params).await?;
+        Ok((data, next_cursor.is_some()))
     }
 
     /// Lets go of a thread: it leaves the memory at once, and lies in the archive.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::driver::{Done, Driver, Held};
 use crate::model::event::Usage;
 use crate::model::id::ThreadId;
+use crate::pool::Incarnation;
 use crate::turn::machine::{Act, EndedCommands, Input, Kept};
 use crate::worker::Worker;
 use crate::worker::thread::Task;
@@ -33,7 +34,8 @@ impl Driver {
             tracing::info!(turn = %self.turn.id, cause, "the worker was lost before the turn began");
         }
         self.held = None;
-        let mut opening = self.engine.start_opening(&self.request, &self.workspace);
+        let mut opening =
+            self.engine.start_opening(&self.request, &self.workspace, &self.suspicion);
         self.begin(async move { Done::Opened(opening.opened().await.map(Box::new)) });
     }
 
@@ -117,16 +119,22 @@ impl Driver {
                 let had_none = worker.had_no_answer(&thread_id, &codex_turn_id).await;
                 Done::input(Input::HadNoAnswer(had_none))
             }),
-            Act::GiveUp => self.begin(async move {
-                give_up(&worker, &thread_id, grace).await;
-                Done::GivenUp
-            }),
-            Act::Kill(cause) => self.begin(async move {
-                if worker.is_alive() {
-                    worker.kill(cause);
-                }
-                Done::input(Input::WorkerLost(worker.exited().await))
-            }),
+            Act::GiveUp => {
+                let incarnation = Arc::clone(held.lease.incarnation());
+                self.begin(async move {
+                    give_up(&incarnation, &thread_id, grace).await;
+                    Done::GivenUp
+                });
+            }
+            Act::Kill(cause) => {
+                let incarnation = Arc::clone(held.lease.incarnation());
+                self.begin(async move {
+                    if worker.is_alive() {
+                        incarnation.give_up(cause);
+                    }
+                    Done::input(Input::WorkerLost(worker.exited().await))
+                });
+            }
             Act::Forget { mut agents } => {
                 // Not worth more than a moment each: it is for the worker's memory only.
                 agents.push(thread_id.clone());
@@ -219,10 +227,13 @@ async fn end_commands(
 
 /// The turn did not end although it was told to. A worker that still answers is asked to let go of the
 /// thread, which disturbs no other turn; one that doesn't is killed.
-async fn give_up(worker: &Worker, thread_id: &ThreadId, grace: Duration) {
+async fn give_up(incarnation: &Incarnation, thread_id: &ThreadId, grace: Duration) {
+    let worker = &incarnation.worker;
     let released = tokio::time::timeout(grace, worker.release_thread(thread_id)).await;
     if !matches!(released, Ok(Ok(()))) {
-        worker.kill("it did not end a turn that it was told to interrupt");
+        if worker.is_alive() {
+            incarnation.give_up("it did not end a turn that it was told to interrupt");
+        }
         worker.exited().await;
     }
 }

@@ -17,6 +17,8 @@ use tokio::time::Instant;
 use super::Engine;
 use super::open;
 use super::replies::Replies;
+use crate::app_server::decode::{News, Scope, TurnEnd};
+use crate::app_server::message::Told;
 use crate::app_server::thread_error::ThreadError;
 use crate::model::id::ThreadId;
 use crate::model::outcome::Outcome;
@@ -25,7 +27,7 @@ use crate::model::request::TurnRequest;
 use crate::model::workspace::Workspace;
 use crate::pool::Lease;
 use crate::process;
-use crate::registry::threads::ThreadLock;
+use crate::registry::threads::{SeenTurn, ThreadLock};
 use crate::turn::admission::{QueuePosition, Ticket};
 use crate::turn::clocks::Clocks;
 use crate::turn::machine::{Act, Begun, Input, Machine, OpenError, Opened, Policy, Terms};
@@ -47,6 +49,7 @@ pub(super) struct Driver {
     // Empty between two inputs; kept, since most inputs have an act.
     acts: Vec<Act>,
     pub(super) replies: Replies,
+    pub(super) suspicion: open::Suspicion,
     // What is under way. Declared before what it is about.
     doing: FuturesUnordered<Doing>,
     pub(super) held: Option<Held>,
@@ -77,10 +80,8 @@ pub(super) struct Held {
     // Before Codex could have started a command for the turn.
     pub(super) began_at: process::Moment,
     pub(super) loaded: LoadedThread,
-    // `None` once the worker has ended.
+    // In the order of [`open::Opened`]. `None` once the worker has ended.
     route: Option<Route>,
-    // Declared after the route: what may still come for the thread has nowhere to go before another
-    // turn may use it.
     pub(super) lease: Lease,
     pub(super) thread: ThreadLock<LoadedThread>,
 }
@@ -113,6 +114,7 @@ impl Driver {
             machine,
             acts: Vec::new(),
             replies: Replies::default(),
+            suspicion: open::Suspicion::default(),
             doing: FuturesUnordered::new(),
             held: None,
         }
@@ -204,7 +206,15 @@ impl Driver {
 
     fn note_heard(&mut self, message: Option<ThreadMessage>) -> Option<Input> {
         match message {
-            Some(ThreadMessage::Told(told)) => Some(Input::Told(told)),
+            Some(ThreadMessage::Told(told)) => {
+                if told.is_of_lost_history() {
+                    self.engine.pool.doubt_home();
+                }
+                if let Some(held) = &mut self.held {
+                    held.count_turns(&told);
+                }
+                Some(Input::Told(told))
+            }
             Some(ThreadMessage::Asked(asked)) => {
                 let policy = self.policy(&asked.question);
                 Some(Input::Asked(asked, policy))
@@ -277,6 +287,18 @@ impl Driver {
 }
 
 impl Held {
+    /// Counts the turns that Codex has ended on the thread: it has them from now on.
+    fn count_turns(&mut self, told: &Told) {
+        let News::TurnEnded(end) = &told.news else { return };
+        let Scope { thread_id: Some(thread_id), turn_id: Some(id) } = &told.scope else { return };
+        let turns = self.thread.facts.turns.as_mut();
+        if let Some(turns) = turns.filter(|_| *thread_id == self.thread_id.as_str()) {
+            turns.count += 1;
+            let has_completed = matches!(end, TurnEnd::Completed);
+            turns.last = Some(SeenTurn { id: id.clone(), has_completed });
+        }
+    }
+
     /// Says no to what Codex asked when the turn did not listen any more.
     fn decline_unheard(&mut self) {
         let Some(route) = &mut self.route else { return };

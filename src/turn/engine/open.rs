@@ -1,7 +1,8 @@
 //! From a request to a thread that a worker holds and nobody else uses.
 
 use std::future::Future;
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
@@ -13,12 +14,12 @@ use crate::model::options::ThreadOptions;
 use crate::model::refusal::Refusal;
 use crate::model::request::{BusyPolicy, MissingThreadPolicy, TurnRequest};
 use crate::model::workspace::Workspace;
-use crate::pool::Lease;
-use crate::registry::threads::{ThreadFacts, ThreadLock, ThreadState};
+use crate::pool::{Entering, Lease};
+use crate::registry::threads::{SeenTurn, ThreadFacts, ThreadLock, ThreadState, TurnsSeen};
 use crate::turn::engine::Engine;
-use crate::turn::machine::{OpenError, PATIENCE};
+use crate::turn::machine::{OUT_OF_RESOURCES_FOR, OpenError, PATIENCE};
 use crate::worker::mcp::McpHealth;
-use crate::worker::thread::{LoadedThread, ThreadError};
+use crate::worker::thread::{ListedTurn, LoadedThread, ThreadError};
 use crate::worker::{Route, Worker};
 
 /// A thread, ready for a turn.
@@ -31,9 +32,9 @@ pub(super) struct Opened {
     pub(super) warnings: Vec<Event>,
     // Whether it was loaded for this turn.
     is_loaded_anew: bool,
+    // These three in the order in which they are let go: what may still come for the thread has nowhere
+    // to go, and the worker is not counted as used any more, before another turn may use the thread.
     pub(super) route: Route,
-    // Declared after the route: what may still come for the thread has nowhere to go before
-    // another turn may use it.
     pub(super) lease: Lease,
     pub(super) thread: ThreadLock<LoadedThread>,
 }
@@ -66,12 +67,54 @@ impl Opening {
     }
 }
 
-/// What an opening and its turn know of each other.
+/// Of how many deaths a request is found guilty.
+const DEATHS: u32 = 2;
+
+/// How many workers have died while they were asked to open a request's thread.
+///
+/// The first death proves little: other threads may have been opened on that worker, and other turns
+/// have run. So the next opening is alone on its worker as far as openings go, and goes where the fewest
+/// turns run. If that worker dies, too, the request is refused, and no third worker is tried. An
+/// innocent one is served at its second try, unless two workers die of something else under just its two
+/// openings; what a turn gave up is no such death.
 #[derive(Debug, Clone, Default)]
+pub(super) struct Suspicion(Arc<AtomicU32>);
+
+impl Suspicion {
+    fn is_raised(&self) -> bool {
+        self.0.load(Ordering::Relaxed) > 0
+    }
+
+    /// Notes a death; returns whether that is enough.
+    fn raise(&self) -> bool {
+        self.0.fetch_add(1, Ordering::Relaxed) + 1 >= DEATHS
+    }
+}
+
+/// What an opening and its turn know of each other.
+#[derive(Debug)]
 struct Ties {
     abandoned: CancellationToken,
-    // The worker that is being asked.
-    worker: Arc<OnceLock<Arc<Worker>>>,
+    suspicion: Suspicion,
+    // Which worker was asked last.
+    asked: Mutex<Option<Asked>>,
+}
+
+/// A worker that is being asked for something.
+#[derive(Debug)]
+enum Asked {
+    ToOpen(Entering),
+    /// It has been replaced, and is to let go of the thread.
+    ToRelease(Arc<Worker>),
+}
+
+impl Asked {
+    fn worker(&self) -> &Arc<Worker> {
+        match self {
+            Asked::ToOpen(entering) => &entering.incarnation().worker,
+            Asked::ToRelease(worker) => worker,
+        }
+    }
 }
 
 impl Ties {
@@ -100,15 +143,27 @@ impl Ties {
         }
     }
 
+    /// A worker that may be asked to open the thread, until another one is asked or the opening is over.
     async fn lease(
         &self,
         engine: &Engine,
         preferred: Option<&WorkerId>,
     ) -> Result<Lease, OpenError> {
-        let lease = self.unless_abandoned(engine.pool.lease(preferred)).await?;
-        let lease = lease.map_err(Refusal::from)?;
-        let _ = self.worker.set(Arc::clone(lease.worker()));
+        // Whoever is to be alone would wait for itself.
+        self.note_asked(None);
+        let leasing = engine.pool.lease_to_open(preferred, self.suspicion.is_raised());
+        let (lease, entering) = self.unless_abandoned(leasing).await?.map_err(Refusal::from)?;
+        self.note_asked(Some(Asked::ToOpen(entering)));
         Ok(lease)
+    }
+
+    fn note_asked(&self, asked: Option<Asked>) -> Option<Asked> {
+        std::mem::replace(&mut *self.asked.lock().unwrap_or_else(PoisonError::into_inner), asked)
+    }
+
+    fn asked(&self) -> Option<Arc<Worker>> {
+        let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.as_ref().map(|asked| Arc::clone(asked.worker()))
     }
 }
 
@@ -118,9 +173,11 @@ impl Engine {
         self: &Arc<Engine>,
         request: &Arc<TurnRequest>,
         workspace: &Arc<Workspace>,
+        suspicion: &Suspicion,
     ) -> Opening {
-        let ties = Ties::default();
-        let abandon = ties.abandoned.clone().drop_guard();
+        let abandoned = CancellationToken::new();
+        let abandon = abandoned.clone().drop_guard();
+        let ties = Ties { abandoned, suspicion: suspicion.clone(), asked: Mutex::default() };
         let engine = Arc::clone(self);
         let (request, workspace) = (Arc::clone(request), Arc::clone(workspace));
         let task = self.tasks.spawn(async move {
@@ -135,27 +192,39 @@ impl Engine {
                     }
                 }
             };
-            match (&opened, ties.worker.get()) {
-                (Err(OpenError::Lost(cause)), Some(worker)) if worker.is_alive() => {
-                    // It gave no answer for as long as any request may take.
-                    engine.replace_if_silent(worker, "it did not open a thread").await;
-                    if worker.is_alive() {
-                        // It is slow with this alone. Another try would be slow beside it.
-                        let (cause, retry_after) = (cause.clone(), Duration::from_secs(5));
-                        return Err(Refusal::WorkerUnavailable { cause, retry_after }.into());
-                    }
+            match opened {
+                Err(OpenError::Lost(cause)) => Err(engine.lost(cause, &ties).await),
+                Ok(opened) if ties.abandoned.is_cancelled() => {
+                    engine.undo(opened).await;
+                    Err(turn_has_ended())
                 }
-                (Ok(_), _) if ties.abandoned.is_cancelled() => {
-                    if let Ok(opened) = opened {
-                        engine.undo(opened).await;
-                    }
-                    return Err(turn_has_ended());
-                }
-                (Ok(_) | Err(_), _) => {}
+                opened => opened,
             }
-            opened
         });
         Opening { task, _abandon: abandon }
+    }
+
+    /// What it means that a worker was lost: it died, or gave no answer for as long as any request may
+    /// take.
+    async fn lost(&self, cause: String, ties: &Ties) -> OpenError {
+        let Some(asked) = ties.note_asked(None) else { return OpenError::Lost(cause) };
+        let worker = asked.worker();
+        if worker.is_alive() {
+            self.replace_if_silent(worker, "it did not open a thread").await;
+            if worker.is_alive() {
+                // It is slow with this alone. Another try would be slow beside it.
+                let retry_after = Duration::from_secs(5);
+                return Refusal::WorkerUnavailable { cause, retry_after }.into();
+            }
+        }
+        let Asked::ToOpen(entering) = &asked else { return OpenError::Lost(cause) };
+        let is_blamed = entering.incarnation().died_under_opening() && !entering.has_company();
+        if is_blamed && ties.suspicion.raise() {
+            let exit = worker.exited().await;
+            let cause = format!("worker {} ended: {exit}", worker.id());
+            return Refusal::OpeningKillsWorkers { cause }.into();
+        }
+        OpenError::Lost(cause)
     }
 
     /// Kills a worker that answers nothing at all within the interrupt grace. One that does may just
@@ -176,8 +245,8 @@ impl Engine {
         if let Ok(opened) = tokio::time::timeout(grace, &mut *open).await {
             return opened;
         }
-        if let Some(worker) = ties.worker.get() {
-            self.replace_if_silent(worker, "it was silent while it had a thread to open").await;
+        if let Some(worker) = ties.asked() {
+            self.replace_if_silent(&worker, "it was silent while it had a thread to open").await;
         }
         open.await
     }
@@ -187,17 +256,21 @@ impl Engine {
     async fn undo(&self, opened: Opened) {
         let Opened { thread_id, origin, is_loaded_anew, route, lease, mut thread, .. } = opened;
         drop(route);
-        let worker = lease.worker();
+        let worker = Arc::clone(lease.worker());
         if origin == ThreadOrigin::New {
             worker.forget_thread(&thread_id).await;
-            drop(thread);
+            drop((lease, thread));
             self.threads.forget(&thread_id);
-        } else if is_loaded_anew && worker.has_mcp_servers(&thread_id) {
+            return;
+        }
+        if is_loaded_anew && worker.has_mcp_servers(&thread_id) {
             match worker.release_thread(&thread_id).await {
                 Ok(()) => thread.loaded = None,
                 Err(error) => tracing::debug!(%thread_id, %error, "a thread could not be released"),
             }
         }
+        // In the order of `Opened`.
+        drop((lease, thread));
     }
 
     /// The request's thread beats the context's, which beats the tool's, which beats a new one.
@@ -262,6 +335,7 @@ impl Engine {
         let facts = ThreadFacts {
             usage: Some(crate::model::event::Usage::default()),
             is_blank: true,
+            turns: Some(TurnsSeen::default()),
             dynamic_tools: Some(options.dynamic_tools.clone().unwrap_or_default()),
             developer_instructions: Some(
                 options.asked_developer_instructions().unwrap_or_default().to_owned(),
@@ -299,12 +373,15 @@ impl Engine {
         }
         if let Some(retiring) = holder.as_ref().and_then(|id| self.pool.retiring(id)) {
             thread.asked = None;
-            // Its successor could not resume the thread while it is held there. One that is lost
-            // meanwhile holds nothing any more.
+            // Its successor could not resume the thread while it is held there.
+            ties.note_asked(Some(Asked::ToRelease(Arc::clone(&retiring))));
             match retiring.release_thread(thread_id).await {
-                Ok(()) | Err(ThreadError::Lost { .. }) => thread.loaded = None,
+                Ok(()) => {}
+                // One that has ended meanwhile holds nothing any more.
+                Err(ThreadError::Lost { .. }) if !retiring.is_alive() => {}
                 Err(error) => return Err(open_error(error, Some(thread_id))),
             }
+            thread.loaded = None;
         }
         let lease = ties.lease(self, holder.as_ref()).await?;
         // Not before: a turn that gets no worker leaves it to the next one.
@@ -329,8 +406,13 @@ impl Engine {
             }
             Some(_) | None => false,
         };
+        let mut truncated = None;
         let (loaded, is_loaded_anew) = match held {
-            Some(loaded) if fits => (loaded, false),
+            Some(loaded) if fits => {
+                // If it ends now, it is not of this.
+                ties.note_asked(None);
+                (loaded, false)
+            }
             held => {
                 if held.is_some() {
                     // What a thread is loaded with can only be changed by loading it anew, and so can
@@ -349,10 +431,12 @@ impl Engine {
                 if let Some(before) = &before {
                     resumed.succeed(before);
                 }
+                truncated = history_lost(worker, thread_id, &mut thread.facts).await;
                 (resumed, true)
             }
         };
-        let mut warnings = Vec::from_iter(sandbox_options_ignored(&loaded, options));
+        let mut warnings = Vec::from_iter(truncated);
+        warnings.extend(sandbox_options_ignored(&loaded, options));
         warnings.extend(developer_instructions_ignored(&mut thread.facts, options));
         if let (Some(wanted), Some(made_with)) =
             (&options.dynamic_tools, &thread.facts.dynamic_tools)
@@ -398,6 +482,13 @@ impl Engine {
                 Err(ThreadError::BadConfig(cause)) => {
                     return Err(self.bad_config(worker, cause).await);
                 }
+                Err(error @ ThreadError::Unreadable(_)) => {
+                    // It may be loaded, and no other worker could have it then.
+                    if let Err(error) = worker.release_thread(thread_id).await {
+                        tracing::debug!(%thread_id, %error, "a thread could not be released");
+                    }
+                    return Err(open_error(error, Some(thread_id)));
+                }
                 Err(error) => return Err(open_error(error, Some(thread_id))),
             }
         }
@@ -432,6 +523,51 @@ fn opened(
         }
         None => Err(OpenError::Lost("the worker ended".to_owned())),
     }
+}
+
+/// A warning where Codex has fewer turns of a thread that it has just loaded than were seen to end on it:
+/// what it could not write down is lost with the worker that had it in its memory. What is lost is always
+/// the end, so that the last turn tells.
+async fn history_lost(
+    worker: &Worker,
+    thread_id: &ThreadId,
+    facts: &mut ThreadFacts,
+) -> Option<Event> {
+    /// Turns may have come after the last one that was seen.
+    const NEWEST: usize = 20;
+    /// Of a longer thread neither number is known.
+    const MOST: usize = 1000;
+    let seen = facts.turns.clone();
+    let is_whole = |turn: &ListedTurn| {
+        let last = seen.as_ref().and_then(|seen| seen.last.as_ref());
+        last.is_some_and(|last| last.id == turn.id && (turn.has_end() || !last.has_completed))
+    };
+    if seen.as_ref().is_some_and(|seen| seen.last.is_some()) {
+        let (turns, _) = worker.turns_of(thread_id, NEWEST).await?;
+        if turns.iter().any(is_whole) {
+            return None;
+        }
+    }
+    let (turns, are_more) = worker.turns_of(thread_id, MOST).await?;
+    if are_more {
+        return None;
+    }
+    let newest = turns.first();
+    let last = newest.map(|turn| SeenTurn { id: turn.id.clone(), has_completed: turn.has_end() });
+    facts.turns = Some(TurnsSeen { count: turns.len(), last });
+    let TurnsSeen { count: seen, last: Some(last) } = seen? else { return None };
+    // One whose end is not there is lost in part.
+    let count = turns.len() - usize::from(newest.is_some_and(|turn| turn.id == last.id));
+    if count >= seen {
+        return None;
+    }
+    tracing::warn!(%thread_id, seen, left = count, "a thread has lost turns");
+    let message = format!(
+        "Codex has {count} whole turns of thread {thread_id}, and {seen} were seen to end on it: the \
+         rest could not be written down and are lost, most likely because the disk of CODEX_HOME was full; \
+         the model goes on without them"
+    );
+    Some(Event::warning(WarningCode::ThreadTruncated, message, ""))
 }
 
 /// A warning where the sandbox's options have nothing to apply to. With a profile of the request
@@ -484,6 +620,9 @@ fn open_error(error: ThreadError, thread_id: Option<&ThreadId>) -> OpenError {
         }
         (ThreadError::UnknownProfile(cause), _) => {
             Refusal::field("thread_options.permission_profile", cause).into()
+        }
+        (ThreadError::OutOfResources(cause), _) => {
+            Refusal::OutOfResources { cause, retry_after: OUT_OF_RESOURCES_FOR }.into()
         }
         (ThreadError::NotApplied(cause), _) => Refusal::SettingsNotApplied { cause }.into(),
         // Opening a thread can be asked for again, even if the worker has seen it.

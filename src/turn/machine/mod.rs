@@ -61,7 +61,7 @@ use starting::Starting;
 use steering::{Steering, Target};
 
 pub(super) use questions::{Policy, Record};
-pub(super) use starting::PATIENCE;
+pub(super) use starting::{OUT_OF_RESOURCES_FOR, PATIENCE};
 
 /// What a turn goes by that does not change while it runs.
 #[derive(Debug, Clone)]

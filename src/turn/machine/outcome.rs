@@ -99,7 +99,9 @@ pub(super) fn unreadable(cause: &str) -> Outcome {
 /// Codex did not take the turn.
 pub(super) fn refused_by_codex(error: &ThreadError) -> Outcome {
     let (reason, retryable) = match error {
-        ThreadError::Overloaded(_) => (FailureReason::ServerOverloaded, true),
+        ThreadError::Overloaded(_) | ThreadError::OutOfResources(_) => {
+            (FailureReason::ServerOverloaded, true)
+        }
         ThreadError::Steered(_) => (FailureReason::WorkerProtocol, true),
         ThreadError::NotFound(_)
         | ThreadError::Archived(_)

@@ -34,6 +34,9 @@ const STEERED_AGAIN: u32 = 2;
 /// When to try again where Codex stays overloaded.
 const OVERLOADED_FOR: Duration = Duration::from_secs(2);
 
+/// When to try again where it has no more file descriptors, memory or disk.
+pub(crate) const OUT_OF_RESOURCES_FOR: Duration = Duration::from_secs(2);
+
 #[derive(Debug)]
 pub(super) struct Starting {
     attempt: u32,
@@ -114,7 +117,7 @@ impl Starting {
                 self.cause = step.clocks.struck(step.now);
                 if self.cause.is_some() {
                     let said = std::mem::take(said);
-                    return self.overloaded(said, step);
+                    return self.not_taken(overloaded(&said), step);
                 }
                 if *until <= step.now { self.quiet(step) } else { Next::Stay }
             }
@@ -177,8 +180,12 @@ impl Starting {
                     let until = step.now + pause.mul_f64(step.terms.jitter);
                     self.wait(Doing::Pausing { until, said })
                 }
-                Some(_) | None => self.overloaded(said, step),
+                Some(_) | None => self.not_taken(overloaded(&said), step),
             },
+            Err(ThreadError::OutOfResources(cause)) => {
+                let retry_after = OUT_OF_RESOURCES_FOR;
+                self.not_taken(Refusal::OutOfResources { cause, retry_after }, step)
+            }
             Err(ThreadError::Lost { cause: said, written: true }) => {
                 self.introduce(step);
                 // If it still runs: whether it runs the turn can't be known.
@@ -207,14 +214,11 @@ impl Starting {
     }
 
     /// Codex has not taken the turn, and does not take it soon: nothing has begun, nor been told.
-    fn overloaded(&mut self, said: String, step: &mut Step<'_>) -> Next {
+    fn not_taken(&mut self, refusal: Refusal, step: &mut Step<'_>) -> Next {
         step.acts.push(Act::Bind);
         let outcome = match self.cause {
             Some(cause) => step.stopped(cause, Counts::default(), false),
-            None => Outcome::Refused(Refusal::WorkerUnavailable {
-                cause: format!("Codex is overloaded: {said}"),
-                retry_after: OVERLOADED_FOR,
-            }),
+            None => Outcome::Refused(refusal),
         };
         self.forget(outcome, step)
     }
@@ -257,4 +261,9 @@ impl Starting {
             doing => self.wait(doing),
         }
     }
+}
+
+fn overloaded(said: &str) -> Refusal {
+    let cause = format!("Codex is overloaded: {said}");
+    Refusal::WorkerUnavailable { cause, retry_after: OVERLOADED_FOR }
 }
