@@ -19,7 +19,7 @@ use crate::grpc;
 use crate::grpc::api::codex_service_server::CodexService as _;
 use crate::grpc::api::pool_service_server::PoolService as _;
 use crate::grpc::codex_service::CodexApi;
-use crate::grpc::limits::RequestLimits;
+use crate::grpc::limits::{ConnectionLimits, RequestLimits};
 use crate::grpc::pool_service::PoolApi;
 use crate::pb;
 use crate::pb::turn_event::Event;
@@ -142,6 +142,7 @@ impl Sidecar {
                 drain_grace: Duration::ZERO,
                 admission: limits.clone(),
                 requests: RequestLimits::default(),
+                connections: ConnectionLimits::default(),
                 max_line_bytes: spec.limits.peer.max_line_bytes,
                 retention,
                 timeouts: timeouts.clone(),

@@ -1,20 +1,31 @@
 //! The listeners: bound before anything is started, served until they are closed.
+//!
+//! A Unix socket's file is made with the rights that it is to have before anybody can connect, and
+//! goes with its listener. Never removes a file that another process has made, and none that somebody
+//! listens on.
 
-use std::fmt;
+use std::fs::{File, Permissions};
 use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use std::{fmt, io};
 
-use tokio::net::{TcpListener, UnixListener};
-use tokio_stream::wrappers::UnixListenerStream;
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixSocket, UnixStream};
+use tokio::time::Instant;
+use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
-use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 
+use super::connections::{self, Connections};
 use super::{ServeError, StartError};
-use crate::config::ListenAddress;
-use crate::grpc::limits::ConnectionLimits;
+use crate::config::{Config, ListenAddress, UnixSockets};
+
+/// How long an address that is in use is tried again, and how often.
+const PATIENCE: Duration = Duration::from_secs(3);
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// An address that is listened on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,45 +45,222 @@ impl fmt::Display for BoundAddress {
     }
 }
 
+/// A socket that is listened on.
+#[derive(Debug)]
 pub(super) enum Listener {
     Tcp(TcpListener),
-    Unix(UnixListener),
+    Unix {
+        // Before the listener: a client that finds the file finds somebody.
+        _file: SocketFile,
+        listener: UnixListener,
+        clients: Clients,
+    },
 }
 
-/// Binds all of them, or none.
+/// Binds all of them, or none. What listens for more than health probes must be out of reach of other
+/// machines, unless the configuration says otherwise.
 pub(super) async fn bind_all(
+    config: &Config,
     addresses: &[ListenAddress],
+    for_probes: bool,
 ) -> Result<Vec<(Listener, BoundAddress)>, StartError> {
     let mut listeners = Vec::new();
     for address in addresses {
-        let bound = bind(address).await;
-        let address = address.to_string();
-        listeners.push(bound.map_err(|source| StartError::Listen { address, source })?);
+        let bound = bind(address, &config.unix_sockets).await;
+        let (listener, bound) =
+            bound.map_err(|source| StartError::Listen { address: address.to_string(), source })?;
+        if let BoundAddress::Tcp(address) = &bound
+            && !(address.ip().to_canonical().is_loopback() || for_probes || config.insecure_listen)
+        {
+            return Err(StartError::Exposed { address: *address });
+        }
+        listeners.push((listener, bound));
     }
     Ok(listeners)
 }
 
-async fn bind(address: &ListenAddress) -> std::io::Result<(Listener, BoundAddress)> {
+async fn bind(address: &ListenAddress, unix: &UnixSockets) -> io::Result<(Listener, BoundAddress)> {
     match address {
         ListenAddress::Tcp { host, port } => {
-            let listener = TcpListener::bind((host.as_str(), *port)).await?;
+            let listener = bind_tcp(host, *port).await?;
             let bound = BoundAddress::Tcp(listener.local_addr()?);
             Ok((Listener::Tcp(listener), bound))
         }
         ListenAddress::Unix(path) => {
-            // A socket that nobody listens on is what a killed sidecar left behind.
-            if std::os::unix::net::UnixStream::connect(path).is_err() && is_socket(path) {
-                std::fs::remove_file(path)?;
-            }
-            let listener = UnixListener::bind(path)?;
-            Ok((Listener::Unix(listener), BoundAddress::Unix(path.clone())))
+            Ok((bind_unix(path, unix).await?, BoundAddress::Unix(path.clone())))
         }
     }
 }
 
-fn is_socket(path: &Path) -> bool {
-    use std::os::unix::fs::FileTypeExt as _;
-    std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
+/// Tries for a while: a port may be taken by an outgoing connection, or by a predecessor.
+async fn bind_tcp(host: &str, port: u16) -> io::Result<TcpListener> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match TcpListener::bind((host, port)).await {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < until => {
+                tokio::time::sleep(PAUSE).await;
+            }
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                let told = format!(
+                    "{error}, for {} s now: another process listens there, or an outgoing \
+                     connection has the port",
+                    PATIENCE.as_secs()
+                );
+                return Err(io::Error::new(error.kind(), told));
+            }
+            bound => return bound,
+        }
+    }
+}
+
+async fn bind_unix(path: &Path, settings: &UnixSockets) -> io::Result<Listener> {
+    let group = settings.group.as_deref().map(group_id).transpose()?;
+    let socket = UnixSocket::new_stream()?;
+    // Of two who find the same leftover only one removes it, and none removes what the other one made.
+    let lock = DirectoryLock::take(path).await;
+    let nobody_listens = matches!(
+        UnixStream::connect(path).await,
+        // Any other error is no sign of that: whoever may not connect must not remove it either.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused
+    );
+    if nobody_listens && file_id(path).is_some_and(|(_, is_socket)| is_socket) {
+        std::fs::remove_file(path)?;
+    }
+    socket.bind(path)?;
+    let file = SocketFile::of(path)?;
+    // Nobody can connect before it listens.
+    if let Some(group) = group {
+        std::os::unix::fs::chown(path, None, Some(group))?;
+    }
+    std::fs::set_permissions(path, Permissions::from_mode(settings.mode))?;
+    let listener = socket.listen(1024)?;
+    drop(lock);
+    let UnixSockets { mode: _, group: _, allow_uids, allow_gids } = settings;
+    let clients = Clients { uids: allow_uids.clone(), gids: allow_gids.clone() };
+    Ok(Listener::Unix { _file: file, listener, clients })
+}
+
+/// The id of a group by its name or its number.
+fn group_id(group: &str) -> io::Result<u32> {
+    if let Ok(id) = group.parse() {
+        return Ok(id);
+    }
+    let known = std::fs::read_to_string("/etc/group")?;
+    // `name:password:id:members`
+    let id = known.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        (fields.next() == Some(group)).then(|| fields.nth(1)?.parse().ok())?
+    });
+    id.ok_or_else(|| {
+        let told = format!("unix_group: /etc/group knows no group {group:?}; give its number");
+        io::Error::new(io::ErrorKind::NotFound, told)
+    })
+}
+
+/// Which file a path leads to, and whether that is a socket.
+fn file_id(path: &Path) -> Option<((u64, u64), bool)> {
+    let metadata = std::fs::symlink_metadata(path).ok()?;
+    Some(((metadata.dev(), metadata.ino()), metadata.file_type().is_socket()))
+}
+
+/// The file of a socket, removed with it, if it is still the same one.
+#[derive(Debug)]
+pub(super) struct SocketFile {
+    path: PathBuf,
+    id: (u64, u64),
+}
+
+impl SocketFile {
+    fn of(path: &Path) -> io::Result<SocketFile> {
+        let (id, _) = file_id(path).ok_or(io::ErrorKind::NotFound)?;
+        Ok(SocketFile { path: path.to_owned(), id })
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // Without the lock, too, where somebody keeps it for longer than a moment.
+        let _lock = DirectoryLock::try_take(&self.path);
+        if file_id(&self.path).is_some_and(|(id, _)| id == self.id) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// A lock on the directory of a socket, so that nobody binds or removes one meanwhile.
+#[derive(Debug)]
+struct DirectoryLock {
+    _directory: File,
+}
+
+impl DirectoryLock {
+    /// Waits for it for a while. `None` where that was too long, or where the directory can't be read.
+    async fn take(path: &Path) -> Option<DirectoryLock> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match DirectoryLock::try_take(path) {
+                Err(Errno::WOULDBLOCK) if Instant::now() < until => {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                lock => return lock.ok(),
+            }
+        }
+    }
+
+    fn try_take(path: &Path) -> Result<DirectoryLock, Errno> {
+        let directory = path.parent().ok_or(Errno::NOENT)?;
+        let directory = File::open(directory)
+            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive)?;
+        Ok(DirectoryLock { _directory: directory })
+    }
+}
+
+/// Who may connect to a Unix socket, beside what its mode says: anybody where neither is given.
+#[derive(Debug)]
+pub(super) struct Clients {
+    uids: Option<Vec<u32>>,
+    gids: Option<Vec<u32>>,
+}
+
+impl Clients {
+    fn admit(&self, uid: u32, gid: u32) -> bool {
+        let Clients { uids, gids } = self;
+        let has = |ids: &Option<Vec<u32>>, id| ids.as_ref().is_some_and(|ids| ids.contains(&id));
+        // Who runs the sidecar can do all that it can.
+        (uids.is_none() && gids.is_none())
+            || has(uids, uid)
+            || has(gids, gid)
+            || uid == rustix::process::geteuid().as_raw()
+    }
+}
+
+/// A client's end of a connection.
+pub(super) type Socket = Either<TcpStream, UnixStream>;
+
+impl Listener {
+    pub(super) async fn accept(&self) -> io::Result<Socket> {
+        match self {
+            Listener::Tcp(listener) => {
+                let (socket, _) = listener.accept().await?;
+                // Only a hint; the connection is good without.
+                let _ = socket.set_nodelay(true);
+                Ok(Either::Left(socket))
+            }
+            Listener::Unix { _file, listener, clients } => loop {
+                let (socket, _) = listener.accept().await?;
+                let client = socket.peer_cred()?;
+                if clients.admit(client.uid(), client.gid()) {
+                    return Ok(Either::Right(socket));
+                }
+                tracing::warn!(
+                    uid = client.uid(),
+                    gid = client.gid(),
+                    "a client is refused (unix_allow_uids, unix_allow_gids)"
+                );
+            },
+        }
+    }
 }
 
 /// Serves until `close` is cancelled and the connections have ended.
@@ -80,31 +268,124 @@ pub(super) async fn serve(
     listener: Listener,
     address: BoundAddress,
     routes: Routes,
-    limits: ConnectionLimits,
+    connections: Connections,
     close: CancellationToken,
 ) -> Result<(), ServeError> {
-    let router = Server::builder()
-        // Neither is bounded by default: a client could open streams, or reset them, without end.
-        .max_concurrent_streams(limits.max_streams_per_connection)
-        .http2_max_pending_accept_reset_streams(Some(64))
-        .http2_keepalive_interval(Some(Duration::from_secs(20)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(20)))
-        .add_routes(routes);
-    let closing = close.cancelled_owned();
-    let served = match listener {
-        Listener::Tcp(listener) => {
-            let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-            router.serve_with_incoming_shutdown(incoming, closing).await
-        }
-        Listener::Unix(listener) => {
-            let served = router
-                .serve_with_incoming_shutdown(UnixListenerStream::new(listener), closing)
-                .await;
-            if let BoundAddress::Unix(path) = &address {
-                let _ = std::fs::remove_file(path);
-            }
-            served
-        }
-    };
+    let served = connections::serve(listener, routes, connections, close).await;
     served.map_err(|source| ServeError::Transport { address: address.to_string(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        std::fs::metadata(path).unwrap().permissions().mode() & 0o7777
+    }
+
+    #[tokio::test]
+    async fn a_port_that_an_outgoing_connection_has_is_waited_for() {
+        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(server.local_addr().unwrap()).await.unwrap();
+        let port = client.local_addr().unwrap().port();
+        let mut bound = std::pin::pin!(bind_tcp("127.0.0.1", port));
+        assert!(futures::poll!(bound.as_mut()).is_pending());
+        drop(server.accept().await.unwrap());
+        drop(client);
+        bound.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_port_that_stays_taken_is_told() {
+        let other = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = other.local_addr().unwrap().port();
+        let before = Instant::now();
+        let error = bind_tcp("127.0.0.1", port).await.unwrap_err();
+        assert!(before.elapsed() >= PATIENCE, "{:?}", before.elapsed());
+        assert!(error.to_string().contains("for 3 s now"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_leftover_gives_way_and_nothing_else_does() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let settings = UnixSockets::default();
+        // What a killed sidecar leaves.
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let first = bind_unix(&path, &settings).await.unwrap();
+        assert_eq!(mode(&path), 0o600);
+        let in_use = bind_unix(&path, &settings).await.unwrap_err();
+        assert_eq!(in_use.kind(), io::ErrorKind::AddrInUse);
+        // It is alive all the same.
+        UnixStream::connect(&path).await.unwrap();
+        drop(first);
+        assert!(file_id(&path).is_none());
+
+        std::fs::write(&path, "somebody's text").unwrap();
+        bind_unix(&path, &settings).await.unwrap_err();
+        assert_eq!(std::fs::read(&path).unwrap(), b"somebody's text");
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_another_one_has_bound_since_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let first = bind_unix(&path, &UnixSockets::default()).await.unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let second = bind_unix(&path, &UnixSockets::default()).await.unwrap();
+        drop(first);
+        UnixStream::connect(&path).await.unwrap();
+        drop(second);
+        assert!(file_id(&path).is_none());
+    }
+
+    #[test]
+    fn of_two_that_bind_at_once_one_is_told_that_the_other_listens() {
+        for _ in 0..50 {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("s");
+            drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+            let binds: Vec<_> = (0..2)
+                .map(|_| {
+                    let path = path.clone();
+                    // Each on its own thread, as two processes.
+                    std::thread::spawn(move || {
+                        let runtime = tokio::runtime::Builder::new_current_thread();
+                        let runtime = { runtime }.enable_all().build().unwrap();
+                        let bound = runtime.block_on(bind_unix(&path, &UnixSockets::default()));
+                        (bound, runtime)
+                    })
+                })
+                .collect();
+            let bound: Vec<_> = binds.into_iter().map(|bind| bind.join().unwrap()).collect();
+            assert_eq!(bound.iter().filter(|(bound, _)| bound.is_ok()).count(), 1, "{bound:?}");
+            std::os::unix::net::UnixStream::connect(&path).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_socket_has_the_mode_and_the_group_that_are_asked_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let own = rustix::process::getgid().as_raw();
+        let settings =
+            UnixSockets { mode: 0o660, group: Some(own.to_string()), ..UnixSockets::default() };
+        let _listener = bind_unix(&path, &settings).await.unwrap();
+        assert_eq!((mode(&path), std::fs::metadata(&path).unwrap().gid()), (0o660, own));
+        let unknown = UnixSockets { group: Some("no such group".to_owned()), ..settings };
+        let error = bind_unix(&directory.path().join("t"), &unknown).await.unwrap_err();
+        assert!(error.to_string().contains("no such group"), "{error}");
+        assert_eq!(group_id("root").unwrap(), 0);
+    }
+
+    #[test]
+    fn clients_are_those_that_are_named_and_whoever_runs_it() {
+        let own = rustix::process::geteuid().as_raw();
+        let anybody = Clients { uids: None, gids: None };
+        assert!(anybody.admit(own + 1, 7));
+        let named = Clients { uids: Some(vec![own + 1]), gids: Some(vec![7]) };
+        assert!(named.admit(own + 1, 8) && named.admit(own + 2, 7) && named.admit(own, 8));
+        assert!(!named.admit(own + 2, 8));
+        assert!(!Clients { uids: Some(Vec::new()), gids: None }.admit(own + 1, 7));
+    }
 }

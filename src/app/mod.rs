@@ -5,6 +5,7 @@
 //! its own, because an open stream would otherwise hold it up for ever.
 
 mod home_lock;
+mod connections;
 mod listen;
 mod worker_spec;
 
@@ -22,12 +23,14 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use self::home_lock::HomeLock;
+use self::connections::Connections;
 use self::listen::Listener;
 use self::worker_spec::worker_spec;
 use crate::config::{Config, key_fingerprint};
 use crate::grpc::api::codex_service_server::CodexServiceServer;
 use crate::grpc::api::pool_service_server::PoolServiceServer;
 use crate::grpc::codex_service::CodexApi;
+use crate::grpc::limits::ConnectionLimits;
 use crate::grpc::pool_service::{PoolApi, Setup};
 use crate::offline_model::OfflineModel;
 use crate::output_schema;
@@ -67,6 +70,16 @@ pub enum StartError {
         /// What it says of itself.
         owner: String,
     },
+    /// Other machines could reach what lets its callers run commands.
+    #[error(
+        "{address} can be reached from other machines, and whoever reaches the sidecar can run \
+         commands as it; listen on loopback or on a Unix socket, or say --insecure-listen if \
+         something else guards it (health probes alone may come to --health-listen)"
+    )]
+    Exposed {
+        /// The address that was taken.
+        address: SocketAddr,
+    },
     /// The offline model can't be started.
     #[error("the offline model can't be started")]
     OfflineModel(#[source] io::Error),
@@ -91,6 +104,7 @@ impl StartError {
         match self {
             StartError::Listen { .. }
             | StartError::HomeInUse { .. }
+            | StartError::Exposed { .. }
             | StartError::OutputSchema { .. } => 64,
             // A binary that was built without one.
             StartError::OfflineModel(error) if error.kind() == io::ErrorKind::Unsupported => 64,
@@ -109,8 +123,8 @@ pub enum ServeError {
     Transport {
         /// Where nobody can be served any more.
         address: String,
-        /// What tonic says.
-        source: tonic::transport::Error,
+        /// What the system says.
+        source: io::Error,
     },
 }
 
@@ -141,7 +155,8 @@ impl App {
     ///
     /// # Errors
     /// [`StartError`]; nothing is left running.
-    pub async fn start(config: Config) -> Result<App, StartError> {
+    pub async fn start(mut config: Config) -> Result<App, StartError> {
+        config.connections = within_descriptors(&config.connections);
         for (tool, defaults) in &config.tools {
             // Else every call of the tool would be refused for a fault of the configuration.
             if let Some(schema) = &defaults.output_schema {
@@ -156,9 +171,9 @@ impl App {
             let home = config.codex_home.clone();
             Some(Arc::new(taken.map_err(|owner| StartError::HomeInUse { home, owner })?))
         };
-        let listeners = listen::bind_all(&config.listen).await?;
-        let health_listeners =
-            listen::bind_all(config.health_listen.as_deref().unwrap_or_default()).await?;
+        let listeners = listen::bind_all(&config, &config.listen, false).await?;
+        let for_probes = config.health_listen.as_deref().unwrap_or_default();
+        let health_listeners = listen::bind_all(&config, for_probes, true).await?;
         let default_directory = std::env::current_dir().map_err(StartError::WorkingDirectory)?;
         let offline_model = if config.offline_model {
             let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -198,10 +213,12 @@ impl App {
         let codex = CodexServiceServer::new(api)
             .max_decoding_message_size(config.requests.max_message_bytes)
             .max_encoding_message_size(usize::MAX);
-        let workers = PoolServiceServer::new(PoolApi::new(Arc::clone(&engine), setup(&config)));
+        let workers = PoolServiceServer::new(PoolApi::new(Arc::clone(&engine), setup(&config)))
+            .max_decoding_message_size(config.requests.max_message_bytes);
+        let health = health.max_decoding_message_size(config.requests.max_message_bytes);
         let health_routes = Routes::new(health.clone());
         let routes = Routes::new(health).add_service(codex).add_service(workers);
-        let routes = with_reflection(routes)?;
+        let routes = with_reflection(routes, config.requests.max_message_bytes)?;
         Ok(App {
             config,
             home_lock,
@@ -246,11 +263,13 @@ impl App {
         } = self;
         let close = CancellationToken::new();
         let mut servers = tokio::task::JoinSet::new();
-        let all = listeners.into_iter().map(|listener| (listener, routes.clone()));
-        let health = health_listeners.into_iter().map(|listener| (listener, health_routes.clone()));
-        for ((listener, address), routes) in all.chain(health) {
-            let limits = config.connections.clone();
-            servers.spawn(listen::serve(listener, address, routes, limits, close.clone()));
+        // Probes have a room of their own: those who crowd the other one can't keep them out.
+        for (listeners, routes) in [(listeners, routes), (health_listeners, health_routes)] {
+            let connections = Connections::new(config.connections.clone());
+            for (listener, address) in listeners {
+                let (routes, connections) = (routes.clone(), connections.clone());
+                servers.spawn(listen::serve(listener, address, routes, connections, close.clone()));
+            }
         }
         let readiness = tokio::spawn(report_readiness(reporter.clone(), Arc::clone(&pool)));
         let sweeping = tokio::spawn({
@@ -295,8 +314,24 @@ impl App {
     }
 }
 
+/// The limits, of which connections may take no more than half of all descriptors: the workers need
+/// some, and the calls themselves.
+fn within_descriptors(limits: &ConnectionLimits) -> ConnectionLimits {
+    let descriptors = process::descriptor_limit().unwrap_or(u64::MAX);
+    let room = usize::try_from(descriptors / 2).unwrap_or(usize::MAX).max(1);
+    let max_connections = limits.max_connections.min(room);
+    if max_connections < limits.max_connections {
+        tracing::warn!(
+            "at most {max_connections} connections instead of {} (limits.max_connections): this \
+             process may open {descriptors} files; raise its limit (ulimit -n)",
+            limits.max_connections
+        );
+    }
+    ConnectionLimits { max_connections, ..limits.clone() }
+}
+
 /// Adds server reflection in both generations of its protocol; grpcurl asks for the older one.
-fn with_reflection(routes: Routes) -> Result<Routes, StartError> {
+fn with_reflection(routes: Routes, most: usize) -> Result<Routes, StartError> {
     let builder = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(pb::DESCRIPTORS)
@@ -305,7 +340,8 @@ fn with_reflection(routes: Routes) -> Result<Routes, StartError> {
     let failed = |error: tonic_reflection::server::Error| StartError::Reflection(error.to_string());
     let v1 = builder().build_v1().map_err(failed)?;
     let v1alpha = builder().build_v1alpha().map_err(failed)?;
-    Ok(routes.add_service(v1).add_service(v1alpha))
+    let v1 = v1.max_decoding_message_size(most);
+    Ok(routes.add_service(v1).add_service(v1alpha.max_decoding_message_size(most)))
 }
 
 async fn report_readiness(reporter: HealthReporter, pool: Arc<Pool>) {
@@ -338,6 +374,7 @@ fn setup(config: &Config) -> Setup {
         drain_grace: config.drain_grace,
         admission: config.limits.clone(),
         requests: config.requests.clone(),
+        connections: config.connections.clone(),
         max_line_bytes: config.worker.limits.peer.max_line_bytes,
         retention: config.retention.clone(),
         timeouts: config.timeouts.clone(),

@@ -43,7 +43,14 @@ pub(super) struct DemoArgs {
 }
 
 pub(super) async fn demo(DemoArgs { live, turn_timeout, log }: DemoArgs) -> CommandResult {
-    telemetry::init(LogFormat::Text, &log).map_err(|error| Failure::told(error.to_string()))?;
+    let log =
+        telemetry::init(LogFormat::Text, &log).map_err(|error| Failure::told(error.to_string()))?;
+    let result = show_turns(live, turn_timeout).await;
+    log.flush(telemetry::FLUSH_TIME);
+    result
+}
+
+async fn show_turns(live: bool, turn_timeout: Option<Duration>) -> CommandResult {
     let mut printer = Printer::new(io::stdout(), colours_wanted());
 
     let (codex, version) = find_codex().await?;

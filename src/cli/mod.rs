@@ -56,6 +56,12 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// What a worker of Codex is started with
+    #[command(hide = true, disable_help_flag = true)]
+    AppServer {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Look at and change which thread a context continues
     Contexts(contexts::ContextsArgs),
     /// List the Codex processes of the pool
@@ -85,6 +91,12 @@ pub fn main() -> ExitCode {
     };
     let command = match command {
         Command::Exec { arguments } => return exec::main(arguments.into_iter()),
+        // A sidecar has taken a copy of this program for the CLI.
+        Command::AppServer { .. } => {
+            let message = "this is codex-sidecar itself and not the Codex CLI: CODEX_PATH or \
+                           --codex-path names the wrong program";
+            return Failure::Told { message: message.to_owned(), code: USAGE }.report();
+        }
         command => command,
     };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -97,7 +109,7 @@ pub fn main() -> ExitCode {
         match command {
             Command::Serve(args) => serve::serve(*args).await,
             // Seen to above.
-            Command::Exec { .. } => Ok(0),
+            Command::Exec { .. } | Command::AppServer { .. } => Ok(0),
             Command::Run(args) => run::run(*args).await,
             Command::Contexts(args) => contexts::contexts(args).await,
             Command::Workers(args) => workers::workers(args).await,

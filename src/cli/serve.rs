@@ -2,7 +2,10 @@
 
 use std::io::{self, Write as _};
 
+use futures::StreamExt as _;
+use futures::stream::{BoxStream, SelectAll};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_stream::wrappers::SignalStream;
 use tokio_util::sync::CancellationToken;
 
 use super::failure::{CommandResult, Failure, tell};
@@ -10,7 +13,7 @@ use super::{INTERRUPTED, USAGE};
 use crate::app::App;
 use crate::config::{Config, ServeArgs};
 use crate::process;
-use crate::telemetry;
+use crate::telemetry::{self, Log};
 
 pub(super) async fn serve(args: ServeArgs) -> CommandResult {
     let print_config = args.print_config;
@@ -28,57 +31,100 @@ pub(super) async fn serve(args: ServeArgs) -> CommandResult {
         io::stdout().write_all(config.to_toml(&origins).as_bytes())?;
         return Ok(0);
     }
-    telemetry::init(config.log_format, &config.log)
+    let log = telemetry::init(config.log_format, &config.log)
         .map_err(|error| Failure::told(error.to_string()))?;
+    telemetry::log_panics();
+    // From here on nothing may wait for a reader of stderr.
+    let code = match run(config, log.clone()).await {
+        Ok(()) => 0,
+        Err((code, message)) => {
+            log.tell(&format!("error: {message}"));
+            code
+        }
+    };
+    log.flush(telemetry::FLUSH_TIME);
+    Ok(code)
+}
 
+async fn run(config: Config, log: Log) -> Result<(), (u8, String)> {
     // Before anything is started: a signal that comes in between must not just kill the process.
     let shutdown = CancellationToken::new();
-    cancel_on_signal(shutdown.clone())?;
+    cancel_on_signal(shutdown.clone(), log)
+        .map_err(|error| (1, format!("can't listen for signals: {error}")))?;
 
+    if let Err(error) = process::raise_descriptor_limit() {
+        tracing::warn!(%error, "the limit of open files can't be raised");
+    }
     // Also whatever the kernel gives to process 1 of a container.
     if let Err(error) = process::adopt_orphans() {
         tracing::warn!(%error, "orphaned processes can't be adopted");
     }
-    let app = match App::start(config).await {
-        Ok(app) => app,
-        Err(error) => {
-            let code = error.exit_code();
-            return Err(Failure::Told { message: with_causes(&error), code });
-        }
-    };
+    let app = App::start(config).await.map_err(|error| (error.exit_code(), with_causes(&error)))?;
     for address in app.addresses() {
         tracing::info!("listening on {address}");
     }
     for address in app.health_addresses() {
         tracing::info!("listening on {address} for health probes");
     }
-    app.run(shutdown).await.map_err(|error| Failure::told(with_causes(&error)))?;
+    app.run(shutdown).await.map_err(|error| (1, with_causes(&error)))?;
     tracing::info!("drained, exiting");
-    Ok(0)
+    Ok(())
 }
 
-/// The first SIGTERM or SIGINT cancels `shutdown`; the second ends the process on the spot, for
-/// whoever does not want to wait for the drain.
-fn cancel_on_signal(shutdown: CancellationToken) -> Result<(), Failure> {
-    let no_signals = |error| Failure::told(format!("can't listen for signals: {error}"));
-    let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
+/// The first signal that asks for it cancels `shutdown`; the second ends the process on the spot, for
+/// whoever does not want to wait for the drain. Those that would end it without having been meant for
+/// that are ignored.
+fn cancel_on_signal(shutdown: CancellationToken, log: Log) -> io::Result<()> {
+    let mut drain = vec![
+        ("SIGTERM", SignalKind::terminate()),
+        ("SIGINT", SignalKind::interrupt()),
+        ("SIGQUIT", SignalKind::quit()),
+    ];
+    // `nohup` has it ignored, so that the end of a terminal is none of the sidecar's.
+    if !is_ignored(SignalKind::hangup()) {
+        drain.push(("SIGHUP", SignalKind::hangup()));
+    }
+    let mut drain = streams(&drain)?;
+    let mut ignored = streams(&[
+        ("SIGUSR1", SignalKind::user_defined1()),
+        ("SIGUSR2", SignalKind::user_defined2()),
+        ("SIGALRM", SignalKind::alarm()),
+        ("SIGPIPE", SignalKind::pipe()),
+    ])?;
     tokio::spawn(async move {
-        for first in [true, false] {
-            let name = tokio::select! {
-                _ = terminate.recv() => "SIGTERM",
-                _ = interrupt.recv() => "SIGINT",
-            };
-            if first {
-                tracing::info!("{name}: draining; once more to exit at once");
-                shutdown.cancel();
-            } else {
-                tracing::warn!("{name} again: exiting without drain");
-                std::process::exit(INTERRUPTED.into());
-            }
+        while let Some(name) = ignored.next().await {
+            tracing::info!("{name} is ignored");
         }
     });
+    tokio::spawn(async move {
+        let Some(name) = drain.next().await else { return };
+        tracing::info!("{name}: draining; once more to exit at once");
+        shutdown.cancel();
+        let Some(name) = drain.next().await else { return };
+        tracing::warn!("{name} again: exiting without drain");
+        log.flush(telemetry::FLUSH_TIME);
+        std::process::exit(INTERRUPTED.into());
+    });
     Ok(())
+}
+
+/// The names of these signals, as they come.
+fn streams(
+    signals: &[(&'static str, SignalKind)],
+) -> io::Result<SelectAll<BoxStream<'static, &'static str>>> {
+    let streams = signals.iter().map(|&(name, kind)| {
+        let signals = SignalStream::new(signal(kind)?);
+        Ok(signals.map(move |()| name).boxed())
+    });
+    streams.collect()
+}
+
+/// Whether the process was started with this signal ignored; false where that can't be told.
+fn is_ignored(signal: SignalKind) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (signal.as_raw_value() - 1) & 1 == 1)
 }
 
 /// An error with what caused it, unless it says that itself.

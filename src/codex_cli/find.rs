@@ -26,6 +26,9 @@ pub enum FindError {
         /// The directories of PATH.
         searched: Vec<PathBuf>,
     },
+    /// It leads to this program, which would start itself without end.
+    #[error("{} is codex-sidecar itself and not the Codex CLI; {ADVICE}", .path.display())]
+    Itself { path: PathBuf },
     /// npm's script is there, and the binary that it would start is not.
     #[error(
         "{} is npm's wrapper of the Codex CLI, and its native binary is not in {}; \
@@ -62,7 +65,24 @@ pub fn find(configured: Option<&Path>, path: Option<&OsStr>) -> Result<PathBuf, 
     } else {
         find_on_path(wanted, path)?
     };
-    follow_wrapper(found)
+    let binary = follow_wrapper(found)?;
+    match is_this_program(&binary) {
+        true => Err(FindError::Itself { path: binary }),
+        false => Ok(binary),
+    }
+}
+
+/// Also behind a link, of either kind.
+fn is_this_program(binary: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    let id = |path: &Path| {
+        let metadata = std::fs::metadata(path).ok()?;
+        Some((metadata.dev(), metadata.ino()))
+    };
+    // By this path it is there even after its file was replaced.
+    let own = std::env::current_exe().ok();
+    let own = id(Path::new("/proc/self/exe")).or_else(|| id(&own?));
+    own.is_some() && id(binary) == own
 }
 
 fn find_on_path(name: &Path, path: Option<&OsStr>) -> Result<PathBuf, FindError> {
@@ -211,6 +231,25 @@ mod tests {
         write_executable(&own, "#!/bin/sh\n");
         assert_eq!(find(Some(&own), None), Ok(own.clone()));
         assert_eq!(find(Some(Path::new("my-codex")), Some(root.path().as_os_str())), Ok(own));
+    }
+
+    #[test]
+    fn this_program_is_not_taken_for_the_cli() {
+        let root = tempfile::tempdir().unwrap();
+        let own = std::env::current_exe().unwrap();
+        let link = root.path().join("codex");
+        symlink(&own, &link).unwrap();
+        let wanted = |path: &Path| Err(FindError::Itself { path: path.to_owned() });
+        assert_eq!(find(Some(&own), None), wanted(&own));
+        assert_eq!(find(Some(&link), None), wanted(&link));
+        assert_eq!(find(None, Some(root.path().as_os_str())), wanted(&link));
+        let hard = own.with_file_name(format!("codex-{}", uuid::Uuid::new_v4()));
+        std::fs::hard_link(&own, &hard).unwrap();
+        let found = find(Some(&hard), None);
+        std::fs::remove_file(&hard).unwrap();
+        assert_eq!(found, wanted(&hard));
+        let told = FindError::Itself { path: link }.to_string();
+        assert!(told.contains("codex-sidecar itself") && told.contains("CODEX_PATH"), "{told}");
     }
 
     #[test]

@@ -14,6 +14,10 @@ pub(crate) struct ServeArgs {
     /// [env: CODEX_SIDECAR_HEALTH_LISTEN, comma separated] [default: none]
     #[arg(long, value_name = "ADDR")]
     pub(crate) health_listen: Vec<OsString>,
+    /// Let other machines reach what --listen names; whoever reaches it can run commands
+    /// [env: CODEX_SIDECAR_INSECURE_LISTEN]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) insecure_listen: Option<OsString>,
     /// The Codex CLI: a path, or a name to look for on PATH [env: CODEX_PATH] [default: codex]
     #[arg(long, value_name = "FILE")]
     pub(crate) codex_path: Option<OsString>,

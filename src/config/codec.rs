@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::model::options::{DEEPEST_CONFIG, config_depth};
 use crate::telemetry::LogFormat;
 
 /// Longest duration that is taken: further out, clocks overflow.
@@ -313,6 +314,67 @@ pub(super) fn make_absolute(path: &Path, base: &Path) -> Result<PathBuf, String>
     std::path::absolute(base.join(path)).map_err(|error| format!("can't be made absolute: {error}"))
 }
 
+/// The mode of a file.
+pub(super) struct FileMode;
+
+impl Codec for FileMode {
+    type Value = u32;
+
+    fn read(&self, raw: Raw<'_>, _base: &Path) -> Result<u32, String> {
+        text_of(raw)
+            .and_then(|text| u32::from_str_radix(text, 8).ok())
+            .filter(|mode| *mode <= 0o777)
+            .ok_or_else(|| "wants a file mode in octal as a text, like \"0660\"".to_owned())
+    }
+
+    fn write(&self, value: &u32) -> toml::Value {
+        toml::Value::String(format!("{value:04o}"))
+    }
+}
+
+/// The name of a group, or its number.
+pub(super) struct GroupName;
+
+impl Codec for GroupName {
+    type Value = String;
+
+    fn read(&self, raw: Raw<'_>, _base: &Path) -> Result<String, String> {
+        let name = match raw {
+            Raw::Toml(toml::Value::Integer(number)) => {
+                u32::try_from(*number).ok().map(|number| number.to_string())
+            }
+            _ => text_of(raw).map(str::to_owned),
+        };
+        name.filter(|name| !name.is_empty() && !name.contains([':', '\n']))
+            .ok_or_else(|| "wants the name or the number of a group".to_owned())
+    }
+
+    fn write(&self, value: &String) -> toml::Value {
+        toml::Value::String(value.clone())
+    }
+}
+
+/// Numbers of users or groups.
+pub(super) struct Ids;
+
+impl Codec for Ids {
+    type Value = Vec<u32>;
+
+    fn read(&self, raw: Raw<'_>, _base: &Path) -> Result<Vec<u32>, String> {
+        let ids: Option<Vec<u32>> = match raw {
+            Raw::Toml(toml::Value::Array(values)) => {
+                values.iter().map(|value| u32::try_from(value.as_integer()?).ok()).collect()
+            }
+            _ => None,
+        };
+        ids.ok_or_else(|| "wants a list of numbers, like [1000, 1001]".to_owned())
+    }
+
+    fn write(&self, value: &Vec<u32>) -> toml::Value {
+        value.iter().map(|id| toml::Value::Integer(i64::from(*id))).collect::<Vec<_>>().into()
+    }
+}
+
 /// Names of features of the CLI.
 pub(super) struct FeatureNames;
 
@@ -339,6 +401,39 @@ impl Codec for FeatureNames {
     }
 }
 
+/// Refuses a key of the CLI's configuration that leads too deep.
+pub(super) fn check_depth(key: &str, value: &serde_json::Value) -> Result<(), String> {
+    match config_depth(key, value) {
+        ..=DEEPEST_CONFIG => Ok(()),
+        depth => Err(format!(
+            "{:?} leads {depth} levels deep, its dots included; the most is {DEEPEST_CONFIG}",
+            show_bounded(key)
+        )),
+    }
+}
+
+/// TOML as JSON; dates become their text.
+pub(super) fn to_json(value: &toml::Value) -> Result<serde_json::Value, String> {
+    Ok(match value {
+        toml::Value::String(text) => serde_json::Value::String(text.clone()),
+        toml::Value::Integer(number) => (*number).into(),
+        toml::Value::Float(number) => serde_json::Number::from_f64(*number)
+            .map(serde_json::Value::Number)
+            .ok_or("has a number that JSON can't express")?,
+        toml::Value::Boolean(value) => (*value).into(),
+        toml::Value::Datetime(date) => serde_json::Value::String(date.to_string()),
+        toml::Value::Array(values) => {
+            serde_json::Value::Array(values.iter().map(to_json).collect::<Result<_, _>>()?)
+        }
+        toml::Value::Table(table) => serde_json::Value::Object(
+            table
+                .iter()
+                .map(|(key, value)| Ok((key.clone(), to_json(value)?)))
+                .collect::<Result<_, String>>()?,
+        ),
+    })
+}
+
 /// Overrides of CLI configuration.
 pub(super) struct Overrides;
 
@@ -354,10 +449,13 @@ impl Codec for Overrides {
                         && !key.contains(['=', '\0'])
                         && key.split('.').all(|part| !part.is_empty())
                 };
-                match table.keys().find(|key| !usable(key)) {
-                    Some(key) => Err(format!("{key:?} is no key for the CLI's -c")),
-                    None => Ok(table.clone()),
+                if let Some(key) = table.keys().find(|key| !usable(key)) {
+                    return Err(format!("{key:?} is no key for the CLI's -c"));
                 }
+                for (key, value) in table {
+                    check_depth(key, &to_json(value)?)?;
+                }
+                Ok(table.clone())
             }
             _ => Err("wants a table of CLI settings by dotted key".to_owned()),
         }

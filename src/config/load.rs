@@ -215,6 +215,7 @@ fn given<'a>(args: &'a ServeArgs, flag: &str) -> Option<Raw<'a>> {
     let ServeArgs {
         listen,
         health_listen,
+        insecure_listen,
         codex_path,
         codex_home,
         share_codex_home,
@@ -231,6 +232,7 @@ fn given<'a>(args: &'a ServeArgs, flag: &str) -> Option<Raw<'a>> {
         "--health-listen" => {
             return (!health_listen.is_empty()).then_some(Raw::Texts(health_listen));
         }
+        "--insecure-listen" => insecure_listen,
         "--codex-path" => codex_path,
         "--codex-home" => codex_home,
         "--share-codex-home" => share_codex_home,

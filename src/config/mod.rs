@@ -56,6 +56,10 @@ pub struct Config {
     /// Where the server answers `grpc.health.v1` and nothing else, for probes that come from outside
     /// the pod or the machine (a kubelet dials the pod's address). Default none.
     pub health_listen: Option<Vec<ListenAddress>>,
+    /// Whether other machines may reach the server over TCP, which asks nobody who they are. Default no.
+    pub insecure_listen: bool,
+    /// Who may connect to its Unix sockets.
+    pub unix_sockets: UnixSockets,
     /// The Codex CLI: an absolute path, or a bare name that is looked for on PATH. Default: none
     /// given, which means `codex` on PATH.
     pub codex_path: Option<PathBuf>,
@@ -133,6 +137,8 @@ impl Default for Config {
         Config {
             listen: vec![ListenAddress::Tcp { host: "127.0.0.1".to_owned(), port: 50061 }],
             health_listen: None,
+            insecure_listen: false,
+            unix_sockets: UnixSockets::default(),
             codex_path: None,
             codex_home: std::env::home_dir().unwrap_or_else(|| PathBuf::from("/")).join(".codex"),
             share_codex_home: false,
@@ -178,6 +184,27 @@ impl fmt::Display for ListenAddress {
             ListenAddress::Tcp { host, port } => write!(f, "{host}:{port}"),
             ListenAddress::Unix(path) => write!(f, "unix:{}", path.display()),
         }
+    }
+}
+
+/// Who may connect to the server's Unix sockets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnixSockets {
+    /// The mode of their files. Default 0600: nobody but who runs the sidecar.
+    pub mode: u32,
+    /// The group of their files, by name or number. Default: the sidecar's.
+    pub group: Option<String>,
+    /// The users that are served, by their numbers, beside who runs the sidecar. Default: all whom the
+    /// mode lets in; so where there are only groups, those of no other group are refused.
+    pub allow_uids: Option<Vec<u32>>,
+    /// The groups whose users are served, by their numbers; a process's own group counts, not the
+    /// others that its user is in. Default as for the users.
+    pub allow_gids: Option<Vec<u32>>,
+}
+
+impl Default for UnixSockets {
+    fn default() -> UnixSockets {
+        UnixSockets { mode: 0o600, group: None, allow_uids: None, allow_gids: None }
     }
 }
 

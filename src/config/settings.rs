@@ -1,10 +1,11 @@
 //! The one table of settings: key in the file, flag, environment variable, how it is written.
 
-use super::Config;
 use super::codec::{
-    self, AbsolutePath, Codec, FeatureNames, LogFilter, LogForm, Overrides, Switch,
+    self, AbsolutePath, Codec, FeatureNames, FileMode, GroupName, Ids, LogFilter, LogForm,
+    Overrides, Switch,
 };
 use super::listen::Listen;
+use super::{Config, UnixSockets};
 use crate::app_server::peer::PeerLimits;
 use crate::grpc::limits::{CODEX_MAX_INPUT_CHARACTERS, ConnectionLimits, RequestLimits};
 use crate::pool::PoolSettings;
@@ -60,6 +61,8 @@ pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
     let Config {
         listen,
         health_listen,
+        insecure_listen,
+        unix_sockets,
         codex_path,
         codex_home,
         share_codex_home,
@@ -80,6 +83,7 @@ pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
         guard: _,
         worker_env: _,
     } = config;
+    let UnixSockets { mode: unix_mode, group: unix_group, allow_uids, allow_gids } = unix_sockets;
     let AdmissionLimits {
         max_running_turns,
         max_running_turns_per_tenant,
@@ -87,7 +91,12 @@ pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
         max_waiting_turns_per_context,
     } = limits;
     let RequestLimits { max_input_characters, max_message_bytes } = requests;
-    let ConnectionLimits { max_connections, max_streams_per_connection } = connections;
+    let ConnectionLimits {
+        max_connections,
+        max_streams_per_connection,
+        handshake_timeout,
+        request_timeout: message_timeout,
+    } = connections;
     let Retention { max_bytes_per_turn, max_bytes, after_end } = retention;
     let Timeouts { turn, idle, answer, max_turn, max_idle, max_answer, interrupt_grace } = timeouts;
     let PoolSettings {
@@ -124,6 +133,15 @@ pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
         Listen,
         health_listen,
     );
+    v.required(
+        flag("insecure_listen", "--insecure-listen", "CODEX_SIDECAR_INSECURE_LISTEN"),
+        Switch,
+        insecure_listen,
+    );
+    v.required(key("unix_mode"), FileMode, unix_mode);
+    v.optional(key("unix_group"), GroupName, unix_group);
+    v.optional(key("unix_allow_uids"), Ids, allow_uids);
+    v.optional(key("unix_allow_gids"), Ids, allow_gids);
     v.optional(flag("codex_path", "--codex-path", "CODEX_PATH"), any_name, codex_path);
     v.required(flag("codex_home", "--codex-home", "CODEX_HOME"), any_path, codex_home);
     v.required(
@@ -196,6 +214,8 @@ pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
     v.required(key("worker_start"), codec::duration(), start_timeout);
     v.required(key("worker_request"), codec::duration(), request_timeout);
     v.required(key("worker_wait"), codec::duration(), worker_wait);
+    v.required(key("handshake"), codec::duration(), handshake_timeout);
+    v.required(key("request"), codec::duration(), message_timeout);
 
     v.section("pool");
     v.optional(key("max_turns_per_worker"), codec::count(1..=u64::MAX >> 1), max_turns_per_worker);

@@ -158,6 +158,11 @@ fn a_file_that_is_missing_or_broken_hides_no_other_fault() {
 /// A file that says everything that a file can say.
 const FULL: &str = r#"
     listen = ["0.0.0.0:1", "unix:/run/codex.sock"]
+    insecure_listen = true
+    unix_mode = "0660"
+    unix_group = "codex"
+    unix_allow_uids = [1000]
+    unix_allow_gids = []
     codex_path = "/opt/codex"
     codex_home = "/var/lib/codex"
     workers = 3
@@ -189,6 +194,8 @@ const FULL: &str = r#"
     interrupt_grace = "7s"
     worker_start = "8s"
     worker_wait = "9s"
+    handshake = "11s"
+    request = "12s"
     [pool]
     max_turns_per_worker = 1
     max_age = "1day"
@@ -283,7 +290,12 @@ fn a_key_reaches_its_part_from_whatever_section() {
     );
     let requests = RequestLimits { max_input_characters: 5, max_message_bytes: 100_001 };
     assert_eq!(config.requests, requests);
-    let connections = ConnectionLimits { max_connections: 6, max_streams_per_connection: 7 };
+    let connections = ConnectionLimits {
+        max_connections: 6,
+        max_streams_per_connection: 7,
+        handshake_timeout: seconds(11),
+        request_timeout: seconds(12),
+    };
     assert_eq!(config.connections, connections);
     assert_eq!(
         config.timeouts,
@@ -297,10 +309,37 @@ fn a_key_reaches_its_part_from_whatever_section() {
             interrupt_grace: seconds(7),
         }
     );
+    let sockets = UnixSockets {
+        mode: 0o660,
+        group: Some("codex".to_owned()),
+        allow_uids: Some(vec![1000]),
+        allow_gids: Some(Vec::new()),
+    };
+    assert_eq!((config.insecure_listen, config.unix_sockets), (true, sockets));
     assert_eq!(config.pool.worker_wait, seconds(9));
     let WorkerLimits { peer, start_timeout, .. } = config.worker.limits;
     assert_eq!(start_timeout, seconds(8));
     assert_eq!((peer.max_line_bytes, peer.write_timeout), (128 << 10, seconds(7)));
+}
+
+#[test]
+fn a_key_of_the_clis_configuration_leads_no_deeper_than_codex_goes() {
+    let key = |parts: usize| ["a"; 1].repeat(parts).join(".");
+    for (at, table) in [("worker.config", "worker"), ("tools.codex.config", "tools.codex")] {
+        let with = |key: &str, value: &str| {
+            let text = format!("[{table}]\nconfig = {{ \"{key}\" = {value} }}");
+            let (_directory, path) = file(&text);
+            load(&["--config", &path], &[]).map(drop)
+        };
+        with(&key(100), "1").unwrap();
+        with(&key(98), "{ b = [1] }").unwrap();
+        for (key, value) in [(key(101), "1"), (key(99), "{ b = [1] }"), (key(10_000), "1")] {
+            let ConfigErrors(faults) = with(&key, value).unwrap_err();
+            let [fault] = &*faults else { panic!("{faults:?}") };
+            assert!(fault.origin.ends_with(at), "{fault}");
+            assert!(fault.problem.contains("levels deep") && fault.problem.len() < 400, "{fault}");
+        }
+    }
 }
 
 #[test]

@@ -5,8 +5,9 @@ use std::num::NonZeroU64;
 use std::path::{Component, Path};
 
 use super::Fault;
-use super::codec::{self, Codec as _, Raw, show_bounded};
+use super::codec::{self, Codec as _, Raw, check_depth, show_bounded, to_json};
 use super::file::{File, Origins, unknown_key};
+use crate::model::id::is_hidden;
 use crate::model::options::{DynamicTool, ThreadOptions, ToolDefaults};
 
 /// The keys of `ThreadOptions`; a test keeps the list true.
@@ -206,9 +207,9 @@ fn read_thread_id_key(value: &toml::Value) -> Result<String, String> {
     value
         .as_str()
         .map(str::trim)
-        .filter(|key| (1..=256).contains(&key.len()))
+        .filter(|key| (1..=256).contains(&key.len()) && !key.chars().any(is_hidden))
         .map(str::to_owned)
-        .ok_or_else(|| "wants a text of 1 to 256 bytes".to_owned())
+        .ok_or_else(|| "wants a text of 1 to 256 bytes without control characters".to_owned())
 }
 
 fn read_output_schema(value: &toml::Value) -> Result<serde_json::Value, String> {
@@ -245,6 +246,9 @@ fn read_thread_option(key: &str, value: &toml::Value) -> Result<ThreadOptions, S
             return Err("wants absolute paths without ..".to_owned());
         }
     }
+    for (key, value) in option.config.iter().flatten() {
+        check_depth(key, value)?;
+    }
     check_dynamic_tools(option.dynamic_tools.iter().flatten())?;
     Ok(option)
 }
@@ -267,26 +271,4 @@ fn check_dynamic_tools<'a>(tools: impl Iterator<Item = &'a DynamicTool>) -> Resu
         }
     }
     Ok(())
-}
-
-/// TOML as JSON; dates become their text.
-fn to_json(value: &toml::Value) -> Result<serde_json::Value, String> {
-    Ok(match value {
-        toml::Value::String(text) => serde_json::Value::String(text.clone()),
-        toml::Value::Integer(number) => (*number).into(),
-        toml::Value::Float(number) => serde_json::Number::from_f64(*number)
-            .map(serde_json::Value::Number)
-            .ok_or("has a number that JSON can't express")?,
-        toml::Value::Boolean(value) => (*value).into(),
-        toml::Value::Datetime(date) => serde_json::Value::String(date.to_string()),
-        toml::Value::Array(values) => {
-            serde_json::Value::Array(values.iter().map(to_json).collect::<Result<_, _>>()?)
-        }
-        toml::Value::Table(table) => serde_json::Value::Object(
-            table
-                .iter()
-                .map(|(key, value)| Ok((key.clone(), to_json(value)?)))
-                .collect::<Result<_, String>>()?,
-        ),
-    })
 }

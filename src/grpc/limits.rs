@@ -1,5 +1,7 @@
 //! What callers are held to at the edge, as it is configured.
 
+use std::time::Duration;
+
 /// Most characters that Codex takes in one turn (Unicode scalar values); it refuses more itself.
 pub(crate) const CODEX_MAX_INPUT_CHARACTERS: usize = 1_048_576;
 
@@ -24,14 +26,25 @@ impl Default for RequestLimits {
 /// What clients may hold open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnectionLimits {
-    /// Most connections of clients, over all listeners. Default 1,024.
+    /// Most connections of clients, over all listeners but those for health probes, which have as
+    /// many once more. Where a new one is too many, the one that was without a call for longest is
+    /// closed for it; where all have calls, the new one is. Default 1,024.
     pub max_connections: usize,
     /// Most calls that one connection may have open. Default 1,024.
     pub max_streams_per_connection: u32,
+    /// How long a client may take for its part of the HTTP/2 handshake. Default 10 s.
+    pub handshake_timeout: Duration,
+    /// How long the request of a call may take to arrive whole. Default 30 s.
+    pub request_timeout: Duration,
 }
 
 impl Default for ConnectionLimits {
     fn default() -> ConnectionLimits {
-        ConnectionLimits { max_connections: 1024, max_streams_per_connection: 1024 }
+        ConnectionLimits {
+            max_connections: 1024,
+            max_streams_per_connection: 1024,
+            handshake_timeout: Duration::from_secs(10),
+            request_timeout: Duration::from_secs(30),
+        }
     }
 }

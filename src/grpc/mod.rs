@@ -2,10 +2,11 @@
 //!
 //! With `app`, which serves it, the only modules that know tonic. [`api`] and [`client`] are the
 //! contract's stubs, [`convert`] is pure, [`status`] is the only map from a refusal to a gRPC status,
-//! [`limits`] are their settings, the services only put the two around calls of the engine. `caller`
+//! [`limits`] are their settings, [`call`] holds all calls to the same, the services only put the two around calls of the engine. `caller`
 //! is the other end: it calls a sidecar.
 
 pub(crate) mod api;
+pub(crate) mod call;
 pub(crate) mod caller;
 pub mod client;
 pub(crate) mod codex_service;

@@ -7,11 +7,12 @@ use std::time::{Duration, SystemTime};
 use tonic::{Request, Response, Status};
 
 use crate::grpc::api::pool_service_server::PoolService;
-use crate::grpc::limits::RequestLimits;
+use crate::grpc::limits::{ConnectionLimits, RequestLimits};
 use crate::pb;
 use crate::pool::{Readiness, SlotState, SlotStatus, Trouble};
 use crate::turn::admission::AdmissionLimits;
 use crate::turn::engine::{DrainState, Engine};
+use crate::turn::pixels::MAX_IMAGE_PIXELS;
 use crate::turn::retention::Retention;
 use crate::turn::timeouts::Timeouts;
 
@@ -34,6 +35,8 @@ pub(crate) struct Setup {
     pub admission: AdmissionLimits,
     /// What one request may hold.
     pub requests: RequestLimits,
+    /// What clients may hold open.
+    pub connections: ConnectionLimits,
     /// The longest line of a worker, in bytes.
     pub max_line_bytes: usize,
     /// What is kept of turns.
@@ -190,7 +193,7 @@ fn worker(index: usize, status: &SlotStatus) -> pb::Worker {
 }
 
 fn limits(setup: &Setup) -> pb::ServerLimits {
-    let Setup { admission, requests, retention, timeouts, .. } = setup;
+    let Setup { admission, requests, connections, retention, timeouts, .. } = setup;
     let duration =
         |duration: Option<Duration>| duration.and_then(|duration| duration.try_into().ok());
     pb::ServerLimits {
@@ -212,6 +215,10 @@ fn limits(setup: &Setup) -> pb::ServerLimits {
         max_answer_timeout: duration(timeouts.max_answer),
         drain_grace: duration(Some(setup.drain_grace)),
         workers: count(setup.workers),
+        max_connections: count(connections.max_connections),
+        max_streams_per_connection: connections.max_streams_per_connection,
+        request_timeout: duration(Some(connections.request_timeout)),
+        max_image_pixels: MAX_IMAGE_PIXELS,
     }
 }
 

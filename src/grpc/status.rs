@@ -121,6 +121,9 @@ pub(crate) fn status(refusal: &Refusal) -> Status {
         Refusal::DeadlineExceeded => {
             says(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", refusal).status()
         }
+        Refusal::RequestIncomplete { patience: _ } => {
+            says(Code::DeadlineExceeded, "REQUEST_INCOMPLETE", refusal).status()
+        }
         Refusal::RequestNotFound { turn_id, request_id } => {
             says(Code::NotFound, "REQUEST_NOT_FOUND", refusal)
                 .with("turn_id", turn_id)
@@ -135,6 +138,61 @@ pub(crate) fn status(refusal: &Refusal) -> Status {
         }
         Refusal::Unimplemented(_) => says(Code::Unimplemented, "UNIMPLEMENTED", refusal).status(),
         Refusal::Internal(_) => says(Code::Internal, "INTERNAL", refusal).status(),
+    }
+}
+
+/// The contract's status for one that tonic gave by itself, before there was a service to say anything;
+/// `None` for what another protocol than ours says, such as the health service's.
+pub(super) fn of_tonic(status: &Status, path: &str) -> Option<Status> {
+    match status.code() {
+        Code::OutOfRange => Some(
+            says(Code::ResourceExhausted, "REQUEST_TOO_LARGE", status.message())
+                .with("limit", "limits.max_message_bytes")
+                .status(),
+        ),
+        // Of the request, because no answer has begun.
+        Code::Internal => {
+            let (field, fault) = unreadable(status.message());
+            let fault = format!("can't be read: {fault}; send what the contract's messages allow");
+            Some(self::status(&Refusal::field(field, fault)))
+        }
+        Code::Unimplemented => {
+            let why = match status.message() {
+                "" => "there is no such call",
+                why => why,
+            };
+            let message = format!("{path}: {why}");
+            Some(says(Code::Unimplemented, "UNIMPLEMENTED", message).status())
+        }
+        _ => None,
+    }
+}
+
+/// Where in the request something could not be read, and what: from prost's words, which name messages
+/// and fields from the inside out.
+fn unreadable(message: &str) -> (String, &str) {
+    let trail = message.strip_prefix("failed to decode Protobuf message: ").unwrap_or_default();
+    let mut fault = message;
+    let mut fields = Vec::new();
+    let mut rest = trail;
+    while let Some((step, more)) = rest.split_once(": ")
+        && let Some((message, field)) = step.split_once('.')
+        && !step.contains(' ')
+    {
+        // What a Struct holds has names of the caller's own.
+        match message {
+            "Struct" | "Value" | "ListValue" => fields.clear(),
+            _ => fields.push(field),
+        }
+        (fault, rest) = (more, more);
+    }
+    if !trail.is_empty() && fields.is_empty() {
+        fault = rest;
+    }
+    fields.reverse();
+    match fields.is_empty() {
+        true => ("message".to_owned(), fault),
+        false => (fields.join("."), fault),
     }
 }
 
@@ -344,6 +402,11 @@ mod tests {
                 "REQUEST_ALREADY_RESOLVED",
             ),
             (Refusal::DeadlineExceeded, Code::DeadlineExceeded, "DEADLINE_EXCEEDED"),
+            (
+                Refusal::RequestIncomplete { patience: retry_after },
+                Code::DeadlineExceeded,
+                "REQUEST_INCOMPLETE",
+            ),
             (Refusal::Unimplemented("not yet"), Code::Unimplemented, "UNIMPLEMENTED"),
             (Refusal::Internal(cause()), Code::Internal, "INTERNAL"),
         ]

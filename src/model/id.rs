@@ -24,6 +24,16 @@ pub struct ContextKey {
     pub thread_key: String,
 }
 
+/// Whether a character has no place in a name: a control character, or one that turns the direction of
+/// the text around it.
+pub(crate) fn is_hidden(character: char) -> bool {
+    let turns = matches!(
+        character,
+        '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+    );
+    turns || character.is_control()
+}
+
 /// Codex's id of a thread: a UUID in its hyphenated lower-case form.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ThreadId(String);
@@ -89,3 +99,7 @@ impl fmt::Display for WorkerId {
         write!(f, "w{}.{}", self.slot, self.generation)
     }
 }
+
+/// Who calls: a number per connection, from 1. 0 is a caller whose connection is not known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub(crate) struct CallerId(pub(crate) u64);

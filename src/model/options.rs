@@ -86,6 +86,21 @@ impl ReasoningSummary {
 /// The key of `config` that says what [`ThreadOptions::reasoning_summary`] says.
 pub(crate) const REASONING_SUMMARY_KEY: &str = "model_reasoning_summary";
 
+/// The deepest that a key of `config` may lead: Codex takes each dot for a table in a table, and walks
+/// them by recursion.
+pub(crate) const DEEPEST_CONFIG: usize = 100;
+
+/// How deep a key of `config` leads with its value: its dots, and what is inside each other, together.
+pub(crate) fn config_depth(key: &str, value: &serde_json::Value) -> usize {
+    use serde_json::Value;
+    let below = match value {
+        Value::Object(map) => map.iter().map(|(key, value)| config_depth(key, value)).max(),
+        Value::Array(list) => list.iter().map(|value| config_depth("", value)).max(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => None,
+    };
+    1 + key.matches('.').count() + below.unwrap_or(0)
+}
+
 /// A function that the caller lends to the model; Codex asks for it with `item/tool/call`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -183,6 +183,15 @@ pub enum Refusal {
     /// The caller's deadline passed.
     #[error("the call's deadline passed")]
     DeadlineExceeded,
+    /// The end of the request did not come in time.
+    #[error(
+        "the request was not complete after {}; end the client's side of the call once its message is sent",
+        humantime::format_duration(*.patience)
+    )]
+    RequestIncomplete {
+        /// How long it was waited for.
+        patience: Duration,
+    },
     /// The server does not have this yet.
     #[error("{0}")]
     Unimplemented(&'static str),

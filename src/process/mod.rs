@@ -17,6 +17,7 @@
 //! A [`Process`] that is dropped is killed. Where there is no guard (not on Linux, or none is asked
 //! for) a child leads a process group of its own, and that group is all that is killed with it.
 
+mod descriptors;
 mod dying;
 #[cfg(not(target_os = "linux"))]
 mod elsewhere;
@@ -53,6 +54,7 @@ use elsewhere as leftovers;
 use guarded::Guarded;
 use guards::Guarding;
 
+pub(crate) use descriptors::{descriptor_limit, raise_descriptor_limit};
 pub(crate) use dying::{has_dying_children, is_dying};
 pub use guard::guard_if_asked;
 pub use leftovers::{Moment, clear_leftovers, instance_variable, kill_started_since};

@@ -20,6 +20,8 @@ use rustix::process::Signal;
 use tokio::process::Child;
 
 #[cfg(target_os = "linux")]
+use super::descriptors::restore_descriptor_limit;
+#[cfg(target_os = "linux")]
 use super::guard_wire::{NAME, SUBCOMMAND};
 
 /// What to start.
@@ -103,13 +105,13 @@ fn furnish(
 #[cfg(target_os = "linux")]
 #[allow(unsafe_code, reason = "no library runs anything between fork and exec")]
 fn leave_to_the_guard(command: &mut Command, control: UnixStream) {
-    // SAFETY: the closure makes two system calls and allocates nothing, which is all that may be done
+    // SAFETY: the closure makes three system calls and allocates nothing, which is all that may be done
     // in the child of a process with several threads.
     unsafe {
         command.pre_exec(move || {
             rustix::io::fcntl_setfd(&control, FdFlags::empty())?;
             rustix::process::setsid()?;
-            Ok(())
+            restore_descriptor_limit()
         });
     }
 }

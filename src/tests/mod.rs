@@ -1,6 +1,7 @@
 //! The sidecar in memory: from a request to the events of its turn, over workers that the test plays.
 
 mod attach;
+mod calls;
 mod clocks;
 mod commands;
 mod failures;

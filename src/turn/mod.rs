@@ -11,6 +11,7 @@ pub(crate) mod contexts;
 pub(crate) mod engine;
 pub(crate) mod log;
 mod machine;
+pub(crate) mod pixels;
 pub(crate) mod retention;
 pub(crate) mod timeouts;
 #[allow(clippy::module_inception, reason = "one turn, among all that has to do with turns")]

@@ -18,6 +18,7 @@ use crate::model::options::ThreadOptions;
 use crate::model::refusal::{FieldViolation, Refusal};
 use crate::model::request::UserInput;
 use crate::model::workspace::Workspace;
+use crate::turn::pixels;
 
 /// Largest image that is passed on, in bytes.
 pub(crate) const MAX_IMAGE_BYTES: u64 = 20 << 20;
@@ -216,7 +217,13 @@ fn check_image(path: &Path) -> Result<(), Fault> {
             opened.len()
         )));
     }
-    if is_image(&start_of(&mut file)?) { Ok(()) } else { refused("is no image that Codex knows") }
+    if !is_image(&start_of(&mut file)?) {
+        return refused("is no image that Codex knows");
+    }
+    match pixels::fault_in(file) {
+        Some(fault) => Err(Fault::OfImage(fault)),
+        None => Ok(()),
+    }
 }
 
 /// The first bytes, as many as a signature has.

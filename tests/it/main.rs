@@ -20,6 +20,8 @@ mod clocks;
 mod configuration_file;
 mod exec;
 mod failures;
+#[cfg(target_os = "linux")]
+mod faults_edge;
 mod faults_pool;
 #[cfg(target_os = "linux")]
 mod faults_process;

@@ -52,6 +52,17 @@ fn config(key: &str, kind: prost_types::value::Kind) -> Option<prost_types::Stru
     Some(prost_types::Struct { fields: [(key.to_owned(), value)].into() })
 }
 
+/// How the fault of a long key names it.
+macro_rules! long_key {
+    ($bytes:literal) => {
+        concat!(
+            "thread_options.config[\"a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.\"… (",
+            $bytes,
+            " bytes)]"
+        )
+    };
+}
+
 const WRONG: &[Wrong] = &[
     invalid("no context", &["context_id"], |request, _| request.context_id.clear()),
     invalid("a blank context", &["context_id"], |request, _| request.context_id = " \t\n".into()),
@@ -97,6 +108,19 @@ const WRONG: &[Wrong] = &[
     invalid("an image in no base64", &["inputs[0].image_url"], |request, _| {
         request.inputs = vec![input(Input::ImageUrl("data:image/svg+xml,<svg/>".into()))];
     }),
+    invalid("an image of 16,000² pixels", &["inputs[1].image_url"], |request, _| {
+        // The start of a PNG, which says its size.
+        let png = "iVBORw0KGgoAAAANSUhEUgAAPoAAAD6ACAYAAAAAAAAA";
+        let url = format!("data:image/png;base64,{png}");
+        request.inputs.push(input(Input::ImageUrl(url)));
+    }),
+    invalid("such an image in a file", &["inputs[0].local_image.path"], |request, place| {
+        let path = place.join("bomb.png");
+        let start = b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR\0\0\x3e\x80\0\0\x3e\x80\x08\x06\0\0\0";
+        std::fs::write(&path, start).unwrap();
+        let path = path.display().to_string();
+        request.inputs = vec![input(Input::LocalImage(pb::LocalImage { path }))];
+    }),
     invalid("a text as an image", &["inputs[0].image_url"], |request, _| {
         request.inputs = vec![input(Input::ImageUrl("data:text/plain;base64,aGVsbG8=".into()))];
     }),
@@ -113,6 +137,26 @@ const WRONG: &[Wrong] = &[
     }),
     invalid("a thread key of 257 bytes", &["thread_id_key"], |request, _| {
         request.thread_id_key = "x".repeat(257);
+    }),
+    invalid("a context with NUL", &["context_id"], |request, _| request.context_id = "a\0b".into()),
+    invalid("a context with a newline", &["context_id"], |request, _| {
+        request.context_id = "a\nb".into();
+    }),
+    invalid("a context with an escape", &["context_id"], |request, _| {
+        request.context_id = "a\u{1b}[31mb".into();
+    }),
+    invalid("a context that is shown backwards", &["context_id"], |request, _| {
+        request.context_id = "a\u{202e}b".into();
+    }),
+    invalid("a thread key with a C1 control", &["thread_id_key"], |request, _| {
+        request.thread_id_key = "a\u{85}b".into();
+    }),
+    invalid("a tool name with a bidi isolate", &["tool_name"], |request, _| {
+        request.tool_name = "codex_\u{2066}b".into();
+        request.thread_id_key = "b".into();
+    }),
+    invalid("a request id with a tab", &["request_id"], |request, _| {
+        request.request_id = "a\tb".into();
     }),
     invalid("a malformed thread id", &["thread_id"], |request, _| {
         request.thread_id = "not-a-uuid".into();
@@ -219,6 +263,30 @@ const WRONG: &[Wrong] = &[
     invalid("a number that is none in config", &["thread_options.config[\"a\"]"], |request, _| {
         options(request).config = config("a", prost_types::value::Kind::NumberValue(f64::NAN));
     }),
+    invalid("101 tables in one key of config", &[long_key!(201)], |request, _| {
+        let kind = prost_types::value::Kind::BoolValue(true);
+        options(request).config = config(&["a"; 101].join("."), kind);
+    }),
+    invalid("10,000 tables in one key of config", &[long_key!(19999)], |request, _| {
+        let kind = prost_types::value::Kind::BoolValue(true);
+        options(request).config = config(&["a"; 10_000].join("."), kind);
+    }),
+    invalid(
+        "100 tables in a key that is in one",
+        &["thread_options.config[\"b\"]"],
+        |request, _| {
+            let dotted = ["a"; 100].join(".");
+            let inner = config(&dotted, prost_types::value::Kind::BoolValue(true)).unwrap();
+            let inner = prost_types::value::Kind::StructValue(inner);
+            options(request).config = config("b", inner);
+            options(request)
+                .config
+                .as_mut()
+                .unwrap()
+                .fields
+                .extend(config("c", prost_types::value::Kind::BoolValue(true)).unwrap().fields);
+        },
+    ),
     invalid(
         "a function without a name",
         &["thread_options.dynamic_tools[0].name"],
@@ -374,7 +442,7 @@ async fn a_message_above_the_limit_is_refused_unread() {
     let sidecar = Sidecar::start().await;
     let limit = usize::try_from(sidecar.info().await.limits.unwrap().max_request_bytes).unwrap();
     let status = sidecar.try_begin(prompt("a", &"x".repeat(limit + 1))).await.unwrap_err();
-    assert!(matches!(status.code(), Code::OutOfRange | Code::ResourceExhausted), "{status:?}");
+    Refused::from(status).assert(Code::ResourceExhausted, "REQUEST_TOO_LARGE");
     // The connection lives on.
     sidecar.say("a", "hello").await.completed();
     assert_eq!(sidecar.model.requests(), 1);

@@ -11,8 +11,8 @@ use serde_json::{Map, Number, Value, json};
 
 use super::{Faults, show};
 use crate::model::options::{
-    ApprovalPolicy, DynamicTool, REASONING_SUMMARY_KEY, ReasoningSummary, SandboxMode,
-    ThreadOptions, ToolDefaults, TurnOptions, WebSearchMode,
+    ApprovalPolicy, DEEPEST_CONFIG, DynamicTool, REASONING_SUMMARY_KEY, ReasoningSummary,
+    SandboxMode, ThreadOptions, ToolDefaults, TurnOptions, WebSearchMode, config_depth,
 };
 use crate::model::request::{BusyPolicy, DisconnectPolicy, MissingThreadPolicy};
 use crate::output_schema;
@@ -352,7 +352,19 @@ fn too_many(field: &str, length: usize, faults: &mut Faults) -> bool {
 
 fn config_overrides(config: prost_types::Struct, faults: &mut Faults) -> Map<String, Value> {
     let mut path = "thread_options.config".to_owned();
-    json_object(config, &mut path, faults)
+    let config = json_object(config, &mut path, faults);
+    for (key, value) in &config {
+        let depth = config_depth(key, value);
+        if depth > DEEPEST_CONFIG {
+            faults.add(
+                format!("{path}[{}]", show(key)),
+                format!(
+                    "leads {depth} levels deep, its dots included; give at most {DEEPEST_CONFIG}"
+                ),
+            );
+        }
+    }
+    config
 }
 
 /// Protobuf decodes no more than 100 levels, so the recursion ends, and stays within what Codex

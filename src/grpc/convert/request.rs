@@ -10,12 +10,14 @@ use super::options::{
 };
 use super::{Faults, image_url, show};
 use crate::grpc::limits::RequestLimits;
+use crate::model::id::is_hidden;
 use crate::model::id::{ContextKey, Tenant, ThreadId};
 use crate::model::options::ToolDefaults;
 use crate::model::question::Answer;
 use crate::model::refusal::Refusal;
 use crate::model::request::{RequestId, TurnRequest, UserInput};
 use crate::pb;
+use crate::pb::tool_content::Content;
 use crate::turn::timeouts::Timeouts;
 
 /// Most bytes of a context id, a tool name and a thread key.
@@ -95,7 +97,7 @@ pub(crate) fn turn_request(
              unbound",
         );
     }
-    check_length("context_id", context_id, &mut faults);
+    check_key("context_id", context_id, &mut faults);
 
     let inputs = inputs_of(inputs, limits, &mut faults);
     let thread_options = thread_options(options, &mut faults).or(&tool.thread_options);
@@ -186,9 +188,15 @@ pub(crate) fn answer(
     }
     if let Some(Answer::ToolCall(pb::ToolCallAnswer { content, success: _ })) = &answer {
         for (index, pb::ToolContent { content }) in content.iter().enumerate() {
-            if content.is_none() {
-                let field = format!("tool_call.content[{index}]");
-                faults.add(field, "is empty; give a text, an image_url or an audio_url");
+            let field = format!("tool_call.content[{index}]");
+            match content {
+                Some(Content::ImageUrl(url)) => {
+                    if let Some(fault) = image_url::pixels_fault(url) {
+                        faults.add(format!("{field}.image_url"), fault);
+                    }
+                }
+                Some(Content::Text(_) | Content::AudioUrl(_)) => {}
+                None => faults.add(field, "is empty; give a text, an image_url or an audio_url"),
             }
         }
     }
@@ -238,7 +246,7 @@ fn key_of(
     if context_id.is_empty() {
         faults.add(field.as_str(), "\"\" names no conversation; give 1 to 256 bytes");
     }
-    check_length(&field, context_id, faults);
+    check_key(&field, context_id, faults);
     ContextKey {
         tenant: tenant.clone(),
         context_id: context_id.to_owned(),
@@ -251,9 +259,20 @@ fn within(path: &str, field: &str) -> String {
     if path.is_empty() { field.to_owned() } else { format!("{path}.{field}") }
 }
 
-fn check_length(field: &str, value: &str, faults: &mut Faults) {
+/// A key is short, and is what it seems to be wherever it is shown.
+fn check_key(field: &str, value: &str, faults: &mut Faults) {
     if value.len() > LONGEST_KEY {
         faults.add(field, format!("{} is too long; give at most {LONGEST_KEY} bytes", show(value)));
+    }
+    if let Some(hidden) = value.chars().find(|c| is_hidden(*c)) {
+        faults.add(
+            field,
+            format!(
+                "{} holds the control character U+{:04X}; leave it out",
+                show(value),
+                u32::from(hidden)
+            ),
+        );
     }
 }
 
@@ -270,7 +289,7 @@ fn tool_of(field: &str, name: &str, faults: &mut Faults) -> Option<String> {
         );
         return None;
     }
-    check_length(field, name, faults);
+    check_key(field, name, faults);
     (name.len() <= LONGEST_KEY).then(|| name.to_owned())
 }
 
@@ -285,7 +304,7 @@ fn thread_key_of(
 ) -> Option<String> {
     let given = given.trim();
     if !given.is_empty() {
-        check_length(&within(path, "thread_id_key"), given, faults);
+        check_key(&within(path, "thread_id_key"), given, faults);
         return Some(given.to_owned());
     }
     if let Some(configured) = &tool.thread_id_key {

@@ -1,0 +1,552 @@
+//! The connections of clients: how many there are, who makes room for whom, how each one ends.
+//!
+//! Never looks into a call, which is the services' matter. A connection begins with its handshake,
+//! which has a clock; it is idle while no call is open on it. It ends when its client closes it or
+//! answers no ping, when it has been idle for longest and another one needs its room, or with its
+//! listener. In each case calls that are open go on to their end.
+
+use std::collections::{BTreeMap, HashMap};
+use std::convert::Infallible;
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustix::io::Errno;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+use tonic::service::Routes;
+
+use super::listen::{Listener, Socket};
+use crate::grpc::call;
+use crate::grpc::limits::ConnectionLimits;
+use crate::model::id::CallerId;
+
+/// How long a connection that makes room may take to say goodbye.
+const LEAVE_GRACE: Duration = Duration::from_secs(1);
+/// How long nobody is accepted after the system had nothing to accept with.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How often the same trouble is logged at most.
+const TELL_EVERY: Duration = Duration::from_secs(10);
+
+/// Serves whoever connects until `close` is cancelled and the connections have ended. Dropping it cuts
+/// them.
+///
+/// # Errors
+/// What the system says where the listener is of no use any more.
+pub(super) async fn serve(
+    listener: Listener,
+    routes: Routes,
+    connections: Connections,
+    close: CancellationToken,
+) -> io::Result<()> {
+    let mut open = JoinSet::new();
+    loop {
+        tokio::select! {
+            biased;
+            () = close.cancelled() => break,
+            Some(_) = open.join_next() => {}
+            accepted = listener.accept() => match accepted {
+                Ok(socket) => {
+                    // Else it is closed here and now.
+                    if let Some(connection) = connections.admit(&close) {
+                        open.spawn(hold(socket, connection, routes.clone()));
+                    }
+                }
+                Err(error) => match Errno::from_io_error(&error) {
+                    // That client is gone already.
+                    Some(Errno::CONNABORTED | Errno::CONNRESET | Errno::INTR) => {}
+                    Some(Errno::BADF | Errno::INVAL | Errno::NOTSOCK | Errno::OPNOTSUPP) => {
+                        return Err(error);
+                    }
+                    // Most often no descriptor is free. The client waits in the listener's queue:
+                    // to ask for it again at once would be a spin.
+                    _ => {
+                        connections.short_of_descriptors(&error);
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+            }
+        }
+    }
+    // Who comes now is told at once that nobody is here.
+    drop(listener);
+    while open.join_next().await.is_some() {}
+    Ok(())
+}
+
+async fn hold(socket: Socket, connection: Connection, routes: Routes) {
+    let shared = Arc::clone(&connection.connections.0);
+    let limits = &shared.limits;
+    let close = connection.close.clone();
+    let shaken = CancellationToken::new();
+    let socket = Handshake { socket, seen: 0, settings: 0, shaken: shaken.clone() };
+    let connection = Arc::new(connection);
+    let calls = Calls { connection: Arc::clone(&connection), routes };
+    let mut http = http2::Builder::new(TokioExecutor::new());
+    http.timer(TokioTimer::new())
+        // Neither is bounded by default: a client could open streams, or reset them, without end.
+        .max_concurrent_streams(limits.max_streams_per_connection)
+        .max_pending_accept_reset_streams(64)
+        .keep_alive_interval(Duration::from_secs(20))
+        .keep_alive_timeout(Duration::from_secs(20));
+    let mut http = pin!(http.serve_connection(TokioIo::new(socket), calls));
+
+    let told_to_leave = async {
+        tokio::select! {
+            () = close.cancelled() => true,
+            in_time = timeout(limits.handshake_timeout, shaken.cancelled()) => {
+                if in_time.is_ok() {
+                    close.cancelled().await;
+                }
+                in_time.is_ok()
+            }
+        }
+    };
+    tokio::select! {
+        ended = http.as_mut() => {
+            if let Err(error) = ended {
+                tracing::debug!(%error, "a connection broke");
+            }
+            return;
+        }
+        told = told_to_leave => if !told {
+            tracing::debug!("a connection without a handshake is closed");
+            return;
+        }
+    }
+    http.as_mut().graceful_shutdown();
+    // A client that doesn't read keeps its calls, and nothing else.
+    while timeout(LEAVE_GRACE, http.as_mut()).await.is_err() && !connection.is_idle() {}
+}
+
+/// All connections of some listeners.
+#[derive(Debug, Clone)]
+pub(super) struct Connections(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    limits: ConnectionLimits,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    open: HashMap<u64, Entry>,
+    /// How many of them were told to leave, and count no more.
+    leaving: usize,
+    /// The others without a call, by the moment of that, counted.
+    idle: BTreeMap<u64, u64>,
+    moment: u64,
+    told: HashMap<&'static str, Instant>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    calls: usize,
+    /// Since which moment it has none.
+    idle_since: u64,
+    is_leaving: bool,
+    close: CancellationToken,
+}
+
+impl Connections {
+    /// None yet, and never more than `limits` says.
+    pub(super) fn new(limits: ConnectionLimits) -> Connections {
+        Connections(Arc::new(Shared { limits, state: Mutex::default() }))
+    }
+
+    /// A new connection, for which another one may have to leave; `None` where all that are open
+    /// have calls.
+    fn admit(&self, listener: &CancellationToken) -> Option<Connection> {
+        // From 1: 0 stands for a caller whose connection is not known.
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let mut state = self.state();
+        let most = self.0.limits.max_connections;
+        if state.open.len() - state.leaving >= most {
+            let makes_room = state.dismiss();
+            if state.may_tell("full") {
+                let done = if makes_room {
+                    "the one that was idle for longest is closed"
+                } else {
+                    "all have calls open, and new ones are refused"
+                };
+                tracing::warn!("{most} connections are open (limits.max_connections): {done}");
+            }
+            if !makes_room {
+                return None;
+            }
+        }
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let close = listener.child_token();
+        let idle_since = state.next_moment();
+        state.idle.insert(idle_since, number);
+        let entry = Entry { calls: 0, idle_since, is_leaving: false, close: close.clone() };
+        state.open.insert(number, entry);
+        drop(state);
+        Some(Connection { caller: CallerId(number), connections: self.clone(), close })
+    }
+
+    fn short_of_descriptors(&self, error: &io::Error) {
+        let mut state = self.state();
+        state.dismiss();
+        if state.may_tell("accept") {
+            tracing::warn!(%error, "connections can't be accepted and have to wait");
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing panics under it.
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn next_moment(&mut self) -> u64 {
+        self.moment += 1;
+        self.moment
+    }
+
+    /// Tells the connection that was idle for longest to leave; false where none is idle.
+    fn dismiss(&mut self) -> bool {
+        let Some((_, number)) = self.idle.pop_first() else { return false };
+        if let Some(entry) = self.open.get_mut(&number) {
+            entry.is_leaving = true;
+            entry.close.cancel();
+            self.leaving += 1;
+        }
+        true
+    }
+
+    fn may_tell(&mut self, trouble: &'static str) -> bool {
+        let now = Instant::now();
+        let due = self.told.get(trouble).is_none_or(|told| now - *told >= TELL_EVERY);
+        if due {
+            self.told.insert(trouble, now);
+        }
+        due
+    }
+}
+
+/// One that is open; dropping it says that it is not.
+#[derive(Debug)]
+struct Connection {
+    caller: CallerId,
+    connections: Connections,
+    close: CancellationToken,
+}
+
+impl Connection {
+    fn is_idle(&self) -> bool {
+        self.connections.state().open.get(&self.caller.0).is_none_or(|entry| entry.calls == 0)
+    }
+
+    fn begin_call(self: &Arc<Self>) -> CallOnDrop {
+        let mut state = self.connections.state();
+        if let Some(entry) = state.open.get_mut(&self.caller.0) {
+            entry.calls += 1;
+            let idle_since = entry.idle_since;
+            state.idle.remove(&idle_since);
+        }
+        drop(state);
+        CallOnDrop(Arc::clone(self))
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let mut state = self.connections.state();
+        if let Some(entry) = state.open.remove(&self.caller.0) {
+            state.idle.remove(&entry.idle_since);
+            state.leaving -= usize::from(entry.is_leaving);
+        }
+    }
+}
+
+/// A call that is open.
+#[derive(Debug)]
+struct CallOnDrop(Arc<Connection>);
+
+impl Drop for CallOnDrop {
+    fn drop(&mut self) {
+        let Connection { caller: CallerId(number), connections, .. } = &*self.0;
+        let mut state = connections.state();
+        let moment = state.next_moment();
+        let Some(entry) = state.open.get_mut(number) else { return };
+        entry.calls -= 1;
+        if entry.calls == 0 && !entry.is_leaving {
+            entry.idle_since = moment;
+            state.idle.insert(moment, *number);
+        }
+    }
+}
+
+/// The services for one connection.
+#[derive(Debug)]
+struct Calls {
+    connection: Arc<Connection>,
+    routes: Routes,
+}
+
+impl hyper::service::Service<Request<Incoming>> for Calls {
+    type Response = Response<Counted>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Counted>, Infallible>> + Send>>;
+
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        let open = self.connection.begin_call();
+        request.extensions_mut().insert(self.connection.caller);
+        let patience = self.connection.connections.0.limits.request_timeout;
+        let response = call::answer(self.routes.clone(), request, patience);
+        Box::pin(async move { Ok(response.await.map(|body| Counted { body, _call: open })) })
+    }
+}
+
+/// A response, whose call is open until all of it is sent.
+#[derive(Debug)]
+struct Counted {
+    body: tonic::body::Body,
+    _call: CallOnDrop,
+}
+
+impl Body for Counted {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A socket that knows when the client's half of the HTTP/2 handshake is there: the preface and a
+/// whole SETTINGS frame. h2 itself would wait for that without an end.
+#[derive(Debug)]
+struct Handshake {
+    socket: Socket,
+    /// Bytes read.
+    seen: usize,
+    /// Length of the SETTINGS, as far as it is read.
+    settings: usize,
+    shaken: CancellationToken,
+}
+
+impl Handshake {
+    const PREFACE: usize = 24;
+    const FRAME_HEADER: usize = 9;
+
+    fn read(&mut self, bytes: &[u8]) {
+        for (at, byte) in (self.seen..Handshake::PREFACE + 3).zip(bytes) {
+            if at >= Handshake::PREFACE {
+                self.settings = self.settings << 8 | usize::from(*byte);
+            }
+        }
+        self.seen += bytes.len();
+        if self.seen >= Handshake::PREFACE + Handshake::FRAME_HEADER + self.settings {
+            self.shaken.cancel();
+        }
+    }
+}
+
+impl AsyncRead for Handshake {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.socket).poll_read(context, buffer);
+        if read.is_ready() && !self.shaken.is_cancelled() {
+            self.read(&buffer.filled()[before..]);
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Handshake {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
+    use tonic::transport::Endpoint;
+    use tonic_health::pb::HealthCheckRequest;
+    use tonic_health::pb::health_check_response::ServingStatus;
+    use tonic_health::pb::health_client::HealthClient;
+
+    use super::*;
+
+    /// The preface and an empty SETTINGS frame.
+    const HANDSHAKE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+    async fn health_service(limits: ConnectionLimits) -> (std::net::SocketAddr, Connections) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let connections = Connections::new(limits);
+        let (reporter, health) = tonic_health::server::health_reporter();
+        reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
+        let (routes, shared) = (Routes::new(health), connections.clone());
+        tokio::spawn(async move {
+            serve(Listener::Tcp(listener), routes, shared, CancellationToken::new()).await
+        });
+        (address, connections)
+    }
+
+    async fn client(address: std::net::SocketAddr) -> HealthClient<tonic::transport::Channel> {
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+        HealthClient::new(endpoint.connect().await.unwrap())
+    }
+
+    async fn is_served(client: &mut HealthClient<tonic::transport::Channel>) {
+        let response = client.check(HealthCheckRequest::default()).await.unwrap().into_inner();
+        assert_eq!(response.status(), ServingStatus::Serving);
+    }
+
+    async fn raw(address: std::net::SocketAddr, bytes: &[u8]) -> TcpStream {
+        let mut socket = TcpStream::connect(address).await.unwrap();
+        socket.write_all(bytes).await.unwrap();
+        socket
+    }
+
+    impl Connections {
+        fn count(&self) -> usize {
+            let state = self.state();
+            state.open.len() - state.leaving
+        }
+    }
+
+    /// Reads until the other side has closed it.
+    async fn is_closed(mut socket: TcpStream) {
+        let closed = timeout(Duration::from_secs(20), socket.read_to_end(&mut Vec::new())).await;
+        // A reset is an end, too.
+        let _ = closed.expect("it stays open");
+    }
+
+    /// Until so many are open and count.
+    async fn are_open(connections: &Connections, count: usize) {
+        let open = async {
+            loop {
+                if connections.count() == count {
+                    return;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(Duration::from_secs(20), open).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_client_that_does_not_shake_hands_in_time_is_closed_wherever_it_stops() {
+        let handshake_timeout = Duration::from_millis(100);
+        let limits = ConnectionLimits { handshake_timeout, ..Default::default() };
+        let (address, connections) = health_service(limits).await;
+        let stays = raw(address, HANDSHAKE).await;
+        let mut served = client(address).await;
+        // Nothing, half a preface, no SETTINGS, half of their header, none of their six bytes.
+        let without_settings = [&HANDSHAKE[..24], b"\0\0\x06\x04\0\0\0\0\0"].concat();
+        for start in [&HANDSHAKE[..0], &HANDSHAKE[..9], &HANDSHAKE[..24], &HANDSHAKE[..30]] {
+            is_closed(raw(address, start).await).await;
+        }
+        is_closed(raw(address, &without_settings).await).await;
+        is_served(&mut served).await;
+        are_open(&connections, 2).await;
+        drop(stays);
+    }
+
+    #[tokio::test]
+    async fn a_new_connection_takes_the_room_of_the_one_that_was_idle_for_longest() {
+        let limits = ConnectionLimits { max_connections: 3, ..Default::default() };
+        let (address, connections) = health_service(limits).await;
+        let mut watching = client(address).await;
+        let watch = watching.watch(HealthCheckRequest::default()).await.unwrap();
+        let first = raw(address, HANDSHAKE).await;
+        are_open(&connections, 2).await;
+        let mut second = client(address).await;
+        is_served(&mut second).await;
+        are_open(&connections, 3).await;
+        // It has answered nothing so far, and answers no goodbye.
+        is_served(&mut client(address).await).await;
+        is_closed(first).await;
+        // A flood of such does not keep anybody out either, and ends no call.
+        let mut flood = Vec::new();
+        for _ in 0..20 {
+            flood.push(raw(address, HANDSHAKE).await);
+            is_served(&mut client(address).await).await;
+        }
+        is_served(&mut second).await;
+        let mut watch = watch.into_inner();
+        assert!(watch.message().await.unwrap().is_some());
+        is_served(&mut watching).await;
+        assert!(connections.count() <= 3, "{connections:?}");
+    }
+
+    #[tokio::test]
+    async fn where_all_connections_have_calls_open_a_new_one_is_closed() {
+        let limits = ConnectionLimits { max_connections: 2, ..Default::default() };
+        let (address, connections) = health_service(limits).await;
+        let mut watches = Vec::new();
+        let mut clients = Vec::new();
+        for _ in 0..2 {
+            let mut client = client(address).await;
+            watches.push(client.watch(HealthCheckRequest::default()).await.unwrap());
+            clients.push(client);
+        }
+        is_closed(raw(address, HANDSHAKE).await).await;
+        for client in &mut clients {
+            is_served(client).await;
+        }
+        watches.pop();
+        clients.pop();
+        are_open(&connections, 1).await;
+        is_served(&mut client(address).await).await;
+    }
+}
