@@ -21,12 +21,15 @@ use crate::grpc::api::pool_service_server::PoolService as _;
 use crate::grpc::codex_service::CodexApi;
 use crate::grpc::limits::{ConnectionLimits, RequestLimits};
 use crate::grpc::pool_service::PoolApi;
+use crate::model::id::CallerId;
 use crate::pb;
 use crate::pb::turn_event::Event;
 use crate::pool::{Pool, PoolSettings};
 use crate::registry::bindings::Bindings;
 use crate::turn::admission::{Admission, AdmissionLimits};
+use crate::turn::contexts::ContextLimits;
 use crate::turn::engine::{Engine, EngineSettings};
+use crate::turn::readers::ReaderLimits;
 use crate::turn::retention::Retention;
 use crate::turn::timeouts::Timeouts;
 use crate::turn::turns::Turns;
@@ -41,6 +44,8 @@ pub(crate) struct Setup {
     pub(crate) pool: PoolSettings,
     pub(crate) limits: AdmissionLimits,
     pub(crate) retention: Retention,
+    pub(crate) readers: ReaderLimits,
+    pub(crate) contexts: ContextLimits,
     pub(crate) timeouts: Timeouts,
 }
 
@@ -118,10 +123,12 @@ impl Sidecar {
             pool: PoolSettings::default(),
             limits: AdmissionLimits::default(),
             retention: Retention::default(),
+            readers: ReaderLimits::default(),
+            contexts: ContextLimits::default(),
             timeouts: Timeouts::default(),
         };
         change(&mut setup);
-        let Setup { spec, workers, pool, limits, retention, timeouts } = setup;
+        let Setup { spec, workers, pool, limits, retention, readers, contexts, timeouts } = setup;
         let work = tempfile::tempdir().unwrap();
         let default_directory = work.path().canonicalize().unwrap();
         let engine = Engine::new(
@@ -129,7 +136,12 @@ impl Sidecar {
             Bindings::default(),
             Arc::new(Turns::new(&retention)),
             Admission::new(limits.clone()),
-            EngineSettings { default_directory, timeouts: timeouts.clone() },
+            EngineSettings {
+                default_directory,
+                timeouts: timeouts.clone(),
+                readers: readers.clone(),
+                contexts: contexts.clone(),
+            },
         );
         let pool = PoolApi::new(
             Arc::clone(&engine),
@@ -145,6 +157,8 @@ impl Sidecar {
                 connections: ConnectionLimits::default(),
                 max_line_bytes: spec.limits.peer.max_line_bytes,
                 retention,
+                readers,
+                contexts,
                 timeouts: timeouts.clone(),
             },
         );
@@ -231,9 +245,20 @@ impl Sidecar {
     }
 
     /// Begins a turn: returns when it has told something.
-    pub(crate) async fn begin(&self, mut request: pb::RunTurnRequest) -> Result<Turn, Refused> {
+    pub(crate) async fn begin(&self, request: pb::RunTurnRequest) -> Result<Turn, Refused> {
+        self.begin_as(CallerId::default(), request).await
+    }
+
+    /// The same for this one of the callers.
+    pub(crate) async fn begin_as(
+        &self,
+        caller: CallerId,
+        mut request: pb::RunTurnRequest,
+    ) -> Result<Turn, Refused> {
         request.thread_options.get_or_insert_default().skip_git_repo_check.get_or_insert(true);
-        let response = self.api.run_turn(Request::new(request)).await.map_err(Refused::from)?;
+        let mut request = Request::new(request);
+        request.extensions_mut().insert(caller);
+        let response = self.api.run_turn(request).await.map_err(Refused::from)?;
         let stream = response.into_inner().map(|read| read.map(|read| read.event)).boxed();
         Ok(Turn { stream, events: Vec::new() })
     }
@@ -331,7 +356,9 @@ impl Turn {
             assert!(kinds.contains(&"thread_started"), "{kinds:?}");
         }
         if kind == Some("thread_started") {
-            assert!(kinds.iter().all(|kind| *kind == "queued"), "{kinds:?}");
+            let evicted = self.warned("CONTEXT_EVICTED").len();
+            let queued = kinds.iter().filter(|kind| **kind == "queued").count();
+            assert_eq!(queued + evicted, kinds.len(), "{kinds:?}");
         }
         if let Some(first) = self.events.first() {
             assert_eq!(event.turn_id, first.turn_id, "{event:#?}");

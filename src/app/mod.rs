@@ -4,8 +4,8 @@
 //! probes, let turns end, close connections, end the workers. Every step of the end has a bound of
 //! its own, because an open stream would otherwise hold it up for ever.
 
-mod home_lock;
 mod connections;
+mod home_lock;
 mod listen;
 mod worker_spec;
 
@@ -22,8 +22,8 @@ use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
-use self::home_lock::HomeLock;
 use self::connections::Connections;
+use self::home_lock::HomeLock;
 use self::listen::Listener;
 use self::worker_spec::worker_spec;
 use crate::config::{Config, key_fingerprint};
@@ -32,6 +32,7 @@ use crate::grpc::api::pool_service_server::PoolServiceServer;
 use crate::grpc::codex_service::CodexApi;
 use crate::grpc::limits::ConnectionLimits;
 use crate::grpc::pool_service::{PoolApi, Setup};
+use crate::grpc::stream::EventBodies;
 use crate::offline_model::OfflineModel;
 use crate::output_schema;
 use crate::pb;
@@ -198,7 +199,12 @@ impl App {
             Bindings::default(),
             Arc::new(Turns::new(&config.retention)),
             Admission::new(config.limits.clone()),
-            EngineSettings { default_directory, timeouts: config.timeouts.clone() },
+            EngineSettings {
+                default_directory,
+                timeouts: config.timeouts.clone(),
+                readers: config.readers.clone(),
+                contexts: config.contexts.clone(),
+            },
         );
         let (reporter, health) = tonic_health::server::health_reporter();
         reporter.set_service_status(READINESS_SERVICE, ServingStatus::NotServing).await;
@@ -216,6 +222,7 @@ impl App {
         let workers = PoolServiceServer::new(PoolApi::new(Arc::clone(&engine), setup(&config)))
             .max_decoding_message_size(config.requests.max_message_bytes);
         let health = health.max_decoding_message_size(config.requests.max_message_bytes);
+        let codex = EventBodies(codex);
         let health_routes = Routes::new(health.clone());
         let routes = Routes::new(health).add_service(codex).add_service(workers);
         let routes = with_reflection(routes, config.requests.max_message_bytes)?;
@@ -377,6 +384,8 @@ fn setup(config: &Config) -> Setup {
         connections: config.connections.clone(),
         max_line_bytes: config.worker.limits.peer.max_line_bytes,
         retention: config.retention.clone(),
+        readers: config.readers.clone(),
+        contexts: config.contexts.clone(),
         timeouts: config.timeouts.clone(),
     }
 }

@@ -15,7 +15,12 @@ pub(super) fn together(config: &Config, origins: &Origins, faults: &mut Vec<Faul
     let timeouts = &config.timeouts;
     let maxima = [
         ("turn", timeouts.turn, timeouts.max_turn),
-        ("idle", timeouts.idle, timeouts.max_idle),
+        // By default it is whatever a maximum leaves of it.
+        (
+            "idle",
+            timeouts.idle.filter(|_| origins.contains_key("timeouts.idle")),
+            timeouts.max_idle,
+        ),
         ("answer", Some(timeouts.answer), timeouts.max_answer),
     ];
     for (name, value, maximum) in maxima {

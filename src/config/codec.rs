@@ -186,6 +186,23 @@ pub(super) fn duration_or_zero() -> Span {
     Span { shortest: Duration::ZERO }
 }
 
+/// A duration above zero, or zero for none.
+pub(super) struct SpanOrNone;
+
+impl Codec for SpanOrNone {
+    type Value = Option<Duration>;
+
+    fn read(&self, raw: Raw<'_>, base: &Path) -> Result<Option<Duration>, String> {
+        let duration = duration_or_zero().read(raw, base);
+        let duration = duration.map_err(|wanted| format!("{wanted}, or \"0\" for no limit"))?;
+        Ok(Some(duration).filter(|duration| !duration.is_zero()))
+    }
+
+    fn write(&self, value: &Option<Duration>) -> toml::Value {
+        duration_or_zero().write(&value.unwrap_or_default())
+    }
+}
+
 impl Codec for Span {
     type Value = Duration;
 

@@ -38,6 +38,8 @@ use secrecy::{ExposeSecret as _, SecretString};
 use crate::grpc::limits::{ConnectionLimits, RequestLimits};
 use crate::pool::PoolSettings;
 use crate::turn::admission::AdmissionLimits;
+use crate::turn::contexts::ContextLimits;
+use crate::turn::readers::ReaderLimits;
 use crate::turn::retention::Retention;
 use crate::turn::timeouts::Timeouts;
 use crate::worker::settings::WorkerSettings;
@@ -87,6 +89,10 @@ pub struct Config {
     pub connections: ConnectionLimits,
     /// What is kept of turns for those who join them late.
     pub retention: Retention,
+    /// How many streams of turns' events may be open.
+    pub readers: ReaderLimits,
+    /// How many contexts are kept, and how long.
+    pub contexts: ContextLimits,
     /// How long turns may take.
     pub timeouts: Timeouts,
     /// How workers are supervised and replaced.
@@ -151,6 +157,8 @@ impl Default for Config {
             requests: RequestLimits::default(),
             connections: ConnectionLimits::default(),
             retention: Retention::default(),
+            readers: ReaderLimits::default(),
+            contexts: ContextLimits::default(),
             timeouts: Timeouts::default(),
             pool: PoolSettings::default(),
             worker: WorkerSettings::default(),

@@ -2,7 +2,7 @@
 
 use super::codec::{
     self, AbsolutePath, Codec, FeatureNames, FileMode, GroupName, Ids, LogFilter, LogForm,
-    Overrides, Switch,
+    Overrides, SpanOrNone, Switch,
 };
 use super::listen::Listen;
 use super::{Config, UnixSockets};
@@ -10,6 +10,8 @@ use crate::app_server::peer::PeerLimits;
 use crate::grpc::limits::{CODEX_MAX_INPUT_CHARACTERS, ConnectionLimits, RequestLimits};
 use crate::pool::PoolSettings;
 use crate::turn::admission::AdmissionLimits;
+use crate::turn::contexts::ContextLimits;
+use crate::turn::readers::ReaderLimits;
 use crate::turn::retention::Retention;
 use crate::turn::timeouts::Timeouts;
 use crate::worker::WorkerLimits;
@@ -75,6 +77,8 @@ pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
         requests,
         connections,
         retention,
+        readers,
+        contexts,
         timeouts,
         pool,
         worker,
@@ -97,8 +101,11 @@ pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
         handshake_timeout,
         request_timeout: message_timeout,
     } = connections;
+    let ContextLimits { max_contexts, context_ttl, evict_contexts } = contexts;
+    let ReaderLimits { max_readers, max_readers_per_turn } = readers;
     let Retention { max_bytes_per_turn, max_bytes, after_end } = retention;
-    let Timeouts { turn, idle, answer, max_turn, max_idle, max_answer, interrupt_grace } = timeouts;
+    let Timeouts { turn, idle, tool, answer, max_turn, max_idle, max_answer, interrupt_grace } =
+        timeouts;
     let PoolSettings {
         max_turns_per_worker,
         max_age,
@@ -197,6 +204,11 @@ pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
         codec::count(1..=MANY),
         max_streams_per_connection,
     );
+    v.required(key("max_readers"), codec::count(1..=MANY), max_readers);
+    v.required(key("max_readers_per_turn"), codec::count(1..=MANY), max_readers_per_turn);
+    v.required(key("max_contexts"), codec::count(1..=100 * MANY), max_contexts);
+    v.optional(key("context_ttl"), codec::duration(), context_ttl);
+    v.required(key("evict_contexts"), Switch, evict_contexts);
 
     v.section("retention");
     v.required(key("max_bytes_per_turn"), codec::bytes(64 * KIB..=GIB), max_bytes_per_turn);
@@ -205,7 +217,8 @@ pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
 
     v.section("timeouts");
     v.optional(key("turn"), codec::duration(), turn);
-    v.optional(key("idle"), codec::duration(), idle);
+    v.required(key("idle"), SpanOrNone, idle);
+    v.required(key("tool"), SpanOrNone, tool);
     v.required(key("answer"), codec::duration(), answer);
     v.optional(key("max_turn"), codec::duration(), max_turn);
     v.optional(key("max_idle"), codec::duration(), max_idle);

@@ -124,7 +124,7 @@ fn every_fault_of_every_source_is_told_at_once() {
         "FILE: timeouts.turn: 30: wants a duration from 1ms",
         "FILE: wrokers: unknown key; did you mean workers?",
         "FILE: pool: 3: wants a table",
-        "FILE: limits.nonsense_beyond_repair: unknown key; known are max_connections, ",
+        "FILE: limits.nonsense_beyond_repair: unknown key; known are context_ttl, ",
         "FILE: tools.codex_engineer.sandbox_mode: \"full\": unknown variant `full`",
         "FILE: tools.codex_engineer.working_directory: \"relative\": wants absolute paths",
         "FILE: tools.codex_engineer.modle: unknown key; did you mean model?",
@@ -180,6 +180,11 @@ const FULL: &str = r#"
     max_line_bytes = "128KiB"
     max_connections = 6
     max_streams_per_connection = 7
+    max_readers = 8
+    max_readers_per_turn = 9
+    max_contexts = 10
+    context_ttl = "11s"
+    evict_contexts = true
     [retention]
     max_bytes_per_turn = "1MiB"
     max_bytes = "1GiB"
@@ -187,6 +192,7 @@ const FULL: &str = r#"
     [timeouts]
     turn = "1s"
     idle = "2s"
+    tool = "0"
     answer = "3s"
     max_turn = "4s"
     max_idle = "5s"
@@ -297,11 +303,16 @@ fn a_key_reaches_its_part_from_whatever_section() {
         request_timeout: seconds(12),
     };
     assert_eq!(config.connections, connections);
+    let contexts =
+        ContextLimits { max_contexts: 10, context_ttl: Some(seconds(11)), evict_contexts: true };
+    assert_eq!(config.contexts, contexts);
+    assert_eq!(config.readers, ReaderLimits { max_readers: 8, max_readers_per_turn: 9 });
     assert_eq!(
         config.timeouts,
         Timeouts {
             turn: Some(seconds(1)),
             idle: Some(seconds(2)),
+            tool: None,
             answer: seconds(3),
             max_turn: Some(seconds(4)),
             max_idle: Some(seconds(5)),

@@ -4,15 +4,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use prost::Message as _;
+use tokio::sync::{AcquireError, Semaphore};
 use tonic::{Request, Response, Status};
 
 use crate::grpc::api::codex_service_server::CodexService;
 use crate::grpc::api::{AttachTurnResponse, RunTurnResponse};
 use crate::grpc::limits::RequestLimits;
 use crate::grpc::stream::{EventStream, Streaming};
+use crate::grpc::unsent::Unsent;
 use crate::grpc::{convert, deadline, page_token};
 use crate::model::event::{InterruptReason, TurnEvent};
-use crate::model::id::{ContextKey, Tenant, ThreadId, TurnId};
+use crate::model::id::{CallerId, ContextKey, Tenant, ThreadId, TurnId};
 use crate::model::options::ToolDefaults;
 use crate::model::refusal::Refusal;
 use crate::pb;
@@ -25,6 +27,9 @@ use crate::turn::turn::Turn;
 const MAX_PAGE: usize = 1000;
 const DEFAULT_PAGE: usize = 50;
 
+/// How many bindings are listed before others have their turn.
+const LISTED_AT_ONCE: usize = 100;
+
 /// The implementation over an engine.
 #[derive(Debug, Clone)]
 pub(crate) struct CodexApi {
@@ -32,6 +37,9 @@ pub(crate) struct CodexApi {
     tools: Arc<BTreeMap<String, ToolDefaults>>,
     limits: RequestLimits,
     timeouts: Timeouts,
+    // Held by the call that lists.
+    listing: Arc<Semaphore>,
+    unsent: Arc<Unsent>,
 }
 
 impl CodexApi {
@@ -42,7 +50,9 @@ impl CodexApi {
         limits: RequestLimits,
         timeouts: Timeouts,
     ) -> CodexApi {
-        CodexApi { engine, tools: Arc::new(tools), limits, timeouts }
+        let listing = Arc::new(Semaphore::new(1));
+        let (tools, unsent) = (Arc::new(tools), Arc::default());
+        CodexApi { engine, tools, limits, timeouts, listing, unsent }
     }
 
     fn key(
@@ -91,19 +101,23 @@ impl CodexService for CodexApi {
         request: Request<pb::RunTurnRequest>,
     ) -> Result<Response<Self::RunTurnStream>, Status> {
         let deadline = deadline::of(request.metadata());
+        let caller = request.extensions().get::<CallerId>().copied().unwrap_or_default();
         let defaults = |tool: &str| ToolDefaults::of(&self.tools, tool);
-        let turn = convert::turn_request(
+        let mut turn = convert::turn_request(
             request.into_inner(),
             &defaults,
             &self.limits,
             &self.timeouts,
             Tenant::default(),
         )?;
+        turn.caller = caller;
+        let seat = self.engine.readers().take(caller)?;
         let caller = deadline::answer(deadline, self.engine.run_turn(turn)).await?;
         if let Some(deadline) = deadline {
             caller.leave_at(deadline);
         }
         let turn = Arc::clone(caller.turn());
+        let seat = seat.of_turn(&turn.id)?;
         // Headers only once something is to be said: a refusal without them may be retried by any
         // gRPC client on its own.
         let begun = deadline::headers(deadline, turn.log.begun()).await;
@@ -118,9 +132,10 @@ impl CodexService for CodexApi {
             caller: Some(caller),
             deadline,
             is_over: false,
+            _seat: seat,
+            unsent: Arc::clone(&self.unsent),
         };
-        let stream = streaming.into_stream(|event| RunTurnResponse { event });
-        Ok(Response::new(stream))
+        Ok(streaming.into_response(|event| RunTurnResponse { event }))
     }
 
     type AttachTurnStream = EventStream<AttachTurnResponse>;
@@ -130,6 +145,7 @@ impl CodexService for CodexApi {
         request: Request<pb::AttachTurnRequest>,
     ) -> Result<Response<Self::AttachTurnStream>, Status> {
         let deadline = deadline::of(request.metadata());
+        let caller = request.extensions().get::<CallerId>().copied().unwrap_or_default();
         let pb::AttachTurnRequest { target, after_sequence } = request.into_inner();
         let turn = match target {
             Some(pb::attach_turn_request::Target::TurnId(turn_id)) => {
@@ -156,14 +172,16 @@ impl CodexService for CodexApi {
             );
             return Err(Refusal::field("after_sequence", description).into());
         }
+        let seat = self.engine.readers().take(caller)?.of_turn(&turn.id)?;
         let streaming = Streaming {
             reader: turn.log.read_after(after_sequence),
             caller: None,
             deadline,
             is_over: false,
+            _seat: seat,
+            unsent: Arc::clone(&self.unsent),
         };
-        let stream = streaming.into_stream(|event| AttachTurnResponse { event });
-        Ok(Response::new(stream))
+        Ok(streaming.into_response(|event| AttachTurnResponse { event }))
     }
 
     async fn interrupt_turn(
@@ -230,16 +248,29 @@ impl CodexService for CodexApi {
         };
         let filter = Some(context_id.trim()).filter(|context_id| !context_id.is_empty());
         let after = page_token::read(&page_token, filter)?;
-        // One more than asked for tells whether there is a next page.
-        let mut page =
-            self.engine.contexts().page(&Tenant::default(), filter, after.as_ref(), limit + 1);
-        let has_more = page.len() > limit;
-        page.truncate(limit);
-        let next_page_token = match page.last() {
-            Some((key, _)) if has_more => page_token::write(key, filter),
-            _ => String::new(),
+        // One listing at a time: a flood of them leaves the other cores to everybody else.
+        let closed = |error: AcquireError| Refusal::Internal(error.to_string());
+        let _turn = self.listing.acquire().await.map_err(closed)?;
+        let mut after = after;
+        let mut contexts = Vec::new();
+        let next_page_token = loop {
+            // One more than is left tells whether there is a next page.
+            let left = limit - contexts.len();
+            let part = left.min(LISTED_AT_ONCE);
+            let mut page =
+                self.engine.contexts().page(&Tenant::default(), filter, after.as_ref(), part + 1);
+            let has_more = page.len() > part;
+            page.truncate(part);
+            contexts.extend(page.iter().map(|(key, binding)| self.context(key, binding)));
+            match page.pop() {
+                Some((key, _)) if has_more && part == left => {
+                    break page_token::write(&key, filter);
+                }
+                Some((key, _)) if has_more => after = Some((key.context_id, key.thread_key)),
+                _ => break String::new(),
+            }
+            tokio::task::yield_now().await;
         };
-        let contexts = page.iter().map(|(key, binding)| self.context(key, binding)).collect();
         Ok(Response::new(pb::ListContextsResponse { contexts, next_page_token }))
     }
 

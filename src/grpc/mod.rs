@@ -16,4 +16,5 @@ pub(crate) mod limits;
 mod page_token;
 pub(crate) mod pool_service;
 pub(crate) mod status;
-mod stream;
+pub(crate) mod stream;
+mod unsent;

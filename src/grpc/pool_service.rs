@@ -11,8 +11,10 @@ use crate::grpc::limits::{ConnectionLimits, RequestLimits};
 use crate::pb;
 use crate::pool::{Readiness, SlotState, SlotStatus, Trouble};
 use crate::turn::admission::AdmissionLimits;
+use crate::turn::contexts::ContextLimits;
 use crate::turn::engine::{DrainState, Engine};
 use crate::turn::pixels::MAX_IMAGE_PIXELS;
+use crate::turn::readers::ReaderLimits;
 use crate::turn::retention::Retention;
 use crate::turn::timeouts::Timeouts;
 
@@ -41,6 +43,10 @@ pub(crate) struct Setup {
     pub max_line_bytes: usize,
     /// What is kept of turns.
     pub retention: Retention,
+    /// How many streams of turns' events may be open.
+    pub readers: ReaderLimits,
+    /// How many contexts are kept, and how long.
+    pub contexts: ContextLimits,
     /// The clocks of turns.
     pub timeouts: Timeouts,
 }
@@ -193,7 +199,8 @@ fn worker(index: usize, status: &SlotStatus) -> pb::Worker {
 }
 
 fn limits(setup: &Setup) -> pb::ServerLimits {
-    let Setup { admission, requests, connections, retention, timeouts, .. } = setup;
+    let Setup { admission, requests, connections, retention, readers, contexts, timeouts, .. } =
+        setup;
     let duration =
         |duration: Option<Duration>| duration.and_then(|duration| duration.try_into().ok());
     pb::ServerLimits {
@@ -203,12 +210,15 @@ fn limits(setup: &Setup) -> pb::ServerLimits {
         max_running_turns: count(admission.max_running_turns),
         max_queued_turns: count(admission.max_waiting_turns),
         max_queued_turns_per_context: count(admission.max_waiting_turns_per_context),
-        max_contexts: 0,
+        max_contexts: contexts.max_contexts as u64,
+        context_ttl: duration(contexts.context_ttl),
+        evict_contexts: contexts.evict_contexts,
         max_retained_bytes_per_turn: retention.max_bytes_per_turn as u64,
         max_retained_bytes: retention.max_bytes as u64,
         event_retention: duration(Some(retention.after_end)),
         default_idle_timeout: duration(timeouts.idle),
         max_idle_timeout: duration(timeouts.max_idle),
+        tool_timeout: duration(timeouts.tool),
         default_turn_timeout: duration(timeouts.turn),
         max_turn_timeout: duration(timeouts.max_turn),
         default_answer_timeout: duration(Some(timeouts.answer)),
@@ -219,6 +229,8 @@ fn limits(setup: &Setup) -> pb::ServerLimits {
         max_streams_per_connection: connections.max_streams_per_connection,
         request_timeout: duration(Some(connections.request_timeout)),
         max_image_pixels: MAX_IMAGE_PIXELS,
+        max_readers: count(readers.max_readers),
+        max_readers_per_turn: count(readers.max_readers_per_turn),
     }
 }
 

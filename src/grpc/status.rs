@@ -74,13 +74,26 @@ pub(crate) fn status(refusal: &Refusal) -> Status {
                 .about(field, description)
                 .status()
         }
-        Refusal::QueueFull { waiting: _, retry_after } => {
+        Refusal::QueueFull { waiting: _, retry_after }
+        | Refusal::QueueShareFull { waiting: _, retry_after }
+        | Refusal::QueueTooLarge { bytes: _, retry_after } => {
             says(Code::ResourceExhausted, "QUEUE_FULL", refusal).retry_after(*retry_after).status()
         }
         Refusal::ContextQueueFull { waiting: _, retry_after } => {
             says(Code::ResourceExhausted, "CONTEXT_QUEUE_FULL", refusal)
                 .retry_after(*retry_after)
                 .status()
+        }
+        Refusal::ContextsFull { max_contexts: _ } => {
+            says(Code::ResourceExhausted, "CONTEXTS_FULL", refusal).status()
+        }
+        Refusal::SteeringFull { turn_id, .. } => {
+            says(Code::ResourceExhausted, "STEERING_FULL", refusal)
+                .with("turn_id", turn_id)
+                .status()
+        }
+        Refusal::TooManyReaders { open: _, of: _ } | Refusal::ReaderTooSlow => {
+            says(Code::ResourceExhausted, "TOO_MANY_READERS", refusal).status()
         }
         Refusal::WorkerUnavailable { cause: _, retry_after } => {
             says(Code::Unavailable, "WORKER_UNAVAILABLE", refusal)
@@ -358,6 +371,34 @@ mod tests {
                 "POLICY_DENIED",
             ),
             (Refusal::QueueFull { waiting: 9, retry_after }, Code::ResourceExhausted, "QUEUE_FULL"),
+            (Refusal::ContextsFull { max_contexts: 9 }, Code::ResourceExhausted, "CONTEXTS_FULL"),
+            (
+                Refusal::SteeringFull {
+                    turn_id: turn_id(),
+                    steered: 9,
+                    bytes: 9,
+                    most: 9,
+                    most_bytes: 9,
+                },
+                Code::ResourceExhausted,
+                "STEERING_FULL",
+            ),
+            (Refusal::ReaderTooSlow, Code::ResourceExhausted, "TOO_MANY_READERS"),
+            (
+                Refusal::TooManyReaders { open: 9, of: "this turn" },
+                Code::ResourceExhausted,
+                "TOO_MANY_READERS",
+            ),
+            (
+                Refusal::QueueTooLarge { bytes: 9, retry_after },
+                Code::ResourceExhausted,
+                "QUEUE_FULL",
+            ),
+            (
+                Refusal::QueueShareFull { waiting: 9, retry_after },
+                Code::ResourceExhausted,
+                "QUEUE_FULL",
+            ),
             (
                 Refusal::ContextQueueFull { waiting: 9, retry_after },
                 Code::ResourceExhausted,
@@ -425,6 +466,8 @@ mod tests {
             let retries = matches!(
                 refusal,
                 Refusal::QueueFull { .. }
+                    | Refusal::QueueShareFull { .. }
+                    | Refusal::QueueTooLarge { .. }
                     | Refusal::ContextQueueFull { .. }
                     | Refusal::WorkerUnavailable { .. }
                     | Refusal::OutOfResources { .. }

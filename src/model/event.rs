@@ -135,6 +135,10 @@ pub enum WarningCode {
     UnownedTurnStopped,
     /// Commands that the turn had started still ran at its end; they were ended.
     CommandsEnded,
+    /// The turn has been silent for half of the time that it may be.
+    NoProgress,
+    /// The context was bound before, and was evicted.
+    ContextEvicted,
 }
 
 impl WarningCode {
@@ -155,6 +159,8 @@ impl WarningCode {
             WarningCode::LineSkipped => "LINE_SKIPPED",
             WarningCode::UnownedTurnStopped => "UNOWNED_TURN_STOPPED",
             WarningCode::CommandsEnded => "COMMANDS_ENDED",
+            WarningCode::NoProgress => "NO_PROGRESS",
+            WarningCode::ContextEvicted => "CONTEXT_EVICTED",
         }
     }
 }

@@ -13,6 +13,10 @@ impl Default for Tenant {
     }
 }
 
+/// Who calls, among all that a tenant's callers share: a number for each connection.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct CallerId(pub(crate) u64);
+
 /// The key of a binding: which thread of which context.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ContextKey {
@@ -99,7 +103,3 @@ impl fmt::Display for WorkerId {
         write!(f, "w{}.{}", self.slot, self.generation)
     }
 }
-
-/// Who calls: a number per connection, from 1. 0 is a caller whose connection is not known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
-pub(crate) struct CallerId(pub(crate) u64);

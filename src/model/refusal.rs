@@ -92,9 +92,29 @@ pub enum Refusal {
         /// When to try again.
         retry_after: Duration,
     },
-    /// Too many turns of this context wait.
+    /// Too many turns of this caller wait, for what is left of the queue.
     #[error(
-        "{waiting} turns of this context already wait, the limit for one context; try again later"
+        "{waiting} turns of this connection already wait, its share of this sidecar's queue; try again later"
+    )]
+    QueueShareFull {
+        /// How many wait.
+        waiting: usize,
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// The turns that wait hold too much.
+    #[error(
+        "the turns that wait hold {bytes} bytes already, and with this one it would be more than is left for this connection; try again later, or send less"
+    )]
+    QueueTooLarge {
+        /// How much they hold.
+        bytes: usize,
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// Too many turns of this context, or on its thread, wait.
+    #[error(
+        "{waiting} turns already wait for this context or its thread, the limit for one; try again later"
     )]
     ContextQueueFull {
         /// How many wait.
@@ -102,6 +122,42 @@ pub enum Refusal {
         /// When to try again.
         retry_after: Duration,
     },
+    /// There are as many contexts as there may be.
+    #[error(
+        "{max_contexts} contexts are bound, the limit of this sidecar (limits.max_contexts); delete some, or let limits.evict_contexts or limits.context_ttl drop those that are unused"
+    )]
+    ContextsFull {
+        /// How many.
+        max_contexts: usize,
+    },
+    /// So much was added to the turn already that it takes no more.
+    #[error(
+        "turn {turn_id} takes no more input: {steered} additions with {bytes} bytes were made to it, and the limits are {most} and {most_bytes}; wait for its end, and say the rest in the next turn"
+    )]
+    SteeringFull {
+        turn_id: TurnId,
+        /// How many additions it has had.
+        steered: usize,
+        /// The bytes of all of them.
+        bytes: usize,
+        /// Most additions.
+        most: usize,
+        /// Most bytes.
+        most_bytes: usize,
+    },
+    /// Too many streams of turns' events are open.
+    #[error("{open} streams of {of} are open already, the limit; close some, or try again later")]
+    TooManyReaders {
+        /// How many are open.
+        open: usize,
+        /// Of what: a turn, a connection, the sidecar.
+        of: &'static str,
+    },
+    /// A stream was not read for so long, in the midst of a large event, that others needed its room.
+    #[error(
+        "the stream was not read, and others needed the room that its event took; attach again after the last event that was received"
+    )]
+    ReaderTooSlow,
     /// No worker can take the turn.
     #[error("no Codex worker is available: {cause}")]
     WorkerUnavailable {

@@ -1,6 +1,6 @@
 //! A turn's request after validation: what the engine may rely on without looking again.
 
-use crate::model::id::{ContextKey, Tenant, ThreadId};
+use crate::model::id::{CallerId, ContextKey, Tenant, ThreadId};
 use crate::model::options::{ThreadOptions, TurnOptions};
 
 /// A turn to run.
@@ -9,6 +9,8 @@ use crate::model::options::{ThreadOptions, TurnOptions};
 pub(crate) struct TurnRequest {
     /// Whose turn it is.
     pub tenant: Tenant,
+    /// Who asks for it, for its share of what callers share.
+    pub caller: CallerId,
     /// The binding that it reads and keeps; `None` for an ephemeral turn, or one that names only
     /// a thread.
     pub context: Option<ContextKey>,
@@ -34,6 +36,8 @@ pub(crate) struct TurnRequest {
     pub missing_thread_policy: MissingThreadPolicy,
     /// Pass on what the contract has no name for.
     pub include_raw_events: bool,
+    /// How large the request was on the wire.
+    pub bytes: usize,
 }
 
 /// One part of what the user says.
@@ -45,6 +49,17 @@ pub enum UserInput {
     LocalImage(String),
     /// The `data:` address of an image.
     ImageUrl(String),
+}
+
+impl UserInput {
+    /// How many bytes it holds.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            UserInput::Text(text) | UserInput::LocalImage(text) | UserInput::ImageUrl(text) => {
+                text.len()
+            }
+        }
+    }
 }
 
 /// The caller's key of idempotency with a digest of everything else in the request.

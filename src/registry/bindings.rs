@@ -1,9 +1,11 @@
 //! Which thread belongs to which context.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Bound::{Excluded, Included, Unbounded};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::SystemTime;
+
+use tokio::time::Instant;
 
 use crate::model::id::{ContextKey, Tenant, ThreadId, TurnId};
 
@@ -30,41 +32,105 @@ pub(crate) struct Bound {
     pub(crate) replaced: Option<ThreadId>,
 }
 
-/// All bindings, in the order of their keys.
+/// What is left of a context that was evicted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Mark {
+    /// The thread that it had.
+    pub(crate) thread_id: ThreadId,
+    /// When it was evicted.
+    pub(crate) since: Instant,
+}
+
+/// All bindings, in the order of their keys and in that of their last uses.
 #[derive(Debug, Default)]
 pub(crate) struct Bindings {
-    by_key: RwLock<BTreeMap<ContextKey, Binding>>,
+    all: RwLock<All>,
+}
+
+#[derive(Debug, Default)]
+struct All {
+    by_key: BTreeMap<Arc<ContextKey>, Kept>,
+    // By the number of their last use.
+    by_use: BTreeMap<u64, Arc<ContextKey>>,
+    uses: u64,
+    marks: HashMap<Arc<ContextKey>, Mark>,
+    // In the order in which they were made; those that are gone may still be among them.
+    marked: VecDeque<(Instant, Arc<ContextKey>)>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    binding: Binding,
+    use_number: u64,
+    used_at: Instant,
+}
+
+impl All {
+    fn note_use(&mut self, key: &ContextKey) -> Option<&mut Binding> {
+        let kept = self.by_key.get_mut(key)?;
+        self.uses += 1;
+        if let Some(key) = self.by_use.remove(&kept.use_number) {
+            self.by_use.insert(self.uses, key);
+        }
+        (kept.use_number, kept.used_at) = (self.uses, Instant::now());
+        Some(&mut kept.binding)
+    }
+
+    fn remove(&mut self, key: &ContextKey) -> Option<Binding> {
+        let kept = self.by_key.remove(key)?;
+        self.by_use.remove(&kept.use_number);
+        Some(kept.binding)
+    }
 }
 
 impl Bindings {
     pub(crate) fn get(&self, key: &ContextKey) -> Option<Binding> {
-        self.read().get(key).cloned()
+        self.read().by_key.get(key).map(|kept| kept.binding.clone())
     }
 
-    /// Binds a thread to a context, in place of any other.
+    pub(crate) fn contains(&self, key: &ContextKey) -> bool {
+        self.read().by_key.contains_key(key)
+    }
+
+    /// Binds a thread to a context, in place of any other. What was left of the context is no matter
+    /// any more.
     pub(crate) fn bind(&self, key: &ContextKey, thread_id: &ThreadId) -> Bound {
         let now = SystemTime::now();
-        let mut by_key = self.write();
-        let binding = by_key.entry(key.clone()).or_insert_with(|| Binding {
+        let mut all = self.write();
+        all.marks.remove(key);
+        if let Some(binding) = all.note_use(key) {
+            binding.updated_at = now;
+            let before = std::mem::replace(&mut binding.thread_id, thread_id.clone());
+            let replaced = (before != *thread_id).then_some(before);
+            return Bound { binding: binding.clone(), replaced };
+        }
+        let binding = Binding {
             thread_id: thread_id.clone(),
             created_at: now,
             updated_at: now,
             turns: 0,
             latest_turn: None,
-        });
-        binding.updated_at = now;
-        let before = std::mem::replace(&mut binding.thread_id, thread_id.clone());
-        let replaced = (before != *thread_id).then_some(before);
-        Bound { binding: binding.clone(), replaced }
+        };
+        all.uses += 1;
+        let (key, use_number) = (Arc::new(key.clone()), all.uses);
+        all.by_use.insert(use_number, Arc::clone(&key));
+        let kept = Kept { binding: binding.clone(), use_number, used_at: Instant::now() };
+        all.by_key.insert(key, kept);
+        Bound { binding, replaced: None }
     }
 
     /// Notes that a turn of this context has its thread.
     pub(crate) fn note_turn(&self, key: &ContextKey, turn_id: &TurnId) {
-        if let Some(binding) = self.write().get_mut(key) {
+        if let Some(binding) = self.write().note_use(key) {
             binding.turns += 1;
             binding.latest_turn = Some(turn_id.clone());
             binding.updated_at = SystemTime::now();
         }
+    }
+
+    /// Notes that a context is used, which is the last to be evicted then.
+    pub(crate) fn note_use(&self, key: &ContextKey) {
+        self.write().note_use(key);
     }
 
     /// Forgets the binding of a context. The thread stays where it is, on Codex's disk.
@@ -72,9 +138,46 @@ impl Bindings {
         self.write().remove(key)
     }
 
+    /// Evicts the context that is unused for longest, of those that are not busy; with `since`, only
+    /// one that is unused since then. Leaves a mark of it, and at most so many marks.
+    pub(crate) fn evict(
+        &self,
+        is_busy: impl Fn(&ContextKey) -> bool,
+        since: Option<Instant>,
+        most_marks: usize,
+    ) -> Option<ThreadId> {
+        let mut all = self.write();
+        let key = all.by_use.values().find(|key| !is_busy(key)).map(Arc::clone)?;
+        let used_at = all.by_key.get(&key)?.used_at;
+        if since.is_some_and(|since| used_at > since) {
+            return None;
+        }
+        let thread_id = all.remove(&key)?.thread_id;
+        let now = Instant::now();
+        all.marks.insert(Arc::clone(&key), Mark { thread_id: thread_id.clone(), since: now });
+        all.marked.push_back((now, key));
+        while all.marked.len() > most_marks {
+            all.forget_oldest_mark();
+        }
+        Some(thread_id)
+    }
+
+    /// What is left of a context that was evicted and not bound since.
+    pub(crate) fn mark(&self, key: &ContextKey) -> Option<Mark> {
+        self.read().marks.get(key).cloned()
+    }
+
+    /// Forgets the marks that are as old as this, or older.
+    pub(crate) fn forget_marks(&self, since: Instant) {
+        let mut all = self.write();
+        while all.marked.front().is_some_and(|(made, _)| *made <= since) {
+            all.forget_oldest_mark();
+        }
+    }
+
     /// How many bindings there are.
     pub(crate) fn len(&self) -> usize {
-        self.read().len()
+        self.read().by_key.len()
     }
 
     /// Up to `limit` bindings of a tenant in the order of their keys, those after `after` only, and
@@ -100,18 +203,29 @@ impl Bindings {
             key.tenant == *tenant
                 && context_id.is_none_or(|context_id| key.context_id == context_id)
         };
-        let by_key = self.read();
-        let page = by_key.range((start, Unbounded)).take_while(|(key, _)| is_wanted(key));
-        page.take(limit).map(|(key, binding)| (key.clone(), binding.clone())).collect()
+        let all = self.read();
+        let page = all.by_key.range::<ContextKey, _>((start, Unbounded));
+        let page = page.take_while(|(key, _)| is_wanted(key)).take(limit);
+        page.map(|(key, kept)| (ContextKey::clone(key), kept.binding.clone())).collect()
     }
 
-    // A panic elsewhere can't leave the map half changed.
-    fn read(&self) -> RwLockReadGuard<'_, BTreeMap<ContextKey, Binding>> {
-        self.by_key.read().unwrap_or_else(PoisonError::into_inner)
+    // A panic elsewhere can't leave the maps half changed.
+    fn read(&self) -> RwLockReadGuard<'_, All> {
+        self.all.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, BTreeMap<ContextKey, Binding>> {
-        self.by_key.write().unwrap_or_else(PoisonError::into_inner)
+    fn write(&self) -> RwLockWriteGuard<'_, All> {
+        self.all.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl All {
+    fn forget_oldest_mark(&mut self) {
+        let Some((made, key)) = self.marked.pop_front() else { return };
+        // It may have been bound, and evicted again, since.
+        if self.marks.get(&key).is_some_and(|mark| mark.since == made) {
+            self.marks.remove(&key);
+        }
     }
 }
 
@@ -193,5 +307,32 @@ mod tests {
         assert_eq!(second.binding.created_at, first.binding.created_at);
         assert_eq!(bindings.remove(&key), Some(second.binding));
         assert_eq!(bindings.len(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_one_unused_for_longest_goes_first_and_leaves_a_mark_for_a_while() {
+        let bindings = Bindings::default();
+        let keys: Vec<ContextKey> = (0..4).map(|number| key(&number.to_string(), "k")).collect();
+        for (number, key) in keys.iter().enumerate() {
+            bindings.bind(key, &ThreadId::from_codex(number.to_string()));
+            tokio::time::advance(std::time::Duration::from_secs(1)).await;
+        }
+        let before = Instant::now();
+        bindings.note_use(&keys[0]);
+        let evict = |since| bindings.evict(|key| *key == keys[1], since, 2);
+        // The second is busy, and the others are used later than that.
+        assert_eq!(evict(before.checked_sub(std::time::Duration::from_secs(3))), None);
+        let evicted: Vec<_> = (0..4).map(|_| evict(None)).collect();
+        let id = |number: &str| Some(ThreadId::from_codex(number));
+        assert_eq!(evicted, [id("2"), id("3"), id("0"), None]);
+        let marks: Vec<_> = keys.iter().map(|key| bindings.mark(key).is_some()).collect();
+        assert_eq!(marks, [true, false, false, true], "there is room for two");
+        bindings.bind(&keys[3], &ThreadId::from_codex("3"));
+        assert_eq!(bindings.mark(&keys[3]), None);
+        assert_eq!(bindings.mark(&keys[0]).unwrap().thread_id, ThreadId::from_codex("0"));
+        bindings.forget_marks(Instant::now());
+        let all = bindings.read();
+        assert_eq!((all.by_key.len(), all.by_use.len()), (2, 2));
+        assert_eq!((all.marks.len(), all.marked.len()), (0, 0));
     }
 }

@@ -247,3 +247,30 @@ async fn a_turn_that_waits_for_an_answer_is_not_idle() {
     assert_eq!(turn.failed().reason, "IDLE_TIMEOUT");
     assert_eq!(began.elapsed().as_secs(), 1801);
 }
+
+/// Whoever asks for no clock has these.
+#[tokio::test(start_paused = true)]
+async fn a_turn_that_hangs_is_ended_by_default_and_warned_of_before() {
+    let (sidecar, mut codex) = sidecar().await;
+    let command = json!({ "type": "commandExecution", "id": "c", "command": "sleep", "cwd": "/",
+        "status": "inProgress", "commandActions": [] });
+    for (item, minutes) in [(None, 10), (Some(command), 60)] {
+        let mut turn = begin(&sidecar, &mut codex, prompt("a", "x")).await;
+        let began = tokio::time::Instant::now();
+        if let Some(item) = item {
+            codex.tell_in_turn("item/started", json!({ "item": item })).await;
+            codex.during(turn.until("item_started")).await;
+        }
+        codex.during(turn.until("warning")).await;
+        assert_eq!(turn.warned("NO_PROGRESS").len(), 1);
+        assert_eq!(began.elapsed().as_secs(), 60 * minutes / 2);
+        codex.during(turn.rest()).await;
+        let error = turn.failed();
+        assert_eq!((error.reason.as_str(), error.retryable), ("IDLE_TIMEOUT", true));
+        assert_eq!(began.elapsed().as_secs(), 60 * minutes);
+        assert_eq!(turn.warned("NO_PROGRESS").len(), 1);
+    }
+    let limits = sidecar.info().await.limits.unwrap();
+    let seconds = |duration: Option<prost_types::Duration>| duration.unwrap().seconds;
+    assert_eq!((seconds(limits.default_idle_timeout), seconds(limits.tool_timeout)), (600, 3600));
+}

@@ -4,6 +4,7 @@ mod attach;
 mod calls;
 mod clocks;
 mod commands;
+mod contexts;
 mod failures;
 mod faults_pool;
 mod faults_worker;

@@ -8,6 +8,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tonic::Code;
 
+use crate::model::id::CallerId;
 use crate::pb;
 use crate::testing::{Played, Turn, prompt};
 use crate::worker::testing::HOLD;
@@ -74,6 +75,58 @@ async fn reject_refuses_while_the_context_is_busy() {
     sidecar.run(under(pb::BusyPolicy::Reject, prompt("b", "hello"))).await.completed();
     sidecar.interrupt(&busy.id()).await;
     sidecar.run(request).await.completed();
+}
+
+/// Whether they waited for the thread while they held their slots.
+#[tokio::test(start_paused = true)]
+async fn contexts_that_name_one_busy_thread_wait_in_its_lane_and_take_nobodys_room() {
+    let sidecar = Played::with(|setup| setup.limits.max_running_turns = 2).await;
+    let busy = taken(&sidecar, "a").await;
+    let mut named = Vec::new();
+    for number in 0..8 {
+        let thread_id = busy.thread_id().to_owned();
+        let request = pb::RunTurnRequest { thread_id, ..prompt(&format!("{number}"), "hello") };
+        let mut turn = sidecar.begin(request).await.unwrap();
+        turn.until("queued").await;
+        assert_eq!(turn.queue_position(), number + 1);
+        named.push(turn);
+    }
+    let counts = sidecar.counts().await;
+    assert_eq!((counts.running_turns, counts.queued_turns), (1, 8));
+    sidecar.say("innocent", "hello").await.completed();
+    sidecar.interrupt(&busy.id()).await;
+    for turn in &mut named {
+        turn.rest().await;
+        turn.completed();
+        assert_eq!(turn.thread_id(), busy.thread_id());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_one_caller_leaves_the_others_room_and_their_turn() {
+    let sidecar = Played::with(|setup| setup.limits.max_running_turns = 1).await;
+    let busy = taken(&sidecar, "busy").await;
+    let mut flood = Vec::new();
+    let mut refused = 0;
+    for number in 0..1000 {
+        match sidecar.begin_as(CallerId(1), prompt(&format!("flood {number}"), HOLD)).await {
+            Ok(turn) => flood.push(turn),
+            Err(refusal) => {
+                refusal.assert(Code::ResourceExhausted, "QUEUE_FULL");
+                assert!(refusal.retry_after.is_some_and(|after| !after.is_zero()));
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 0);
+    let mut innocent = sidecar.begin_as(CallerId(2), prompt("innocent", "hello")).await.unwrap();
+    innocent.until("queued").await;
+    assert_eq!(innocent.queue_position(), 2);
+    sidecar.interrupt(&busy.id()).await;
+    flood[0].until("turn_started").await;
+    sidecar.interrupt(&flood[0].id()).await;
+    innocent.rest().await;
+    innocent.completed();
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,8 +1,11 @@
-//! Who may run now: turns of one context one after the other, and not too many in all.
+//! Who may run now: turns of one context, or on one thread, one after the other, and not too many in
+//! all.
 //!
-//! A turn stands in its lane (its context, or the thread that it names) until the turns before it
-//! have ended, then in the common line until there is room for it. Both are first come, first served.
-//! Nobody waits without being told: what does not fit is refused at once.
+//! A turn stands in its lanes (its context, and the thread that it will run on as soon as that is
+//! known) until the turns before it have ended, then in the common line until there is room for it.
+//! A lane is first come, first served, and all lanes in the same order, so that no two turns wait for
+//! each other. In the common line callers take turns. Nobody waits without being told: what does not
+//! fit is refused at once.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,17 +13,33 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::model::id::{ContextKey, Tenant, ThreadId};
+use crate::model::id::{CallerId, ContextKey, Tenant, ThreadId};
 use crate::model::refusal::Refusal;
 use crate::model::request::BusyPolicy;
 
 /// What runs one turn at a time.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Lane {
-    /// A context's thread.
+    /// A context.
     Context(ContextKey),
-    /// A thread that was named without a context.
+    /// A thread, whoever names it.
     Thread(Tenant, ThreadId),
+}
+
+/// A turn that is to be admitted.
+#[derive(Debug, Clone)]
+pub(crate) struct Entrant {
+    pub(crate) tenant: Tenant,
+    /// Whose turn it is among those that share the line.
+    pub(crate) caller: CallerId,
+    pub(crate) context: Option<ContextKey>,
+    /// The thread that it will run on, where that is known.
+    pub(crate) thread: Option<ThreadId>,
+    /// Whether it runs on whatever thread its context has by then.
+    pub(crate) follows_context: bool,
+    pub(crate) policy: BusyPolicy,
+    /// What its request holds while it waits.
+    pub(crate) bytes: usize,
 }
 
 /// How many turns may run and wait.
@@ -30,9 +49,10 @@ pub struct AdmissionLimits {
     pub max_running_turns: usize,
     /// Most turns of one tenant that run at once. Default 64.
     pub max_running_turns_per_tenant: usize,
-    /// Most turns that wait in all; beyond it QUEUE_FULL. Default 256.
+    /// Most turns that wait in all; beyond it QUEUE_FULL. Default 256. One connection's may take seven
+    /// eighths of it.
     pub max_waiting_turns: usize,
-    /// Most turns that wait in one lane; beyond it CONTEXT_QUEUE_FULL. Default 16.
+    /// Most turns that wait for one context, or one thread; beyond it CONTEXT_QUEUE_FULL. Default 16.
     pub max_waiting_turns_per_context: usize,
 }
 
@@ -46,6 +66,15 @@ impl Default for AdmissionLimits {
         }
     }
 }
+
+/// Most turns that one caller may have waiting, as a multiple of the room that is left. One that floods
+/// the queue takes seven eighths of it, two take seven fifteenths each, and so on: whoever comes with
+/// one turn finds room.
+const SHARE: usize = 7;
+
+/// Most bytes that the requests of all turns that wait hold; beyond it QUEUE_FULL. They are shared as the
+/// queue is.
+const MOST_WAITING_BYTES: usize = 256 << 20;
 
 /// How far a turn is in its line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,27 +96,136 @@ pub(crate) struct Admission {
 struct State {
     next_ticket: u64,
     tickets: HashMap<u64, Entry>,
-    lanes: HashMap<Lane, LaneState>,
-    // Heads of their lanes, waiting for room.
-    line: VecDeque<u64>,
+    // By ticket; but for those that run, which are in front, in the order of their arrival.
+    lanes: HashMap<Lane, VecDeque<u64>>,
+    line: Line,
     running: usize,
     running_of: HashMap<Tenant, usize>,
-    waiting: usize,
+    waiting: Waiting,
+    waiting_of: HashMap<CallerId, Waiting>,
+}
+
+/// Turns that wait, and what their requests hold.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Waiting {
+    turns: usize,
+    bytes: usize,
+}
+
+impl Waiting {
+    fn add(&mut self, bytes: usize) {
+        self.turns += 1;
+        self.bytes += bytes;
+    }
+
+    fn take(&mut self, bytes: usize) {
+        self.turns -= 1;
+        self.bytes -= bytes;
+    }
+}
+
+/// Counts one less of a caller's.
+fn take_waiting(of: &mut HashMap<CallerId, Waiting>, caller: CallerId, bytes: usize) {
+    if let Some(waiting) = of.get_mut(&caller) {
+        waiting.take(bytes);
+        if waiting.turns == 0 {
+            of.remove(&caller);
+        }
+    }
+}
+
+/// Who has a turn that runs or waits, while nothing of that changes.
+pub(crate) struct Busy<'a>(&'a HashMap<Lane, VecDeque<u64>>);
+
+impl Busy<'_> {
+    pub(crate) fn has(&self, key: &ContextKey) -> bool {
+        self.0.contains_key(&Lane::Context(key.clone()))
+    }
+
+    pub(crate) fn contexts(&self) -> impl Iterator<Item = &ContextKey> {
+        self.0.keys().filter_map(|lane| match lane {
+            Lane::Context(key) => Some(key),
+            Lane::Thread(..) => None,
+        })
+    }
 }
 
 #[derive(Debug)]
 struct Entry {
-    lane: Option<Lane>,
     tenant: Tenant,
-    running: bool,
+    caller: CallerId,
+    context: Option<Lane>,
+    thread: Option<Lane>,
+    follows_context: bool,
+    bytes: usize,
+    stage: Stage,
     position: watch::Sender<QueuePosition>,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// It waits for others of its lanes.
+    InLane,
+    /// It waits for room.
+    InLine,
+    Running,
+}
+
+impl Entry {
+    fn lanes(&self) -> impl Iterator<Item = &Lane> {
+        self.context.iter().chain(&self.thread)
+    }
+}
+
+/// Who waits for nothing but room: each caller's turns in their order, and the callers in that in which
+/// they take turns.
 #[derive(Debug, Default)]
-struct LaneState {
-    // The head is the one that runs, or stands in the common line.
-    head: Option<u64>,
-    waiting: VecDeque<u64>,
+struct Line {
+    callers: VecDeque<(CallerId, VecDeque<u64>)>,
+}
+
+impl Line {
+    fn is_empty(&self) -> bool {
+        self.callers.is_empty()
+    }
+
+    fn push(&mut self, caller: CallerId, id: u64) {
+        match self.callers.iter_mut().find(|(known, _)| *known == caller) {
+            Some((_, ids)) => ids.push_back(id),
+            None => self.callers.push_back((caller, VecDeque::from([id]))),
+        }
+    }
+
+    fn remove(&mut self, caller: CallerId, id: u64) {
+        self.callers.retain_mut(|(known, ids)| {
+            if *known == caller {
+                ids.retain(|other| *other != id);
+            }
+            !ids.is_empty()
+        });
+    }
+
+    /// Takes out the first for which there is room. Its caller is the last to have another turn.
+    fn take(&mut self, has_room: impl Fn(u64) -> bool) -> Option<u64> {
+        let found = self.callers.iter().enumerate().find_map(|(at, (_, ids))| {
+            let index = ids.iter().position(|id| has_room(*id))?;
+            Some((at, index))
+        });
+        let (at, index) = found?;
+        let (caller, mut ids) = self.callers.remove(at)?;
+        let id = ids.remove(index);
+        if !ids.is_empty() {
+            self.callers.push_back((caller, ids));
+        }
+        id
+    }
+
+    /// All of them, in the order in which room would be given to them.
+    fn order(&self) -> impl Iterator<Item = u64> {
+        let rounds = self.callers.iter().map(|(_, ids)| ids.len()).max().unwrap_or(0);
+        let round = |round| self.callers.iter().filter_map(move |(_, ids)| ids.get(round));
+        (0..rounds).flat_map(round).copied()
+    }
 }
 
 /// A turn's admission. Dropping it gives the admission up, whether the turn waits or runs.
@@ -103,11 +241,23 @@ impl Ticket {
     pub(crate) fn position(&self) -> watch::Receiver<QueuePosition> {
         self.position.clone()
     }
+
+    /// Notes the thread that the turn runs on: from now on it is its context's, and whoever else names it
+    /// waits for the turn.
+    pub(crate) fn note_thread(&self, thread_id: &ThreadId) {
+        self.admission.note_thread(self.id, thread_id);
+    }
+
+    /// Gives the admission up and does the turn's last deed in one step: nobody is admitted, and no context
+    /// changes, between the two. The deed must be short, and ask nothing here.
+    pub(crate) fn give_up(&self, last: impl FnOnce()) {
+        self.admission.leave(self.id, last);
+    }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.admission.leave(self.id);
+        self.admission.leave(self.id, || ());
     }
 }
 
@@ -120,61 +270,89 @@ impl Admission {
         Arc::new(Admission { limits, state: Mutex::default() })
     }
 
-    /// Takes a turn in.
+    /// Takes a turn in: whoever `entrant` makes, who is there from `enter` on. Nothing else is admitted,
+    /// and nothing ends, meanwhile, so that what they look at still holds; they must be short, and ask
+    /// nothing here.
     ///
     /// # Errors
-    /// [`Refusal::ContextBusy`] under [`BusyPolicy::Reject`], [`Refusal::ContextQueueFull`] and
-    /// [`Refusal::QueueFull`].
+    /// [`Refusal::ContextBusy`] under [`BusyPolicy::Reject`], [`Refusal::ContextQueueFull`],
+    /// [`Refusal::QueueFull`], and whatever the making refuses.
     pub(crate) fn admit(
         self: &Arc<Admission>,
-        tenant: &Tenant,
-        lane: Option<Lane>,
-        policy: BusyPolicy,
+        entrant: impl FnOnce(&Busy<'_>) -> Result<Entrant, Refusal>,
+        enter: impl FnOnce(),
     ) -> Result<Ticket, Refusal> {
         let mut lock = self.state();
         let state = &mut *lock;
-        let in_lane = lane.as_ref().and_then(|lane| state.lanes.get(lane));
-        let lane_is_busy = in_lane.is_some();
-        let waiting_in_lane = in_lane.map_or(0, |lane| lane.waiting.len());
-        if lane_is_busy && policy == BusyPolicy::Reject {
+        let Entrant { tenant, caller, context, thread, follows_context, policy, bytes } =
+            entrant(&Busy(&state.lanes))?;
+        let context = context.map(Lane::Context);
+        let thread = thread.map(|thread| Lane::Thread(tenant.clone(), thread));
+        let waiting_in_lane = [&context, &thread].into_iter().flatten();
+        let waiting_in_lane = waiting_in_lane.filter_map(|lane| state.lanes.get(lane));
+        let waiting_in_lane = waiting_in_lane.map(|lane| lane.len() - 1).max();
+        if waiting_in_lane.is_some() && policy == BusyPolicy::Reject {
             return Err(Refusal::ContextBusy);
         }
-        let runs_at_once = !lane_is_busy && state.line.is_empty() && self.has_room(state, tenant);
+        let runs_at_once =
+            waiting_in_lane.is_none() && state.line.is_empty() && self.has_room(state, &tenant);
         if !runs_at_once {
-            if lane_is_busy && waiting_in_lane >= self.limits.max_waiting_turns_per_context {
-                let waiting = waiting_in_lane;
-                return Err(Refusal::ContextQueueFull { waiting, retry_after: RETRY_AFTER });
-            }
-            if state.waiting >= self.limits.max_waiting_turns {
-                let waiting = state.waiting;
-                return Err(Refusal::QueueFull { waiting, retry_after: RETRY_AFTER });
-            }
+            self.look_for_a_position(state, caller, waiting_in_lane, bytes)?;
         }
 
         let id = state.next_ticket;
         state.next_ticket += 1;
-        state.waiting += 1;
-        let (sender, position) = watch::channel(QueuePosition::Waiting(1));
-        let entry =
-            Entry { lane: lane.clone(), tenant: tenant.clone(), running: false, position: sender };
-        state.tickets.insert(id, entry);
-        match lane {
-            Some(lane) => {
-                let lane = state.lanes.entry(lane).or_default();
-                match lane.head {
-                    None => {
-                        lane.head = Some(id);
-                        state.line.push_back(id);
-                    }
-                    Some(_) => lane.waiting.push_back(id),
-                }
-            }
-            None => state.line.push_back(id),
+        state.waiting.add(bytes);
+        state.waiting_of.entry(caller).or_default().add(bytes);
+        for lane in [&context, &thread].into_iter().flatten() {
+            state.lanes.entry(lane.clone()).or_default().push_back(id);
         }
+        let (sender, position) = watch::channel(QueuePosition::Waiting(1));
+        let entry = Entry {
+            tenant,
+            caller,
+            context,
+            thread,
+            follows_context,
+            bytes,
+            stage: Stage::InLane,
+            position: sender,
+        };
+        state.tickets.insert(id, entry);
+        enter();
+        state.line_up(id);
         self.advance(state);
-        tell_lane(state, id);
+        state.tell_in_lane(id);
         drop(lock);
         Ok(Ticket { id, admission: Arc::clone(self), position })
+    }
+
+    fn look_for_a_position(
+        &self,
+        state: &State,
+        caller: CallerId,
+        waiting_in_lane: Option<usize>,
+        bytes: usize,
+    ) -> Result<(), Refusal> {
+        let retry_after = RETRY_AFTER;
+        let most_in_lane = self.limits.max_waiting_turns_per_context;
+        if let Some(waiting) = waiting_in_lane.filter(|waiting| *waiting >= most_in_lane) {
+            return Err(Refusal::ContextQueueFull { waiting, retry_after });
+        }
+        let free = self.limits.max_waiting_turns.saturating_sub(state.waiting.turns);
+        let own = state.waiting_of.get(&caller).copied().unwrap_or_default();
+        if free == 0 {
+            return Err(Refusal::QueueFull { waiting: state.waiting.turns, retry_after });
+        }
+        if own.turns >= free.saturating_mul(SHARE) {
+            return Err(Refusal::QueueShareFull { waiting: own.turns, retry_after });
+        }
+        let (own, all) = (own.bytes + bytes, state.waiting.bytes + bytes);
+        let free = MOST_WAITING_BYTES.saturating_sub(all);
+        if all > MOST_WAITING_BYTES || own > free.saturating_mul(SHARE) {
+            return Err(Refusal::QueueTooLarge { bytes: state.waiting.bytes, retry_after });
+        }
+        Ok(())
     }
 
     /// How many turns run.
@@ -184,102 +362,192 @@ impl Admission {
 
     /// How many turns wait.
     pub(crate) fn waiting(&self) -> usize {
-        self.state().waiting
+        self.state().waiting.turns
     }
 
     /// How many turns wait in this lane.
     pub(crate) fn waiting_in(&self, lane: &Lane) -> usize {
         let state = self.state();
-        let Some(lane) = state.lanes.get(lane) else { return 0 };
-        let head_waits =
-            lane.head.and_then(|id| state.tickets.get(&id)).is_some_and(|entry| !entry.running);
-        lane.waiting.len() + usize::from(head_waits)
+        let lane = state.lanes.get(lane).into_iter().flatten();
+        lane.filter(|id| !state.runs(**id)).count()
     }
 
     /// Makes a change that no turn of this lane may come between; `None`, and no change, where one
     /// runs or waits. Nobody is admitted meanwhile: the change must be short, and ask nothing here.
-    pub(crate) fn while_idle<T>(&self, lane: &Lane, change: impl FnOnce() -> T) -> Option<T> {
+    pub(crate) fn while_idle<T>(
+        &self,
+        lane: &Lane,
+        change: impl FnOnce(&Busy<'_>) -> T,
+    ) -> Option<T> {
         let state = self.state();
         let is_idle = !state.lanes.contains_key(lane);
-        is_idle.then(change)
+        is_idle.then(|| change(&Busy(&state.lanes)))
+    }
+
+    /// Makes a change that nothing of what is busy may come between; as short as those.
+    pub(crate) fn hold<T>(&self, change: impl FnOnce(&Busy<'_>) -> T) -> T {
+        change(&Busy(&self.state().lanes))
     }
 
     fn has_room(&self, state: &State, tenant: &Tenant) -> bool {
-        state.running < self.limits.max_running_turns
-            && state.running_of.get(tenant).copied().unwrap_or(0)
-                < self.limits.max_running_turns_per_tenant
+        self.limits.have_room(state.running, &state.running_of, tenant)
     }
 
     /// Lets those in the common line run for whom there is room; a tenant at its limit does not hold
     /// up the others.
     fn advance(&self, state: &mut State) {
-        let mut index = 0;
-        while let Some(&id) = state.line.get(index) {
-            let Some(tenant) = state.tickets.get(&id).map(|entry| entry.tenant.clone()) else {
-                state.line.remove(index);
-                continue;
-            };
-            if !self.has_room(state, &tenant) {
-                index += 1;
-                continue;
-            }
-            state.line.remove(index);
-            state.running += 1;
-            state.waiting -= 1;
-            *state.running_of.entry(tenant).or_default() += 1;
-            if let Some(entry) = state.tickets.get_mut(&id) {
-                entry.running = true;
-                entry.position.send_replace(QueuePosition::Running);
-            }
+        let State { tickets, line, running, running_of, waiting, waiting_of, .. } = state;
+        while let Some(id) = line.take(|id| {
+            let entry = tickets.get(&id);
+            entry.is_none_or(|entry| self.limits.have_room(*running, running_of, &entry.tenant))
+        }) {
+            let Some(entry) = tickets.get_mut(&id) else { continue };
+            *running += 1;
+            waiting.take(entry.bytes);
+            take_waiting(waiting_of, entry.caller, entry.bytes);
+            *running_of.entry(entry.tenant.clone()).or_default() += 1;
+            entry.stage = Stage::Running;
+            entry.position.send_replace(QueuePosition::Running);
         }
-        for (index, id) in state.line.iter().enumerate() {
-            if let Some(entry) = state.tickets.get(id) {
+        for (index, id) in line.order().enumerate() {
+            if let Some(entry) = tickets.get(&id) {
                 tell(entry, index + 1);
             }
         }
     }
 
-    fn leave(&self, id: u64) {
+    fn note_thread(&self, id: u64, thread_id: &ThreadId) {
         let mut lock = self.state();
         let state = &mut *lock;
-        let Some(Entry { lane, tenant, running, .. }) = state.tickets.remove(&id) else { return };
-        if running {
-            state.running -= 1;
-            if let Some(count) = state.running_of.get_mut(&tenant) {
-                *count -= 1;
-                if *count == 0 {
-                    state.running_of.remove(&tenant);
-                }
-            }
-        } else {
-            state.waiting -= 1;
-            state.line.retain(|other| *other != id);
+        let Some(entry) = state.tickets.get(&id) else { return };
+        let thread = Lane::Thread(entry.tenant.clone(), thread_id.clone());
+        let of_context = entry.context.as_ref().and_then(|lane| state.lanes.get(lane));
+        let followers =
+            of_context.into_iter().flatten().copied().filter(|other| {
+                state.tickets.get(other).is_some_and(|entry| entry.follows_context)
+            });
+        let moving: Vec<u64> = followers.filter(|other| *other != id).chain([id]).collect();
+        for id in moving {
+            state.move_to_thread(id, &thread);
         }
-        if let Some(lane) = lane {
-            let mut is_empty = false;
-            if let Some(lane) = state.lanes.get_mut(&lane) {
-                if lane.head == Some(id) {
-                    lane.head = lane.waiting.pop_front();
-                    state.line.extend(lane.head);
-                } else {
-                    lane.waiting.retain(|other| *other != id);
-                }
-                is_empty = lane.head.is_none();
-                for (index, id) in lane.waiting.iter().enumerate() {
-                    if let Some(entry) = state.tickets.get(id) {
-                        tell(entry, index + 1);
-                    }
-                }
+        self.advance(state);
+    }
+
+    fn leave(&self, id: u64, last: impl FnOnce()) {
+        let mut lock = self.state();
+        let state = &mut *lock;
+        let Some(entry) = state.tickets.remove(&id) else { return };
+        match entry.stage {
+            Stage::Running => {
+                state.running -= 1;
+                take_one(&mut state.running_of, &entry.tenant);
             }
-            if is_empty {
-                state.lanes.remove(&lane);
+            Stage::InLane | Stage::InLine => {
+                state.waiting.take(entry.bytes);
+                take_waiting(&mut state.waiting_of, entry.caller, entry.bytes);
+                state.line.remove(entry.caller, id);
             }
+        }
+        last();
+        for lane in entry.lanes() {
+            state.leave_lane(lane, id);
         }
         self.advance(state);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl AdmissionLimits {
+    fn have_room(
+        &self,
+        running: usize,
+        running_of: &HashMap<Tenant, usize>,
+        tenant: &Tenant,
+    ) -> bool {
+        running < self.max_running_turns
+            && running_of.get(tenant).copied().unwrap_or(0) < self.max_running_turns_per_tenant
+    }
+}
+
+impl State {
+    fn runs(&self, id: u64) -> bool {
+        self.tickets.get(&id).is_some_and(|entry| entry.stage == Stage::Running)
+    }
+
+    /// Has a turn wait for room, once nobody is before it in its lanes; or in its lanes again.
+    fn line_up(&mut self, id: u64) {
+        let Some(entry) = self.tickets.get(&id) else { return };
+        let is_in_front = |lane| self.lanes.get(lane).is_some_and(|lane| lane.front() == Some(&id));
+        let (caller, is_free) = (entry.caller, entry.lanes().all(is_in_front));
+        let stage = match (entry.stage, is_free) {
+            (Stage::InLane, true) => {
+                self.line.push(caller, id);
+                Stage::InLine
+            }
+            (Stage::InLine, false) => {
+                self.line.remove(caller, id);
+                Stage::InLane
+            }
+            (stage, _) => stage,
+        };
+        if let Some(entry) = self.tickets.get_mut(&id) {
+            entry.stage = stage;
+        }
+        self.tell_in_lane(id);
+    }
+
+    fn leave_lane(&mut self, lane: &Lane, id: u64) {
+        let Some(ids) = self.lanes.get_mut(lane) else { return };
+        ids.retain(|other| *other != id);
+        if ids.is_empty() {
+            self.lanes.remove(lane);
+        }
+        self.line_up_lane(lane);
+    }
+
+    fn line_up_lane(&mut self, lane: &Lane) {
+        for id in self.lanes.get(lane).cloned().into_iter().flatten() {
+            self.line_up(id);
+        }
+    }
+
+    fn move_to_thread(&mut self, id: u64, thread: &Lane) {
+        let runs = self.runs(id);
+        let Some(entry) = self.tickets.get_mut(&id) else { return };
+        if entry.thread.as_ref() == Some(thread) {
+            return;
+        }
+        let before = entry.thread.replace(thread.clone());
+        if let Some(before) = before {
+            self.leave_lane(&before, id);
+        }
+        let ids = self.lanes.get(thread).into_iter().flatten();
+        let ahead = ids.take_while(|other| !runs && (**other < id || self.runs(**other))).count();
+        self.lanes.entry(thread.clone()).or_default().insert(ahead, id);
+        self.line_up_lane(thread);
+    }
+
+    /// Tells a turn that waits in its lanes its position there.
+    fn tell_in_lane(&self, id: u64) {
+        let Some(entry) = self.tickets.get(&id).filter(|entry| entry.stage == Stage::InLane) else {
+            return;
+        };
+        let lanes = entry.lanes().filter_map(|lane| self.lanes.get(lane));
+        let ahead = lanes.filter_map(|lane| lane.iter().position(|other| *other == id)).max();
+        tell(entry, ahead.unwrap_or(0));
+    }
+}
+
+/// Counts one less.
+fn take_one<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
+        }
     }
 }
 
@@ -292,26 +560,30 @@ fn tell(entry: &Entry, number: usize) {
     });
 }
 
-/// Tells a newcomer its position behind the others of its lane.
-fn tell_lane(state: &State, id: u64) {
-    let Some(entry) = state.tickets.get(&id) else { return };
-    let lane = entry.lane.as_ref().and_then(|lane| state.lanes.get(lane));
-    if let Some(index) = lane.and_then(|lane| lane.waiting.iter().position(|other| *other == id)) {
-        tell(entry, index + 1);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn lane(name: usize) -> Option<Lane> {
-        Some(Lane::Context(ContextKey {
+    fn entrant(name: usize) -> Entrant {
+        let context = ContextKey {
             tenant: Tenant::default(),
             context_id: name.to_string(),
             thread_key: String::new(),
-        }))
+        };
+        Entrant {
+            tenant: Tenant::default(),
+            caller: CallerId::default(),
+            context: Some(context),
+            thread: None,
+            follows_context: true,
+            policy: BusyPolicy::Queue,
+            bytes: name,
+        }
+    }
+
+    fn thread(name: usize) -> ThreadId {
+        ThreadId::from_codex(name.to_string())
     }
 
     fn position(ticket: &Ticket) -> QueuePosition {
@@ -325,8 +597,15 @@ mod tests {
         max_waiting_turns_per_context: 2,
     };
 
+    fn take_in(
+        admission: &Arc<Admission>,
+        entrant: impl FnOnce() -> Result<Entrant, Refusal>,
+    ) -> Result<Ticket, Refusal> {
+        admission.admit(|_| entrant(), || ())
+    }
+
     fn admit(admission: &Arc<Admission>, name: usize) -> Result<Ticket, Refusal> {
-        admission.admit(&Tenant::default(), lane(name), BusyPolicy::Queue)
+        take_in(admission, || Ok(entrant(name)))
     }
 
     #[test]
@@ -346,7 +625,8 @@ mod tests {
             ]
         );
         assert!(matches!(admit(&admission, 1), Err(Refusal::ContextQueueFull { waiting: 2, .. })));
-        let rejected = admission.admit(&Tenant::default(), lane(2), BusyPolicy::Reject);
+        let rejected =
+            take_in(&admission, || Ok(Entrant { policy: BusyPolicy::Reject, ..entrant(2) }));
         assert_eq!(rejected.unwrap_err(), Refusal::ContextBusy);
         let (fourth, _fifth) = (admit(&admission, 4).unwrap(), admit(&admission, 5).unwrap());
         assert_eq!(position(&fourth), QueuePosition::Waiting(1));
@@ -361,7 +641,176 @@ mod tests {
         assert_eq!(position(&third), QueuePosition::Waiting(1));
     }
 
+    fn on_thread(admission: &Arc<Admission>, name: usize, on: usize) -> Ticket {
+        let entrant = Entrant { thread: Some(thread(on)), follows_context: false, ..entrant(name) };
+        take_in(admission, || Ok(entrant)).unwrap()
+    }
+
+    #[test]
+    fn contexts_that_name_one_thread_wait_for_it_and_leave_the_room_to_others() {
+        let admission =
+            Admission::new(AdmissionLimits { max_waiting_turns_per_context: 3, ..LIMITS });
+        let busy = admit(&admission, 1).unwrap();
+        let follows = admit(&admission, 1).unwrap();
+        // Its first turn: the thread was not known when it was admitted.
+        busy.note_thread(&thread(7));
+        let named = [on_thread(&admission, 2, 7), on_thread(&admission, 3, 7)];
+        let innocent = admit(&admission, 4).unwrap();
+        let positions = |tickets: [&Ticket; 3]| tickets.map(position);
+        let waiting = QueuePosition::Waiting;
+        assert_eq!(positions([&follows, &named[0], &named[1]]), [1, 2, 3].map(waiting));
+        assert_eq!(position(&innocent), QueuePosition::Running);
+        let rejected =
+            Entrant { thread: Some(thread(7)), policy: BusyPolicy::Reject, ..entrant(5) };
+        assert_eq!(take_in(&admission, || Ok(rejected)).unwrap_err(), Refusal::ContextBusy);
+        drop(busy);
+        assert_eq!(position(&follows), QueuePosition::Running);
+        // The context gets another thread: those that follow it don't wait for the old one.
+        let last = admit(&admission, 1).unwrap();
+        follows.note_thread(&thread(8));
+        drop(innocent);
+        assert_eq!(
+            positions([&named[0], &named[1], &last]),
+            [QueuePosition::Running, waiting(1), waiting(1)]
+        );
+    }
+
+    #[test]
+    fn one_caller_leaves_room_for_others_and_callers_take_turns() {
+        let limits = AdmissionLimits {
+            max_waiting_turns: 64,
+            max_running_turns: 1,
+            ..AdmissionLimits::default()
+        };
+        let admission = Admission::new(limits);
+        let come = |caller, name| {
+            take_in(&admission, || Ok(Entrant { caller: CallerId(caller), ..entrant(name) }))
+        };
+        let running = come(1, 0).unwrap();
+        let mut flood: Vec<Ticket> = Vec::new();
+        let refused = (1..5000).filter_map(|name| match come(1, name) {
+            Ok(ticket) => {
+                flood.push(ticket);
+                None
+            }
+            Err(refusal) => Some(refusal),
+        });
+        let refused: Vec<Refusal> = refused.collect();
+        assert_eq!(flood.len(), 56);
+        assert!(
+            refused
+                .iter()
+                .all(|refusal| matches!(refusal, Refusal::QueueShareFull { waiting: 56, .. })),
+            "{:?}",
+            refused.first()
+        );
+        let others = [come(2, 5000).unwrap(), come(3, 5001).unwrap(), come(2, 5002).unwrap()];
+        let waiting = QueuePosition::Waiting;
+        assert_eq!([&others[0], &others[1], &others[2]].map(position), [2, 3, 5].map(waiting));
+        drop(running);
+        assert_eq!(position(&flood[0]), QueuePosition::Running);
+        drop(flood.remove(0));
+        assert_eq!(position(&others[0]), QueuePosition::Running);
+        assert_eq!(position(&flood[0]), waiting(2));
+    }
+
+    #[test]
+    fn what_waits_holds_only_so_many_bytes_and_one_caller_leaves_some_to_others() {
+        let admission =
+            Admission::new(AdmissionLimits { max_running_turns: 1, ..AdmissionLimits::default() });
+        let come = |caller, name| {
+            let bytes = 8 << 20;
+            take_in(&admission, || Ok(Entrant { caller: CallerId(caller), bytes, ..entrant(name) }))
+        };
+        let running = come(1, 0).unwrap();
+        let mut waiting: Vec<Ticket> = (1..=28).map(|name| come(1, name).unwrap()).collect();
+        let full = come(1, 29).unwrap_err();
+        assert!(matches!(full, Refusal::QueueTooLarge { bytes, .. } if bytes == 28 * (8 << 20)));
+        waiting.extend((30..33).map(|name| come(2, name).unwrap()));
+        assert!(matches!(come(2, 33), Err(Refusal::QueueTooLarge { .. })));
+        waiting.push(take_in(&admission, || Ok(entrant(34))).unwrap());
+        drop(running);
+        drop(waiting);
+        assert_eq!(admission.state().waiting, Waiting::default());
+        // One that runs at once does not wait.
+        take_in(&admission, || Ok(Entrant { bytes: 1 << 30, ..entrant(35) })).unwrap();
+    }
+
+    #[test]
+    fn nobody_is_admitted_between_a_turns_last_deed_and_its_leave() {
+        let admission = Admission::new(LIMITS);
+        let (begins, begun) = std::sync::mpsc::channel();
+        let ticket = admit(&admission, 1).unwrap();
+        std::thread::scope(|scope| {
+            let mut next = None;
+            ticket.give_up(|| {
+                let thread = scope.spawn(|| {
+                    begins.send(()).unwrap();
+                    position(&admit(&admission, 1).unwrap())
+                });
+                begun.recv().unwrap();
+                // It has all the time that it needs, if nothing holds it up.
+                (0..1000).for_each(|_| std::thread::yield_now());
+                assert!(!thread.is_finished());
+                next = Some(thread);
+            });
+            assert_eq!(next.unwrap().join().unwrap(), QueuePosition::Running);
+        });
+    }
+
     proptest! {
+        #[test]
+        fn lanes_of_contexts_and_threads_never_wait_for_each_other(
+            steps in proptest::collection::vec((0_usize..4, 0_usize..4, 0_usize..20, 0_u8..5), 1..200)
+        ) {
+            let limits = AdmissionLimits { max_waiting_turns: 40, ..LIMITS };
+            let admission = Admission::new(limits);
+            let mut tickets: Vec<Ticket> = Vec::new();
+            for (name, on, index, action) in steps {
+                let caller = CallerId(index as u64 % 3);
+                match action {
+                    0 => if !tickets.is_empty() { tickets.remove(index % tickets.len()); },
+                    1 => if let Some(ticket) = tickets.iter().find(|ticket| position(ticket) == QueuePosition::Running) {
+                        ticket.note_thread(&thread(on));
+                    },
+                    2 => tickets.extend(take_in(&admission, || Ok(Entrant { caller, thread: Some(thread(on)), follows_context: false, ..entrant(name) })).ok()),
+                    3 => tickets.extend(take_in(&admission, || Ok(Entrant { caller, context: None, thread: Some(thread(on)), ..entrant(name) })).ok()),
+                    _ => tickets.extend(take_in(&admission, || Ok(Entrant { caller, ..entrant(name) })).ok()),
+                }
+                let state = admission.state();
+                let mut in_line: Vec<u64> = state.line.order().collect();
+                in_line.sort_unstable();
+                for (id, entry) in &state.tickets {
+                    let is_free = entry.lanes().all(|lane| state.lanes[lane].front() == Some(id));
+                    let stands = in_line.binary_search(id).is_ok();
+                    prop_assert_eq!(entry.stage == Stage::InLine, stands);
+                    // One that runs may have been given a thread that another one uses just now.
+                    if entry.stage != Stage::Running { prop_assert_eq!(is_free, stands); }
+                    for lane in entry.lanes() {
+                        prop_assert_eq!(state.lanes[lane].iter().filter(|other| *other == id).count(), 1);
+                    }
+                }
+                // Work-conserving: nobody stands in line while there is room.
+                prop_assert!(in_line.is_empty() || state.running == LIMITS.max_running_turns);
+                let running = state.tickets.values().filter(|entry| entry.stage == Stage::Running).count();
+                prop_assert_eq!(state.running, running);
+                prop_assert_eq!(state.waiting.turns, tickets.len() - running);
+                let of_callers = state.waiting_of.values().fold(Waiting::default(), |sum, one| {
+                    Waiting { turns: sum.turns + one.turns, bytes: sum.bytes + one.bytes }
+                });
+                prop_assert_eq!(of_callers, state.waiting);
+            }
+            // However they wait for each other, all of them get their turn.
+            while !tickets.is_empty() {
+                let before = tickets.len();
+                let running: Vec<Ticket> = tickets.extract_if(.., |ticket| position(ticket) == QueuePosition::Running).collect();
+                drop(running);
+                prop_assert!(tickets.len() < before, "nobody runs, and {} wait", before);
+            }
+            let state = admission.state();
+            prop_assert!(state.lanes.is_empty() && state.line.is_empty() && state.waiting_of.is_empty());
+        }
+
         #[test]
         fn no_limit_is_passed_no_lane_runs_twice_and_nothing_is_left(
             steps in proptest::collection::vec((0_usize..4, any::<bool>(), 0_usize..20), 1..200)

@@ -54,10 +54,13 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         let turn = self.turn.borrow().clone();
-        // Also where the turn was forgotten while it was being settled for.
-        if turn.is_none_or(|turn| !self.turns.turns.contains_key(&turn.id)) {
-            self.turns.by_request.remove(&self.key);
-        }
+        let own = self.turn.subscribe();
+        // Also where the turn was forgotten while it was being settled for; another call may have the id
+        // by then.
+        self.turns.by_request.remove_if(&self.key, |_, claimed| {
+            claimed.turn.same_channel(&own)
+                && turn.is_none_or(|turn| !self.turns.turns.contains_key(&turn.id))
+        });
     }
 }
 
@@ -92,5 +95,33 @@ impl Turns {
             }
             // The first call was refused before it had a turn.
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::outcome::Outcome;
+    use crate::model::request::TurnRequest;
+    use crate::turn::retention::Retention;
+
+    #[tokio::test]
+    async fn a_claim_that_was_settled_for_a_forgotten_turn_leaves_the_next_ones_alone() {
+        let all = Arc::new(Turns::new(&Retention::default()));
+        let id = RequestId { id: "r".to_owned(), fingerprint: [1; 32] };
+        let tenant = Tenant::default();
+        let RequestIdUse::First(first) = all.claim(&tenant, &id).await.unwrap() else { panic!() };
+        let (turn, _mailbox) = Turn::new(&TurnRequest::default(), Arc::clone(all.retained()));
+        all.enter(&turn);
+        // Step by step as it is settled, while the turn is refused and forgotten.
+        turn.requests().push(first.key.clone());
+        first.turn.send_replace(Some(Arc::clone(&turn)));
+        turn.log.end(Outcome::Refused(Refusal::ContextBusy));
+        all.note_ended(&turn);
+        let RequestIdUse::First(second) = all.claim(&tenant, &id).await.unwrap() else { panic!() };
+        drop(first);
+        assert_eq!(all.by_request.len(), 1);
+        drop(second);
+        assert!(all.by_request.is_empty());
     }
 }

@@ -16,6 +16,8 @@ pub(super) enum Cause {
     Asked(InterruptReason),
     TurnTimeout,
     IdleTimeout,
+    // The same while something ran that takes its time.
+    ToolTimeout,
     // More came into force than was asked.
     SettingsNotApplied,
     Budget,
@@ -26,23 +28,34 @@ pub(super) enum Cause {
 pub(super) struct Clocks {
     pub(super) turn_timeout: Option<Duration>,
     pub(super) idle_timeout: Option<Duration>,
+    /// In place of `idle_timeout`, unless that is longer, while something runs that takes its time.
+    pub(super) tool_timeout: Option<Duration>,
     // Not before the turn has left its queue.
     turn_deadline: Option<Instant>,
     // `None` before the turn is handed to Codex: there is no progress to miss.
     last_progress: Option<Instant>,
+    // Whether a warning was given since.
+    has_warned: bool,
     // Whoever is asked something may take his time.
     idle_stands: bool,
+    // Whether a command, an MCP call or a sub-agent runs.
+    tools_run: bool,
     asked: Option<InterruptReason>,
 }
 
 impl Clocks {
-    pub(super) fn new(options: &TurnOptions) -> Clocks {
+    /// `tool_timeout` is the longest time without progress while a command, an MCP call or a sub-agent
+    /// runs.
+    pub(super) fn new(options: &TurnOptions, tool_timeout: Option<Duration>) -> Clocks {
         Clocks {
             turn_timeout: options.turn_timeout,
             idle_timeout: options.idle_timeout,
+            tool_timeout: tool_timeout.map(|tool| tool.max(options.idle_timeout.unwrap_or(tool))),
             turn_deadline: None,
             last_progress: None,
+            has_warned: false,
             idle_stands: false,
+            tools_run: false,
             asked: None,
         }
     }
@@ -65,6 +78,7 @@ impl Clocks {
     /// Something happens that counts; the first time the turn is handed to Codex.
     pub(super) fn note_progress(&mut self, now: Instant) {
         self.last_progress = Some(now);
+        self.has_warned = false;
     }
 
     /// The turn is Codex's no more.
@@ -80,6 +94,15 @@ impl Clocks {
         self.idle_stands = stands;
     }
 
+    /// Notes whether something runs that takes its time. The idle clock starts anew when nothing does any
+    /// more.
+    pub(super) fn let_tools_run(&mut self, run: bool, now: Instant) {
+        if self.tools_run && !run {
+            self.note_progress(now);
+        }
+        self.tools_run = run;
+    }
+
     /// Why the turn must stop now, if it must.
     pub(super) fn struck(&self, now: Instant) -> Option<Cause> {
         let is_over = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
@@ -87,8 +110,8 @@ impl Clocks {
             self.asked()
         } else if is_over(self.turn_deadline) {
             Some(Cause::TurnTimeout)
-        } else if is_over(self.idle_deadline()) {
-            Some(Cause::IdleTimeout)
+        } else if is_over(self.after_silence(1.0)) {
+            Some(if self.tools_run { Cause::ToolTimeout } else { Cause::IdleTimeout })
         } else {
             None
         }
@@ -96,14 +119,30 @@ impl Clocks {
 
     /// When the next clock strikes.
     pub(super) fn next(&self) -> Option<Instant> {
-        self.turn_deadline.into_iter().chain(self.idle_deadline()).min()
+        self.turn_deadline.into_iter().chain(self.after_silence(1.0)).min()
     }
 
-    fn idle_deadline(&self) -> Option<Instant> {
+    /// When the turn has been silent for half of what it may be, unless that was warned of.
+    pub(super) fn next_warning(&self) -> Option<Instant> {
+        self.after_silence(0.5).filter(|_| !self.has_warned)
+    }
+
+    /// Whether that is now: how long it has been silent, and may be. Once for each silence.
+    pub(super) fn warning(&mut self, now: Instant) -> Option<(Duration, Duration)> {
+        self.next_warning().filter(|at| *at <= now)?;
+        self.has_warned = true;
+        Some((now.duration_since(self.last_progress?), self.silence_timeout()?))
+    }
+
+    fn silence_timeout(&self) -> Option<Duration> {
+        if self.tools_run { self.tool_timeout } else { self.idle_timeout }
+    }
+
+    fn after_silence(&self, share: f64) -> Option<Instant> {
         if self.idle_stands {
             return None;
         }
-        self.last_progress?.checked_add(self.idle_timeout?)
+        self.last_progress?.checked_add(self.silence_timeout()?.mul_f64(share))
     }
 }
 
@@ -116,7 +155,8 @@ mod tests {
     fn clocks(turn: Option<u32>, idle: Option<u32>) -> Clocks {
         let seconds = |count: Option<u32>| count.map(|count| count * SECOND);
         let (turn_timeout, idle_timeout) = (seconds(turn), seconds(idle));
-        Clocks::new(&TurnOptions { turn_timeout, idle_timeout, ..TurnOptions::default() })
+        let options = TurnOptions { turn_timeout, idle_timeout, ..TurnOptions::default() };
+        Clocks::new(&options, Some(60 * SECOND))
     }
 
     #[test]
@@ -149,5 +189,29 @@ mod tests {
         clocks.let_idle_stand(false, start + 60 * SECOND);
         clocks.let_idle_stand(false, start + 61 * SECOND);
         assert_eq!(clocks.next(), Some(start + 63 * SECOND));
+    }
+
+    #[test]
+    fn what_takes_its_time_has_a_clock_of_its_own_and_half_of_a_silence_is_warned_of_once() {
+        let start = Instant::now();
+        let mut clocks = clocks(None, Some(4));
+        clocks.note_progress(start);
+        assert_eq!(clocks.next_warning(), Some(start + 2 * SECOND));
+        assert_eq!(clocks.warning(start + SECOND), None);
+        assert_eq!(clocks.warning(start + 3 * SECOND), Some((3 * SECOND, 4 * SECOND)));
+        assert_eq!((clocks.warning(start + 3 * SECOND), clocks.next_warning()), (None, None));
+        clocks.note_progress(start + 3 * SECOND);
+        clocks.let_tools_run(true, start + 3 * SECOND);
+        assert_eq!(clocks.struck(start + 62 * SECOND), None);
+        assert_eq!(clocks.next_warning(), Some(start + 33 * SECOND));
+        assert_eq!(clocks.next(), Some(start + 63 * SECOND));
+        assert_eq!(clocks.struck(start + 63 * SECOND), Some(Cause::ToolTimeout));
+        clocks.let_tools_run(false, start + 62 * SECOND);
+        assert_eq!(clocks.next(), Some(start + 66 * SECOND));
+        assert_eq!(clocks.struck(start + 66 * SECOND), Some(Cause::IdleTimeout));
+        // Whoever allows more silence than that allows it to tools, too.
+        let idle_timeout = Some(90 * SECOND);
+        let options = TurnOptions { idle_timeout, ..TurnOptions::default() };
+        assert_eq!(Clocks::new(&options, Some(60 * SECOND)).tool_timeout, idle_timeout);
     }
 }

@@ -3,29 +3,66 @@
 //! A binding is not pulled from under a turn. A turn that was admitted has its context's lane to
 //! itself until it has ended, and binds the thread that it opened. A caller binds and deletes only
 //! while no turn of the context runs or waits; that look and the change are one step with regard to
-//! admission, so that no turn begins between them. Whatever else is to change a binding by itself (an
-//! eviction, a store's expiry) goes the caller's way.
+//! admission, so that no turn begins between them. An eviction goes the same way: contexts are only so
+//! many, and may be unused only for so long, and one that goes leaves a mark, by which its next turn is
+//! told.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use tokio::time::Instant;
+
+use crate::model::event::{Event, WarningCode};
 use crate::model::id::{ContextKey, Tenant, ThreadId, TurnId};
 use crate::model::refusal::Refusal;
-use crate::registry::bindings::{Binding, Bindings, Bound};
-use crate::turn::admission::{Admission, Lane};
+use crate::model::request::TurnRequest;
+use crate::registry::bindings::{Binding, Bindings, Bound, Mark};
+use crate::turn::admission::{Admission, Busy, Entrant, Lane, Ticket};
 use crate::turn::engine::Engine;
 use crate::worker::thread::ThreadError;
+
+/// How many contexts are kept, and how long.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContextLimits {
+    /// Most contexts that are bound, those that are about to be included. Default 1,000,000.
+    pub max_contexts: usize,
+    /// How long a context may be unused before it is evicted. Default: for ever.
+    pub context_ttl: Option<Duration>,
+    /// Whether the context that is unused for longest makes room for a new one; else the new one is
+    /// refused with CONTEXTS_FULL. Default no.
+    pub evict_contexts: bool,
+}
+
+impl Default for ContextLimits {
+    fn default() -> ContextLimits {
+        ContextLimits { max_contexts: 1_000_000, context_ttl: None, evict_contexts: false }
+    }
+}
+
+/// How long it is remembered that a context was evicted.
+const MARKED_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// Most contexts that one sweep evicts: turns wait for it.
+const SWEPT_AT_ONCE: usize = 1000;
 
 /// The bindings, and who may change them.
 #[derive(Debug)]
 pub(crate) struct Contexts {
     bindings: Bindings,
     admission: Arc<Admission>,
+    limits: ContextLimits,
+    // The threads of contexts that were evicted, until somebody lets go of them.
+    evicted: Mutex<Vec<ThreadId>>,
 }
 
 impl Contexts {
     /// The contexts of these bindings, whose turns this admission admits.
-    pub(crate) fn new(bindings: Bindings, admission: Arc<Admission>) -> Contexts {
-        Contexts { bindings, admission }
+    pub(crate) fn new(
+        bindings: Bindings,
+        admission: Arc<Admission>,
+        limits: ContextLimits,
+    ) -> Contexts {
+        Contexts { bindings, admission, limits, evicted: Mutex::default() }
     }
 
     /// The binding of a context.
@@ -60,9 +97,12 @@ impl Contexts {
     /// Binds a thread to a context for a caller.
     ///
     /// # Errors
-    /// [`Refusal::ContextInUse`].
+    /// [`Refusal::ContextInUse`], [`Refusal::ContextsFull`].
     pub(crate) fn bind(&self, key: &ContextKey, thread_id: &ThreadId) -> Result<Bound, Refusal> {
-        self.while_idle(key, || self.bindings.bind(key, thread_id))
+        self.while_idle(key, |busy| {
+            self.make_room(key, busy)?;
+            Ok(self.bindings.bind(key, thread_id))
+        })?
     }
 
     /// Deletes the binding of a context for a caller.
@@ -70,13 +110,56 @@ impl Contexts {
     /// # Errors
     /// [`Refusal::ContextInUse`], [`Refusal::ContextNotFound`].
     pub(crate) fn unbind(&self, key: &ContextKey) -> Result<Binding, Refusal> {
-        let removed = self.while_idle(key, || self.bindings.remove(key))?;
+        let removed = self.while_idle(key, |_| self.bindings.remove(key))?;
         removed.ok_or_else(|| Refusal::ContextNotFound(key.clone()))
     }
 
-    /// Binds the thread of a turn to its context. Only for the turn that runs in the context's lane.
-    pub(crate) fn bind_for_turn(&self, key: &ContextKey, thread_id: &ThreadId) {
-        self.bindings.bind(key, thread_id);
+    /// Takes a turn in, which is there from `enter` on. The look at its context's thread and both are one
+    /// step.
+    ///
+    /// # Errors
+    /// See [`Admission::admit`]; and [`Refusal::ContextsFull`].
+    pub(crate) fn admit(
+        &self,
+        request: &TurnRequest,
+        enter: impl FnOnce(),
+    ) -> Result<Ticket, Refusal> {
+        let entrant = |busy: &Busy<'_>| {
+            if let Some(key) = &request.context {
+                self.make_room(key, busy)?;
+                self.bindings.note_use(key);
+            }
+            let explicit = request.explicit_thread.clone();
+            let bound = request.context.as_ref().and_then(|key| self.bindings.get(key));
+            let thread = explicit
+                .clone()
+                .or(bound.map(|binding| binding.thread_id))
+                .or_else(|| request.configured_thread.clone());
+            Ok(Entrant {
+                tenant: request.tenant.clone(),
+                caller: request.caller,
+                context: request.context.clone(),
+                thread,
+                follows_context: explicit.is_none(),
+                policy: request.busy_policy,
+                bytes: request.bytes,
+            })
+        };
+        self.admission.admit(entrant, enter)
+    }
+
+    /// Notes the thread of a turn, which its context goes on with. Only for the turn that runs in the
+    /// context's lane.
+    pub(crate) fn bind_for_turn(
+        &self,
+        key: Option<&ContextKey>,
+        ticket: &Ticket,
+        thread_id: &ThreadId,
+    ) {
+        if let Some(key) = key {
+            self.bindings.bind(key, thread_id);
+        }
+        ticket.note_thread(thread_id);
     }
 
     /// Notes that a turn of this context has its thread.
@@ -84,7 +167,71 @@ impl Contexts {
         self.bindings.note_turn(key, turn_id);
     }
 
-    fn while_idle<T>(&self, key: &ContextKey, change: impl FnOnce() -> T) -> Result<T, Refusal> {
+    /// Notes that a turn of this context ends.
+    pub(crate) fn note_end(&self, key: &ContextKey) {
+        self.bindings.note_use(key);
+    }
+
+    /// What a turn of this context is to be told, if the context was evicted since its last.
+    pub(crate) fn eviction(&self, key: &ContextKey) -> Option<Event> {
+        let Mark { thread_id, since } = self.bindings.mark(key)?;
+        let ago = Duration::from_secs(since.elapsed().as_secs());
+        let message = format!(
+            "this context was unused for so long that its binding was dropped, {} ago; its thread was \
+             {thread_id}, which a turn that names it goes on with",
+            humantime::format_duration(ago)
+        );
+        Some(Event::warning(WarningCode::ContextEvicted, message, ""))
+    }
+
+    /// Evicts what was unused for too long, and forgets what was evicted long ago.
+    fn sweep(&self) {
+        let now = Instant::now();
+        if let Some(since) = self.limits.context_ttl.and_then(|ttl| now.checked_sub(ttl)) {
+            for _ in 0..SWEPT_AT_ONCE {
+                if !self.admission.hold(|busy| self.evict(busy, Some(since))) {
+                    break;
+                }
+            }
+        }
+        if let Some(since) = now.checked_sub(MARKED_FOR) {
+            self.bindings.forget_marks(since);
+        }
+    }
+
+    /// Sees that there is room for a context, which may be bound.
+    fn make_room(&self, key: &ContextKey, busy: &Busy<'_>) -> Result<(), Refusal> {
+        let most = self.limits.max_contexts;
+        let is_known = || self.bindings.contains(key) || busy.has(key);
+        // Those that are about to be bound are few, but must be looked up one by one.
+        if self.bindings.len() + busy.contexts().count() < most || is_known() {
+            return Ok(());
+        }
+        let to_be_bound = busy.contexts().filter(|key| !self.bindings.contains(key)).count();
+        if self.bindings.len() + to_be_bound < most
+            || (self.limits.evict_contexts && self.evict(busy, None))
+        {
+            return Ok(());
+        }
+        Err(Refusal::ContextsFull { max_contexts: most })
+    }
+
+    fn evict(&self, busy: &Busy<'_>, since: Option<Instant>) -> bool {
+        let evicted = self.bindings.evict(|key| busy.has(key), since, self.limits.max_contexts);
+        let has_evicted = evicted.is_some();
+        self.evicted().extend(evicted);
+        has_evicted
+    }
+
+    fn evicted(&self) -> MutexGuard<'_, Vec<ThreadId>> {
+        self.evicted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn while_idle<T>(
+        &self,
+        key: &ContextKey,
+        change: impl FnOnce(&Busy<'_>) -> T,
+    ) -> Result<T, Refusal> {
         let changed = self.admission.while_idle(&Lane::Context(key.clone()), change);
         changed.ok_or_else(|| Refusal::ContextInUse(key.clone()))
     }
@@ -117,6 +264,16 @@ impl Engine {
         Ok(())
     }
 
+    /// Evicts the contexts that were unused for too long, and lets go of the threads of all that were
+    /// evicted.
+    pub(super) fn sweep_contexts(self: &Arc<Engine>) {
+        self.contexts().sweep();
+        let evicted = std::mem::take(&mut *self.contexts().evicted());
+        for thread_id in evicted {
+            self.end_mcp_servers(thread_id);
+        }
+    }
+
     /// Ends the MCP servers of a thread that no context continues any more. A turn of another context
     /// that runs on it keeps it; one that comes later loads it again.
     fn end_mcp_servers(self: &Arc<Engine>, thread_id: ThreadId) {
@@ -144,8 +301,7 @@ mod tests {
     use std::thread;
 
     use super::*;
-    use crate::model::request::BusyPolicy;
-    use crate::turn::admission::{AdmissionLimits, Ticket};
+    use crate::turn::admission::AdmissionLimits;
 
     fn key() -> ContextKey {
         ContextKey {
@@ -156,12 +312,17 @@ mod tests {
     }
 
     fn contexts() -> Contexts {
-        Contexts::new(Bindings::default(), Admission::new(AdmissionLimits::default()))
+        limited(ContextLimits::default())
+    }
+
+    fn limited(limits: ContextLimits) -> Contexts {
+        let admission = Admission::new(AdmissionLimits::default());
+        Contexts::new(Bindings::default(), admission, limits)
     }
 
     fn admit(contexts: &Contexts) -> Ticket {
-        let lane = Some(Lane::Context(key()));
-        contexts.admission.admit(&Tenant::default(), lane, BusyPolicy::Queue).unwrap()
+        let request = TurnRequest { context: Some(key()), ..TurnRequest::default() };
+        contexts.admit(&request, || ()).unwrap()
     }
 
     #[test]
@@ -178,7 +339,7 @@ mod tests {
         drop(running);
         // The other one runs now.
         assert_eq!(contexts.unbind(&key).unwrap_err(), in_use);
-        contexts.bind_for_turn(&key, &two);
+        contexts.bind_for_turn(Some(&key), &waiting, &two);
         let another = ContextKey { context_id: "d".to_owned(), ..key.clone() };
         assert_eq!(contexts.bind(&another, &two).unwrap().replaced, None);
         drop(waiting);
@@ -192,7 +353,7 @@ mod tests {
         let (contexts, key, thread_id) = (contexts(), key(), ThreadId::from_codex("1"));
         let (begins, begun) = mpsc::channel();
         thread::scope(|scope| {
-            let change = || {
+            let change = |_: &Busy<'_>| {
                 let turn = scope.spawn(|| {
                     begins.send(()).unwrap();
                     let ticket = admit(&contexts);
@@ -210,5 +371,68 @@ mod tests {
             assert_eq!(seen.unwrap().thread_id, thread_id);
             assert_eq!(contexts.unbind(&key), Err(Refusal::ContextInUse(key.clone())));
         });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_context_beyond_the_most_is_refused_or_takes_the_place_of_the_one_unused_for_longest()
+    {
+        let thread = ThreadId::from_codex("1");
+        let named = |name: &str| ContextKey { context_id: name.to_owned(), ..key() };
+        let run = |contexts: &Contexts, name: &str| {
+            let request = TurnRequest { context: Some(named(name)), ..TurnRequest::default() };
+            contexts.admit(&request, || ())
+        };
+        let mut limits = ContextLimits { max_contexts: 2, ..ContextLimits::default() };
+        let contexts = limited(limits.clone());
+        let full = Refusal::ContextsFull { max_contexts: 2 };
+        contexts.bind(&named("a"), &thread).unwrap();
+        // It counts before it is bound.
+        let running = run(&contexts, "b").unwrap();
+        assert_eq!(contexts.bind(&named("c"), &thread).unwrap_err(), full);
+        assert_eq!(run(&contexts, "c").unwrap_err(), full);
+        // Those that are there go on.
+        drop((run(&contexts, "a").unwrap(), run(&contexts, "b").unwrap()));
+        drop(running);
+        contexts.bind(&named("c"), &thread).unwrap();
+        contexts.unbind(&named("a")).unwrap();
+        contexts.bind(&named("d"), &thread).unwrap();
+
+        limits.evict_contexts = true;
+        let contexts = limited(limits.clone());
+        for name in ["a", "b"] {
+            contexts.bind(&named(name), &thread).unwrap();
+        }
+        let running = run(&contexts, "a").unwrap();
+        // The only one that is idle, though used later.
+        contexts.bind(&named("c"), &thread).unwrap();
+        assert!(contexts.get(&named("b")).is_err() && contexts.get(&named("a")).is_ok());
+        let other = run(&contexts, "c").unwrap();
+        assert_eq!(run(&contexts, "d").unwrap_err(), full, "all of them are busy");
+        drop((running, other));
+        assert!(
+            contexts.eviction(&named("b")).is_some() && contexts.eviction(&named("a")).is_none()
+        );
+        assert_eq!(contexts.evicted().len(), 1);
+
+        limits.context_ttl = Some(Duration::from_secs(60));
+        let contexts = limited(limits);
+        contexts.bind(&named("a"), &thread).unwrap();
+        let running = run(&contexts, "a").unwrap();
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        contexts.bind(&named("b"), &thread).unwrap();
+        contexts.sweep();
+        assert_eq!(contexts.count(), 2);
+        contexts.note_end(&named("a"));
+        drop(running);
+        tokio::time::advance(Duration::from_secs(59)).await;
+        contexts.sweep();
+        assert_eq!(contexts.count(), 2);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        contexts.sweep();
+        assert_eq!(contexts.count(), 0);
+        assert!(contexts.eviction(&named("a")).is_some());
+        tokio::time::advance(MARKED_FOR).await;
+        contexts.sweep();
+        assert!(contexts.eviction(&named("a")).is_none());
     }
 }

@@ -149,8 +149,13 @@ pub(crate) struct Read {
 }
 
 impl Log {
+    /// What a turn takes as long as it is kept, beside its events: itself, its log, their names, and its
+    /// entries in the tables.
+    const OVERHEAD: u64 = 768;
+
     /// An empty log of this turn.
     pub(crate) fn new(turn_id: TurnId, retained: Arc<Retained>) -> Log {
+        retained.bytes.fetch_add(Log::OVERHEAD, Ordering::Relaxed);
         let (state, progress) = (Mutex::default(), watch::Sender::default());
         Log { turn_id, state, progress, retained }
     }
@@ -227,7 +232,7 @@ impl Log {
 
     /// How many bytes it holds.
     pub(crate) fn bytes(&self) -> u64 {
-        self.state().bytes
+        self.state().bytes + Log::OVERHEAD
     }
 
     /// The last sequence so far; 0 before the first.
@@ -296,8 +301,7 @@ impl Log {
 
 impl Drop for Log {
     fn drop(&mut self) {
-        let bytes = self.state().bytes;
-        self.retained.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.retained.bytes.fetch_sub(self.bytes(), Ordering::Relaxed);
     }
 }
 
@@ -424,7 +428,7 @@ mod tests {
                     _ => log.append(delta(bytes)),
                 }
                 let held = log.state().bytes;
-                prop_assert_eq!(held, retained.bytes());
+                prop_assert_eq!(held + Log::OVERHEAD, retained.bytes());
                 prop_assert_eq!(held, log.state().events.iter().map(Entry::bytes).sum::<u64>());
             }
             log.end(interrupted());

@@ -2,7 +2,7 @@
 //!
 //! [`engine`] drives turns, one task each, which does what the turn's machine says; [`admission`] says
 //! who may run, [`contexts`] which thread goes on, [`log`] keeps what happened, [`turns`] finds it
-//! again. [`timeouts`] and [`retention`] are their settings.
+//! again, [`readers`] counts who reads it. [`timeouts`] and [`retention`] are their settings.
 
 pub(crate) mod admission;
 pub(crate) mod claims;
@@ -12,6 +12,7 @@ pub(crate) mod engine;
 pub(crate) mod log;
 mod machine;
 pub(crate) mod pixels;
+pub(crate) mod readers;
 pub(crate) mod retention;
 pub(crate) mod timeouts;
 #[allow(clippy::module_inception, reason = "one turn, among all that has to do with turns")]

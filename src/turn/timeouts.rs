@@ -8,8 +8,12 @@ use std::time::Duration;
 pub struct Timeouts {
     /// The `turn_timeout` where none is said. Default: no limit.
     pub turn: Option<Duration>,
-    /// The `idle_timeout` where none is said: the longest time without progress. Default: no limit.
+    /// The `idle_timeout` where none is said: the longest time without progress. `None`: no limit.
+    /// Default 10 min.
     pub idle: Option<Duration>,
+    /// The longest time without progress while a command, an MCP call or a sub-agent of the turn runs,
+    /// unless its `idle_timeout` is longer. `None`: no limit. Default 60 min.
+    pub tool: Option<Duration>,
     /// The `answer_timeout` where none is said: the longest wait for an answer. Default 60 s.
     pub answer: Duration,
     /// Longest `turn_timeout` that a caller may ask for. Default: any.
@@ -26,7 +30,8 @@ impl Default for Timeouts {
     fn default() -> Timeouts {
         Timeouts {
             turn: None,
-            idle: None,
+            idle: Some(Duration::from_secs(600)),
+            tool: Some(Duration::from_secs(3600)),
             answer: Duration::from_secs(60),
             max_turn: None,
             max_idle: None,

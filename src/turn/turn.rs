@@ -5,7 +5,7 @@
 //! ending. The mailbox closes with the task, and a reply that never comes means the same: the turn has
 //! ended. How far the turn is, is published as a [`Phase`]; its events are in its log.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::{mpsc, oneshot};
@@ -16,7 +16,6 @@ use crate::model::id::{ContextKey, Tenant, TurnId};
 use crate::model::question::{Answer, Unanswerable};
 use crate::model::refusal::Refusal;
 use crate::model::request::{DisconnectPolicy, TurnRequest, UserInput};
-use crate::turn::admission::Lane;
 use crate::turn::log::{Log, Retained};
 use crate::turn::machine::Record;
 
@@ -24,25 +23,38 @@ use crate::turn::machine::Record;
 #[derive(Debug)]
 pub(crate) struct Turn {
     pub id: TurnId,
-    /// Whose it is.
-    pub tenant: Tenant,
     /// Its context, unless it has none.
     pub context: Option<ContextKey>,
-    /// What it must run in order with.
-    pub lane: Option<Lane>,
     /// What happened in it.
     pub log: Arc<Log>,
     // The keys under which the turns find it: of its own request, and of those that steered
     // it.
     pub(super) requests: Mutex<Vec<RequestKey>>,
     disconnect_policy: DisconnectPolicy,
-    // Without a bound: the task reads it at once, whatever the turn waits for.
-    mailbox: mpsc::UnboundedSender<Command>,
+    // Without a bound: the task reads it at once, whatever the turn waits for. Gone with the task: an ended
+    // turn is kept, and it would be the largest part of a small one.
+    mailbox: Mutex<Option<mpsc::UnboundedSender<Command>>>,
     phase: Mutex<Phase>,
     // What became of Codex's questions, once it has ended.
     questions: OnceLock<Record>,
-    callers: AtomicUsize,
+    // How many read it and keep it alive.
+    callers: Mutex<usize>,
+    steered: Mutex<Steered>,
 }
+
+/// What was added to a turn, or is about to be.
+#[derive(Debug, Clone, Copy, Default)]
+struct Steered {
+    count: usize,
+    bytes: usize,
+}
+
+/// Most additions to one turn.
+const MOST_STEERED: usize = 256;
+
+/// Most bytes of all of them. Codex keeps them as long as the turn runs, and we some of them until it has
+/// taken them.
+const MOST_STEERED_BYTES: usize = 16 << 20;
 
 pub(super) type RequestKey = (Tenant, String);
 
@@ -85,45 +97,67 @@ pub(super) enum Phase {
 impl Turn {
     /// A turn that has not begun, and the mailbox for its task.
     pub(super) fn new(request: &TurnRequest, retained: Arc<Retained>) -> (Arc<Turn>, Mailbox) {
-        let lane = match (&request.context, &request.explicit_thread) {
-            (Some(key), _) => Some(Lane::Context(key.clone())),
-            (None, Some(id)) => Some(Lane::Thread(request.tenant.clone(), id.clone())),
-            (None, None) => None,
-        };
         let id = TurnId::generate();
         let (mailbox, commands) = mpsc::unbounded_channel();
         let turn = Arc::new(Turn {
             log: Arc::new(Log::new(id.clone(), retained)),
             id,
-            tenant: request.tenant.clone(),
             context: request.context.clone(),
-            lane,
             requests: Mutex::default(),
             disconnect_policy: request.disconnect_policy,
-            mailbox,
+            mailbox: Mutex::new(Some(mailbox)),
             phase: Mutex::new(Phase::Waiting),
             questions: OnceLock::new(),
-            callers: AtomicUsize::new(0),
+            callers: Mutex::default(),
+            steered: Mutex::default(),
         });
         (turn, commands)
     }
 
     /// Asks for its end. The first reason stays.
     pub(crate) fn interrupt(&self, reason: InterruptReason) {
-        // One that has ended needs no stopping.
-        let _ = self.mailbox.send(Command::Stop(reason));
+        self.send(Command::Stop(reason));
     }
 
     /// Adds input to what runs, and gives Codex's id of it. Waits while the thread is being opened.
     ///
     /// # Errors
-    /// [`Refusal::NotSteerable`] when it waits in its queue, has ended, or Codex can't.
+    /// [`Refusal::NotSteerable`] when it waits in its queue, has ended, or Codex can't;
+    /// [`Refusal::SteeringFull`].
     pub(crate) async fn steer(&self, inputs: Vec<UserInput>) -> Result<String, Refusal> {
+        let bytes = inputs.iter().map(UserInput::bytes).sum();
+        self.count_steered(bytes)?;
         let (reply, steered) = oneshot::channel();
-        // A closed mailbox drops the reply.
-        let _ = self.mailbox.send(Command::Steer { inputs, reply });
+        self.send(Command::Steer { inputs, reply });
         let steered = steered.await.unwrap_or_else(|_| Err(HAS_ENDED.to_owned()));
-        steered.map_err(|cause| Refusal::NotSteerable { turn_id: self.id.clone(), cause })
+        steered.map_err(|cause| {
+            // Nobody has it. Of one who does not wait for the reply that can't be known: it counts.
+            let mut steered = self.steered();
+            steered.count -= 1;
+            steered.bytes -= bytes;
+            Refusal::NotSteerable { turn_id: self.id.clone(), cause }
+        })
+    }
+
+    fn count_steered(&self, bytes: usize) -> Result<(), Refusal> {
+        let mut steered = self.steered();
+        if steered.count >= MOST_STEERED || bytes > MOST_STEERED_BYTES.saturating_sub(steered.bytes)
+        {
+            return Err(Refusal::SteeringFull {
+                turn_id: self.id.clone(),
+                steered: steered.count,
+                bytes: steered.bytes,
+                most: MOST_STEERED,
+                most_bytes: MOST_STEERED_BYTES,
+            });
+        }
+        steered.count += 1;
+        steered.bytes += bytes;
+        Ok(())
+    }
+
+    fn steered(&self) -> MutexGuard<'_, Steered> {
+        self.steered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Answers what Codex asks in it. The first answer counts, and may be given again, also when the
@@ -136,8 +170,7 @@ impl Turn {
         let (reply, answered) = oneshot::channel();
         let command =
             Command::Answer { request_id: request_id.clone(), answer: answer.clone(), reply };
-        // A closed mailbox drops the reply.
-        let _ = self.mailbox.send(command);
+        self.send(command);
         let outcome = match (answered.await, self.questions.get()) {
             (Ok(outcome), _) => outcome,
             (Err(_), Some(record)) => record.look_up(&request_id, &answer),
@@ -169,6 +202,21 @@ impl Turn {
 
     pub(super) fn set_phase(&self, phase: Phase) {
         *self.phase() = phase;
+        if phase == Phase::Over {
+            self.mailbox().take();
+        }
+    }
+
+    /// Tells the turn's task what is wanted. Where it has ended, the command is dropped with its reply.
+    fn send(&self, command: Command) {
+        if let Some(mailbox) = &*self.mailbox() {
+            // The task may end just now.
+            let _ = mailbox.send(command);
+        }
+    }
+
+    fn mailbox(&self) -> MutexGuard<'_, Option<mpsc::UnboundedSender<Command>>> {
+        self.mailbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn phase(&self) -> MutexGuard<'_, Phase> {
@@ -179,9 +227,13 @@ impl Turn {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn callers(&self) -> MutexGuard<'_, usize> {
+        self.callers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Notes a caller of this turn. When the last one goes, the disconnect policy decides.
     pub(crate) fn join(self: &Arc<Turn>) -> Caller {
-        self.callers.fetch_add(1, Ordering::AcqRel);
+        *self.callers() += 1;
         Caller {
             presence: Arc::new(Presence { turn: Arc::clone(self), left: AtomicBool::new(false) }),
         }
@@ -230,9 +282,11 @@ impl Presence {
         if self.left.swap(true, Ordering::AcqRel) {
             return;
         }
-        let was_last = self.turn.callers.fetch_sub(1, Ordering::AcqRel) == 1;
-        // An ended turn no longer looks.
-        if was_last && self.turn.disconnect_policy == DisconnectPolicy::Interrupt {
+        let mut callers = self.turn.callers();
+        *callers -= 1;
+        // Under the lock: a turn that somebody has joined is not interrupted for want of callers. An ended
+        // one no longer looks.
+        if *callers == 0 && self.turn.disconnect_policy == DisconnectPolicy::Interrupt {
             self.turn.interrupt(reason);
         }
     }
@@ -241,5 +295,60 @@ impl Presence {
 impl Drop for Caller {
     fn drop(&mut self) {
         self.presence.leave(InterruptReason::CallerDisconnected);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn additions_are_counted_and_those_that_were_not_taken_given_back() {
+        let retained = Retained::new(1 << 20, 1 << 20);
+        let (turn, mut mailbox) = Turn::new(&TurnRequest::default(), retained);
+        let answering = tokio::spawn(async move {
+            let mut count = 0;
+            while let Some(command) = mailbox.recv().await {
+                let Command::Steer { reply, .. } = command else { panic!() };
+                count += 1;
+                let _ =
+                    reply.send(if count <= 10 { Err("no".to_owned()) } else { Ok(String::new()) });
+            }
+            count
+        });
+        let steer = |bytes: usize| turn.steer(vec![UserInput::Text("x".repeat(bytes))]);
+        for _ in 0..10 {
+            let refused = steer(4 << 20).await.unwrap_err();
+            assert!(matches!(refused, Refusal::NotSteerable { .. }), "{refused}");
+        }
+        for _ in 0..3 {
+            steer(5 << 20).await.unwrap();
+        }
+        let full = steer(2 << 20).await.unwrap_err();
+        assert!(matches!(full, Refusal::SteeringFull { steered: 3, .. }), "{full}");
+        for _ in 3..MOST_STEERED {
+            steer(1).await.unwrap();
+        }
+        let full = steer(0).await.unwrap_err();
+        assert!(matches!(full, Refusal::SteeringFull { steered: MOST_STEERED, .. }), "{full}");
+        drop(turn);
+        assert_eq!(answering.await.unwrap(), 10 + MOST_STEERED);
+    }
+
+    #[test]
+    fn a_turn_that_somebody_joined_in_time_is_not_interrupted_when_the_one_before_leaves() {
+        for _ in 0..5_000 {
+            let retained = Retained::new(1 << 20, 1 << 20);
+            let (turn, mut mailbox) = Turn::new(&TurnRequest::default(), retained);
+            let before = turn.join();
+            let (is_stopped, _after) = thread::scope(|scope| {
+                scope.spawn(move || drop(before));
+                let after = turn.join();
+                (mailbox.try_recv().is_ok(), after)
+            });
+            assert!(is_stopped || mailbox.try_recv().is_err());
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dashmap::DashMap;
+use dashmap::mapref::entry::Entry;
 use tokio::time::Instant;
 
 use crate::model::id::{ContextKey, TurnId};
@@ -17,12 +18,36 @@ use crate::turn::turn::{RequestKey, Turn};
 pub(crate) struct Turns {
     pub(super) turns: DashMap<TurnId, Arc<Turn>>,
     pub(super) by_request: DashMap<RequestKey, Claimed>,
-    // In the order of their arrival.
-    unended: DashMap<ContextKey, Vec<Arc<Turn>>>,
-    latest: DashMap<ContextKey, Arc<Turn>>,
+    by_context: DashMap<ContextKey, OfContext>,
     ended: Mutex<VecDeque<(Instant, Arc<Turn>)>>,
     retained: Arc<Retained>,
     keep_for: Duration,
+}
+
+/// The turns of one context.
+#[derive(Debug, Default)]
+struct OfContext {
+    // In the order of their arrival, each until it is filed as ended.
+    unended: Vec<Arc<Turn>>,
+    // The latest that has ended.
+    latest: Option<Arc<Turn>>,
+}
+
+impl OfContext {
+    fn running(&self) -> Option<&Arc<Turn>> {
+        self.unended.iter().find(|turn| turn.is_running())
+    }
+
+    fn live(&self) -> Option<&Arc<Turn>> {
+        let unended = || self.unended.iter().find(|turn| !turn.log.has_ended());
+        self.running().or_else(unended)
+    }
+
+    /// The latest that has ended, filed or not: its readers know of its end before it is.
+    fn latest(&self) -> Option<&Arc<Turn>> {
+        let ended = |turn: &&Arc<Turn>| matches!(turn.log.ending(), Some(Ok(_)));
+        self.unended.iter().rev().find(ended).or(self.latest.as_ref())
+    }
 }
 
 impl Turns {
@@ -31,8 +56,7 @@ impl Turns {
         Turns {
             turns: DashMap::new(),
             by_request: DashMap::new(),
-            unended: DashMap::new(),
-            latest: DashMap::new(),
+            by_context: DashMap::new(),
             ended: Mutex::default(),
             retained: Retained::new(max_bytes as u64, max_bytes_per_turn as u64),
             keep_for: after_end,
@@ -48,7 +72,8 @@ impl Turns {
     pub(crate) fn enter(&self, turn: &Arc<Turn>) {
         self.turns.insert(turn.id.clone(), Arc::clone(turn));
         if let Some(key) = &turn.context {
-            self.unended.entry(key.clone()).or_default().push(Arc::clone(turn));
+            let mut known = self.by_context.entry(key.clone()).or_default();
+            known.unended.push(Arc::clone(turn));
         }
     }
 
@@ -59,20 +84,18 @@ impl Turns {
     /// The turn of this context that runs or is the next to run, or else the latest one that is
     /// retained.
     pub(crate) fn of_context(&self, key: &ContextKey) -> Option<Arc<Turn>> {
-        self.live_of(key).or_else(|| self.latest.get(key).map(|turn| Arc::clone(&turn)))
+        let known = self.by_context.get(key)?;
+        known.live().or_else(|| known.latest()).cloned()
     }
 
     /// The turn of this context that runs or is the next to run.
     pub(crate) fn live_of(&self, key: &ContextKey) -> Option<Arc<Turn>> {
-        self.running_of(key).or_else(|| {
-            let turns = self.unended.get(key)?;
-            turns.iter().find(|turn| !turn.log.has_ended()).cloned()
-        })
+        self.by_context.get(key)?.live().cloned()
     }
 
     /// The turn of this context that runs.
     pub(crate) fn running_of(&self, key: &ContextKey) -> Option<Arc<Turn>> {
-        self.unended.get(key)?.iter().find(|turn| turn.is_running()).cloned()
+        self.by_context.get(key)?.running().cloned()
     }
 
     /// Every turn that has not ended.
@@ -89,23 +112,20 @@ impl Turns {
     /// Notes that a turn has ended. One that was refused is forgotten at once, so that the same
     /// request may be tried again; any other is kept for its readers.
     pub(crate) fn note_ended(&self, turn: &Arc<Turn>) {
-        match turn.log.ending() {
-            Some(Ok(_)) => {
-                // First, so that there is no moment in which the context has no turn.
-                if let Some(key) = &turn.context {
-                    self.latest.insert(key.clone(), Arc::clone(turn));
-                }
-                self.retained.note_ended(&turn.log);
-                let expiry = Instant::now() + self.keep_for;
-                self.ended().push_back((expiry, Arc::clone(turn)));
+        let is_kept = matches!(turn.log.ending(), Some(Ok(_)));
+        // One step, so that there is no moment in which the context has no turn.
+        self.of_its_context(turn, |known| {
+            known.unended.retain(|other| !Arc::ptr_eq(other, turn));
+            if is_kept {
+                known.latest = Some(Arc::clone(turn));
             }
-            Some(Err(_)) | None => self.forget(turn),
-        }
-        if let Some(key) = &turn.context {
-            if let Some(mut turns) = self.unended.get_mut(key) {
-                turns.retain(|other| !Arc::ptr_eq(other, turn));
-            }
-            self.unended.remove_if(key, |_, turns| turns.is_empty());
+        });
+        if is_kept {
+            self.retained.note_ended(&turn.log);
+            let expiry = Instant::now() + self.keep_for;
+            self.ended().push_back((expiry, Arc::clone(turn)));
+        } else {
+            self.forget(turn);
         }
         self.make_room();
     }
@@ -153,8 +173,19 @@ impl Turns {
         for key in turn.requests().drain(..) {
             self.by_request.remove_if(&key, |_, claimed| claimed.is_for(turn));
         }
-        if let Some(key) = &turn.context {
-            self.latest.remove_if(key, |_, other| Arc::ptr_eq(other, turn));
+        self.of_its_context(turn, |known| {
+            known.latest.take_if(|latest| Arc::ptr_eq(latest, turn));
+        });
+    }
+
+    /// Changes what is known of the turns of a turn's context, and forgets a context that has none.
+    fn of_its_context(&self, turn: &Turn, change: impl FnOnce(&mut OfContext)) {
+        let Some(key) = &turn.context else { return };
+        if let Entry::Occupied(mut known) = self.by_context.entry(key.clone()) {
+            change(known.get_mut());
+            if known.get().unended.is_empty() && known.get().latest.is_none() {
+                known.remove();
+            }
         }
     }
 
@@ -201,6 +232,29 @@ mod tests {
         all.note_ended(turn);
     }
 
+    #[test]
+    fn a_context_has_its_turn_also_between_the_turns_end_and_its_filing() {
+        let all = turns(1 << 20);
+        let (earlier, turn) = (turn(&all, "a"), turn(&all, "a"));
+        let key = turn.context.clone().unwrap();
+        complete(&all, &earlier, 10);
+        let known = || all.of_context(&key).unwrap().id.clone();
+        assert_eq!(known(), turn.id);
+        // Whoever reads this may ask for the context's turn at once.
+        turn.log.end(Outcome::Completed {
+            final_response: String::new(),
+            usage: Usage::default(),
+            thread_usage: Usage::default(),
+        });
+        assert_eq!((known(), all.live_of(&key).is_none()), (turn.id.clone(), true));
+        all.note_ended(&turn);
+        assert_eq!(known(), turn.id);
+        for turn in [&earlier, &turn] {
+            all.forget(turn);
+        }
+        assert!(all.by_context.is_empty());
+    }
+
     fn id(text: &str, fingerprint: u8) -> RequestId {
         RequestId { id: text.to_owned(), fingerprint: [fingerprint; 32] }
     }
@@ -233,7 +287,7 @@ mod tests {
         assert!(all.by_request.is_empty());
         assert_eq!(all.of_context(&a).unwrap().id, running.id);
         drop(ended);
-        assert_eq!(all.retained().bytes(), 0);
+        assert_eq!(all.retained().bytes(), running.log.bytes());
     }
 
     #[test]

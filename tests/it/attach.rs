@@ -240,3 +240,43 @@ async fn a_stream_that_nobody_reads_costs_no_more_than_what_is_retained() {
     assert!(held <= 4 << 20, "{held} bytes are retained");
     binary.stop().await;
 }
+
+/// A copy for each of them was a gigabyte.
+#[tokio::test]
+async fn readers_that_never_read_cost_little_and_there_are_only_so_many() {
+    let binary = support::binary::Binary::with(|command| {
+        command.env("CODEX_PATH", scripted::fake_cli());
+    })
+    .await;
+    let told = binary.say("a", "[[items 1 3000000]]").await;
+    let resident = || process::resident_bytes(binary.pid()).expect("the sidecar runs");
+    let before = resident();
+    let (mut unread, mut clients, mut refused) = (Vec::new(), Vec::new(), 0);
+    for _ in 0..7 {
+        let client = Client::connect(&binary.address, binary.place.work()).await;
+        for _ in 0..50 {
+            match client.try_attach(by_id(told.turn_id()), 0).await {
+                Ok(reader) => unread.push(reader),
+                Err(refusal) => {
+                    refusal.assert(Code::ResourceExhausted, "TOO_MANY_READERS");
+                    refused += 1;
+                }
+            }
+        }
+        clients.push(client);
+    }
+    // Meanwhile all of them are sent what they take.
+    for _ in 0..20 {
+        binary.say("b", "hello").await;
+    }
+    let grown = resident().saturating_sub(before);
+    println!("{} readers, {refused} refused: {} KiB more", unread.len(), grown >> 10);
+    assert!(grown < 64 << 20, "grew by {} KiB", grown >> 10);
+    assert_eq!((unread.len(), refused), (128, 350 - 128));
+    // Late, but whole; the others of its connection are in its way, as they share a window.
+    let late = unread.remove(0);
+    drop((unread, clients));
+    assert!(late.rest().await.last().is_some_and(is_terminal));
+    binary.attach(by_id(told.turn_id()), 0).await.rest().await;
+    binary.stop().await;
+}

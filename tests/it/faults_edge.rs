@@ -10,8 +10,8 @@ use tokio::net::TcpStream;
 use tokio::process::Child;
 use tonic_health::pb::health_check_response::ServingStatus;
 
-use crate::support::binary::through;
 use crate::support;
+use crate::support::binary::through;
 use crate::support::binary::{self, Binary};
 use crate::support::{
     Client, Place, eventually, processes, prompt, scripted, short_directory, within,

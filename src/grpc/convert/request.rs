@@ -10,8 +10,7 @@ use super::options::{
 };
 use super::{Faults, image_url, show};
 use crate::grpc::limits::RequestLimits;
-use crate::model::id::is_hidden;
-use crate::model::id::{ContextKey, Tenant, ThreadId};
+use crate::model::id::{CallerId, ContextKey, Tenant, ThreadId, is_hidden};
 use crate::model::options::ToolDefaults;
 use crate::model::question::Answer;
 use crate::model::refusal::Refusal;
@@ -41,6 +40,7 @@ pub(crate) fn turn_request(
     tenant: Tenant,
 ) -> Result<TurnRequest, Refusal> {
     let mut faults = Faults::default();
+    let bytes = request.encoded_len();
     // Before the request is taken apart: the digest is of everything but the id.
     let request_id = std::mem::take(&mut request.request_id);
     let request_id = request_id_of(request_id, &request, &mut faults);
@@ -123,6 +123,8 @@ pub(crate) fn turn_request(
         tool.thread_id.as_deref().filter(|_| !starts_anew).and_then(ThreadId::parse);
     faults.or_refuse(TurnRequest {
         tenant,
+        // Known by the connection, and not by what the request says.
+        caller: CallerId::default(),
         context,
         inputs,
         ephemeral,
@@ -135,6 +137,7 @@ pub(crate) fn turn_request(
         disconnect_policy,
         missing_thread_policy,
         include_raw_events,
+        bytes,
     })
 }
 

@@ -190,9 +190,8 @@ impl Driver {
     fn bind(&self) {
         let Some(held) = &self.held else { return };
         held.thread.publish_holder();
-        if let Some(key) = self.request.context.as_ref().filter(|_| !self.request.ephemeral) {
-            self.engine.contexts.bind_for_turn(key, &held.thread_id);
-        }
+        let context = self.request.context.as_ref().filter(|_| !self.request.ephemeral);
+        self.engine.contexts.bind_for_turn(context, &self.ticket, &held.thread_id);
     }
 }
 

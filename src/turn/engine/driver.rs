@@ -45,6 +45,7 @@ pub(super) struct Driver {
     pub(super) turn: Arc<Turn>,
     pub(super) request: Arc<TurnRequest>,
     pub(super) workspace: Arc<Workspace>,
+    pub(super) ticket: Arc<Ticket>,
     machine: Machine,
     // Empty between two inputs; kept, since most inputs have an act.
     acts: Vec<Act>,
@@ -102,15 +103,18 @@ impl Driver {
         turn: Arc<Turn>,
         request: Arc<TurnRequest>,
         workspace: Arc<Workspace>,
+        ticket: Arc<Ticket>,
     ) -> Driver {
-        let grace = engine.settings.timeouts.interrupt_grace;
-        let terms = Terms::new(&turn.id.0, &request, grace, 0.5 + fastrand::f64());
-        let machine = Machine::new(terms, Clocks::new(&request.turn_options));
+        let timeouts = &engine.settings.timeouts;
+        let jitter = 0.5 + fastrand::f64();
+        let terms = Terms::new(&turn.id.0, &request, timeouts.interrupt_grace, jitter);
+        let machine = Machine::new(terms, Clocks::new(&request.turn_options, timeouts.tool));
         Driver {
             engine,
             turn,
             request,
             workspace,
+            ticket,
             machine,
             acts: Vec::new(),
             replies: Replies::default(),
@@ -121,8 +125,8 @@ impl Driver {
     }
 
     /// Drives the turn until it has ended, and gives back what it held but its ticket.
-    pub(super) async fn run(mut self, mailbox: &mut Mailbox, ticket: &Ticket) -> Outcome {
-        let mut position = ticket.position();
+    pub(super) async fn run(mut self, mailbox: &mut Mailbox) -> Outcome {
+        let mut position = self.ticket.position();
         let mut in_a_row = 0;
         let mut happening = Happening::Moved;
         loop {
@@ -248,7 +252,9 @@ impl Driver {
                     thread_id, origin, loaded, warnings, route, lease, thread, ..
                 } = *opened;
                 let (began_at, route) = (process::Moment::now(), Some(route));
-                let opened = Opened { thread_id: thread_id.clone(), origin, warnings };
+                let context = self.request.context.as_ref();
+                let eviction = context.and_then(|key| self.engine.contexts.eviction(key));
+                let opened = Opened { thread_id: thread_id.clone(), origin, eviction, warnings };
                 self.held = Some(Held { thread_id, began_at, loaded, route, lease, thread });
                 Some(Input::Opened(Ok(opened)))
             }

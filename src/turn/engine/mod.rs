@@ -29,7 +29,8 @@ use crate::registry::bindings::Bindings;
 use crate::registry::threads::Threads;
 use crate::turn::admission::{Admission, QueuePosition, Ticket};
 use crate::turn::claims::RequestIdUse;
-use crate::turn::contexts::Contexts;
+use crate::turn::contexts::{ContextLimits, Contexts};
+use crate::turn::readers::{ReaderLimits, Readers};
 use crate::turn::timeouts::Timeouts;
 use crate::turn::turn::{Caller, Mailbox, Phase, Turn};
 use crate::turn::turns::Turns;
@@ -45,6 +46,10 @@ pub(crate) struct EngineSettings {
     pub default_directory: PathBuf,
     /// The clocks of turns.
     pub timeouts: Timeouts,
+    /// How many streams read turns.
+    pub readers: ReaderLimits,
+    /// How many contexts are kept.
+    pub contexts: ContextLimits,
 }
 
 /// How far a drain is.
@@ -66,6 +71,7 @@ pub(crate) struct Engine {
     contexts: Contexts,
     turns: Arc<Turns>,
     admission: Arc<Admission>,
+    readers: Arc<Readers>,
     settings: EngineSettings,
     drain: watch::Sender<DrainState>,
     pub(super) tasks: TaskTracker,
@@ -83,9 +89,10 @@ impl Engine {
         Arc::new(Engine {
             pool,
             threads: Threads::default(),
-            contexts: Contexts::new(bindings, Arc::clone(&admission)),
+            contexts: Contexts::new(bindings, Arc::clone(&admission), settings.contexts.clone()),
             turns,
             admission,
+            readers: Readers::new(settings.readers.clone()),
             settings,
             drain: watch::Sender::new(DrainState::Serving),
             tasks: TaskTracker::new(),
@@ -103,6 +110,11 @@ impl Engine {
     /// The workers.
     pub(crate) fn pool(&self) -> &Arc<Pool> {
         &self.pool
+    }
+
+    /// Who reads.
+    pub(crate) fn readers(&self) -> &Arc<Readers> {
+        &self.readers
     }
 
     /// Who runs and who waits.
@@ -159,13 +171,12 @@ impl Engine {
             return Err(Refusal::Draining { retry_after: Duration::from_secs(1) });
         }
         let (turn, mailbox) = Turn::new(&request, Arc::clone(self.turns.retained()));
-        let ticket = self.admission.admit(&turn.tenant, turn.lane.clone(), request.busy_policy)?;
+        // Before the engine starts: a turn without a caller would be interrupted at once.
+        let caller = turn.join();
+        let ticket = self.contexts.admit(&request, || self.turns.enter(&turn))?;
         if *ticket.position().borrow() == QueuePosition::Running {
             turn.set_phase(Phase::Running);
         }
-        // Before the engine starts: a turn without a caller would be interrupted at once.
-        let caller = turn.join();
-        self.turns.enter(&turn);
         if let Some(claim) = claim {
             claim.settle(&turn);
         }
@@ -196,6 +207,7 @@ impl Engine {
             let caller = turn.join();
             match self.steer(&turn, request.inputs.clone()).await {
                 Ok(_) => return Ok(Some(caller)),
+                Err(refusal @ Refusal::SteeringFull { .. }) => return Err(refusal),
                 // It ended meanwhile: the next one, or a turn of our own.
                 Err(refusal) => {
                     let ended = tokio::time::timeout(END_IS_NEAR, turn.log.ended()).await;
@@ -258,13 +270,14 @@ impl Engine {
 
     /// Forgets turns whose time is over, and threads that ended workers held, for as long as it is
     /// polled.
-    pub(crate) async fn sweep(&self) {
+    pub(crate) async fn sweep(self: &Arc<Engine>) {
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
             self.turns.sweep();
             self.turns.make_room();
+            self.sweep_contexts();
             self.threads.forget_unheld(|worker| self.pool.runs(worker));
         }
     }
@@ -279,11 +292,23 @@ impl Engine {
     ) {
         // However this task ends, the log ends.
         let _ended = EndOnDrop { engine: &self, turn: &turn };
-        let driver = Driver::new(Arc::clone(&self), Arc::clone(&turn), request, workspace);
-        let outcome = driver.run(&mut mailbox, &ticket).await;
+        let ticket = Arc::new(ticket);
+        let driver = Driver::new(
+            Arc::clone(&self),
+            Arc::clone(&turn),
+            request,
+            workspace,
+            Arc::clone(&ticket),
+        );
+        let outcome = driver.run(&mut mailbox).await;
         turn.set_phase(Phase::Over);
-        drop(ticket);
-        turn.log.end(outcome);
+        // Who reads the end may go on at once, and who looks before sees that it has not ended.
+        ticket.give_up(|| {
+            if let Some(key) = &turn.context {
+                self.contexts.note_end(key);
+            }
+            turn.log.end(outcome);
+        });
     }
 }
 

@@ -175,7 +175,10 @@ impl Live {
         let Some(ending) = &mut self.ending else { return Next::Stay };
         let cause = self.stopping.as_ref().and_then(|stopping| stopping.cause);
         let is_failure = matches!(self.run.end, Some(TurnEnd::Failed(_)))
-            || matches!(cause, Some(Cause::TurnTimeout | Cause::IdleTimeout | Cause::Budget));
+            || matches!(
+                cause,
+                Some(Cause::TurnTimeout | Cause::IdleTimeout | Cause::ToolTimeout | Cause::Budget)
+            );
         if (is_failure || self.run.held_error.is_some()) && !self.run.side_effects {
             ending.doing = Doing::LookingForAnswer;
             let codex_turn_id = self.run.codex_turn_id.clone();

@@ -4,6 +4,8 @@
 //! ([`super::stopping`]), and once nothing runs any more what it leaves is put in order
 //! ([`super::ending`]).
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 use super::ending::Ending;
@@ -12,6 +14,7 @@ use super::running::Run;
 use super::steering::Target;
 use super::stopping::{Goals, Stopping};
 use super::{Begun, EndedCommands, Input, Next, Policy, Questions, Step};
+use crate::model::event::{Event, WarningCode};
 use crate::model::id::ThreadId;
 use crate::turn::clocks::{Cause, Clocks};
 use crate::turn::turn::HAS_ENDED;
@@ -56,6 +59,7 @@ impl Live {
     pub(super) fn on(&mut self, input: Input, step: &mut Step<'_>) -> Next {
         let next = self.take(input, step);
         step.clocks.let_idle_stand(step.questions.are_pending(), step.now);
+        step.clocks.let_tools_run(self.run.owned.has_running_tools(), step.now);
         next
     }
 
@@ -102,7 +106,15 @@ impl Live {
             _ if !self.rest.is_at_work() => self.go_on(None, step),
             Some(stopping) if stopping.deadline <= step.now => self.give_up(step),
             Some(_) => self.go_on(None, step),
-            None => self.go_on(step.clocks.struck(step.now), step),
+            None => {
+                let struck = step.clocks.struck(step.now);
+                if struck.is_none()
+                    && let Some((silent, most)) = step.clocks.warning(step.now)
+                {
+                    self.run.tell(no_progress(silent, most), step.acts);
+                }
+                self.go_on(struck, step)
+            }
         }
     }
 
@@ -134,7 +146,7 @@ impl Live {
         let clock = match &self.stopping {
             _ if !self.rest.is_at_work() => self.goals.wake_at(),
             Some(stopping) => Some(stopping.deadline),
-            None => clocks.next(),
+            None => clocks.next().into_iter().chain(clocks.next_warning()).min(),
         };
         let rest = match self.rest {
             Rest::Until(by) => Some(by),
@@ -153,4 +165,13 @@ impl Live {
             None => Target::Turn(&self.run.current_turn_id),
         }
     }
+}
+
+fn no_progress(silent: Duration, most: Duration) -> Event {
+    let show = |duration: Duration| {
+        humantime::format_duration(Duration::from_millis(duration.as_millis() as u64)).to_string()
+    };
+    let (silent, most) = (show(silent), show(most));
+    let message = format!("the turn has made no progress for {silent}; after {most} it is stopped");
+    Event::warning(WarningCode::NoProgress, message, "")
 }

@@ -11,7 +11,7 @@
 //! Codex's questions ([`questions`]) are taken in every stage.
 //!
 //! Invariants: there is exactly one [`Act::End`], and nothing after it. `thread_started` goes before
-//! every event but `queued`. Every question that is told of is resolved once. Every wish that wants a
+//! every event but `queued` and the warning that its context was evicted. Every question that is told of is resolved once. Every wish that wants a
 //! reply gets one. The turn does not end while a turn of Codex's that it owns runs, unless the thread
 //! was given up or the worker is lost. An input that does not belong to the moment (a late result, a
 //! second one) changes nothing.
@@ -210,6 +210,8 @@ pub(super) struct ReplyTo(pub(super) u64);
 pub(super) struct Opened {
     pub(super) thread_id: ThreadId,
     pub(super) origin: ThreadOrigin,
+    /// For before `thread_started`: that the context was evicted.
+    pub(super) eviction: Option<Event>,
     /// For after `thread_started`.
     pub(super) warnings: Vec<Event>,
 }

@@ -41,6 +41,15 @@ pub(super) fn stopped(
             let message = format!("the turn made no progress for its idle_timeout of {timeout}");
             (FailureReason::IdleTimeout, message)
         }
+        Cause::ToolTimeout => {
+            let timeout = show(clocks.tool_timeout);
+            let message = format!(
+                "the turn made no progress for {timeout} while a command, an MCP call or a sub-agent \
+                 of it ran; that is what the setting timeouts.tool allows, or the turn's idle_timeout \
+                 where that is longer"
+            );
+            (FailureReason::IdleTimeout, message)
+        }
         Cause::SettingsNotApplied => {
             let message = "Codex gave the turn more rights than it asked for".to_owned();
             (FailureReason::SettingsNotApplied, message)
@@ -56,7 +65,7 @@ pub(super) fn stopped(
     let error = TurnError {
         // What was too long, too dear, or given too much, would be so again; a silent provider may be
         // back.
-        retryable: cause == Cause::IdleTimeout,
+        retryable: matches!(cause, Cause::IdleTimeout | Cause::ToolTimeout),
         side_effects_possible,
         ..TurnError::new(reason, message)
     };

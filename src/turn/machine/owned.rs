@@ -36,6 +36,8 @@ pub(super) struct Owned {
     continues_by: Option<Instant>,
     agents: BTreeMap<String, Agent>,
     commands: BTreeMap<String, Commands>,
+    // The MCP calls that run, each with its thread.
+    mcp_calls: BTreeSet<(String, String)>,
 }
 
 /// A sub-agent.
@@ -114,6 +116,7 @@ impl Owned {
             continues_by: None,
             agents: BTreeMap::new(),
             commands: BTreeMap::new(),
+            mcp_calls: BTreeSet::new(),
         }
     }
 
@@ -233,6 +236,14 @@ impl Owned {
                     commands.any = true;
                 }
             }
+            Some(ItemKind::McpToolCall(_)) => {
+                let call = (thread_id.to_owned(), item.id.clone());
+                if ended {
+                    self.mcp_calls.remove(&call);
+                } else {
+                    self.mcp_calls.insert(call);
+                }
+            }
             Some(ItemKind::SubAgent(told)) => self.notes_agents(told, ended, now),
             _ => {}
         }
@@ -250,6 +261,7 @@ impl Owned {
         if let (Some(commands), Some(item_id)) = (self.commands.get_mut(thread_id), item_id) {
             commands.running.remove(item_id);
         }
+        self.mcp_calls.retain(|(thread, item)| thread != thread_id || Some(&**item) != item_id);
     }
 
     fn notes_agents(&mut self, told: &SubAgent, ended: bool, now: Instant) {
@@ -320,6 +332,7 @@ impl Owned {
         let goes_on = status == SubAgentStatus::Completed && self.goals.contains(thread_id);
         let agent = self.agents.get_mut(thread_id)?;
         let turn = agent.turn.take()?;
+        self.mcp_calls.retain(|(thread, _)| thread != thread_id);
         agent.begins_by = goes_on.then(|| now + GOES_ON_WITHIN);
         agent.phase = Some(match status {
             SubAgentStatus::InProgress | SubAgentStatus::Unspecified => SubAgentPhase::Running,
@@ -358,6 +371,13 @@ impl Owned {
     /// Whether a command still runs, as far as items tell.
     pub(super) fn has_running_commands(&self) -> bool {
         self.commands.values().any(|commands| !commands.running.is_empty())
+    }
+
+    /// Whether a command, an MCP call or a sub-agent runs, which may take their time.
+    pub(super) fn has_running_tools(&self) -> bool {
+        self.has_running_commands()
+            || !self.mcp_calls.is_empty()
+            || self.agents.values().any(|agent| agent.turn.is_some())
     }
 
     /// The threads that had commands, each with the items of those that still run.

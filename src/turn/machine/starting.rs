@@ -207,9 +207,10 @@ impl Starting {
 
     /// Tells of the thread: Codex may have seen the turn.
     fn introduce(&mut self, step: &mut Step<'_>) {
-        let Opened { thread_id, origin, warnings } = &mut self.opened;
+        let Opened { thread_id, origin, eviction, warnings } = &mut self.opened;
         let thread_started = Event::thread_started(thread_id.as_str(), *origin);
-        step.acts.extend([Act::Bind, Act::NoteTurn, Act::Tell(thread_started)]);
+        step.acts.extend([Act::Bind, Act::NoteTurn]);
+        step.acts.extend(eviction.take().into_iter().chain([thread_started]).map(Act::Tell));
         step.acts.extend(warnings.drain(..).map(Act::Tell));
     }
 

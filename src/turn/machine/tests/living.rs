@@ -84,7 +84,7 @@ fn a_failure_is_looked_into_and_what_was_held_back_is_told_before_the_end() {
 fn a_retry_is_told_and_is_no_progress() {
     let mut sim = Sim::live(|request| request.turn_options.idle_timeout = Some(3 * SECOND));
     let start = sim.now;
-    sim.later(SECOND);
+    assert_eq!(sim.later(2 * SECOND), [silent("1s 500ms", "3s")]);
     let retry = || ToldError { error: Some(TurnError::default()), will_retry: true };
     let acts = sim.tell(News::Event(Event::ThreadError(retry())));
     let Act::Tell(Event::ThreadError(told)) = &acts[0] else { panic!("{acts:#?}") };
@@ -95,7 +95,8 @@ fn a_retry_is_told_and_is_no_progress() {
     sim.tell_of(THREAD, None, says("x"));
     assert_eq!(sim.machine.wake_at(), Some(start + 3 * SECOND));
     sim.tell(says("x"));
-    assert_eq!(sim.machine.wake_at(), Some(start + 4 * SECOND));
+    assert_eq!(sim.later(2 * SECOND), [silent("1s 500ms", "3s")]);
+    assert_eq!(sim.machine.wake_at(), Some(start + 5 * SECOND));
 }
 
 #[test]
@@ -161,7 +162,7 @@ fn a_turn_waits_for_its_sub_agents_and_counts_what_they_use() {
     assert_eq!(sim.machine.wake_at(), Some(sim.now + SECOND));
     let begins = sim.begins("child", "2");
     assert_eq!(item_events(&begins)[0].id, "2");
-    assert_eq!(sim.machine.wake_at(), None);
+    assert_eq!(sim.machine.wake_at(), Some(sim.now + TOOL / 2));
     let hears = UserMessage {
         inputs: vec![crate::pb::UserInput {
             input: Some(crate::pb::user_input::Input::Text("do it".to_owned())),
@@ -315,4 +316,35 @@ fn a_lost_begin_of_a_command_is_ended_with_the_turn() {
     sim.on(Input::Skipped(line));
     let end = Act::EndCommands(vec![(thread(THREAD), vec!["m".to_owned()])]);
     assert_eq!(sim.complete(), [Act::NoteCompleted, end]);
+}
+
+#[test]
+fn what_runs_for_the_turn_is_no_silence_and_a_silence_is_warned_of_at_its_half() {
+    let idle = 10 * SECOND;
+    let warned = |acts: &[Act]| {
+        let warnings = acts.iter().filter(|act| {
+            matches!(act, Act::Tell(Event::Warning(warning)) if warning.code == "NO_PROGRESS")
+        });
+        warnings.count()
+    };
+    let mcp = Item::new("mcp", ItemKind::McpToolCall(Default::default()));
+    for item in [command("c"), mcp] {
+        let mut sim = Sim::live(|request| request.turn_options.idle_timeout = Some(idle));
+        sim.tell(News::Event(Event::item_started(item.clone())));
+        let acts = sim.later(TOOL - SECOND);
+        assert_eq!((warned(&acts), acts.len()), (1, 1), "{acts:#?}");
+        let completed = Event::item_completed(item.clone());
+        sim.tell(News::Event(completed));
+        let acts = sim.later(idle - SECOND);
+        assert_eq!((warned(&acts), acts.len()), (1, 1), "{acts:#?}");
+        sim.tell(News::Event(Event::item_started(item)));
+        let acts = sim.later(TOOL);
+        assert_eq!((warned(&acts), acts.last()), (1, Some(&interrupts(FIRST))), "{acts:#?}");
+    }
+    // A sub-agent's turn.
+    let mut sim = Sim::live(|request| request.turn_options.idle_timeout = Some(idle));
+    sim.begins("agent", "child");
+    let acts = sim.later(TOOL - SECOND);
+    assert_eq!((warned(&acts), acts.len()), (1, 1), "{acts:#?}");
+    assert_eq!(sim.later(SECOND), [interrupts("first"), interrupts_on("agent", "child")]);
 }

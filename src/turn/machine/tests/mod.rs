@@ -22,6 +22,8 @@ use crate::model::question::{Question, QuestionKind, ToolCall};
 
 const GRACE: Duration = Duration::from_secs(2);
 const SECOND: Duration = Duration::from_secs(1);
+/// How long a command may be silent.
+const TOOL: Duration = Duration::from_secs(3600);
 
 const THREAD: &str = "thread";
 const ROOT: &str = "root";
@@ -40,7 +42,7 @@ impl Sim {
         let mut request = TurnRequest::default();
         change(&mut request);
         let terms = Terms::new(ROOT, &request, GRACE, 1.0);
-        let machine = Machine::new(terms, Clocks::new(&request.turn_options));
+        let machine = Machine::new(terms, Clocks::new(&request.turn_options, Some(TOOL)));
         Sim { machine, now: Instant::now() }
     }
 
@@ -132,7 +134,7 @@ pub(super) fn begins_below(root: &str) -> News {
 
 fn opened() -> Opened {
     let warnings = vec![Event::warning(WarningCode::Config, "of the opening", "")];
-    Opened { thread_id: thread(THREAD), origin: ThreadOrigin::Resumed, warnings }
+    Opened { thread_id: thread(THREAD), origin: ThreadOrigin::Resumed, eviction: None, warnings }
 }
 
 pub(super) fn begun() -> Begun {
@@ -213,6 +215,12 @@ fn interrupted(reason: InterruptReason, thread_usage: Usage) -> Act {
 }
 
 const NO_WORDS: &str = "Codex task completed with inputs.";
+
+/// The warning of a turn that was silent for so long, and may be for so long.
+fn silent(silent: &str, most: &str) -> Act {
+    let message = format!("the turn has made no progress for {silent}; after {most} it is stopped");
+    Act::Tell(Event::warning(WarningCode::NoProgress, message, ""))
+}
 
 /// The failure with which a turn ends.
 fn failure(acts: &[Act]) -> &crate::model::failure::TurnError {

@@ -88,9 +88,9 @@ fn each_clock_stops_the_turn_and_says_so() {
     assert!(!error.retryable && !error.side_effects_possible);
 
     let mut sim = Sim::live(|request| request.turn_options.idle_timeout = Some(3 * SECOND));
-    assert_eq!(sim.later(2 * SECOND), []);
+    assert_eq!(sim.later(2 * SECOND), [silent("1s 500ms", "3s")]);
     sim.tell(says("still here"));
-    assert_eq!(sim.later(2 * SECOND), []);
+    assert_eq!(sim.later(2 * SECOND), [silent("1s 500ms", "3s")]);
     assert_eq!(sim.later(SECOND), [interrupts(FIRST)]);
     let acts = sim.tell(News::TurnEnded(TurnEnd::Interrupted));
     let error = failure(&acts);
