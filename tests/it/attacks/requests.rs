@@ -31,7 +31,8 @@ async fn a_configuration_of_ten_thousand_dots_never_reaches_a_worker() {
                 request.thread_options.get_or_insert_default().config = Some(dotted(10_000));
                 let refused = sidecar.refused(request).await;
                 refused.assert(Code::InvalidArgument, "INVALID_INPUT");
-                assert_eq!(refused.field_paths(), ["thread_options.config"], "{refused:#?}");
+                let paths = refused.field_paths();
+                assert!(paths[0].starts_with("thread_options.config["), "{refused:#?}");
             }
             assert_eq!(restarts(sidecar.workers().await), before);
         })
@@ -77,7 +78,8 @@ async fn an_image_of_too_many_pixels_never_reaches_a_worker() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_that_is_stopped_holds_nobody_up() {
     let rounds = size(1, 6);
-    let target = Target::with("").await;
+    // A turn that is on it at that moment is lost with it, and no other one.
+    let target = Target { lost: rounds, ..Target::with("").await };
     let what = format!("{rounds} × SIGSTOP of one of two workers");
     target
         .attacked(&what, async |sidecar| {
