@@ -80,7 +80,24 @@ impl ThreadError {
     pub(crate) fn before_the_turn(self) -> ThreadError {
         match self {
             ThreadError::Lost { cause, written: _ } => ThreadError::Lost { cause, written: false },
+            ThreadError::Unreadable(said) => ThreadError::Refused(said),
             other => other,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_ahead_of_a_turn_leaves_no_doubt_whether_it_began() {
+        let garbled = RequestError::Decode { method: "config/read", cause: "garbled".to_owned() };
+        let error = ThreadError::from(garbled).before_the_turn();
+        assert!(matches!(error, ThreadError::Refused(_)), "{error:?}");
+        let late =
+            RequestError::Timeout { method: "config/read", after: std::time::Duration::ZERO };
+        let error = ThreadError::from(late).before_the_turn();
+        assert!(matches!(error, ThreadError::Lost { written: false, .. }), "{error:?}");
     }
 }

@@ -57,8 +57,9 @@ impl Instance {
     fn is_forerunner_of(&self, other: &Instance) -> bool {
         self.namespace == other.namespace
             && self.codex_home == other.codex_home
-            && Stat::read(self.sidecar.pid)
-                .is_none_or(|now| now.identity != self.sidecar || now.zombie)
+            // One that can't be looked at may well live.
+            && Stat::look(self.sidecar.pid)
+                .is_ok_and(|now| now.is_none_or(|now| now.identity != self.sidecar || now.zombie))
     }
 }
 
@@ -144,7 +145,8 @@ fn kill_until_gone(find: impl Fn() -> (Vec<Stat>, bool)) -> usize {
             again = true;
         }
         let dying = |identity: &Identity| {
-            Stat::read(identity.pid).is_some_and(|now| now.identity == *identity && !now.zombie)
+            Stat::look(identity.pid)
+                .map_or(true, |now| now.is_some_and(|now| now.identity == *identity && !now.zombie))
         };
         if !(again || killed.iter().any(dying)) || begun.elapsed() > PATIENCE {
             return killed.len();

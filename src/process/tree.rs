@@ -38,7 +38,7 @@ impl Stat {
     ///
     /// # Errors
     /// There are no file descriptors or no memory to look with: whether it is gone is not known.
-    fn look(pid: i32) -> io::Result<Option<Stat>> {
+    pub(super) fn look(pid: i32) -> io::Result<Option<Stat>> {
         let blind = [Errno::MFILE, Errno::NFILE, Errno::NOMEM].map(Errno::raw_os_error);
         match std::fs::read(format!("/proc/{pid}/stat")) {
             Ok(text) => Ok(Stat::parse(pid, &text)),
