@@ -33,8 +33,8 @@ use crate::grpc::call;
 use crate::grpc::limits::ConnectionLimits;
 use crate::model::id::CallerId;
 
-/// How long a connection that makes room may take to say goodbye.
-const LEAVE_GRACE: Duration = Duration::from_secs(1);
+/// How long a connection that is told to leave, and has no call, is there for one that is on its way.
+const LEAVE_GRACE: Duration = Duration::from_millis(200);
 /// How long nobody is accepted after the system had nothing to accept with.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often the same trouble is logged at most.
@@ -105,7 +105,8 @@ async fn hold(socket: Socket, connection: Connection, routes: Routes) {
 
     let told_to_leave = async {
         tokio::select! {
-            () = close.cancelled() => true,
+            // Without a handshake there is nobody to say goodbye to.
+            () = close.cancelled() => shaken.is_cancelled(),
             in_time = timeout(limits.handshake_timeout, shaken.cancelled()) => {
                 if in_time.is_ok() {
                     close.cancelled().await;

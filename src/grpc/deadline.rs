@@ -1,7 +1,7 @@
 //! The caller's deadline.
 //!
-//! tonic enforces `grpc-timeout` only until the response's headers, and then says CANCELLED. A
-//! stream must keep its deadline itself, and say DEADLINE_EXCEEDED.
+//! Nobody else keeps it: neither hyper nor tonic's services do. A call whose request is still on its way
+//! is [`call`](super::call)'s; from then on each call keeps it itself, a stream up to its end.
 
 use std::future::Future;
 use std::time::Duration;
@@ -11,9 +11,8 @@ use tonic::metadata::MetadataMap;
 
 use crate::model::refusal::Refusal;
 
-/// How long before the deadline a stream has its headers, if there is nothing to say yet: what comes
-/// after them is no more tonic's matter. Both tonic's clocks, the client's above all, started earlier
-/// than ours.
+/// How long before the deadline a stream has its headers, if there is nothing to say yet: a client of
+/// tonic's waits for those by a clock of its own, which started earlier than ours, and says CANCELLED.
 const HEADERS_MARGIN: Duration = Duration::from_millis(100);
 
 /// The same for a call with a single answer, whose refusal must not come much too early.

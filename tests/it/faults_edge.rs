@@ -11,8 +11,7 @@ use tokio::process::Child;
 use tonic_health::pb::health_check_response::ServingStatus;
 
 use crate::support;
-use crate::support::binary::through;
-use crate::support::binary::{self, Binary};
+use crate::support::binary::{self, Binary, through};
 use crate::support::{
     Client, Place, eventually, processes, prompt, scripted, short_directory, within,
 };
