@@ -112,9 +112,9 @@ pub enum Refusal {
         /// When to try again.
         retry_after: Duration,
     },
-    /// Too many turns of this context, or on its thread, wait.
+    /// Too many turns of this context wait.
     #[error(
-        "{waiting} turns already wait for this context or its thread, the limit for one; try again later"
+        "{waiting} turns of this context already wait, the limit for one context; try again later"
     )]
     ContextQueueFull {
         /// How many wait.

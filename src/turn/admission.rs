@@ -52,7 +52,8 @@ pub struct AdmissionLimits {
     /// Most turns that wait in all; beyond it QUEUE_FULL. Default 256. One connection's may take seven
     /// eighths of it.
     pub max_waiting_turns: usize,
-    /// Most turns that wait for one context, or one thread; beyond it CONTEXT_QUEUE_FULL. Default 16.
+    /// Most turns that wait for one context, or, of those without one, for one thread; beyond it
+    /// CONTEXT_QUEUE_FULL. Default 16.
     pub max_waiting_turns_per_context: usize,
 }
 
@@ -288,14 +289,15 @@ impl Admission {
             entrant(&Busy(&state.lanes))?;
         let context = context.map(Lane::Context);
         let thread = thread.map(|thread| Lane::Thread(tenant.clone(), thread));
-        let waiting_in_lane = [&context, &thread].into_iter().flatten();
-        let waiting_in_lane = waiting_in_lane.filter_map(|lane| state.lanes.get(lane));
-        let waiting_in_lane = waiting_in_lane.map(|lane| lane.len() - 1).max();
-        if waiting_in_lane.is_some() && policy == BusyPolicy::Reject {
+        let is_busy =
+            [&context, &thread].into_iter().flatten().any(|lane| state.lanes.contains_key(lane));
+        if is_busy && policy == BusyPolicy::Reject {
             return Err(Refusal::ContextBusy);
         }
-        let runs_at_once =
-            waiting_in_lane.is_none() && state.line.is_empty() && self.has_room(state, &tenant);
+        // Contexts that name one thread are as many contexts.
+        let own_lane = context.as_ref().or(thread.as_ref()).and_then(|lane| state.lanes.get(lane));
+        let waiting_in_lane = own_lane.map(|lane| lane.len() - 1);
+        let runs_at_once = !is_busy && state.line.is_empty() && self.has_room(state, &tenant);
         if !runs_at_once {
             self.look_for_a_position(state, caller, waiting_in_lane, bytes)?;
         }
@@ -649,7 +651,7 @@ mod tests {
     #[test]
     fn contexts_that_name_one_thread_wait_for_it_and_leave_the_room_to_others() {
         let admission =
-            Admission::new(AdmissionLimits { max_waiting_turns_per_context: 3, ..LIMITS });
+            Admission::new(AdmissionLimits { max_waiting_turns_per_context: 1, ..LIMITS });
         let busy = admit(&admission, 1).unwrap();
         let follows = admit(&admission, 1).unwrap();
         // Its first turn: the thread was not known when it was admitted.
