@@ -48,26 +48,21 @@ async fn overload_is_waited_out_and_then_told_before_anything_has_begun() {
     assert_eq!(next.final_response(), "You said: again");
 }
 
-/// A sidecar whose workers play in the background, and die of what has [`POISON`] in it; and how many
-/// were launched.
-async fn poisonable(workers: usize) -> (Arc<Sidecar>, Arc<AtomicUsize>) {
-    let sidecar = Arc::new(Sidecar::start(|setup| setup.workers = workers));
+/// Has the workers of a sidecar play in the background, and die of what has [`POISON`] in it; counts them.
+fn poisonable(sidecar: &Arc<Sidecar>) -> Arc<AtomicUsize> {
     let launched = Arc::<AtomicUsize>::default();
-    tokio::spawn({
-        let (sidecar, launched) = (Arc::clone(&sidecar), Arc::clone(&launched));
-        async move {
-            let never = broadcast::Sender::new(1);
-            for number in 1.. {
-                let mut codex = sidecar.codex().await;
-                launched.fetch_add(1, Ordering::Relaxed);
-                codex.number = Some(number);
-                codex.dies_of = Some(POISON);
-                tokio::spawn(codex.play(never.subscribe()));
-            }
+    let (sidecar, count) = (Arc::clone(sidecar), Arc::clone(&launched));
+    tokio::spawn(async move {
+        let never = broadcast::Sender::new(1);
+        for number in 1.. {
+            let mut codex = sidecar.codex().await;
+            count.fetch_add(1, Ordering::Relaxed);
+            codex.number = Some(number);
+            codex.dies_of = Some(POISON);
+            tokio::spawn(codex.play(never.subscribe()));
         }
     });
-    sidecar.is_ready().await;
-    (sidecar, launched)
+    launched
 }
 
 const POISON: &str = "poison";
@@ -80,29 +75,42 @@ fn poisoned(context: &str) -> pb::RunTurnRequest {
     request
 }
 
-/// Row 35.
+/// Row 35. Those that were opened beside it are tried apart, and served.
 #[tokio::test(start_paused = true)]
 async fn a_request_that_kills_whatever_worker_opens_it_is_refused_after_the_second_death() {
-    let (sidecar, launched) = poisonable(2).await;
-    // Beside it others are opened, on the worker that dies, too.
-    let innocents = (0..6).map(async |number| {
-        sidecar.say(&format!("c{number}"), "hello").await.completed();
+    let sidecar = Arc::new(Sidecar::start(|_| {}));
+    let mut codex = sidecar.codex().await;
+    codex.during(sidecar.is_ready()).await;
+    let innocents = (0..3).map(async |number| {
+        let told = sidecar.say(&format!("c{number}"), "hello").await;
+        assert_eq!(told.final_response(), "You said: hello");
     });
+    let refused = sidecar.refused(poisoned("bad"));
+    let mut all = pin!(async { tokio::join!(refused, join_all(innocents)) });
+    let crowd = async {
+        for _ in 0..4 {
+            codex.asked("thread/start").await;
+        }
+        codex.exit("signal 6");
+    };
+    meanwhile(all.as_mut(), crowd).await;
     let began = Instant::now();
-    let (refused, _) = tokio::join!(biased; sidecar.refused(poisoned("bad")), join_all(innocents));
+    let launched = poisonable(&sidecar);
+    let (refused, _) = all.await;
     refused.assert(Code::FailedPrecondition, "OPENING_KILLS_WORKERS");
     assert_eq!(refused.retry_after, None);
     assert!(refused.message.contains("signal 6"), "{refused:#?}");
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
     sidecar.say("c0", "again").await.completed();
-    sleep(Duration::from_secs(1)).await;
-    assert_eq!(launched.load(Ordering::Relaxed), 4, "two of the first ones died");
+    assert_eq!(launched.load(Ordering::Relaxed), 2, "one of the successors died");
 }
 
 /// Row 35: the pool is not put out, however many of them come.
 #[tokio::test(start_paused = true)]
 async fn deaths_that_requests_cause_open_no_breaker_and_no_innocent_is_refused() {
-    let (sidecar, _) = poisonable(2).await;
+    let sidecar = Arc::new(Sidecar::start(|setup| setup.workers = 2));
+    poisonable(&sidecar);
+    sidecar.is_ready().await;
     for round in 0..4 {
         let poisons = (0..4).map(async |number| {
             let refused = sidecar.refused(poisoned(&format!("bad{number}"))).await;
