@@ -132,7 +132,7 @@ impl Sidecar {
         let work = tempfile::tempdir().unwrap();
         let default_directory = work.path().canonicalize().unwrap();
         let engine = Engine::new(
-            Pool::start(spec.clone(), workers, pool),
+            Pool::start(spec.clone(), workers, pool.clone()),
             Bindings::default(),
             Arc::new(Turns::new(&retention)),
             Admission::new(limits.clone()),
@@ -151,6 +151,7 @@ impl Sidecar {
                 offline_model: false,
                 api_key_fingerprint: None,
                 workers,
+                pool,
                 drain_grace: Duration::ZERO,
                 admission: limits.clone(),
                 requests: RequestLimits::default(),

@@ -378,6 +378,7 @@ fn setup(config: &Config) -> Setup {
         api_key_fingerprint: (config.api_key.as_ref())
             .map(|key| key_fingerprint(key.secret.expose_secret())),
         workers: config.workers,
+        pool: config.pool.clone(),
         drain_grace: config.drain_grace,
         admission: config.limits.clone(),
         requests: config.requests.clone(),

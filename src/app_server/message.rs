@@ -39,6 +39,11 @@ impl Told {
         Told { scope, news, method, params: params.to_owned() }
     }
 
+    /// How long its text is.
+    pub fn bytes(&self) -> usize {
+        self.params.get().len()
+    }
+
     /// Whether it is about an item.
     pub fn is_of_an_item(&self) -> bool {
         self.method.starts_with("item/")
@@ -101,6 +106,8 @@ pub struct Asked {
     pub call: Call,
     /// What it asks, without an id of its own.
     pub question: Question,
+    /// How long its text was.
+    pub bytes: usize,
 }
 
 /// A request of the worker, as far as its answer needs it.
@@ -190,7 +197,8 @@ pub fn parse(line: &[u8]) -> Result<Line, String> {
         (Some(method), Some(id)) => {
             let (scope, question) = decode::request(&method, params.unwrap_or(RawValue::NULL));
             let call = Call { id: CallId(id), method };
-            Ok(Line::Inbound(Inbound::Asked(Asked { scope, call, question })))
+            let bytes = line.len();
+            Ok(Line::Inbound(Inbound::Asked(Asked { scope, call, question, bytes })))
         }
         (Some(method), None) => {
             let told = Told::read(method, params.unwrap_or(RawValue::NULL));

@@ -3,7 +3,9 @@
 //! Owns the table of pending requests and two tasks, one that reads lines and one that writes
 //! them. A [`Peer`] is a cheap handle to them. It closes once, for ever, when either stream ends or
 //! misbehaves; every pending request then fails with [`RequestError::Transport`]. It never blocks
-//! on the other side: the queue towards it is bounded and refuses when full.
+//! on the other side: a request waits a moment for room in the bounded queue towards it, and is refused
+//! then. An answer has room of its own, because the other side hangs without it: a side that asks on and
+//! on and reads no answers is closed.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,7 +16,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::app_server::decode;
@@ -34,7 +36,7 @@ pub struct PeerLimits {
     pub max_garbage_lines: u64,
     /// How long one line may take to be written; longer closes the peer. Default 10 s.
     pub write_timeout: Duration,
-    /// How many lines may wait to be written.
+    /// How many requests may wait to be written, and how many answers; more answers close the peer.
     pub max_queued_writes: usize,
 }
 
@@ -106,6 +108,12 @@ pub enum RequestError {
 /// JSON-RPC's code of Codex's overload answer.
 pub(crate) const OVERLOADED: i64 = -32001;
 
+/// How long a request waits for room in the queue: whoever is refused and asks again must not spin.
+const ROOM_WITHIN: Duration = Duration::from_secs(1);
+
+/// Said of a side that leaves no room in the queue towards it.
+const NOT_READING: &str = "the worker does not read its standard input";
+
 /// A handle to one peer.
 #[derive(Debug, Clone)]
 pub struct Peer {
@@ -116,7 +124,10 @@ pub struct Peer {
 struct Inner {
     next_id: AtomicU64,
     pending: Mutex<HashMap<u64, Pending>>,
-    outbound: mpsc::Sender<Outgoing>,
+    outbound: mpsc::UnboundedSender<Outgoing>,
+    // What bounds it.
+    room_for_requests: Arc<Semaphore>,
+    room_for_answers: Arc<Semaphore>,
     garbage_lines: AtomicU64,
     started_at: Instant,
     // Milliseconds from the start to the last line that came.
@@ -143,6 +154,7 @@ enum Answer {
 struct Outgoing {
     line: Vec<u8>,
     written: Arc<AtomicBool>,
+    _room: OwnedSemaphorePermit,
 }
 
 /// Takes its entry out of the table when the caller loses interest, so that a cancelled call leaks
@@ -181,6 +193,7 @@ impl Inner {
         if first {
             // Dropping the senders fails every pending request.
             self.pending().clear();
+            self.room_for_requests.close();
         }
     }
 }
@@ -198,11 +211,14 @@ impl Peer {
         R: AsyncRead + Send + Unpin + 'static,
         W: AsyncWrite + Send + Unpin + 'static,
     {
-        let (outbound, queue) = mpsc::channel(limits.max_queued_writes);
+        let (outbound, queue) = mpsc::unbounded_channel();
+        let room = || Arc::new(Semaphore::new(limits.max_queued_writes));
         let inner = Arc::new(Inner {
             next_id: AtomicU64::new(1),
             pending: Mutex::default(),
             outbound,
+            room_for_requests: room(),
+            room_for_answers: room(),
             garbage_lines: AtomicU64::new(0),
             started_at: Instant::now(),
             last_heard: AtomicU64::new(0),
@@ -233,24 +249,41 @@ impl Peer {
         self.inner.pending().insert(id, Pending { answer });
         let guard = PendingGuard { inner: &self.inner, id };
 
-        let written = self.send(method, &Outbound { id: Some(id), method, params })?;
-        let transport = |written: &AtomicBool| RequestError::Transport {
+        let written = Arc::new(AtomicBool::new(false));
+        let transport = |cause: &str| RequestError::Transport {
             method,
-            cause: self.close_cause().unwrap_or_else(|| "the connection closed".to_owned()),
+            cause: self.close_cause().unwrap_or_else(|| cause.to_owned()),
             written: written.load(Ordering::Acquire),
         };
-        // The peer may have closed between the insertion and the send: then nobody is left to
-        // answer, and the table was already cleared.
-        if self.close_cause().is_some() {
-            return Err(transport(&written));
-        }
-        let outcome = match tokio::time::timeout(timeout, answered).await {
-            Ok(Ok(Answer::Outcome(outcome))) => outcome,
-            Ok(Ok(Answer::TooLong(bytes, limit))) => {
+        let mut is_queued = false;
+        let asking = async {
+            let room = Arc::clone(&self.inner.room_for_requests).acquire_owned();
+            let Ok(room) = tokio::time::timeout(ROOM_WITHIN, room).await else {
+                return Some(Err(self.not_sent(method, NOT_READING)));
+            };
+            // An error: the peer has closed.
+            let room = room.ok()?;
+            let message = Outbound { id: Some(id), method, params };
+            if let Err(error) = self.send(method, &message, room, &written) {
+                return Some(Err(error));
+            }
+            is_queued = true;
+            // The peer may have closed between the insertion and the send: then nobody is left to
+            // answer, and the table was already cleared.
+            if self.close_cause().is_some() {
+                return None;
+            }
+            answered.await.ok().map(Ok)
+        };
+        let outcome = match tokio::time::timeout(timeout, asking).await {
+            Ok(Some(Ok(Answer::Outcome(outcome)))) => outcome,
+            Ok(Some(Ok(Answer::TooLong(bytes, limit)))) => {
                 return Err(RequestError::TooLong { method, bytes, limit });
             }
-            Ok(Err(_)) => return Err(transport(&written)),
-            Err(_) => return Err(RequestError::Timeout { method, after: timeout }),
+            Ok(Some(Err(error))) => return Err(error),
+            Ok(None) => return Err(transport("the connection closed")),
+            Err(_) if is_queued => return Err(RequestError::Timeout { method, after: timeout }),
+            Err(_) => return Err(transport(NOT_READING)),
         };
         drop(guard);
         let result = outcome.map_err(|RpcError { code, message }| RequestError::Server {
@@ -271,7 +304,9 @@ impl Peer {
         struct Bare {
             method: &'static str,
         }
-        self.send(method, &Bare { method }).map(drop)
+        let room = Arc::clone(&self.inner.room_for_requests).try_acquire_owned();
+        let room = room.map_err(|_| self.not_sent(method, NOT_READING))?;
+        self.send(method, &Bare { method }, room, &Arc::default())
     }
 
     /// Says no to a request of the other side.
@@ -303,7 +338,15 @@ impl Peer {
             Ok(result) => (Some(result), None),
             Err(error) => (None, Some(error)),
         };
-        self.send("answer", &Answer { id: &call.id, result, error }).map(drop)
+        const METHOD: &str = "answer";
+        let room = Arc::clone(&self.inner.room_for_answers).try_acquire_owned();
+        let room = room.map_err(|error| {
+            if matches!(error, TryAcquireError::NoPermits) {
+                self.inner.give_up("it asks, and does not read the answers".to_owned());
+            }
+            self.not_sent(METHOD, NOT_READING)
+        })?;
+        self.send(METHOD, &Answer { id: &call.id, result, error }, room, &Arc::default())
     }
 
     /// Why the peer closed; `None` while it is open.
@@ -342,23 +385,26 @@ impl Peer {
         self.inner.started_at.elapsed().saturating_sub(heard)
     }
 
+    fn not_sent(&self, method: &'static str, cause: &str) -> RequestError {
+        let cause = self.close_cause().unwrap_or_else(|| cause.to_owned());
+        RequestError::Transport { method, cause, written: false }
+    }
+
     fn send(
         &self,
         method: &'static str,
         message: &impl Serialize,
-    ) -> Result<Arc<AtomicBool>, RequestError> {
-        let refused = |cause: String| RequestError::Transport { method, cause, written: false };
-        let mut line = serde_json::to_vec(message).map_err(|error| refused(error.to_string()))?;
+        room: OwnedSemaphorePermit,
+        written: &Arc<AtomicBool>,
+    ) -> Result<(), RequestError> {
+        let line = serde_json::to_vec(message);
+        let mut line = line.map_err(|error| self.not_sent(method, &error.to_string()))?;
         line.push(b'\n');
-        let written = Arc::new(AtomicBool::new(false));
         if let Some(cause) = self.close_cause() {
-            return Err(refused(cause));
+            return Err(self.not_sent(method, &cause));
         }
-        self.inner
-            .outbound
-            .try_send(Outgoing { line, written: Arc::clone(&written) })
-            .map_err(|_| refused("the worker does not read its standard input".to_owned()))?;
-        Ok(written)
+        let outgoing = Outgoing { line, written: Arc::clone(written), _room: room };
+        self.inner.outbound.send(outgoing).map_err(|_| self.not_sent(method, NOT_READING))
     }
 }
 
@@ -373,12 +419,12 @@ struct Outbound<'a, P: Serialize> {
 async fn write_lines(
     inner: Arc<Inner>,
     mut writer: impl AsyncWrite + Unpin,
-    mut queue: mpsc::Receiver<Outgoing>,
+    mut queue: mpsc::UnboundedReceiver<Outgoing>,
     timeout: Duration,
 ) {
     let mut closed = inner.closed.subscribe();
     loop {
-        let Outgoing { line, written } = tokio::select! {
+        let Outgoing { line, written, _room } = tokio::select! {
             biased;
             _ = closed.wait_for(Option::is_some) => return,
             next = queue.recv() => match next {
@@ -593,6 +639,72 @@ mod tests {
         assert!(matches!(error, RequestError::Transport { written: true, .. }), "{error}");
         assert!(peer.closed().await.contains("did not read its standard input"));
         drop(theirs);
+    }
+
+    /// A side that reads nothing, and how many requests wait for it: one in its pipe, the others in the
+    /// queue, which they fill.
+    async fn fill(limits: &PeerLimits) -> (Peer, DuplexStream, Vec<tokio::task::JoinHandle<()>>) {
+        let (ours, theirs) = duplex(16);
+        let (reader, writer) = split(ours);
+        let peer = Peer::start(reader, writer, limits.clone(), |peer, inbound| {
+            if let Inbound::Asked(asked) = inbound {
+                let _ = peer.decline(&asked.call);
+            }
+        });
+        let asking = (0..limits.max_queued_writes).map(|_| {
+            let peer = peer.clone();
+            tokio::spawn(async move {
+                let _ = peer.request::<Value>("one", &json!({}), 60 * SECOND).await;
+            })
+        });
+        let asking = asking.collect();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        (peer, theirs, asking)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_waits_a_moment_for_room_and_was_not_written_then() {
+        let limits = PeerLimits { max_queued_writes: 4, ..PeerLimits::default() };
+        let (peer, theirs, asking) = fill(&limits).await;
+        let began = Instant::now();
+        let error = peer.request::<Value>("two", &json!({}), 5 * SECOND).await.unwrap_err();
+        assert_eq!(began.elapsed(), ROOM_WITHIN, "whoever asks again and again would spin");
+        assert!(matches!(error, RequestError::Transport { written: false, .. }), "{error}");
+        assert_eq!((peer.close_cause(), peer.inner.pending().len()), (None, asking.len()));
+        // There is room again as soon as it reads.
+        let mut lines = BufReader::new(theirs).lines();
+        let reading = async { while lines.next_line().await.unwrap().unwrap().contains("one") {} };
+        let params = json!({});
+        let (error, ()) = tokio::join!(peer.request::<Value>("two", &params, 5 * SECOND), reading);
+        assert!(matches!(error, Err(RequestError::Timeout { method: "two", .. })), "{error:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_has_room_beside_any_number_of_requests_and_none_is_dropped_in_silence() {
+        let limits = PeerLimits { max_queued_writes: 4, ..PeerLimits::default() };
+        let (peer, theirs, _asking) = fill(&limits).await;
+        let (reader, mut writer) = split(theirs);
+        let ask =
+            |id: usize| format!("{{\"id\":{id},\"method\":\"what/request\",\"params\":{{}}}}\n");
+        for id in 0..limits.max_queued_writes {
+            writer.write_all(ask(id).as_bytes()).await.unwrap();
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(peer.close_cause(), None);
+        let mut lines = BufReader::new(reader).lines();
+        let mut answers = 0;
+        while answers < limits.max_queued_writes {
+            answers += usize::from(lines.next_line().await.unwrap().unwrap().contains("error"));
+        }
+        drop(lines);
+        // One that reads no answers is not left waiting for those that have no room.
+        let (peer, theirs, _asking) = fill(&limits).await;
+        let (_reader, mut writer) = split(theirs);
+        for id in 0..=limits.max_queued_writes {
+            writer.write_all(ask(id).as_bytes()).await.unwrap();
+        }
+        assert_eq!(peer.closed().await, "it asks, and does not read the answers");
+        assert_eq!(peer.misconduct(), Some("it asks, and does not read the answers"));
     }
 
     #[tokio::test]

@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status};
 use crate::grpc::api::pool_service_server::PoolService;
 use crate::grpc::limits::{ConnectionLimits, RequestLimits};
 use crate::pb;
-use crate::pool::{Readiness, SlotState, SlotStatus, Trouble};
+use crate::pool::{PoolSettings, Readiness, SlotState, SlotStatus, Trouble};
 use crate::turn::admission::AdmissionLimits;
 use crate::turn::contexts::ContextLimits;
 use crate::turn::engine::{DrainState, Engine};
@@ -31,6 +31,8 @@ pub(crate) struct Setup {
     pub api_key_fingerprint: Option<String>,
     /// How many workers are kept.
     pub workers: usize,
+    /// How they are kept.
+    pub pool: PoolSettings,
     /// How long running turns may go on in a drain.
     pub drain_grace: Duration,
     /// How many turns run and wait.
@@ -199,8 +201,17 @@ fn worker(index: usize, status: &SlotStatus) -> pb::Worker {
 }
 
 fn limits(setup: &Setup) -> pb::ServerLimits {
-    let Setup { admission, requests, connections, retention, readers, contexts, timeouts, .. } =
-        setup;
+    let Setup {
+        admission,
+        requests,
+        connections,
+        retention,
+        readers,
+        contexts,
+        timeouts,
+        pool,
+        ..
+    } = setup;
     let duration =
         |duration: Option<Duration>| duration.and_then(|duration| duration.try_into().ok());
     pb::ServerLimits {
@@ -225,6 +236,8 @@ fn limits(setup: &Setup) -> pb::ServerLimits {
         max_answer_timeout: duration(timeouts.max_answer),
         drain_grace: duration(Some(setup.drain_grace)),
         workers: count(setup.workers),
+        max_idle_threads: pool.max_idle_threads.map(|most| most as u64),
+        max_resident_bytes: pool.max_resident_bytes,
         max_connections: count(connections.max_connections),
         max_streams_per_connection: connections.max_streams_per_connection,
         request_timeout: duration(Some(connections.request_timeout)),

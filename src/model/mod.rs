@@ -7,6 +7,7 @@
 
 pub(crate) mod event;
 pub(crate) mod failure;
+pub(crate) mod fingerprint;
 pub(crate) mod id;
 pub(crate) mod item;
 pub(crate) mod options;

@@ -4,8 +4,8 @@
 //! being opened there. What is told by a death depends on that: a worker that dies while it is asked to
 //! open a thread may have died of what it was asked.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
@@ -39,6 +39,8 @@ pub(crate) struct Incarnation {
     entering: AtomicUsize,
     died_under_opening: AtomicBool,
     given_up: AtomicBool,
+    // Since when idle threads are released because the worker is too large.
+    relieved_at: Mutex<Option<Instant>>,
     pub(super) doubted: Notify,
 }
 
@@ -58,6 +60,7 @@ impl Incarnation {
             turns: watch::Sender::default(),
             started_turns: AtomicU64::new(0),
             completed_turns: AtomicU64::new(0),
+            relieved_at: Mutex::default(),
             room: Arc::new(Semaphore::new(ROOM as usize)),
             suspects: AtomicUsize::new(0),
             entering: AtomicUsize::new(0),
@@ -103,6 +106,10 @@ impl Incarnation {
     /// How many threads it holds that no turn uses.
     pub(super) fn idle_threads(&self) -> usize {
         self.worker.loaded_threads().saturating_sub(self.running_turns())
+    }
+
+    pub(super) fn relieved_at(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.relieved_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until no turn has a lease on it.

@@ -3,9 +3,11 @@
 //! Each slot of the pool has one task that starts a worker, waits for its end and starts the next
 //! ([`supervision`]), or replaces it while it is well ([`recycling`]). What is in the [`slots`] is what
 //! everybody else goes by: [`placement`], which gives a turn its [`Lease`], and [`readiness`]. The pool
-//! never moves a running turn, and knows neither of threads nor of what a turn says.
+//! never moves a running turn, and knows nothing of what a turn says; of threads it knows which are
+//! [`idle`].
 
 mod home;
+mod idle;
 mod incarnation;
 mod placement;
 mod readiness;
@@ -36,10 +38,11 @@ pub struct PoolSettings {
     pub max_turns_per_worker: Option<u64>,
     /// Age at which a worker is replaced. Default: any.
     pub max_age: Option<Duration>,
-    /// Resident memory, in bytes, at which a worker is replaced. Default: any.
+    /// Resident memory of a worker, in bytes, from which on its idle threads are released; one that
+    /// stays above it without them is replaced. Default 1 GiB.
     pub max_resident_bytes: Option<u64>,
-    /// Most threads that a worker keeps loaded beyond those that run; with more it is replaced.
-    /// Default: any number.
+    /// Most threads that a worker keeps loaded beyond those that run; of more, those that have been idle
+    /// for the longest time are released. Default 64.
     pub max_idle_threads: Option<usize>,
     /// How often a worker is asked for a sign of life. Default 10 s.
     pub liveness_interval: Duration,
@@ -67,8 +70,8 @@ impl Default for PoolSettings {
         PoolSettings {
             max_turns_per_worker: None,
             max_age: None,
-            max_resident_bytes: None,
-            max_idle_threads: None,
+            max_resident_bytes: Some(1 << 30),
+            max_idle_threads: Some(64),
             liveness_interval: Duration::from_secs(10),
             liveness_timeout: Duration::from_secs(5),
             backoff_initial: Duration::from_millis(200),

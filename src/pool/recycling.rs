@@ -83,9 +83,7 @@ impl Supervision {
 
 /// Why a worker should be replaced.
 fn wear(incarnation: &Incarnation, settings: &PoolSettings) -> Option<String> {
-    let PoolSettings {
-        max_turns_per_worker, max_age, max_resident_bytes, max_idle_threads, ..
-    } = settings;
+    let PoolSettings { max_turns_per_worker, max_age, .. } = settings;
     let turns = incarnation.started_turns();
     if let Some(max) = max_turns_per_worker.filter(|max| turns >= *max) {
         return Some(format!("it ran {turns} turns, the limit is {max}"));
@@ -93,13 +91,7 @@ fn wear(incarnation: &Incarnation, settings: &PoolSettings) -> Option<String> {
     if let Some(max) = max_age.filter(|max| incarnation.ready_at.elapsed() >= *max) {
         return Some(format!("it is older than {}", humantime::format_duration(max)));
     }
-    let idle = incarnation.idle_threads();
-    if let Some(max) = max_idle_threads.filter(|max| idle > *max) {
-        return Some(format!("it holds {idle} idle threads, the limit is {max}"));
-    }
-    let max = (*max_resident_bytes)?;
-    let resident = incarnation.worker.resident_bytes()?;
-    (resident >= max).then(|| format!("it has {resident} bytes resident, the limit is {max}"))
+    incarnation.outgrown(settings)
 }
 
 /// Returns when a worker that is being drained gives no sign of life twice.

@@ -11,8 +11,8 @@ use dashmap::DashMap;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::model::event::Usage;
+use crate::model::fingerprint::Fingerprint;
 use crate::model::id::{ThreadId, WorkerId};
-use crate::model::options::DynamicTool;
 
 /// What is true of a thread wherever it is loaded.
 #[derive(Debug, Default, Clone, PartialEq)]
@@ -24,11 +24,11 @@ pub(crate) struct ThreadFacts {
     pub(crate) is_blank: bool,
     /// The turns that were seen to end on it, where all are known.
     pub(crate) turns: Option<TurnsSeen>,
-    /// The functions that it was made with, where it was made here.
-    pub(crate) dynamic_tools: Option<Vec<DynamicTool>>,
-    /// The developer instructions that it was made with, empty for none, where it was made here; else
-    /// those that were asked for first, once that was warned of.
-    pub(crate) developer_instructions: Option<String>,
+    /// Of the functions that it was made with, where it was made here.
+    pub(crate) dynamic_tools: Option<Fingerprint>,
+    /// Of the developer instructions that it was made with, empty for none, where it was made here; else
+    /// of those that were asked for first, once that was warned of.
+    pub(crate) developer_instructions: Option<Fingerprint>,
 }
 
 /// The turns that were seen to end on a thread: what Codex has of it when it is loaded again must not be
@@ -60,6 +60,8 @@ pub(crate) trait Loaded {
 pub(crate) struct ThreadState<L> {
     /// What is true of it wherever it is loaded.
     pub(crate) facts: ThreadFacts,
+    /// Whether a context goes on with it.
+    pub(crate) is_bound: bool,
     /// Where it is loaded. Only true while that incarnation of the worker runs.
     pub(crate) loaded: Option<L>,
     /// The worker that was asked to load it and has not been heard of since: it may have done so.
@@ -68,7 +70,7 @@ pub(crate) struct ThreadState<L> {
 
 impl<L> Default for ThreadState<L> {
     fn default() -> ThreadState<L> {
-        ThreadState { facts: ThreadFacts::default(), loaded: None, asked: None }
+        ThreadState { facts: ThreadFacts::default(), is_bound: false, loaded: None, asked: None }
     }
 }
 
@@ -101,9 +103,11 @@ impl<L: Loaded> Cell<L> {
             return false;
         }
         self.state.try_lock().is_ok_and(|state| {
-            // That a thread is blank can be learned nowhere else.
-            !state.facts.is_blank
-                && (knows_counts || state.facts.usage.is_none())
+            let ThreadFacts { is_blank, usage, .. } = &state.facts;
+            // That a thread is blank can be learned nowhere else, and its context would be refused for
+            // ever. Of one without a context there is nothing to know.
+            !(*is_blank && state.is_bound)
+                && (knows_counts || *is_blank || usage.is_none())
                 && state.loaded.as_ref().is_none_or(|loaded| !runs(loaded.worker()))
                 && state.asked.as_ref().is_none_or(|worker| !runs(worker))
         })
@@ -240,7 +244,9 @@ mod tests {
         assert!(threads.try_lock(&id(0)).is_some());
         assert!(threads.cells.is_empty());
 
-        threads.lock(&id(0)).await.facts.is_blank = true;
+        let mut blank = threads.lock(&id(0)).await;
+        (blank.facts.is_blank, blank.is_bound) = (true, true);
+        drop(blank);
         let used = threads.lock(&id(1)).await;
         let first = id(1);
         let waiting = threads.lock(&first);
@@ -267,6 +273,23 @@ mod tests {
         assert_eq!(threads.cells.len(), 3, "blank, used, used");
         drop((used, extra));
         assert!(threads.try_lock(&id(0)).is_some_and(|thread| thread.facts.is_blank));
+    }
+
+    #[tokio::test]
+    async fn a_blank_thread_that_no_context_goes_on_with_is_forgotten_once_it_is_loaded_nowhere() {
+        let threads = Threads::<WorkerId>::default();
+        let mut thread = threads.lock(&id(0)).await;
+        thread.facts =
+            ThreadFacts { usage: Some(Usage::default()), is_blank: true, ..ThreadFacts::default() };
+        thread.loaded = Some(WorkerId { slot: 0, generation: 1 });
+        drop(thread);
+        assert_eq!(threads.cells.len(), 1);
+        threads.lock(&id(0)).await.is_bound = true;
+        threads.lock(&id(0)).await.loaded = None;
+        assert_eq!(threads.cells.len(), 1, "its context is to go on");
+        // Its context is deleted.
+        threads.lock(&id(0)).await.is_bound = false;
+        assert!(threads.cells.is_empty());
     }
 
     #[tokio::test]

@@ -297,14 +297,13 @@ async fn a_worker_that_only_tells_of_its_turn_keeps_it_and_gets_no_other() {
     assert_eq!(sidecar.worker().await.generation, 1);
 }
 
-/// Recycling by turns, idle threads and age: at no time without a warm worker, and unseen by the
+/// Recycling by turns and age: at no time without a warm worker, and unseen by the
 /// contexts, whose turns end where they began.
 #[tokio::test(start_paused = true)]
 async fn worn_out_workers_are_replaced_unseen() {
     type Wear = (&'static str, fn(&mut Setup));
-    let wears: [Wear; 3] = [
+    let wears: [Wear; 2] = [
         ("turns", |setup| setup.pool.max_turns_per_worker = Some(2)),
-        ("idle threads", |setup| setup.pool.max_idle_threads = Some(0)),
         ("age", |setup| setup.pool.max_age = Some(Duration::from_secs(60))),
     ];
     for (name, change) in wears {

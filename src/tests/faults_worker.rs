@@ -204,3 +204,42 @@ async fn a_death_before_the_turn_was_written_is_not_seen_and_one_after_it_is_tol
     let next = codex.during(sidecar.say("a", "and again")).await;
     assert_eq!(next.thread_id(), first.thread_id());
 }
+
+/// Row 38: what waits for a turn that does not read is bounded, and costs that turn alone.
+#[tokio::test(start_paused = true)]
+async fn a_turn_that_is_told_more_than_may_wait_for_it_fails_alone() {
+    let (sidecar, mut codex) = sidecar_with(|setup| {
+        setup.spec.limits.peer.max_line_bytes = 64 << 10;
+        setup.spec.limits.peer.max_echo_bytes = 64 << 10;
+    })
+    .await;
+    codex.holds_turns = true;
+    let mut other = codex.during(sidecar.begin(prompt("b", "hello"))).await.unwrap();
+    codex.during(other.until("turn_started")).await;
+    // Nothing is read of a turn before it is known that Codex took it.
+    let mut turn = pin!(sidecar.begin(prompt("a", "hello")));
+    let start = meanwhile(turn.as_mut(), codex.asked("turn/start")).await;
+    let thread_id = start.params["threadId"].as_str().unwrap().to_owned();
+    codex.begin_turn(&thread_id, "u", "r").await;
+    for _ in 0..20 {
+        let diff = "x".repeat(60 << 10);
+        let params = json!({ "threadId": thread_id, "turnId": "u", "diff": diff });
+        meanwhile(turn.as_mut(), codex.tell("turn/diff/updated", params)).await;
+    }
+    codex.answer(&start, json!({ "turn": { "id": "u" } })).await;
+    let mut turn = codex.during(turn).await.unwrap();
+    codex.during(turn.rest()).await;
+    let error = turn.failed();
+    assert_eq!(error.reason, "WORKER_LOST", "{error:#?}");
+    assert!(error.side_effects_possible && error.retryable, "{error:#?}");
+    assert!(error.message.contains("waited to be read"), "{error:#?}");
+    // Codex does not go on with it, and the other turn does.
+    assert_eq!(codex.heard_of("turn/interrupt")[0].params["turnId"], "u");
+    let (thread_id, turn_id) = codex.turns[0].clone();
+    codex.end_turn(&thread_id, &turn_id).await;
+    codex.during(other.rest()).await;
+    other.completed();
+    codex.holds_turns = false;
+    let next = codex.during(sidecar.say("a", "again")).await;
+    assert_eq!(next.thread_id(), turn.thread_id());
+}

@@ -9,6 +9,7 @@ mod failures;
 mod faults_pool;
 mod faults_worker;
 mod idempotency;
+mod idle_threads;
 mod mcp;
 mod ownership;
 mod queueing;

@@ -19,7 +19,6 @@ use crate::model::request::TurnRequest;
 use crate::registry::bindings::{Binding, Bindings, Bound, Mark};
 use crate::turn::admission::{Admission, Busy, Entrant, Lane, Ticket};
 use crate::turn::engine::Engine;
-use crate::worker::thread::ThreadError;
 
 /// How many contexts are kept, and how long.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -249,7 +248,7 @@ impl Engine {
     ) -> Result<Bound, Refusal> {
         let bound = self.contexts().bind(key, thread_id)?;
         if let Some(replaced) = &bound.replaced {
-            self.end_mcp_servers(replaced.clone());
+            self.let_go(replaced.clone());
         }
         Ok(bound)
     }
@@ -260,7 +259,7 @@ impl Engine {
     /// See [`Contexts::unbind`].
     pub(crate) fn delete_context(self: &Arc<Engine>, key: &ContextKey) -> Result<(), Refusal> {
         let unbound = self.contexts().unbind(key)?;
-        self.end_mcp_servers(unbound.thread_id);
+        self.let_go(unbound.thread_id);
         Ok(())
     }
 
@@ -270,27 +269,24 @@ impl Engine {
         self.contexts().sweep();
         let evicted = std::mem::take(&mut *self.contexts().evicted());
         for thread_id in evicted {
-            self.end_mcp_servers(thread_id);
+            self.let_go(thread_id);
         }
     }
 
-    /// Ends the MCP servers of a thread that no context continues any more. A turn of another context
-    /// that runs on it keeps it; one that comes later loads it again.
-    fn end_mcp_servers(self: &Arc<Engine>, thread_id: ThreadId) {
+    /// Unloads a thread that no context continues any more, with its MCP servers. A turn of another
+    /// context that runs on it keeps it; one that comes later loads it again.
+    fn let_go(self: &Arc<Engine>, thread_id: ThreadId) {
         let engine = Arc::clone(self);
         self.tasks.spawn(async move {
             let Some(mut thread) = engine.threads.try_lock(&thread_id) else { return };
+            thread.is_bound = false;
             let holder =
                 thread.loaded.as_ref().and_then(|loaded| engine.pool.worker(&loaded.worker));
-            let Some(worker) = holder.filter(|worker| worker.has_mcp_servers(&thread_id)) else {
-                return;
-            };
-            match worker.release_thread(&thread_id).await {
-                Ok(()) | Err(ThreadError::Lost { .. }) => {}
-                // One without a rollout can't be archived.
-                Err(_) => worker.forget_thread(&thread_id).await,
+            let Some(worker) = holder else { return };
+            worker.unload_thread(&thread_id).await;
+            if !worker.holds_thread(&thread_id) {
+                thread.loaded = None;
             }
-            thread.loaded = None;
         });
     }
 }

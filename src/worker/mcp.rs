@@ -21,6 +21,7 @@ use crate::app_server::message::Told;
 use crate::app_server::peer::RequestError;
 use crate::model::event::{McpServerState, McpServerStatus};
 use crate::model::id::ThreadId;
+use crate::model::options::ThreadOptions;
 use crate::worker::{Worker, WorkerId};
 
 /// A server that took longer than this to fail, or that needs a login, is not tried again before
@@ -181,11 +182,11 @@ impl McpServers {
 
     /// Runs `listen`, from which on a turn hears of this thread, and returns what it must be told
     /// that was said before: what is new, and who is still missing.
-    pub(super) fn hand_over<T>(
+    pub(super) fn hand_over<T, E>(
         &self,
         thread_id: &str,
-        listen: impl FnOnce() -> Option<T>,
-    ) -> Option<(T, Vec<McpServerStatus>)> {
+        listen: impl FnOnce() -> Result<T, E>,
+    ) -> Result<(T, Vec<McpServerStatus>), E> {
         let mut threads = self.threads();
         let listening = listen()?;
         let mut told = Vec::new();
@@ -195,7 +196,7 @@ impl McpServers {
                 told.push(server.status.clone());
             }
         }
-        Some((listening, told))
+        Ok((listening, told))
     }
 
     /// Forgets a thread that is not loaded any more.
@@ -243,12 +244,12 @@ impl Worker {
 
     /// Starts those MCP servers of a loaded thread again that have ended since its last turn, or did
     /// not start. Costs nothing for a thread without servers, and 1 to 3 ms where all are well.
-    /// `load` is what the thread was loaded with.
+    /// The thread is loaded with what the options say.
     pub(crate) async fn mend_mcp_servers(
         &self,
         thread_id: &ThreadId,
         directory: &Path,
-        load: &LoadOptions,
+        options: &ThreadOptions,
     ) -> McpHealth {
         let thread = thread_id.as_str();
         let suspects = self.routes.mcp.suspects(thread);
@@ -278,7 +279,7 @@ impl Worker {
             }
         }
         let config = self.mcp_config(directory).await.unwrap_or_default();
-        let configured = config.servers(load);
+        let configured = config.servers(&LoadOptions::of(options));
         // An answer alone says nothing: the servers start when the thread is looked at.
         let reloaded = self.client.mcp_reload().await;
         if let Err(error) = &reloaded {
@@ -375,7 +376,7 @@ impl Worker {
         let (answer, answered) = oneshot::channel();
         let (client, loading, id) =
             (self.client.clone(), Arc::clone(&self.loading), self.id.clone());
-        let loaded = Arc::clone(&self.loaded_threads);
+        let routes = Arc::clone(&self.routes);
         loading.begin(thread.thread_id());
         tokio::spawn(async move {
             let opened = client.within(LATE).load_thread(&thread).await;
@@ -383,11 +384,7 @@ impl Worker {
             let is_late = answer.send(opened).is_err();
             let is_wanted = loading.end(thread.thread_id());
             let Some(thread_id) = thread_id.filter(|_| is_late && !is_wanted) else { return };
-            let is_used = loaded
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .contains(&ThreadId::from_codex(thread_id.clone()));
-            if is_used {
+            if routes.loaded().contains_key(&ThreadId::from_codex(thread_id.clone())) {
                 return;
             }
             tracing::info!(worker = %id, thread_id, "a thread was loaded when nobody wanted it any more; it is let go");
@@ -457,7 +454,7 @@ mod tests {
 
     /// What a turn that begins is told.
     fn begin(servers: &McpServers) -> Vec<(String, McpServerState)> {
-        let ((), told) = servers.hand_over("t", || Some(())).unwrap();
+        let ((), told) = servers.hand_over("t", || Ok::<_, ()>(())).unwrap();
         told.into_iter().map(|status| (status.server.clone(), status.state())).collect()
     }
 
@@ -483,7 +480,7 @@ mod tests {
         hear(&servers, "b", Ready, false);
         assert_eq!(begin(&servers), [told("b", McpServerState::Ready)]);
         assert_eq!(begin(&servers), []);
-        assert_eq!(servers.hand_over("t", || None::<()>), None, "the worker has ended");
+        assert_eq!(servers.hand_over("t", || Err::<(), _>("ended")), Err("ended"));
     }
 
     #[tokio::test]

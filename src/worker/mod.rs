@@ -23,13 +23,15 @@ pub(crate) mod testing;
 pub(crate) mod thread;
 mod unowned;
 
-use std::collections::HashSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::HashMap;
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
 
 use crate::app_server::client::{CliDefaults, Client, Initialized};
 use crate::app_server::message::Call;
-use crate::app_server::peer::{Peer, RequestError};
+use crate::app_server::peer::{Peer, PeerLimits, RequestError};
 use crate::model::id::{ThreadId, WorkerId};
 use crate::pb::ToolCallAnswer;
 use crate::redact::Redactor;
@@ -39,13 +41,16 @@ use crate::worker::route::Routes;
 use crate::worker::runner::{Life, Runner};
 use crate::worker::stderr::StderrTail;
 
-pub(crate) use route::{Route, ThreadMessage};
+pub(crate) use route::{NoRoute, Route, ThreadMessage};
 pub(crate) use runner::WorkerExit;
 pub(crate) use spec::{SpawnError, WorkerLimits, WorkerSpec};
 
 /// How long the defaults may take. The worker is up; what it may be slow with (its provider's list of
 /// models) must not keep it from the first turn for long.
 const DEFAULTS: Duration = Duration::from_secs(5);
+
+/// So many of the longest lines may wait for the turn that they are for.
+const UNREAD_LINES: usize = 8;
 
 /// A handle to one worker.
 #[derive(Debug)]
@@ -63,8 +68,6 @@ pub(crate) struct Worker {
     may_have_goals: bool,
     defaults: CliDefaults,
     config_fault_at_start: Option<String>,
-    // By id, so that no path that loads or releases twice makes the count drift.
-    loaded_threads: Arc<Mutex<HashSet<ThreadId>>>,
     loading: Arc<mcp::Loading>,
 }
 
@@ -101,7 +104,9 @@ impl Worker {
 
         let mcp = McpServers::new(id.clone());
         let (kin, suspects) = unowned::Kin::new();
-        let routes = Arc::new(Routes::open(mcp, kin));
+        let PeerLimits { max_line_bytes, max_echo_bytes, .. } = spec.limits.peer;
+        let most_unread = UNREAD_LINES * max_line_bytes.max(max_echo_bytes);
+        let routes = Arc::new(Routes::open(mcp, kin, most_unread));
         let peer = Peer::start(stdout, stdin, spec.limits.peer.clone(), {
             let routes = Arc::clone(&routes);
             move |peer, inbound| route::route(&routes, peer, inbound)
@@ -151,7 +156,6 @@ impl Worker {
             may_have_goals: !spec.config_overrides.iter().any(has_no_goals),
             defaults,
             config_fault_at_start,
-            loaded_threads: Arc::default(),
             loading: Arc::default(),
         });
         tokio::spawn(unowned::watch(Arc::downgrade(&worker), suspects));
@@ -226,15 +230,17 @@ impl Worker {
         }
     }
 
-    /// What it says about a thread from now on. `None` once it has ended. A second route of the
-    /// same thread takes over from the first.
-    pub(crate) fn route(&self, thread_id: &str) -> Option<Route> {
+    /// What it says about a thread from now on.
+    ///
+    /// # Errors
+    /// [`NoRoute`].
+    pub(crate) fn route(&self, thread_id: &str) -> Result<Route, NoRoute> {
         self.routes.listen(thread_id)
     }
 
     /// Whether a turn of ours listens to what it says of a thread.
     fn is_heard(&self, thread_id: &str) -> bool {
-        self.routes.get(thread_id).is_some()
+        self.routes.is_heard(thread_id)
     }
 
     fn forward_held(&self) {
@@ -278,14 +284,26 @@ impl Worker {
         self.loaded().len()
     }
 
+    /// The threads that it holds and no turn listens to, the one that was used longest ago first.
+    pub(crate) fn idle_threads(&self) -> Vec<ThreadId> {
+        let mut idle: Vec<(Instant, ThreadId)> = self
+            .loaded()
+            .iter()
+            .map(|(thread_id, used_at)| (*used_at, thread_id.clone()))
+            .collect();
+        idle.retain(|(_, thread_id)| !self.routes.is_taken(thread_id.as_str()));
+        idle.sort_by_key(|(used_at, _)| *used_at);
+        idle.into_iter().map(|(_, thread_id)| thread_id).collect()
+    }
+
     /// Whether it holds this thread.
     pub(crate) fn holds_thread(&self, thread_id: &ThreadId) -> bool {
-        self.loaded().contains(thread_id)
+        self.loaded().contains_key(thread_id)
     }
 
     /// Notes that a thread was loaded into it.
     pub(crate) fn note_thread_loaded(&self, thread_id: &ThreadId) {
-        self.loaded().insert(thread_id.clone());
+        self.loaded().insert(thread_id.clone(), Instant::now());
     }
 
     /// Notes that a thread was released from it.
@@ -294,9 +312,8 @@ impl Worker {
         self.routes.mcp.forget(thread_id.as_str());
     }
 
-    fn loaded(&self) -> MutexGuard<'_, HashSet<ThreadId>> {
-        // A panic elsewhere can't leave the set half changed.
-        self.loaded_threads.lock().unwrap_or_else(PoisonError::into_inner)
+    fn loaded(&self) -> MutexGuard<'_, HashMap<ThreadId, Instant>> {
+        self.routes.loaded()
     }
 }
 

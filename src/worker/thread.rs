@@ -9,12 +9,12 @@ use std::time::Duration;
 use crate::app_server::baseline::{Baseline, Lingering, started_wider};
 use crate::app_server::client::{LoadOptions, LoadThread, StartTurn};
 use crate::app_server::settings::{Gate, Settings};
+use crate::model::fingerprint::Fingerprint;
 use crate::model::id::ThreadId;
 use crate::model::options::ThreadOptions;
 use crate::model::request::UserInput;
 use crate::model::workspace::Workspace;
 use crate::registry::threads::Loaded;
-use crate::worker::mcp::McpHealth;
 use crate::worker::{Worker, WorkerId};
 
 pub(crate) use crate::app_server::client::{ListedTurn, Task};
@@ -25,7 +25,8 @@ pub(crate) use crate::app_server::thread_error::ThreadError;
 pub(crate) struct LoadedThread {
     /// The incarnation of the worker that holds it; with any other it is not loaded.
     pub worker: WorkerId,
-    load: LoadOptions,
+    /// Of what it was loaded with, which may be megabytes of instructions.
+    load: Fingerprint,
     baseline: Baseline,
     /// Where the baseline holds.
     directory: PathBuf,
@@ -45,20 +46,10 @@ impl Loaded for LoadedThread {
 }
 
 impl LoadedThread {
-    /// Starts the thread's MCP servers again that have ended, before a turn in this directory.
-    pub(crate) async fn mend_mcp_servers(
-        &self,
-        worker: &Worker,
-        thread_id: &ThreadId,
-        directory: &Path,
-    ) -> McpHealth {
-        worker.mend_mcp_servers(thread_id, directory, &self.load).await
-    }
-
     /// Whether it is loaded with what these options need; what a turn may do is another matter, see
     /// [`LoadedThread::lingers`].
     pub(crate) fn fits(&self, options: &ThreadOptions) -> bool {
-        self.load == LoadOptions::of(options) && self.in_force.is_some()
+        self.in_force.is_some() && self.load == Fingerprint::of(&LoadOptions::of(options))
     }
 
     /// In which respect an earlier turn had more than a turn with these options asks for; it must be
@@ -119,7 +110,7 @@ impl Worker {
             let Some(wider) = started_wider(&granted, &asked, options) else {
                 let loaded = LoadedThread {
                     worker: self.id().clone(),
-                    load,
+                    load: Fingerprint::of(&load),
                     baseline,
                     directory: directory.clone(),
                     lingering: Lingering::default(),
@@ -169,7 +160,7 @@ impl Worker {
             let granted = opened.settings();
             let loaded = LoadedThread {
                 worker: self.id().clone(),
-                load: load.clone(),
+                load: Fingerprint::of(&load),
                 // What the summary is it does not say.
                 lingering: Lingering { effort: !opened.has_effort_of(&baseline), summary: true },
                 baseline: baseline.clone(),
@@ -221,7 +212,7 @@ impl Worker {
     }
 
     /// Makes sure that what a turn with these options needs to know of the defaults is known, and that
-    /// there is the permission profile that it asks for.
+    /// there is the permission profile that it asks for. The thread is loaded with what the options say.
     ///
     /// # Errors
     /// See [`ThreadError`].
@@ -237,7 +228,7 @@ impl Worker {
             .as_ref()
             .is_none_or(|name| thread.directory == *directory && thread.granted.is_profile(name));
         if !is_known {
-            self.check_profile(options, &thread.load, directory).await?;
+            self.check_profile(options, &LoadOptions::of(options), directory).await?;
         }
         self.know_baseline(thread, options, directory).await
     }
@@ -250,7 +241,7 @@ impl Worker {
     ) -> Result<(), ThreadError> {
         // Another directory may be trusted otherwise.
         if thread.directory != *directory || !thread.baseline.covers(options) {
-            thread.baseline = self.baseline(&thread.load, directory).await?;
+            thread.baseline = self.baseline(&LoadOptions::of(options), directory).await?;
             thread.directory = directory.to_owned();
         }
         Ok(())
@@ -283,6 +274,15 @@ impl Worker {
         self.client.thread_archive(thread_id.as_str()).await?;
         self.note_thread_released(thread_id);
         self.unarchive_thread(thread_id).await
+    }
+
+    /// Lets go of a thread that nobody uses. A worker that does not answer keeps it.
+    pub(crate) async fn unload_thread(&self, thread_id: &ThreadId) {
+        match self.release_thread(thread_id).await {
+            Ok(()) | Err(ThreadError::Lost { .. }) => {}
+            // One without a rollout can't be archived.
+            Err(_) => self.forget_thread(thread_id).await,
+        }
     }
 
     /// The turns that Codex has of a thread, the newest first and at most so many, and whether

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use futures::future::join_all;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
@@ -161,7 +162,7 @@ impl Worker {
     async fn finds_an_owner(&self, thread_id: &str) -> bool {
         let kin = self.kin();
         // One that was opened here is nobody's sub-agent: there is nothing to wait for.
-        let is_ours = self.loaded().contains(&ThreadId::from_codex(thread_id));
+        let is_ours = self.holds_thread(&ThreadId::from_codex(thread_id));
         if !is_ours {
             let mut changed = kin.changed.subscribe();
             let looking =
@@ -182,9 +183,20 @@ impl Worker {
         is_heard
     }
 
+    /// Ends what runs on a thread, and on those that descend from it, whose turn hears of it no more.
+    pub(crate) async fn stop_unheard(&self, thread_id: &ThreadId) {
+        let running = self.kin().ownership().running_below(thread_id.as_str());
+        let stops = running.iter().map(|(thread_id, turn_id)| self.stop(thread_id, turn_id));
+        join_all(stops).await;
+    }
+
     /// Ends a turn that is nobody's, and what makes Codex begin the next.
     async fn stop_unowned(&self, thread_id: &str, turn_id: &str) {
         self.note_unowned(thread_id, turn_id);
+        self.stop(thread_id, turn_id).await;
+    }
+
+    async fn stop(&self, thread_id: &str, turn_id: &str) {
         let kin = self.kin();
         if !kin.is_too_often(thread_id) {
             let thread = ThreadId::from_codex(thread_id);

@@ -27,6 +27,7 @@ mod faults_pool;
 mod faults_process;
 mod faults_worker;
 mod idempotency;
+mod idle_threads;
 mod lifecycle;
 mod long_lines;
 mod mcp;

@@ -187,10 +187,11 @@ impl Driver {
     }
 
     /// From here on the thread counts as this context's, also when the turn fails.
-    fn bind(&self) {
-        let Some(held) = &self.held else { return };
+    fn bind(&mut self) {
+        let Some(held) = &mut self.held else { return };
         held.thread.publish_holder();
         let context = self.request.context.as_ref().filter(|_| !self.request.ephemeral);
+        held.thread.is_bound |= context.is_some();
         self.engine.contexts.bind_for_turn(context, &self.ticket, &held.thread_id);
     }
 }
@@ -208,7 +209,7 @@ impl Held {
 }
 
 /// Ends the commands of a thread that still run, and those that have made themselves daemons, too.
-async fn end_commands(
+pub(super) async fn end_commands(
     worker: &Worker,
     thread_id: ThreadId,
     items: Vec<String>,

@@ -15,6 +15,7 @@ use futures::stream::{FuturesUnordered, StreamExt as _};
 use tokio::time::Instant;
 
 use super::Engine;
+use super::acts::end_commands;
 use super::open;
 use super::replies::Replies;
 use crate::app_server::decode::{News, Scope, TurnEnd};
@@ -33,7 +34,7 @@ use crate::turn::clocks::Clocks;
 use crate::turn::machine::{Act, Begun, Input, Machine, OpenError, Opened, Policy, Terms};
 use crate::turn::turn::{Command, Mailbox, Phase, Turn};
 use crate::worker::thread::LoadedThread;
-use crate::worker::{Route, ThreadMessage};
+use crate::worker::{Route, ThreadMessage, WorkerExit};
 
 /// After how many messages since the clocks were looked at the rest is, although there are more: a flood
 /// would keep clocks and commands from being looked at at all.
@@ -226,9 +227,18 @@ impl Driver {
             Some(ThreadMessage::Skipped(line)) => Some(Input::Skipped(line)),
             None => {
                 let held = self.held.as_mut()?;
-                held.route = None;
-                let worker = Arc::clone(held.lease.worker());
-                self.begin(async move { Done::input(Input::WorkerLost(worker.exited().await)) });
+                let (route, began_at) = (held.route.take()?, held.began_at);
+                let (worker, thread_id) = (Arc::clone(held.lease.worker()), held.thread_id.clone());
+                self.begin(async move {
+                    if !worker.is_alive() {
+                        return Done::input(Input::WorkerLost(worker.exited().await));
+                    }
+                    // Codex goes on with a turn that can't be followed any more.
+                    worker.stop_unheard(&thread_id).await;
+                    end_commands(&worker, thread_id, Vec::new(), began_at).await;
+                    let (cause, stderr_tail) = (route.overflowed(), Vec::new());
+                    Done::input(Input::WorkerLost(Arc::new(WorkerExit { cause, stderr_tail })))
+                });
                 None
             }
         }

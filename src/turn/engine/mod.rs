@@ -268,9 +268,13 @@ impl Engine {
         self.tasks.wait().await;
     }
 
-    /// Forgets turns whose time is over, and threads that ended workers held, for as long as it is
-    /// polled.
+    /// Forgets turns whose time is over, and threads that ended workers held, and has idle threads
+    /// released, for as long as it is polled.
     pub(crate) async fn sweep(self: &Arc<Engine>) {
+        tokio::join!(self.forget_what_is_over(), self.pool.release_idle_threads(&self.threads));
+    }
+
+    async fn forget_what_is_over(self: &Arc<Engine>) {
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {

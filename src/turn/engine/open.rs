@@ -9,6 +9,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::model::event::{Event, ThreadOrigin, WarningCode};
+use crate::model::fingerprint::Fingerprint;
 use crate::model::id::{ThreadId, WorkerId};
 use crate::model::options::ThreadOptions;
 use crate::model::refusal::Refusal;
@@ -20,7 +21,7 @@ use crate::turn::engine::Engine;
 use crate::turn::machine::{OUT_OF_RESOURCES_FOR, OpenError, PATIENCE};
 use crate::worker::mcp::McpHealth;
 use crate::worker::thread::{ListedTurn, LoadedThread, ThreadError};
-use crate::worker::{Route, Worker};
+use crate::worker::{NoRoute, Route, Worker};
 
 /// A thread, ready for a turn.
 #[derive(Debug)]
@@ -336,10 +337,12 @@ impl Engine {
             usage: Some(crate::model::event::Usage::default()),
             is_blank: true,
             turns: Some(TurnsSeen::default()),
-            dynamic_tools: Some(options.dynamic_tools.clone().unwrap_or_default()),
-            developer_instructions: Some(
-                options.asked_developer_instructions().unwrap_or_default().to_owned(),
-            ),
+            dynamic_tools: Some(Fingerprint::of(
+                &options.dynamic_tools.as_deref().unwrap_or_default(),
+            )),
+            developer_instructions: Some(Fingerprint::of(
+                &options.asked_developer_instructions().unwrap_or_default(),
+            )),
         };
         *thread = ThreadState { facts, ..ThreadState::default() };
         let warning = sandbox_options_ignored(&loaded, options);
@@ -402,7 +405,7 @@ impl Engine {
                 if loaded.fits(options) && loaded.lingers(options, workspace).is_none() =>
             {
                 let directory = &workspace.working_directory;
-                loaded.mend_mcp_servers(worker, thread_id, directory).await == McpHealth::Settled
+                worker.mend_mcp_servers(thread_id, directory, options).await == McpHealth::Settled
             }
             Some(_) | None => false,
         };
@@ -440,7 +443,7 @@ impl Engine {
         warnings.extend(developer_instructions_ignored(&mut thread.facts, options));
         if let (Some(wanted), Some(made_with)) =
             (&options.dynamic_tools, &thread.facts.dynamic_tools)
-            && wanted != made_with
+            && Fingerprint::of(wanted) != *made_with
         {
             let message = "dynamic_tools belong to a thread from its start; this thread keeps \
                            those that it was started with";
@@ -517,11 +520,12 @@ fn opened(
     // Also for a turn that ends before Codex takes it.
     thread.loaded = Some(loaded.clone());
     match lease.worker().route(thread_id.as_str()) {
-        Some(route) => {
+        Ok(route) => {
             let warnings = Vec::new();
             Ok(Opened { thread_id, origin, loaded, warnings, is_loaded_anew, route, lease, thread })
         }
-        None => Err(OpenError::Lost("the worker ended".to_owned())),
+        Err(error @ NoRoute::WorkerEnded) => Err(OpenError::Lost(error.to_string())),
+        Err(error @ NoRoute::Taken) => Err(Refusal::Internal(error.to_string()).into()),
     }
 }
 
@@ -592,8 +596,8 @@ fn developer_instructions_ignored(
     thread: &mut ThreadFacts,
     options: &ThreadOptions,
 ) -> Option<Event> {
-    let asked = options.asked_developer_instructions()?;
-    let made_with = thread.developer_instructions.as_deref();
+    let asked = Fingerprint::of(&options.asked_developer_instructions()?);
+    let made_with = thread.developer_instructions;
     if made_with == Some(asked) {
         return None;
     }
@@ -608,7 +612,7 @@ fn developer_instructions_ignored(
         }
     };
     if made_with.is_none() {
-        thread.developer_instructions = Some(asked.to_owned());
+        thread.developer_instructions = Some(asked);
     }
     Some(Event::warning(WarningCode::DeveloperInstructionsIgnored, message, ""))
 }

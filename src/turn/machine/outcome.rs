@@ -77,13 +77,13 @@ pub(super) fn failed(error: TurnError, counts: Counts) -> Outcome {
     Outcome::Failed { error, usage, thread_usage }
 }
 
-/// The worker ended with the turn on it; `what` it was doing may be empty.
+/// The turn can hear no more of what Codex does; `what` it was doing may be empty.
 pub(super) fn worker_lost(exit: &WorkerExit, what: &str, counts: Counts) -> Outcome {
     let cause = &exit.cause;
     let message = if what.is_empty() {
-        format!("the worker ended with the turn on it: {cause}")
+        format!("the turn lost its worker: {cause}")
     } else {
-        format!("the worker ended with the turn on it: {cause} ({what})")
+        format!("the turn lost its worker: {cause} ({what})")
     };
     let error = TurnError {
         details: exit.stderr_tail.join("\n"),

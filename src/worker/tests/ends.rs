@@ -78,7 +78,7 @@ async fn a_route_gives_what_it_holds_before_it_ends_and_there_is_none_afterwards
     assert_eq!(next(&mut route).await, "turn/started");
     assert_eq!(next(&mut route).await, "turn/completed");
     assert_eq!(next(&mut route).await, "the end");
-    assert!(worker.route("t").is_none());
+    assert_eq!(worker.route("t").unwrap_err(), NoRoute::WorkerEnded);
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,6 +5,7 @@ mod asking;
 mod ends;
 mod handshake;
 mod lines;
+mod loading;
 mod mcp;
 mod routing;
 mod unowned;
@@ -19,7 +20,7 @@ use crate::model::request::UserInput;
 use crate::model::workspace::Workspace;
 use crate::worker::testing::Codex;
 use crate::worker::thread::{LoadedThread, Task, ThreadError};
-use crate::worker::{Route, ThreadMessage, Worker};
+use crate::worker::{NoRoute, Route, ThreadMessage, Worker};
 
 const SECOND: Duration = Duration::from_secs(1);
 

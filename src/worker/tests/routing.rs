@@ -1,7 +1,7 @@
 //! Where what it says goes.
 
 use super::*;
-use crate::worker::testing::worker;
+use crate::worker::testing::{worker, worker_with};
 
 fn child(parent: &str, child: &str) -> Value {
     json!({ "thread": { "id": child, "parentThreadId": parent } })
@@ -75,18 +75,51 @@ async fn what_a_sub_agent_says_before_its_parent_is_known_is_held_for_the_turn()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_second_route_takes_over_and_the_end_of_the_first_does_not_end_it() {
+async fn a_second_route_of_a_thread_is_refused_and_the_first_goes_on() {
     let (worker, mut codex) = worker().await;
     let mut first = worker.route("t").unwrap();
     codex.begin_turn("t", "1", "1").await;
     settle().await;
-    let mut second = worker.route("t").unwrap();
+    assert_eq!(worker.route("t").unwrap_err(), NoRoute::Taken);
     codex.end_turn("t", "1").await;
-    assert_eq!(next(&mut first).await, "turn/started");
-    assert_eq!(next(&mut first).await, "the end");
-    assert_eq!(next(&mut second).await, "turn/completed");
+    assert_eq!(all(&mut first).await, ["turn/started", "turn/completed"]);
     drop(first);
+    let mut second = worker.route("t").unwrap();
     codex.begin_turn("t", "2", "2").await;
     assert_eq!(next(&mut second).await, "turn/started");
     codex.is_left_alone_for(60 * SECOND).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_route_that_nobody_reads_ends_alone_when_too_much_waits_in_it() {
+    const LINE: usize = 64 << 10;
+    let (worker, mut codex) = worker_with(|spec| {
+        spec.limits.peer.max_line_bytes = LINE;
+        spec.limits.peer.max_echo_bytes = LINE;
+    })
+    .await;
+    let (mut unread, mut read) = (worker.route("t").unwrap(), worker.route("u").unwrap());
+    let diff =
+        |thread: &str| json!({ "threadId": thread, "turnId": "1", "diff": "x".repeat(60 << 10) });
+    let mut heard = 0;
+    for _ in 0..100 {
+        codex.tell("turn/diff/updated", diff("t")).await;
+        codex.tell("turn/diff/updated", diff("u")).await;
+        heard += all(&mut read).await.len();
+    }
+    assert_eq!(heard, 100, "one that is read takes any number");
+    let held = std::iter::from_fn(|| unread.try_recv()).count();
+    assert!((4..=8).contains(&held), "{held} lines");
+    assert_eq!(next(&mut unread).await, "the end");
+    assert!(worker.is_alive());
+    // What came for it is nobody's by now, and the end of a route is not that of the next one.
+    codex.ask(1, "item/tool/call", json!({ "threadId": "t" })).await;
+    assert_eq!(codex.answered(1).await["result"]["success"], false);
+    let mut next_one = worker.route("t").unwrap();
+    drop(unread);
+    codex.begin_turn("t", "2", "2").await;
+    assert_eq!(next(&mut next_one).await, "turn/started");
+    // A line of any length that is the only one fits.
+    codex.tell("turn/diff/updated", diff("t")).await;
+    assert_eq!(next(&mut next_one).await, "turn/diff/updated");
 }

@@ -191,7 +191,7 @@ pub(super) fn command(id: &str) -> Item {
 pub(super) fn tool_call(call: u64) -> Asked {
     let kind = QuestionKind::ToolCall(ToolCall { tool: "lookup".to_owned(), ..Default::default() });
     let (scope, question) = (Scope::default(), Question::new(None, kind));
-    Asked { scope, call: call_id(call), question }
+    Asked { scope, call: call_id(call), question, bytes: 0 }
 }
 
 pub(super) fn call_id(call: u64) -> Call {

@@ -1,0 +1,156 @@
+//! Threads that no turn uses: how many stay loaded, which are released, and what that costs.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use tokio::time::sleep;
+use tonic::Request;
+
+use crate::grpc::api::codex_service_server::CodexService as _;
+use crate::pb;
+use crate::testing::{Setup, Sidecar, prompt, sidecar_with};
+use crate::worker::SpawnError;
+use crate::worker::conversation::{Conversation, Launch};
+use crate::worker::testing::Codex;
+
+/// One whose engine looks after what is idle, as it does in an application.
+async fn swept(change: impl FnOnce(&mut Setup)) -> (Sidecar, Codex) {
+    let (sidecar, codex) = sidecar_with(change).await;
+    let engine = Arc::clone(&sidecar.engine);
+    tokio::spawn(async move { engine.sweep().await });
+    (sidecar, codex)
+}
+
+/// The threads that were released, in that order.
+fn released(codex: &Codex) -> Vec<&str> {
+    let asked = codex.heard_of("thread/archive").into_iter();
+    asked.map(|asked| asked.params["threadId"].as_str().unwrap()).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn idle_threads_are_released_the_oldest_first_and_their_worker_stays() {
+    let (sidecar, mut codex) = swept(|setup| setup.pool.max_idle_threads = Some(2)).await;
+    codex.holds_turns = true;
+    let mut long = codex.during(sidecar.begin(prompt("long", "hello"))).await.unwrap();
+    codex.during(long.until("turn_started")).await;
+    codex.holds_turns = false;
+    for context in ["a", "b", "c", "a"] {
+        codex.during(sidecar.say(context, "hello")).await.completed();
+        codex.during(sleep(Duration::from_millis(1))).await;
+    }
+    // A turn of no context at all.
+    let mut unbound = prompt("", "hello");
+    unbound.unbound = true;
+    codex.during(sidecar.run(unbound)).await.completed();
+    codex.during(sleep(Duration::from_secs(2))).await;
+    assert_eq!(released(&codex), ["t3", "t4"], "b and c");
+    // The thread of the turn that runs is not idle, however old it is.
+    let (thread_id, turn_id) = codex.turns[0].clone();
+    codex.end_turn(&thread_id, &turn_id).await;
+    codex.during(long.rest()).await;
+    long.completed();
+    codex.during(sleep(Duration::from_secs(2))).await;
+    assert_eq!(released(&codex), ["t3", "t4", "t2"], "and a");
+    let worker = sidecar.worker().await;
+    assert_eq!((worker.generation, worker.loaded_threads), (1, 2));
+    // Its next turn knows nothing of it.
+    let next = codex.during(sidecar.say("b", "hello")).await;
+    assert_eq!(next.thread_id(), "t3");
+    assert_eq!(next.thread_started().origin(), pb::ThreadOrigin::Resumed);
+    assert_eq!(next.warnings(), Vec::<&pb::Warning>::new());
+    assert_eq!(codex.heard_of("thread/resume")[0].params["threadId"], "t3");
+    let limits = sidecar.info().await.limits.unwrap();
+    assert_eq!((limits.max_idle_threads, limits.max_resident_bytes), (Some(2), Some(1 << 30)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_released_while_it_can_not_be_written_down() {
+    let is_full = Arc::new(AtomicBool::new(false));
+    let (sidecar, mut codex) = swept(|setup| {
+        setup.pool.max_idle_threads = Some(0);
+        let is_full = Arc::clone(&is_full);
+        setup.spec.check_home = Arc::new(move || match is_full.load(Ordering::Relaxed) {
+            true => Err("it is full".to_owned()),
+            false => Ok(()),
+        });
+    })
+    .await;
+    codex.holds_turns = true;
+    let mut turn = codex.during(sidecar.begin(prompt("a", "hello"))).await.unwrap();
+    codex.during(turn.until("turn_started")).await;
+    is_full.store(true, Ordering::Relaxed);
+    codex.during(sleep(Duration::from_secs(11))).await;
+    codex.end_last_turn().await;
+    codex.during(turn.rest()).await;
+    codex.during(sleep(Duration::from_secs(5))).await;
+    assert_eq!(released(&codex), Vec::<&str>::new());
+    is_full.store(false, Ordering::Relaxed);
+    codex.during(sleep(Duration::from_secs(11))).await;
+    assert_eq!(released(&codex), ["t1"]);
+}
+
+/// Launches a worker that is as large as this process.
+struct Large(Arc<dyn Launch>);
+
+impl Launch for Large {
+    fn launch<'a>(
+        &'a self,
+        config_overrides: &'a [String],
+    ) -> BoxFuture<'a, Result<Conversation, SpawnError>> {
+        async move {
+            let mut conversation = self.0.launch(config_overrides).await?;
+            conversation.pid = Some(std::process::id());
+            Ok(conversation)
+        }
+        .boxed()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_is_too_large_is_relieved_of_its_idle_threads_before_it_is_replaced() {
+    let (sidecar, mut codex) = swept(|setup| {
+        setup.spec.launch = Arc::new(Large(Arc::clone(&setup.spec.launch)));
+        setup.pool.max_resident_bytes = Some(1);
+    })
+    .await;
+    for context in ["a", "b", "c"] {
+        codex.during(sidecar.say(context, "hello")).await.completed();
+        codex.during(sleep(Duration::from_millis(1))).await;
+    }
+    codex.during(sleep(Duration::from_secs(5))).await;
+    assert_eq!(released(&codex), ["t1", "t2", "t3"]);
+    assert_eq!(sidecar.worker().await.generation, 1);
+    let mut successor = codex.during(sidecar.codex()).await;
+    successor.during(codex.during(codex_ended(&sidecar))).await;
+    assert_eq!(sidecar.worker().await.generation, 2);
+    let next = successor.during(sidecar.say("a", "hello")).await;
+    assert_eq!(next.thread_id(), "t1");
+}
+
+async fn codex_ended(sidecar: &Sidecar) {
+    while sidecar.worker().await.generation == 1 {
+        sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deleted_context_leaves_nothing_loaded_and_nothing_of_what_it_was_loaded_with() {
+    let (sidecar, mut codex) = swept(|_| {}).await;
+    let long = "do what you must. ".repeat(10_000);
+    let mut request = prompt("a", "hello");
+    let options = request.thread_options.get_or_insert_default();
+    options.base_instructions = Some(long.clone());
+    options.developer_instructions = Some(long.clone());
+    codex.during(sidecar.run(request)).await.completed();
+    assert!(!format!("{:?}", sidecar.engine).contains("do what you must"));
+    assert_eq!(sidecar.worker().await.loaded_threads, 1);
+    let request = pb::DeleteContextRequest { context_id: "a".to_owned(), ..Default::default() };
+    codex.during(sidecar.api.delete_context(Request::new(request))).await.unwrap();
+    codex.during(sleep(Duration::from_millis(10))).await;
+    assert_eq!(released(&codex), ["t1"]);
+    assert_eq!(codex.count("thread/unarchive"), 1);
+    assert_eq!(sidecar.worker().await.loaded_threads, 0);
+}
