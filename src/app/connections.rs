@@ -99,6 +99,8 @@ async fn hold(socket: Socket, connection: Connection, routes: Routes) {
         // Neither is bounded by default: a client could open streams, or reset them, without end.
         .max_concurrent_streams(limits.max_streams_per_connection)
         .max_pending_accept_reset_streams(64)
+        // What a stream holds for a client that does not read; by default six times that.
+        .max_send_buf_size(64 << 10)
         .keep_alive_interval(Duration::from_secs(20))
         .keep_alive_timeout(Duration::from_secs(20));
     let mut http = pin!(http.serve_connection(TokioIo::new(socket), calls));
