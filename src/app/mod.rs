@@ -294,7 +294,9 @@ impl App {
             }
         }
 
+        // It may be saying SERVING just now, which must not come after NOT_SERVING.
         readiness.abort();
+        let _ = readiness.await;
         // Turns are refused before the probes are told: who has seen that begins none.
         tokio::join!(
             biased;
