@@ -265,8 +265,9 @@ impl Worker {
         Ok(Baseline::of(opened, self.defaults()))
     }
 
-    /// Makes the worker let go of a thread, so that any worker may resume it. Unsubscribing would
-    /// not do: it unloads only after a delay of many minutes.
+    /// Makes the worker let go of a thread and of those of its sub-agents, so that any worker may resume
+    /// it. Takes Codex some 10 ms. Unsubscribing would not do: it unloads after a delay, and the thread
+    /// alone.
     ///
     /// # Errors
     /// See [`ThreadError`].
