@@ -36,7 +36,7 @@ use crate::model::id::CallerId;
 /// How long a connection that is told to leave, and has no call, is there for one that is on its way.
 const LEAVE_GRACE: Duration = Duration::from_millis(200);
 /// How long nobody is accepted after the system had nothing to accept with.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 /// How often the same trouble is logged at most.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
