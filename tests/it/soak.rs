@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::support;
 use crate::support::attached::by_id;
 use crate::support::binary::Binary;
-use crate::support::{Client, Told, codex_path, eventually, processes, prompt, scripted};
+use crate::support::{Client, Refused, Told, codex_path, eventually, processes, prompt, scripted};
 use codex_sidecar::parts::process::resident_bytes;
 use codex_sidecar::pb;
 use codex_sidecar::pb::turn_event::Event;
@@ -305,7 +305,7 @@ async fn caller(
                 continue;
             }
             Err(status) => {
-                assert_eq!(status.code(), Code::Unavailable, "{name}: {status:?}");
+                assert_refused(&name, status);
                 tally.refused.fetch_add(1, Relaxed);
                 continue;
             }
@@ -343,7 +343,7 @@ async fn caller(
             }
             // Refused late: nothing had begun.
             Some(Err(status)) => {
-                assert_eq!(status.code(), Code::Unavailable, "{name}: {status:?}");
+                assert_refused(&name, status.clone());
                 let begun = turn.events.iter().any(|event| {
                     matches!(event.event, Some(Event::ThreadStarted(_) | Event::TurnStarted(_)))
                 });
@@ -371,6 +371,17 @@ async fn caller(
             // The turn may have been over, and forgotten.
             let _ = task.await.unwrap();
         }
+    }
+}
+
+/// Nothing can take the turn now; or two workers in a row were killed just while they opened its thread,
+/// which looks as if it were the request that kills them.
+fn assert_refused(name: &str, status: Status) {
+    let refused = Refused::from(status);
+    if refused.code != Code::FailedPrecondition {
+        assert_eq!(refused.code, Code::Unavailable, "{name}: {refused:#?}");
+    } else {
+        refused.assert(Code::FailedPrecondition, "OPENING_KILLS_WORKERS");
     }
 }
 
