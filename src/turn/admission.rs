@@ -222,10 +222,13 @@ impl Line {
     }
 
     /// All of them, in the order in which room would be given to them.
-    fn order(&self) -> impl Iterator<Item = u64> {
-        let rounds = self.callers.iter().map(|(_, ids)| ids.len()).max().unwrap_or(0);
-        let round = |round| self.callers.iter().filter_map(move |(_, ids)| ids.get(round));
-        (0..rounds).flat_map(round).copied()
+    fn order(&self) -> Vec<u64> {
+        let mut callers: Vec<_> = self.callers.iter().map(|(_, ids)| ids.iter()).collect();
+        let mut order = Vec::new();
+        while !callers.is_empty() {
+            callers.retain_mut(|ids| ids.next().map(|id| order.push(*id)).is_some());
+        }
+        order
     }
 }
 
@@ -411,7 +414,7 @@ impl Admission {
             entry.stage = Stage::Running;
             entry.position.send_replace(QueuePosition::Running);
         }
-        for (index, id) in line.order().enumerate() {
+        for (index, id) in line.order().into_iter().enumerate() {
             if let Some(entry) = tickets.get(&id) {
                 tell(entry, index + 1);
             }
@@ -780,7 +783,7 @@ mod tests {
                     _ => tickets.extend(take_in(&admission, || Ok(Entrant { caller, ..entrant(name) })).ok()),
                 }
                 let state = admission.state();
-                let mut in_line: Vec<u64> = state.line.order().collect();
+                let mut in_line = state.line.order();
                 in_line.sort_unstable();
                 for (id, entry) in &state.tickets {
                     let is_free = entry.lanes().all(|lane| state.lanes[lane].front() == Some(id));
