@@ -147,7 +147,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     open: HashMap<u64, Entry>,
-    /// How many of them were told to leave, and count no more.
+    /// How many of them were told to leave and have no call: they count no more.
     leaving: usize,
     /// The others without a call, by the moment of that, counted.
     idle: BTreeMap<u64, u64>,
@@ -177,8 +177,10 @@ impl Connections {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let mut state = self.state();
         let most = self.0.limits.max_connections;
-        if state.open.len() - state.leaving >= most {
-            let makes_room = state.dismiss();
+        if state.count() >= most {
+            // More than one has to, where others have begun a call when they were told to.
+            while state.count() >= most && state.dismiss() {}
+            let makes_room = state.count() < most;
             if state.may_tell("full") {
                 let done = if makes_room {
                     "the one that was idle for longest is closed"
@@ -216,6 +218,10 @@ impl Connections {
 }
 
 impl State {
+    fn count(&self) -> usize {
+        self.open.len() - self.leaving
+    }
+
     fn next_moment(&mut self) -> u64 {
         self.moment += 1;
         self.moment
@@ -259,8 +265,11 @@ impl Connection {
         let mut state = self.connections.state();
         if let Some(entry) = state.open.get_mut(&self.caller.0) {
             entry.calls += 1;
+            // It stays as long as the call does, and counts again.
+            let was_leaving = std::mem::take(&mut entry.is_leaving);
             let idle_since = entry.idle_since;
             state.idle.remove(&idle_since);
+            state.leaving -= usize::from(was_leaving);
         }
         drop(state);
         CallOnDrop(Arc::clone(self))
@@ -462,8 +471,7 @@ mod tests {
 
     impl Connections {
         fn count(&self) -> usize {
-            let state = self.state();
-            state.open.len() - state.leaving
+            self.state().count()
         }
     }
 
@@ -551,5 +559,57 @@ mod tests {
         clients.pop();
         are_open(&connections, 1).await;
         is_served(&mut client(address).await).await;
+    }
+
+    /// A call of `Watch` of the health service, which never ends.
+    fn watch() -> Vec<u8> {
+        let mut headers = b"\x83\x86\x04\x1c/grpc.health.v1.Health/Watch".to_vec();
+        headers.extend(b"\x01\x01a\x0f\x10\x10application/grpc\0\x02te\x08trailers");
+        let mut call = frame(1, 4, &headers);
+        call.extend(frame(0, 1, &[0; 5]));
+        call
+    }
+
+    fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        [&length[1..], &[kind, flags], &1_u32.to_be_bytes(), payload].concat()
+    }
+
+    #[tokio::test]
+    async fn connections_that_begin_a_call_when_they_are_told_to_leave_count_on() {
+        let limits = ConnectionLimits { max_connections: 4, ..Default::default() };
+        let (address, connections) = health_service(limits).await;
+        let mut stay = Vec::new();
+        for _ in 0..40 {
+            let mut comes = TcpStream::connect(address).await.unwrap();
+            // It may be refused.
+            let _ = comes.write_all(HANDSHAKE).await;
+            stay.push(comes);
+            tokio::task::yield_now().await;
+            // Whoever was told to leave begins a call, and so stays.
+            let leaving = async {
+                let mut leaves = Vec::new();
+                for socket in &mut stay {
+                    let mut read = [0; 4096];
+                    let read = match socket.try_read(&mut read) {
+                        Ok(0) => continue,
+                        Ok(bytes) => &read[..bytes],
+                        Err(_) => continue,
+                    };
+                    // GOAWAY
+                    if read.windows(5).any(|part| part == [0, 0, 8, 7, 0]) {
+                        leaves.push(socket);
+                    }
+                }
+                for socket in leaves {
+                    let _ = socket.write_all(&watch()).await;
+                }
+            };
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            leaving.await;
+        }
+        tokio::time::sleep(LEAVE_GRACE * 2).await;
+        let open = connections.state().open.len();
+        assert!(open <= 8, "{open} connections of 4 are open");
     }
 }

@@ -443,3 +443,14 @@ fn a_tool_has_a_sandbox_or_a_profile() {
     assert!(told.contains("permission_profile") && told.contains("sandbox_mode"), "{told}");
     assert!(with("permission_profile = \" \"\n").is_err());
 }
+
+#[test]
+fn the_readmes_example_can_be_loaded() {
+    let readme = include_str!("../../README.md");
+    let (_, example) = readme.split_once("\n```toml\nworkers").unwrap();
+    let (example, _) = example.split_once("\n```\n").unwrap();
+    let (_directory, path) = file(&format!("workers{example}"));
+    let (config, _) = load(&["--config", &path], &[]).unwrap();
+    assert_eq!(config.connections.max_connections, 1024);
+    assert!(config.contexts.evict_contexts && config.tools.contains_key("codex_engineer"));
+}

@@ -54,15 +54,18 @@ impl Pool {
         alone: bool,
     ) -> Result<(Lease, Entering), Unavailable> {
         let mut deadline = self.patience();
-        let settling = deadline + self.settings.liveness_timeout * 2;
+        let settling = Instant::now() + self.settling();
         loop {
             let (lease, suspect) = self.place(preferred, alone, deadline).await?;
             if !self.is_responsive(lease.incarnation()).await {
                 // There may be no other, and this one is back or killed by then.
                 deadline = settling;
+                let stuck = lease.worker().id().clone();
+                // Whoever waits has no turn there for whose sake it would live on.
+                drop((lease, suspect));
                 // What a stuck worker holds no other one could have.
-                if preferred == Some(lease.worker().id()) {
-                    self.settled(lease.worker().id()).await;
+                if preferred == Some(&stuck) {
+                    self.settled(&stuck).await?;
                 }
                 continue;
             }

@@ -3,11 +3,12 @@
 //! Supervision writes them. Everybody else reads them, or waits until they change.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::model::id::WorkerId;
-use crate::pool::{Incarnation, Pool, Trouble};
+use crate::pool::{Incarnation, Pool, Trouble, Unavailable};
 use crate::worker::Worker;
 
 /// What a slot does.
@@ -90,15 +91,36 @@ impl Pool {
     }
 
     /// Waits while the worker of this id gives no sign of life: what it holds it holds until it is back
-    /// or killed, one of which is soon.
-    pub(crate) async fn settled(&self, id: &WorkerId) {
+    /// or killed.
+    ///
+    /// # Errors
+    /// [`Unavailable`] where neither is soon: one that still tells of its turns is not killed before they
+    /// have ended.
+    pub(crate) async fn settled(&self, id: &WorkerId) -> Result<(), Unavailable> {
         let is_stuck = |slot: &SlotStatus| match &slot.state {
             SlotState::Unresponsive(stuck) => stuck.worker.id() == id,
             _ => false,
         };
         let mut slots = self.slots.subscribe();
-        // The sender lives as long as the pool.
-        let _ = slots.wait_for(|slots| !slots.get(id.slot).is_some_and(is_stuck)).await;
+        let settling = slots.wait_for(|slots| !slots.get(id.slot).is_some_and(is_stuck));
+        match tokio::time::timeout(self.settling(), settling).await {
+            // The sender lives as long as the pool.
+            Ok(_) => Ok(()),
+            Err(_) => Err(Unavailable {
+                cause: format!(
+                    "worker {id}, which holds the thread, gives no sign of life, and still tells of its \
+                     turns"
+                ),
+                retry_after: Duration::from_secs(5),
+                out_of_resources: false,
+            }),
+        }
+    }
+
+    /// How long a turn waits for a worker that gives no sign of life: longer than one lives that says
+    /// nothing at all.
+    pub(super) fn settling(&self) -> Duration {
+        self.settings.worker_wait + self.settings.liveness_timeout * 2
     }
 
     /// Notes that a worker owes a sign of life: it gets no new turns until it gives one, which its

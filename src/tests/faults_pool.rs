@@ -297,6 +297,43 @@ async fn a_worker_that_only_tells_of_its_turn_keeps_it_and_gets_no_other() {
     assert_eq!(sidecar.worker().await.generation, 1);
 }
 
+/// It is not killed as long as it tells of its turns, which may be hours.
+#[tokio::test(start_paused = true)]
+async fn a_turn_whose_thread_a_stuck_worker_holds_does_not_wait_for_that_one_s_turns() {
+    let (sidecar, mut codex) = sidecar().await;
+    codex.during(sidecar.say("b", "hello")).await.completed();
+    codex.holds_turns = true;
+    let mut turn = codex.during(sidecar.begin(prompt("a", "hello"))).await.unwrap();
+    codex.during(turn.until("turn_started")).await;
+    codex.mutes = vec!["thread/loaded/list"];
+    while sidecar.worker().await.state() != pb::WorkerState::Unresponsive {
+        codex.say_in_turn("still here").await;
+        codex.during(sleep(Duration::from_secs(1))).await;
+    }
+    let began = Instant::now();
+    let mut refused = pin!(sidecar.refused(prompt("b", "again")));
+    let refused = loop {
+        codex.say_in_turn("still here").await;
+        let pause = sleep(Duration::from_millis(1500));
+        tokio::select! {
+            refused = &mut refused => break refused,
+            () = codex.during(pause) => {}
+        }
+        assert!(began.elapsed() < Duration::from_secs(60), "it waits and waits");
+    };
+    refused.assert(Code::Unavailable, "WORKER_UNAVAILABLE");
+    assert!(refused.message.contains("no sign of life"), "{refused:#?}");
+    codex.mutes.clear();
+    while sidecar.worker().await.state() != pb::WorkerState::Ready {
+        codex.say_in_turn("still here").await;
+        codex.during(sleep(Duration::from_secs(1))).await;
+    }
+    codex.end_last_turn().await;
+    codex.during(turn.rest()).await;
+    codex.holds_turns = false;
+    codex.during(sidecar.say("b", "again")).await.completed();
+}
+
 /// Recycling by turns and age: at no time without a warm worker, and unseen by the
 /// contexts, whose turns end where they began.
 #[tokio::test(start_paused = true)]

@@ -1,17 +1,19 @@
 //! Threads that no turn uses: how many stay loaded, which are released, and what that costs.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
+use serde_json::json;
 use tokio::time::sleep;
 use tonic::Request;
 
 use crate::grpc::api::codex_service_server::CodexService as _;
 use crate::pb;
-use crate::testing::{Setup, Sidecar, prompt, sidecar_with};
+use crate::testing::{Setup, Sidecar, meanwhile, prompt, sidecar_with};
 use crate::worker::SpawnError;
 use crate::worker::conversation::{Conversation, Launch};
 use crate::worker::testing::Codex;
@@ -153,4 +155,66 @@ async fn a_deleted_context_leaves_nothing_loaded_and_nothing_of_what_it_was_load
     assert_eq!(released(&codex), ["t1"]);
     assert_eq!(codex.count("thread/unarchive"), 1);
     assert_eq!(sidecar.worker().await.loaded_threads, 0);
+}
+
+/// What it is loaded with may still be asked for, and no turn is on it yet.
+#[tokio::test(start_paused = true)]
+async fn a_thread_that_is_being_made_is_not_idle() {
+    let (sidecar, mut codex) = swept(|setup| setup.pool.max_idle_threads = Some(0)).await;
+    let mut request = prompt("a", "hello");
+    request.thread_options.get_or_insert_default().model = Some("m1".to_owned());
+    let mut turn = pin!(sidecar.run(request));
+    let made = async {
+        let start = codex.asked("thread/start").await;
+        codex.answer_usually(&start).await;
+        loop {
+            let asked = codex.asked("config/read").await;
+            if !asked.params["cwd"].is_null() {
+                return asked;
+            }
+            codex.answer_usually(&asked).await;
+        }
+    };
+    let asked = meanwhile(turn.as_mut(), made).await;
+    meanwhile(turn.as_mut(), codex.during(sleep(Duration::from_secs(3)))).await;
+    assert_eq!(released(&codex), Vec::<&str>::new());
+    codex.answer_usually(&asked).await;
+    codex.during(turn).await.completed();
+    assert_eq!(released(&codex), Vec::<&str>::new());
+    codex.during(sleep(Duration::from_secs(3))).await;
+    assert_eq!(released(&codex), ["t1"]);
+}
+
+/// Nobody is on the thread: to be refused as if somebody were would be a lie.
+#[tokio::test(start_paused = true)]
+async fn a_turn_that_must_not_wait_for_others_waits_for_the_release_of_its_idle_thread() {
+    let (sidecar, mut codex) = swept(|setup| setup.pool.max_idle_threads = Some(0)).await;
+    codex.during(sidecar.say("a", "hello")).await.completed();
+    let archive = codex.asked("thread/archive").await;
+    let mut request = prompt("a", "again");
+    request.set_busy_policy(pb::BusyPolicy::Reject);
+    let mut turn = pin!(sidecar.run(request));
+    meanwhile(turn.as_mut(), sleep(Duration::from_millis(50))).await;
+    codex.answer(&archive, json!({})).await;
+    let turn = codex.during(turn).await;
+    assert_eq!((turn.thread_id(), turn.final_response()), ("t1", "You said: again"));
+}
+
+/// It is kept for its context alone, which has another one now.
+#[tokio::test(start_paused = true)]
+async fn a_blank_thread_that_another_one_has_replaced_is_forgotten() {
+    let (sidecar, mut codex) = swept(|_| {}).await;
+    codex.holds_turns = true;
+    let mut turn = codex.during(sidecar.begin(prompt("a", "hello"))).await.unwrap();
+    codex.during(turn.until("turn_started")).await;
+    codex.exit("signal 9");
+    turn.rest().await;
+    assert_eq!((turn.thread_id(), &*turn.failed().reason), ("t1", "WORKER_LOST"));
+    let mut codex = sidecar.codex().await;
+    codex.number = Some(2);
+    codex.refuses = vec![("thread/resume", 1, -32600, "no rollout found for thread id t1")];
+    let next = codex.during(sidecar.say("a", "again")).await;
+    assert_eq!(next.warned("THREAD_REPLACED").len(), 1);
+    codex.during(sleep(Duration::from_secs(2))).await;
+    assert!(!format!("{:?}", sidecar.engine).contains("ThreadId(\"t1\")"));
 }

@@ -147,18 +147,17 @@ impl Contexts {
         self.admission.admit(entrant, enter)
     }
 
-    /// Notes the thread of a turn, which its context goes on with. Only for the turn that runs in the
-    /// context's lane.
+    /// Notes the thread of a turn, which its context goes on with, and gives the one that it went on with
+    /// before, if another. Only for the turn that runs in the context's lane.
     pub(crate) fn bind_for_turn(
         &self,
         key: Option<&ContextKey>,
         ticket: &Ticket,
         thread_id: &ThreadId,
-    ) {
-        if let Some(key) = key {
-            self.bindings.bind(key, thread_id);
-        }
+    ) -> Option<ThreadId> {
+        let replaced = key.and_then(|key| self.bindings.bind(key, thread_id).replaced);
         ticket.note_thread(thread_id);
+        replaced
     }
 
     /// Notes that a turn of this context has its thread.

@@ -16,7 +16,7 @@ pub struct ReaderLimits {
     /// Most in all; beyond it TOO_MANY_READERS. Default 4,096. One connection's may be seven eighths of
     /// them.
     pub max_readers: usize,
-    /// Most of one turn; beyond it TOO_MANY_READERS. Default 128.
+    /// Most of one turn; beyond it TOO_MANY_READERS. Default 128, shared as those are.
     pub max_readers_per_turn: usize,
 }
 
@@ -33,14 +33,47 @@ const SHARE: usize = 7;
 #[derive(Debug)]
 pub(crate) struct Readers {
     limits: ReaderLimits,
-    taken: Mutex<Taken>,
+    taken: Mutex<State>,
 }
 
+#[derive(Debug, Default)]
+struct State {
+    all: Taken,
+    by_turn: HashMap<TurnId, Taken>,
+}
+
+/// How many seats are taken, in all and by each caller.
 #[derive(Debug, Default)]
 struct Taken {
     all: usize,
     by_caller: HashMap<CallerId, usize>,
-    by_turn: HashMap<TurnId, usize>,
+}
+
+impl Taken {
+    /// Takes one of so many for this caller.
+    ///
+    /// # Errors
+    /// How many are taken that are too many, and whether these are all, or the caller's alone.
+    fn take(&mut self, caller: CallerId, most: usize) -> Result<(), (usize, bool)> {
+        let free = most.saturating_sub(self.all);
+        let own = self.by_caller.get(&caller).copied().unwrap_or(0);
+        if own >= free.saturating_mul(SHARE) {
+            return Err(if free == 0 { (self.all, true) } else { (own, false) });
+        }
+        self.by_caller.insert(caller, own + 1);
+        self.all += 1;
+        Ok(())
+    }
+
+    fn give_back(&mut self, caller: CallerId) {
+        if let Some(own) = self.by_caller.get_mut(&caller) {
+            self.all -= 1;
+            *own -= 1;
+            if *own == 0 {
+                self.by_caller.remove(&caller);
+            }
+        }
+    }
 }
 
 /// The right to one stream. Dropping it gives it back.
@@ -61,23 +94,15 @@ impl Readers {
     /// # Errors
     /// [`Refusal::TooManyReaders`].
     pub(crate) fn take(self: &Arc<Readers>, caller: CallerId) -> Result<Seat, Refusal> {
-        let mut taken = self.taken();
-        let free = self.limits.max_readers.saturating_sub(taken.all);
-        let own = taken.by_caller.entry(caller).or_default();
-        if *own >= free.saturating_mul(SHARE) {
-            let (open, of) = match free {
-                0 => (self.limits.max_readers, "this sidecar"),
-                _ => (*own, "this connection"),
-            };
-            forget_none(&mut taken.by_caller, &caller);
-            return Err(Refusal::TooManyReaders { open, of });
-        }
-        *own += 1;
-        taken.all += 1;
+        let taken = self.taken().all.take(caller, self.limits.max_readers);
+        taken.map_err(|(open, is_all)| Refusal::TooManyReaders {
+            open,
+            of: if is_all { "this sidecar" } else { "this connection" },
+        })?;
         Ok(Seat { readers: Arc::clone(self), caller, turn: None })
     }
 
-    fn taken(&self) -> MutexGuard<'_, Taken> {
+    fn taken(&self) -> MutexGuard<'_, State> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -88,14 +113,14 @@ impl Seat {
     /// # Errors
     /// [`Refusal::TooManyReaders`].
     pub(crate) fn of_turn(mut self, turn: &TurnId) -> Result<Seat, Refusal> {
+        let most = self.readers.limits.max_readers_per_turn;
         let mut taken = self.readers.taken();
-        let readers = taken.by_turn.entry(turn.clone()).or_default();
-        if *readers >= self.readers.limits.max_readers_per_turn {
-            let open = *readers;
-            forget_none(&mut taken.by_turn, turn);
-            return Err(Refusal::TooManyReaders { open, of: "this turn" });
+        let of_turn = taken.by_turn.entry(turn.clone()).or_default();
+        if let Err((open, is_all)) = of_turn.take(self.caller, most) {
+            taken.forget_unread(turn);
+            let of = if is_all { "this turn" } else { "this turn and connection" };
+            return Err(Refusal::TooManyReaders { open, of });
         }
-        *readers += 1;
         drop(taken);
         self.turn = Some(turn.clone());
         Ok(self)
@@ -105,30 +130,43 @@ impl Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         let mut taken = self.readers.taken();
-        taken.all -= 1;
-        take_one(&mut taken.by_caller, &self.caller);
+        taken.all.give_back(self.caller);
         if let Some(turn) = &self.turn {
-            take_one(&mut taken.by_turn, turn);
+            if let Some(of_turn) = taken.by_turn.get_mut(turn) {
+                of_turn.give_back(self.caller);
+            }
+            taken.forget_unread(turn);
         }
     }
 }
 
-fn take_one<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
-    if let Some(count) = counts.get_mut(key) {
-        *count -= 1;
-    }
-    forget_none(counts, key);
-}
-
-fn forget_none<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
-    if counts.get(key) == Some(&0) {
-        counts.remove(key);
+impl State {
+    fn forget_unread(&mut self, turn: &TurnId) {
+        if self.by_turn.get(turn).is_some_and(|taken| taken.all == 0) {
+            self.by_turn.remove(turn);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_caller_leaves_some_of_a_turns_seats_to_others() {
+        let readers = Readers::new(ReaderLimits { max_readers: 64, max_readers_per_turn: 16 });
+        let turn = TurnId::generate();
+        let take = |caller| readers.take(CallerId(caller))?.of_turn(&turn);
+        let seats: Vec<Seat> = (0..14).map(|_| take(1).unwrap()).collect();
+        let full = Refusal::TooManyReaders { open: 14, of: "this turn and connection" };
+        assert_eq!(take(1).unwrap_err(), full);
+        let others = [take(2).unwrap(), take(3).unwrap()];
+        let full = Refusal::TooManyReaders { open: 16, of: "this turn" };
+        assert_eq!(take(4).unwrap_err(), full);
+        drop((seats, others));
+        let taken = readers.taken();
+        assert_eq!((taken.all.all, taken.all.by_caller.len(), taken.by_turn.len()), (0, 0, 0));
+    }
 
     #[test]
     fn seats_are_counted_by_turn_and_in_all_and_one_caller_leaves_some_to_others() {
@@ -148,6 +186,6 @@ mod tests {
         assert_eq!(readers.take(CallerId(4)).unwrap_err(), full);
         drop((seats, others));
         let taken = readers.taken();
-        assert_eq!((taken.all, taken.by_caller.len(), taken.by_turn.len()), (0, 0, 0));
+        assert_eq!((taken.all.all, taken.all.by_caller.len(), taken.by_turn.len()), (0, 0, 0));
     }
 }

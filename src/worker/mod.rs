@@ -49,6 +49,9 @@ pub(crate) use spec::{SpawnError, WorkerLimits, WorkerSpec};
 /// models) must not keep it from the first turn for long.
 const DEFAULTS: Duration = Duration::from_secs(5);
 
+/// A thread that was used within this time is not idle: one that was just made is about to have its turn.
+const SETTLES: Duration = Duration::from_secs(1);
+
 /// So many of the longest lines may wait for the turn that they are for.
 const UNREAD_LINES: usize = 8;
 
@@ -284,14 +287,16 @@ impl Worker {
         self.loaded().len()
     }
 
-    /// The threads that it holds and no turn listens to, the one that was used longest ago first.
+    /// The threads that it has held for a moment and no turn listens to, the one that was used longest ago first.
     pub(crate) fn idle_threads(&self) -> Vec<ThreadId> {
         let mut idle: Vec<(Instant, ThreadId)> = self
             .loaded()
             .iter()
             .map(|(thread_id, used_at)| (*used_at, thread_id.clone()))
             .collect();
-        idle.retain(|(_, thread_id)| !self.routes.is_taken(thread_id.as_str()));
+        idle.retain(|(used_at, thread_id)| {
+            used_at.elapsed() >= SETTLES && !self.routes.is_taken(thread_id.as_str())
+        });
         idle.sort_by_key(|(used_at, _)| *used_at);
         idle.into_iter().map(|(_, thread_id)| thread_id).collect()
     }

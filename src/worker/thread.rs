@@ -99,7 +99,6 @@ impl Worker {
         loop {
             let opened = self.load_thread(&new).await?;
             let thread_id = ThreadId::from_codex(opened.thread_id());
-            self.note_thread_loaded(&thread_id);
             let granted = opened.settings();
             let config = match Baseline::needs_config(options) {
                 true => self.client.config_read(Some(directory)).await.ok(),
@@ -108,6 +107,8 @@ impl Worker {
             let baseline = Baseline::of_started(opened, options, self.defaults(), config);
             let asked = baseline.settings(options, workspace);
             let Some(wider) = started_wider(&granted, &asked, options) else {
+                // Not before: nobody else knows of it, and it would count as idle.
+                self.note_thread_loaded(&thread_id);
                 let loaded = LoadedThread {
                     worker: self.id().clone(),
                     load: Fingerprint::of(&load),

@@ -192,7 +192,12 @@ impl Driver {
         held.thread.publish_holder();
         let context = self.request.context.as_ref().filter(|_| !self.request.ephemeral);
         held.thread.is_bound |= context.is_some();
-        self.engine.contexts.bind_for_turn(context, &self.ticket, &held.thread_id);
+        let contexts = &self.engine.contexts;
+        let replaced = contexts.bind_for_turn(context, &self.ticket, &held.thread_id);
+        // Of which nothing need be remembered for the context's sake.
+        if let Some(mut thread) = replaced.and_then(|id| self.engine.threads.try_lock(&id)) {
+            thread.is_bound = false;
+        }
     }
 }
 

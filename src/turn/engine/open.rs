@@ -13,7 +13,7 @@ use crate::model::fingerprint::Fingerprint;
 use crate::model::id::{ThreadId, WorkerId};
 use crate::model::options::ThreadOptions;
 use crate::model::refusal::Refusal;
-use crate::model::request::{BusyPolicy, MissingThreadPolicy, TurnRequest};
+use crate::model::request::{MissingThreadPolicy, TurnRequest};
 use crate::model::workspace::Workspace;
 use crate::pool::{Entering, Lease};
 use crate::registry::threads::{SeenTurn, ThreadFacts, ThreadLock, ThreadState, TurnsSeen};
@@ -360,19 +360,15 @@ impl Engine {
         ties: &Ties,
     ) -> Result<Opened, OpenError> {
         let options = &request.thread_options;
-        // Another context may be bound to the same thread.
-        let mut thread = match self.threads.try_lock(thread_id) {
-            Some(thread) => thread,
-            None if request.busy_policy == BusyPolicy::Reject => {
-                return Err(Refusal::ContextBusy.into());
-            }
-            None => ties.unless_abandoned(self.threads.lock(thread_id)).await?,
-        };
+        // No other turn has it, since this one has its lane: whoever does releases it, or has given its
+        // turn up, and is done soon.
+        let mut thread = ties.unless_abandoned(self.threads.lock(thread_id)).await?;
         let holder = thread.loaded.as_ref().map(|loaded| loaded.worker.clone());
         let holder = holder.or_else(|| thread.asked.clone());
         if let Some(holder) = &holder {
             // No other worker could have the thread, and this one takes no turns.
-            ties.unless_abandoned(self.pool.settled(holder)).await?;
+            let settled = ties.unless_abandoned(self.pool.settled(holder)).await?;
+            settled.map_err(Refusal::from)?;
         }
         if let Some(retiring) = holder.as_ref().and_then(|id| self.pool.retiring(id)) {
             thread.asked = None;

@@ -35,9 +35,11 @@ async fn idle_threads_are_those_without_a_turn_and_the_longest_unused_comes_firs
     assert_eq!(idle(), ["t1", "t2", "t3", "t4"]);
     let route = worker.route("t1").unwrap();
     drop(worker.route("t2").unwrap());
-    assert_eq!(idle(), ["t3", "t4", "t2"]);
+    assert_eq!(idle(), ["t3", "t4"], "not one that was used just now");
     tokio::time::sleep(SECOND).await;
+    assert_eq!(idle(), ["t3", "t4", "t2"]);
     drop(route);
+    tokio::time::sleep(SECOND).await;
     assert_eq!(idle(), ["t3", "t4", "t2", "t1"]);
     codex.during(worker.unload_thread(&thread("t4"))).await;
     assert_eq!(idle(), ["t3", "t2", "t1"]);
