@@ -69,9 +69,13 @@ impl Default for AdmissionLimits {
 }
 
 /// Most turns that one caller may have waiting, as a multiple of the room that is left. One that floods
-/// the queue takes seven eighths of it, two take seven fifteenths each, and so on: whoever comes with
-/// one turn finds room.
+/// the queue takes at most seven eighths of it, two take seven fifteenths each, and so on: whoever comes
+/// with one turn finds room.
 const SHARE: usize = 7;
+
+/// The last part of the queue is for those who have nothing waiting: many callers with a little each would
+/// leave them none.
+const KEPT: usize = 16;
 
 /// Most bytes that the requests of all turns that wait hold; beyond it QUEUE_FULL. They are shared as the
 /// queue is.
@@ -349,7 +353,8 @@ impl Admission {
         if free == 0 {
             return Err(Refusal::QueueFull { waiting: state.waiting.turns, retry_after });
         }
-        if own.turns >= free.saturating_mul(SHARE) {
+        let kept = self.limits.max_waiting_turns / KEPT;
+        if own.turns >= free.saturating_mul(SHARE) || (own.turns > 0 && free <= kept) {
             return Err(Refusal::QueueShareFull { waiting: own.turns, retry_after });
         }
         let (own, all) = (own.bytes + bytes, state.waiting.bytes + bytes);
@@ -611,6 +616,31 @@ mod tests {
 
     fn admit(admission: &Arc<Admission>, name: usize) -> Result<Ticket, Refusal> {
         take_in(admission, || Ok(entrant(name)))
+    }
+
+    #[test]
+    fn many_callers_with_a_little_each_leave_room_for_who_has_nothing_waiting() {
+        let limits = AdmissionLimits { max_waiting_turns: 256, ..LIMITS };
+        let admission = Admission::new(limits);
+        let mut held = Vec::new();
+        let mut admit = |caller: u64| {
+            let caller = CallerId(caller);
+            let mut name = held.len();
+            let ticket = take_in(&admission, || {
+                name += 1;
+                Ok(Entrant { caller, ..entrant(name) })
+            });
+            ticket.map(|ticket| held.push(ticket))
+        };
+        for _ in 0..100 {
+            for caller in 1..=40 {
+                let _ = admit(caller);
+            }
+        }
+        assert!(matches!(admit(1), Err(Refusal::QueueShareFull { .. })));
+        for caller in 41..=56 {
+            admit(caller).unwrap();
+        }
     }
 
     #[test]

@@ -418,7 +418,8 @@ async fn beside(client: &Client, mood: u8, turn_id: &str, tally: &Tally) {
     }
 }
 
-/// Contexts that have a turn or two and are left alone, or deleted.
+/// Contexts that have a big turn and are left alone, or deleted. Those that go on have small ones: a
+/// history of megabytes would be sent to the model, which is in the sidecar's process, with each turn.
 async fn newcomers(client: Client, tally: Arc<Tally>, over: Arc<AtomicBool>) {
     for number in 0_u64.. {
         if over.load(Relaxed) {
@@ -426,7 +427,7 @@ async fn newcomers(client: Client, tally: Arc<Tally>, over: Arc<AtomicBool>) {
         }
         let name = format!("new{number}");
         // Its worker may be killed.
-        let begun = client.try_begin(prompt(&name, "[[bytes 200000]]")).await;
+        let begun = client.try_begin(prompt(&name, "[[bytes 1000000]]")).await;
         let Ok(mut turn) = begun else { continue };
         while turn.try_next().await.is_ok_and(|event| event.is_some()) {}
         tally.contexts.fetch_add(1, Relaxed);
@@ -473,7 +474,6 @@ async fn the_real_cli_under_a_mixed_load_loses_nothing_and_grows_nowhere() {
             "[[run sleep 0.2]] [[say done]]",
             "[[run sleep 300]]",
             "[[hang]]",
-            "[[bytes 1000000]]",
         ],
         kill_pause: Duration::from_secs(4),
         kills: u64::MAX,
