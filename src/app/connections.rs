@@ -29,6 +29,7 @@ use tonic::Status;
 use tonic::service::Routes;
 
 use super::listen::{Listener, Socket};
+use crate::grpc::arrivals::Arrivals;
 use crate::grpc::call;
 use crate::grpc::limits::ConnectionLimits;
 use crate::model::id::CallerId;
@@ -142,6 +143,8 @@ pub(super) struct Connections(Arc<Shared>);
 struct Shared {
     limits: ConnectionLimits,
     state: Mutex<State>,
+    /// What the requests of their calls hold.
+    arrivals: Arc<Arrivals>,
 }
 
 #[derive(Debug, Default)]
@@ -167,7 +170,8 @@ struct Entry {
 impl Connections {
     /// None yet, and never more than `limits` says.
     pub(super) fn new(limits: ConnectionLimits) -> Connections {
-        Connections(Arc::new(Shared { limits, state: Mutex::default() }))
+        let (state, arrivals) = (Mutex::default(), Arc::default());
+        Connections(Arc::new(Shared { limits, state, arrivals }))
     }
 
     /// A new connection, for which another one may have to leave; `None` where all that are open
@@ -319,9 +323,12 @@ impl hyper::service::Service<Request<Incoming>> for Calls {
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         let open = self.connection.begin_call();
         request.extensions_mut().insert(self.connection.caller);
-        let patience = self.connection.connections.0.limits.request_timeout;
-        let response = call::answer(self.routes.clone(), request, patience);
-        Box::pin(async move { Ok(response.await.map(|body| Counted { body, _call: open })) })
+        let (shared, routes) = (Arc::clone(&self.connection.connections.0), self.routes.clone());
+        Box::pin(async move {
+            let patience = shared.limits.request_timeout;
+            let response = call::answer(routes, request, patience, &shared.arrivals).await;
+            Ok(response.map(|body| Counted { body, _call: open }))
+        })
     }
 }
 

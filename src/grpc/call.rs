@@ -1,8 +1,9 @@
-//! What every call is held to, whatever its service: the form of the request, the time that it takes to
-//! arrive, and that a refusal of tonic's own making is told as the contract tells refusals.
+//! What every call is held to, whatever its service: the form of the request, the time and the room that
+//! it takes to arrive, and that a refusal of tonic's own making is told as the contract tells refusals.
 
 use std::future::Future as _;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -16,17 +17,21 @@ use tonic::metadata::MetadataMap;
 use tonic::service::Routes;
 use tower::Service as _;
 
+use super::arrivals::{Arrivals, Arrived};
 use super::{deadline, status};
+use crate::model::id::CallerId;
 use crate::model::refusal::Refusal;
 
 /// Where clients stream requests: those arrive for as long as the client likes.
 const STREAMED: &str = "/grpc.reflection.";
 
-/// Answers one call. Its request has to arrive within `patience`, and within the caller's deadline.
+/// Answers one call. Its request has to arrive within `patience`, and within the caller's deadline, and
+/// `arrivals` to have room for it.
 pub(crate) async fn answer<B>(
     mut routes: Routes,
     request: Request<B>,
     patience: Duration,
+    arrivals: &Arc<Arrivals>,
 ) -> Response<Body>
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
@@ -51,12 +56,12 @@ where
     }
     let (parts, body) = request.into_parts();
     let path = parts.uri.path().to_owned();
-    let body = if path.starts_with(STREAMED) {
-        Body::new(body)
-    } else {
+    let arrived = arrivals.begin(parts.extensions.get::<CallerId>().copied().unwrap_or_default());
+    let clock = (!path.starts_with(STREAMED)).then(|| {
         let asked = deadline::of(&MetadataMap::from_headers(parts.headers.clone()));
-        Body::new(Arriving::new(Body::new(body), patience, asked))
-    };
+        Clock::new(patience, asked)
+    });
+    let body = Body::new(Arriving { body: Body::new(body), arrived, clock });
     // It can't fail.
     let Ok(response) = routes.call(Request::from_parts(parts, body)).await;
     // A refusal of ours has its details.
@@ -83,22 +88,28 @@ fn is_grpc(headers: &HeaderMap) -> bool {
     })
 }
 
-/// A request that has to be there in time, its end included: a call whose client never says that it has
-/// said all would else wait for ever.
+/// A request on its way, which has to be there in time, its end included: a call whose client never says
+/// that it has said all would else wait for ever.
 struct Arriving {
     body: Body,
-    clock: Pin<Box<Sleep>>,
+    arrived: Arrived,
+    clock: Option<Clock>,
+}
+
+/// By when it has to be there, and what is said where it is not.
+struct Clock {
+    at: Pin<Box<Sleep>>,
     refusal: Refusal,
 }
 
-impl Arriving {
-    fn new(body: Body, patience: Duration, asked: Option<Instant>) -> Arriving {
+impl Clock {
+    fn new(patience: Duration, asked: Option<Instant>) -> Clock {
         let latest = Instant::now() + patience;
         let (at, refusal) = match asked {
             Some(asked) if asked < latest => (asked, Refusal::DeadlineExceeded),
             _ => (latest, Refusal::RequestIncomplete { patience }),
         };
-        Arriving { body, clock: Box::pin(tokio::time::sleep_until(at)), refusal }
+        Clock { at: Box::pin(tokio::time::sleep_until(at)), refusal }
     }
 }
 
@@ -111,8 +122,17 @@ impl http_body::Body for Arriving {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let frame = Pin::new(&mut self.body).poll_frame(context);
-        if frame.is_pending() && self.clock.as_mut().poll(context).is_ready() {
-            return Poll::Ready(Some(Err(status::status(&self.refusal))));
+        if let Poll::Ready(Some(Ok(frame))) = &frame
+            && let Some(data) = frame.data_ref()
+            && let Err(refusal) = self.arrived.add(data.len())
+        {
+            return Poll::Ready(Some(Err(refusal.into())));
+        }
+        if frame.is_pending()
+            && let Some(Clock { at, refusal }) = &mut self.clock
+            && at.as_mut().poll(context).is_ready()
+        {
+            return Poll::Ready(Some(Err(status::status(refusal))));
         }
         frame
     }

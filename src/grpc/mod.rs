@@ -6,6 +6,7 @@
 //! is the other end: it calls a sidecar.
 
 pub(crate) mod api;
+pub(crate) mod arrivals;
 pub(crate) mod call;
 pub(crate) mod caller;
 pub mod client;

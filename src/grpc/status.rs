@@ -100,7 +100,8 @@ pub(crate) fn status(refusal: &Refusal) -> Status {
                 .retry_after(*retry_after)
                 .status()
         }
-        Refusal::OutOfResources { cause: _, retry_after } => {
+        Refusal::OutOfResources { cause: _, retry_after }
+        | Refusal::ArrivalsTooLarge { bytes: _, retry_after } => {
             says(Code::ResourceExhausted, "OUT_OF_RESOURCES", refusal)
                 .retry_after(*retry_after)
                 .status()
@@ -390,6 +391,11 @@ mod tests {
                 "TOO_MANY_READERS",
             ),
             (
+                Refusal::ArrivalsTooLarge { bytes: 9, retry_after },
+                Code::ResourceExhausted,
+                "OUT_OF_RESOURCES",
+            ),
+            (
                 Refusal::QueueTooLarge { bytes: 9, retry_after },
                 Code::ResourceExhausted,
                 "QUEUE_FULL",
@@ -468,6 +474,7 @@ mod tests {
                 Refusal::QueueFull { .. }
                     | Refusal::QueueShareFull { .. }
                     | Refusal::QueueTooLarge { .. }
+                    | Refusal::ArrivalsTooLarge { .. }
                     | Refusal::ContextQueueFull { .. }
                     | Refusal::WorkerUnavailable { .. }
                     | Refusal::OutOfResources { .. }

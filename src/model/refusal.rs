@@ -112,6 +112,16 @@ pub enum Refusal {
         /// When to try again.
         retry_after: Duration,
     },
+    /// The requests that are still arriving hold too much.
+    #[error(
+        "the requests that are arriving hold {bytes} bytes already, and with this one it would be more than is left for this connection; try again later, or send fewer at once"
+    )]
+    ArrivalsTooLarge {
+        /// How much they hold.
+        bytes: usize,
+        /// When to try again.
+        retry_after: Duration,
+    },
     /// Too many turns of this context wait.
     #[error(
         "{waiting} turns of this context already wait, the limit for one context; try again later"

@@ -1,10 +1,13 @@
 //! What every call is held to before any service sees it.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use crate::grpc::arrivals::Arrivals;
 use crate::grpc::call::answer;
+use crate::model::id::CallerId;
 use bytes::Bytes;
 use http::{Method, Request, Response};
 use http_body::Frame;
@@ -65,7 +68,7 @@ async fn call(routes: &Routes, path: &str, bytes: Vec<u8>, ends: bool) -> Respon
     let request = Request::post(path)
         .header("content-type", "application/grpc")
         .body(Sent { bytes: Some(bytes.into()), ends });
-    answer(routes.clone(), request.unwrap(), PATIENCE).await
+    answer(routes.clone(), request.unwrap(), PATIENCE, &Arc::default()).await
 }
 
 #[track_caller]
@@ -101,7 +104,7 @@ async fn a_request_that_does_not_end_is_refused_in_time_and_one_that_does_is_ans
         .header("grpc-timeout", "2S")
         .body(Sent { bytes: Some(get_context().into()), ends: false });
     let before = Instant::now();
-    let late = answer(routes.clone(), request.unwrap(), PATIENCE).await;
+    let late = answer(routes.clone(), request.unwrap(), PATIENCE, &Arc::default()).await;
     assert_refused(&late, Code::DeadlineExceeded, "DEADLINE_EXCEEDED");
     assert_eq!(before.elapsed().as_secs(), 2);
 }
@@ -118,7 +121,7 @@ async fn what_is_no_grpc_runs_no_call() {
             request = request.header("content-type", kind);
         }
         let body = Sent { bytes: Some(turn.clone().into()), ends: true };
-        answer(routes.clone(), request.body(body).unwrap(), PATIENCE).await
+        answer(routes.clone(), request.body(body).unwrap(), PATIENCE, &Arc::default()).await
     };
     for kind in [None, Some("application/json"), Some("application/grpc-web"), Some("")] {
         let response = asked(Method::POST, kind).await;
@@ -187,4 +190,49 @@ async fn a_message_that_cannot_be_read_is_refused_as_any_other_bad_input() {
     let response = call(&routes, unknown, get_context(), true).await;
     let status = assert_refused(&response, Code::Unimplemented, "UNIMPLEMENTED");
     assert!(status.message().contains(unknown), "{status}");
+}
+
+/// Whatever a call begins to send waits in memory for the rest.
+#[tokio::test(start_paused = true)]
+async fn requests_that_are_arriving_hold_so_much_together_and_no_caller_takes_all_of_it() {
+    let (_sidecar, routes) = services().await;
+    let arrivals = Arc::new(Arrivals::new(16_000));
+    let call = |caller, path: &'static str, ends| {
+        let (routes, arrivals) = (routes.clone(), Arc::clone(&arrivals));
+        Box::pin(async move {
+            // A quarter of what it says that it sends.
+            let length = if ends { 995_u32 } else { 3995 };
+            let mut bytes = vec![0];
+            bytes.extend(length.to_be_bytes());
+            // Fields that nobody knows.
+            bytes.resize(1000, 0);
+            let request = Request::post(path)
+                .header("content-type", "application/grpc")
+                .extension(CallerId(caller))
+                .body(Sent { bytes: Some(bytes.into()), ends });
+            answer(routes, request.unwrap(), PATIENCE, &arrivals).await
+        })
+    };
+    let mut arriving = Vec::new();
+    for number in 0..14 {
+        let path = if number % 2 == 0 { RUN_TURN } else { GET_CONTEXT };
+        let mut begun = call(1, path, false);
+        assert!(futures::poll!(begun.as_mut()).is_pending(), "{number}");
+        arriving.push(begun);
+    }
+    let status = assert_refused(
+        &call(1, GET_CONTEXT, false).await,
+        Code::ResourceExhausted,
+        "OUT_OF_RESOURCES",
+    );
+    assert!(status.message().contains("14000 bytes already"), "{status}");
+    // Those of others that are there at once hold nothing for long.
+    for _ in 0..10 {
+        let whole = call(2, GET_CONTEXT, true).await;
+        assert_refused(&whole, Code::InvalidArgument, "INVALID_INPUT");
+    }
+    drop(arriving);
+    assert!(futures::poll!(call(1, GET_CONTEXT, false)).is_pending());
+    let held = format!("{arrivals:?}");
+    assert!(held.contains("all: 0") && held.contains("by_caller: {}"), "{held}");
 }
