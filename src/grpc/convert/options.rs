@@ -22,6 +22,8 @@ use crate::turn::timeouts::Timeouts;
 /// Most entries of a list in the options: more are a mistake, and each costs a look at the disk or
 /// a place in the model's prompt.
 const MOST_ENTRIES: usize = 256;
+/// Most keys and entries of `config`, those inside others included.
+const MOST_CONFIG_VALUES: usize = 10_000;
 
 /// The deepest nesting of JSON that is passed on to Codex. Its parser gives up at 128 levels of the
 /// whole message, and drops the message without an answer.
@@ -352,6 +354,13 @@ fn too_many(field: &str, length: usize, faults: &mut Faults) -> bool {
 
 fn config_overrides(config: prost_types::Struct, faults: &mut Faults) -> Map<String, Value> {
     let mut path = "thread_options.config".to_owned();
+    // Before each of them is looked at: that takes its time, and others wait for the thread.
+    let values = count_values(&config);
+    if values > MOST_CONFIG_VALUES {
+        let fault = format!("holds {values} values; give at most {MOST_CONFIG_VALUES}");
+        faults.add(path.as_str(), fault);
+        return Map::new();
+    }
     let config = json_object(config, &mut path, faults);
     for (key, value) in &config {
         let depth = config_depth(key, value);
@@ -365,6 +374,25 @@ fn config_overrides(config: prost_types::Struct, faults: &mut Faults) -> Map<Str
         }
     }
     config
+}
+
+/// The keys and entries of an object and of all that is in it.
+fn count_values(object: &prost_types::Struct) -> usize {
+    fn within(value: &prost_types::Value) -> usize {
+        use prost_types::value::Kind;
+        1 + match &value.kind {
+            Some(Kind::StructValue(object)) => count_values(object),
+            Some(Kind::ListValue(list)) => list.values.iter().map(within).sum(),
+            Some(
+                Kind::NullValue(_)
+                | Kind::NumberValue(_)
+                | Kind::StringValue(_)
+                | Kind::BoolValue(_),
+            )
+            | None => 0,
+        }
+    }
+    object.fields.values().map(within).sum()
 }
 
 /// Protobuf decodes no more than 100 levels, so the recursion ends, and stays within what Codex

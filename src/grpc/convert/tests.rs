@@ -409,6 +409,21 @@ fn numbers_of_the_configuration_keep_their_kind() {
 }
 
 #[test]
+fn configuration_holds_so_many_values_and_no_more() {
+    let listed = |count: usize| {
+        with_options(|options| {
+            let values = vec![value(Kind::BoolValue(true)); count];
+            let list = value(Kind::ListValue(prost_types::ListValue { values }));
+            let fields = [("a".to_owned(), list)].into_iter().collect();
+            options.config = Some(prost_types::Struct { fields });
+        })
+    };
+    assert!(validate(listed(9_999)).is_ok());
+    let fault = the_fault("thread_options.config", listed(10_000));
+    assert_eq!(fault, "holds 10001 values; give at most 10000");
+}
+
+#[test]
 fn one_way_to_say_the_effort_at_a_time() {
     let effort = |number, name: &str| {
         let name = name.to_owned();
