@@ -36,7 +36,6 @@ pub(crate) struct Incarnation {
     // First come, first served: who wants to be alone is not kept waiting by those who come later.
     room: Arc<Semaphore>,
     suspects: AtomicUsize,
-    entering: AtomicUsize,
     died_under_opening: AtomicBool,
     given_up: AtomicBool,
     // Since when idle threads are released because the worker is too large.
@@ -50,6 +49,17 @@ struct Turns {
     leased: usize,
     /// Of these, those whose threads may not be opened yet.
     waiting: usize,
+    /// Those whose threads are being opened.
+    opening: usize,
+    /// Those that were told their end, and that Codex goes on with.
+    unended: usize,
+}
+
+impl Turns {
+    /// Those that would be lost with the worker: one that has no thread yet goes elsewhere, unseen.
+    fn at_work(&self) -> usize {
+        self.leased.saturating_sub(self.waiting + self.opening + self.unended)
+    }
 }
 
 impl Incarnation {
@@ -63,7 +73,6 @@ impl Incarnation {
             relieved_at: Mutex::default(),
             room: Arc::new(Semaphore::new(ROOM as usize)),
             suspects: AtomicUsize::new(0),
-            entering: AtomicUsize::new(0),
             died_under_opening: AtomicBool::new(false),
             given_up: AtomicBool::new(false),
             doubted: Notify::new(),
@@ -73,6 +82,24 @@ impl Incarnation {
     /// How many turns have a lease on it.
     pub(crate) fn running_turns(&self) -> usize {
         self.turns.borrow().leased
+    }
+
+    /// How many turns were told their end and are still Codex's.
+    pub(super) fn unended(&self) -> usize {
+        self.turns.borrow().unended
+    }
+
+    /// Whether a turn beside the one that asks would be lost with it.
+    pub(crate) fn has_others(&self) -> bool {
+        self.turns.borrow().at_work() > 1
+    }
+
+    /// Why it gets no new turns, where it gets none.
+    pub(super) fn complaint(&self) -> &'static str {
+        match self.unended() {
+            0 => "gives no sign of life",
+            _ => "does not end a turn that it was told to interrupt",
+        }
     }
 
     /// How many turns it was given since its start.
@@ -92,8 +119,8 @@ impl Incarnation {
 
     /// Whether it died while it was asked to open a thread, and not because a turn gave it up.
     pub(crate) fn died_under_opening(&self) -> bool {
-        let was_asked = self.died_under_opening.load(Ordering::Acquire)
-            || self.entering.load(Ordering::Acquire) > 0;
+        let was_asked =
+            self.died_under_opening.load(Ordering::Acquire) || self.turns.borrow().opening > 0;
         was_asked && !self.worker.is_alive() && !self.given_up.load(Ordering::Acquire)
     }
 
@@ -117,6 +144,12 @@ impl Incarnation {
         let mut turns = self.turns.subscribe();
         // The sender lives as long as the incarnation.
         let _ = turns.wait_for(|turns| turns.leased == 0).await;
+    }
+
+    /// Waits until no turn would be lost with it.
+    pub(super) async fn has_nothing_to_lose(&self) {
+        let mut turns = self.turns.subscribe();
+        let _ = turns.wait_for(|turns| turns.at_work() == 0).await;
     }
 
     /// Waits until no turn but the one that asks is at work on it.
@@ -157,6 +190,23 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.incarnation.turns.send_modify(|turns| turns.leased -= 1);
+    }
+}
+
+/// A turn that was told its end, and that Codex goes on with: its worker still runs it.
+#[derive(Debug)]
+pub(super) struct Unended(Arc<Lease>);
+
+impl Unended {
+    pub(super) fn new(lease: Arc<Lease>) -> Unended {
+        lease.incarnation.turns.send_modify(|turns| turns.unended += 1);
+        Unended(lease)
+    }
+}
+
+impl Drop for Unended {
+    fn drop(&mut self) {
+        self.0.incarnation.turns.send_modify(|turns| turns.unended -= 1);
     }
 }
 
@@ -237,7 +287,7 @@ impl Entering {
                 drop(rest);
             }))
         });
-        incarnation.entering.fetch_add(1, Ordering::Release);
+        incarnation.turns.send_modify(|turns| turns.opening += 1);
         let incarnation = Arc::clone(incarnation);
         Some(Entering { incarnation, _room: room, _suspect: suspect, alone })
     }
@@ -257,6 +307,6 @@ impl Drop for Entering {
         if !self.incarnation.worker.is_alive() {
             self.incarnation.died_under_opening.store(true, Ordering::Release);
         }
-        self.incarnation.entering.fetch_sub(1, Ordering::Release);
+        self.incarnation.turns.send_modify(|turns| turns.opening -= 1);
     }
 }

@@ -1,10 +1,10 @@
 //! The pool: a fixed number of workers, kept warm.
 //!
 //! Each slot of the pool has one task that starts a worker, waits for its end and starts the next
-//! ([`supervision`]), or replaces it while it is well ([`recycling`]). What is in the [`slots`] is what
-//! everybody else goes by: [`placement`], which gives a turn its [`Lease`], and [`readiness`]. The pool
-//! never moves a running turn, and knows nothing of what a turn says; of threads it knows which are
-//! [`idle`].
+//! ([`supervision`]), or replaces it while it is well ([`recycling`]); one that does not end a turn is
+//! drained ([`unended`]). What is in the [`slots`] is what everybody else goes by: [`placement`], which
+//! gives a turn its [`Lease`], and [`readiness`]. The pool never moves a running turn, and knows nothing of
+//! what a turn says; of threads it knows which are [`idle`].
 
 mod home;
 mod idle;
@@ -14,6 +14,7 @@ mod readiness;
 mod recycling;
 mod slots;
 mod supervision;
+mod unended;
 
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;

@@ -83,7 +83,7 @@ pub(super) fn starting() -> Readiness {
 
 pub(super) fn trouble(slots: &[SlotStatus]) -> (Trouble, String) {
     let stuck = slots.iter().find_map(|slot| match &slot.state {
-        SlotState::Unresponsive(stuck) => Some(stuck.worker.id()),
+        SlotState::Unresponsive(stuck) => Some(stuck),
         _ => None,
     });
     let without_worker = slots.iter().filter(|slot| slot.state.held().is_none());
@@ -95,8 +95,9 @@ pub(super) fn trouble(slots: &[SlotStatus]) -> (Trouble, String) {
             (Trouble::Stopped, "the pool is shut down".to_owned())
         }
         _ => match stuck {
-            Some(worker) => {
-                (Trouble::WorkersFailing, format!("worker {worker} gives no sign of life"))
+            Some(stuck) => {
+                let cause = format!("worker {} {}", stuck.worker.id(), stuck.complaint());
+                (Trouble::WorkersFailing, cause)
             }
             None => (Trouble::Starting, "the workers are being started".to_owned()),
         },

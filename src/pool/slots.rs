@@ -19,7 +19,8 @@ pub(crate) enum SlotState {
     Starting,
     /// Its worker is warm.
     Ready(Arc<Incarnation>),
-    /// Its worker gave no sign of life and gets no new turns; it is asked once more.
+    /// Its worker gets no new turns: it gave no sign of life and is asked once more, or does not end a
+    /// turn that it was told to interrupt.
     Unresponsive(Arc<Incarnation>),
     /// Its worker failed; the next one starts later.
     Backoff {
@@ -90,26 +91,50 @@ impl Pool {
         ready.filter(|ready| ready.worker.id() == id && ready.worker.is_alive()).cloned()
     }
 
-    /// Waits while the worker of this id gives no sign of life: what it holds it holds until it is back
-    /// or killed.
+    /// The worker of this id, if it gets no new turns because it does not end one. What else it holds it
+    /// can be asked to let go of, and another worker could have.
+    pub(crate) fn drained(&self, id: &WorkerId) -> Option<Arc<Worker>> {
+        // What could not be written down is in the memory of the worker alone.
+        if self.home_fault.borrow().is_some() {
+            return None;
+        }
+        let slots = self.slots.borrow();
+        let is_another_ready = slots.iter().any(|slot| slot.state.ready().is_some());
+        match &slots.get(id.slot)?.state {
+            SlotState::Unresponsive(drained)
+                if drained.worker.id() == id && drained.unended() > 0 && is_another_ready =>
+            {
+                Some(Arc::clone(&drained.worker))
+            }
+            _ => None,
+        }
+    }
+
+    /// Waits while the worker of this id gets no new turns: what it holds it holds until it is back or
+    /// killed.
     ///
     /// # Errors
     /// [`Unavailable`] where neither is soon: one that still tells of its turns is not killed before they
-    /// have ended.
+    /// have ended, and one that does not end a turn not for a while.
     pub(crate) async fn settled(&self, id: &WorkerId) -> Result<(), Unavailable> {
-        let is_stuck = |slot: &SlotStatus| match &slot.state {
-            SlotState::Unresponsive(stuck) => stuck.worker.id() == id,
-            _ => false,
-        };
+        let mut complaint = None;
         let mut slots = self.slots.subscribe();
-        let settling = slots.wait_for(|slots| !slots.get(id.slot).is_some_and(is_stuck));
-        match tokio::time::timeout(self.settling(), settling).await {
-            // The sender lives as long as the pool.
-            Ok(_) => Ok(()),
-            Err(_) => Err(Unavailable {
+        let settling = slots.wait_for(|slots| {
+            complaint = match slots.get(id.slot).map(|slot| &slot.state) {
+                Some(SlotState::Unresponsive(stuck)) if stuck.worker.id() == id => {
+                    Some(stuck.complaint())
+                }
+                _ => None,
+            };
+            complaint.is_none()
+        });
+        // The sender lives as long as the pool.
+        let _ = tokio::time::timeout(self.settling(), settling).await;
+        match complaint {
+            None => Ok(()),
+            Some(complaint) => Err(Unavailable {
                 cause: format!(
-                    "worker {id}, which holds the thread, gives no sign of life, and still tells of its \
-                     turns"
+                    "worker {id}, which holds the thread, {complaint}, and still has turns at work"
                 ),
                 retry_after: Duration::from_secs(5),
                 out_of_resources: false,
@@ -117,14 +142,14 @@ impl Pool {
         }
     }
 
-    /// How long a turn waits for a worker that gives no sign of life: longer than one lives that says
-    /// nothing at all.
+    /// How long a turn waits for a worker that gets no new turns: longer than one lives that says nothing
+    /// at all.
     pub(super) fn settling(&self) -> Duration {
         self.settings.worker_wait + self.settings.liveness_timeout * 2
     }
 
-    /// Notes that a worker owes a sign of life: it gets no new turns until it gives one, which its
-    /// supervisor sees to.
+    /// Notes that a worker owes a sign of life, or the end of a turn: it gets no new turns until it gives
+    /// that, which its supervisor sees to.
     pub(super) fn doubt(&self, doubted: &Arc<Incarnation>) {
         self.update(doubted.worker.id().slot, |status| {
             if status.state.ready().is_some_and(|ready| Arc::ptr_eq(ready, doubted)) {

@@ -229,13 +229,14 @@ impl Supervision {
 
     /// It gave a sign of life.
     fn enter_ready_again(&self, incarnation: &Arc<Incarnation>) {
-        let is_doubted = self.pool.slots.borrow().get(self.slot).is_some_and(
-            |slot| matches!(&slot.state, SlotState::Unresponsive(stuck) if Arc::ptr_eq(stuck, incarnation)),
-        );
-        if is_doubted {
-            tracing::info!(worker = %incarnation.worker.id(), "worker is back");
-            self.enter(SlotState::Ready(Arc::clone(incarnation)));
-        }
+        self.pool.update(self.slot, |status| {
+            let is_doubted = matches!(&status.state, SlotState::Unresponsive(stuck) if Arc::ptr_eq(stuck, incarnation));
+            // Looked at here: whoever has one doubts the worker after that.
+            if is_doubted && incarnation.unended() == 0 {
+                tracing::info!(worker = %incarnation.worker.id(), "worker is back");
+                status.state = SlotState::Ready(Arc::clone(incarnation));
+            }
+        });
     }
 
     pub(super) fn enter(&self, state: SlotState) {

@@ -4,10 +4,11 @@ use std::pin::pin;
 use std::time::Duration;
 
 use serde_json::json;
+use tonic::Code;
 
 use crate::pb;
 use crate::testing::{Sidecar, Turn, meanwhile, prompt, sidecar, sidecar_with};
-use crate::worker::testing::Codex;
+use crate::worker::testing::{Codex, HOLD};
 
 const GRACE: Duration = Duration::from_millis(500);
 
@@ -177,6 +178,154 @@ async fn a_worker_that_is_silent_altogether_is_replaced() {
     let next = say(&sidecar, &mut codex, "a").await;
     assert_eq!(next.thread_id(), first.thread_id());
     assert_eq!(sidecar.worker().await.generation, 2);
+}
+
+/// Two turns on a worker that answers, of which the second one was to end and was not let go of.
+async fn stuck_beside_another(sidecar: &Sidecar, codex: &mut Codex) -> (Turn, Turn) {
+    let other = begin(sidecar, codex, prompt("other", "x")).await;
+    codex.is_deaf_to_interrupts = true;
+    codex.mutes = vec!["thread/archive"];
+    let mut stuck = begin(sidecar, codex, within_turn(2000, prompt("a", "x"))).await;
+    let began = tokio::time::Instant::now();
+    codex.during(stuck.rest()).await;
+    let error = stuck.failed();
+    assert_eq!((error.reason.as_str(), error.side_effects_possible), ("TURN_TIMEOUT", true));
+    let took = began.elapsed();
+    assert!(took <= Duration::from_millis(2000) + 2 * GRACE + LAST_WORDS, "{took:?}");
+    let worker = sidecar.worker().await;
+    assert_eq!((worker.state(), worker.running_turns), (pb::WorkerState::Unresponsive, 2));
+    (other, stuck)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_never_ends_a_turn_is_replaced_once_the_others_on_it_have_ended() {
+    let (sidecar, mut codex) = impatient().await;
+    let (mut other, stuck) = stuck_beside_another(&sidecar, &mut codex).await;
+    // Nobody else could have the thread, and a turn on it would be taken as steering.
+    let (again, new) = codex
+        .during(async {
+            let again = sidecar.refused(prompt("a", "again"));
+            tokio::join!(again, sidecar.refused(prompt("new", "hello")))
+        })
+        .await;
+    for refused in [again, new] {
+        refused.assert(Code::Unavailable, "WORKER_UNAVAILABLE");
+        assert!(refused.message.contains("does not end a turn"), "{refused:#?}");
+    }
+    assert_eq!(codex.count("turn/start"), 2);
+    let (thread_id, turn_id) = codex.turns[0].clone();
+    codex.end_turn(&thread_id, &turn_id).await;
+    codex.during(other.rest()).await;
+    other.completed();
+    assert_eq!(codex.ended().await, "signal 9");
+    let mut codex = sidecar.codex().await;
+    codex.during(sidecar.is_ready()).await;
+    let next = say(&sidecar, &mut codex, "a").await;
+    next.completed();
+    assert_eq!(next.thread_id(), stuck.thread_id());
+    assert_eq!(sidecar.worker().await.generation, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_ends_a_turn_late_serves_on_and_that_context_too() {
+    let (sidecar, mut codex) = impatient().await;
+    let (mut other, stuck) = stuck_beside_another(&sidecar, &mut codex).await;
+    let mut next = pin!(sidecar.say("a", "again"));
+    meanwhile(next.as_mut(), codex.during(tokio::time::sleep(Duration::from_secs(15)))).await;
+    assert_eq!(codex.count("turn/start"), 2, "it would be taken as steering");
+    codex.mutes.clear();
+    codex.holds_turns = false;
+    codex.end_last_turn().await;
+    let archive = codex.heard_of("thread/archive")[0].clone();
+    codex.answer_usually(&archive).await;
+    let next = codex.during(next).await;
+    assert_eq!(next.final_response(), "You said: again");
+    assert_eq!(next.thread_id(), stuck.thread_id());
+    say(&sidecar, &mut codex, "new").await.completed();
+    codex.during(tokio::time::sleep(Duration::from_secs(60))).await;
+    let worker = sidecar.worker().await;
+    assert_eq!((worker.state(), worker.generation), (pb::WorkerState::Ready, 1));
+    let (thread_id, turn_id) = codex.turns[0].clone();
+    codex.end_turn(&thread_id, &turn_id).await;
+    codex.during(other.rest()).await;
+    other.completed();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_never_ends_a_turn_does_not_live_on_for_ever() {
+    let (sidecar, mut codex) = impatient().await;
+    let (mut other, _stuck) = stuck_beside_another(&sidecar, &mut codex).await;
+    let began = tokio::time::Instant::now();
+    codex.during(other.rest()).await;
+    let error = other.failed();
+    assert_eq!(error.reason, "WORKER_LOST");
+    assert!(error.message.contains("to interrupt, for 30s"), "{error:#?}");
+    assert_eq!(began.elapsed().as_secs(), 30);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_answers_nothing_after_an_interruption_is_killed_with_all_its_turns() {
+    let (sidecar, mut codex) = impatient().await;
+    let mut other = begin(&sidecar, &mut codex, prompt("other", "x")).await;
+    let mut stuck = begin(&sidecar, &mut codex, within_turn(2000, prompt("a", "x"))).await;
+    let began = tokio::time::Instant::now();
+    // From now on nobody answers.
+    stuck.rest().await;
+    assert_eq!(stuck.failed().reason, "TURN_TIMEOUT");
+    other.rest().await;
+    assert_eq!(other.failed().reason, "WORKER_LOST");
+    let took = began.elapsed();
+    assert!(took <= Duration::from_millis(2000) + 2 * GRACE + LAST_WORDS, "{took:?}");
+    assert_eq!(codex.ended().await, "signal 9");
+}
+
+/// The other threads that it holds are not in use, and any worker may have them.
+#[tokio::test(start_paused = true)]
+async fn the_contexts_of_a_worker_that_does_not_end_a_turn_go_on_elsewhere_at_once() {
+    let sidecar = Sidecar::start(|setup| {
+        setup.workers = 2;
+        setup.timeouts.interrupt_grace = GRACE;
+    });
+    let mut playing = Vec::new();
+    for number in 1..=2 {
+        let mut codex = sidecar.codex().await;
+        codex.number = Some(number);
+        codex.is_deaf_to_interrupts = true;
+        codex.refuses.push(("thread/archive", 1, -32600, "not now"));
+        playing.push(codex.in_background());
+    }
+    sidecar.is_ready().await;
+    let mut idle = Vec::new();
+    let mut busy = Vec::new();
+    for context in ["one", "two"] {
+        idle.push((context, sidecar.say(context, "hello").await.thread_id().to_owned()));
+    }
+    for context in ["busy one", "busy two"] {
+        let mut turn = sidecar.begin(prompt(context, HOLD)).await.unwrap();
+        turn.until("turn_started").await;
+        busy.push(turn);
+    }
+    let mut stuck = sidecar.begin(prompt("stuck", HOLD)).await.unwrap();
+    stuck.until("turn_started").await;
+    sidecar.interrupt(&stuck.id()).await;
+    stuck.rest().await;
+    assert_eq!(stuck.interrupted(), pb::InterruptReason::InterruptRequested);
+    let drained = sidecar.has_worker(pb::WorkerState::Unresponsive).await;
+    let began = tokio::time::Instant::now();
+    let is_held_there = |(_, thread_id): &&(_, String)| thread_id[..8] == stuck.thread_id()[..8];
+    let (context, thread_id) = idle.iter().find(is_held_there).unwrap();
+    let told = sidecar.say(context, "again").await;
+    assert_eq!((told.thread_id(), told.final_response()), (thread_id.as_str(), "You said: again"));
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    let serving = sidecar.workers().await;
+    let now = serving.iter().find(|worker| worker.worker_id == drained.worker_id).unwrap();
+    assert_eq!(now.turns_started, drained.turns_started, "it got a new turn");
+    // It lets go of the thread at the second time.
+    while sidecar.workers().await.iter().any(|worker| worker.state() != pb::WorkerState::Ready) {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert!(sidecar.workers().await.iter().all(|worker| worker.generation == 1));
+    assert_eq!(sidecar.say("stuck", "again").await.thread_id(), stuck.thread_id());
 }
 
 /// What Codex never answers while the turn is on its way to it.

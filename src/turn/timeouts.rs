@@ -22,7 +22,9 @@ pub struct Timeouts {
     pub max_idle: Option<Duration>,
     /// Longest `answer_timeout` that a caller may ask for. Default: any.
     pub max_answer: Option<Duration>,
-    /// How long an interrupted turn may take to end before its worker is given up. Default 2 s.
+    /// How long an interrupted turn may take to end. One that has not is told its end as if it had, and its
+    /// worker is killed: at once where it gives no sign of life or has no other turn, else as soon as it has
+    /// none, and after ten times as long, at least 30 s, all the same. Default 2 s.
     pub interrupt_grace: Duration,
 }
 

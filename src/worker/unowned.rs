@@ -196,6 +196,11 @@ impl Worker {
         self.stop(thread_id, turn_id).await;
     }
 
+    /// Whether a turn of Codex's runs on a thread, as far as it was told.
+    pub(crate) fn runs_turn(&self, thread_id: &ThreadId) -> bool {
+        self.kin().ownership().running(thread_id.as_str()).is_some()
+    }
+
     async fn stop(&self, thread_id: &str, turn_id: &str) {
         let kin = self.kin();
         if !kin.is_too_often(thread_id) {

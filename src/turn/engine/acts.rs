@@ -1,15 +1,19 @@
 //! What a turn's machine wants done, done to the worker, the pool, the registry and the log.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::driver::{Done, Driver, Held};
+use tokio::time::Instant;
+
+use super::driver::{Done, Driver, Held, hear};
 use crate::model::event::Usage;
 use crate::model::id::ThreadId;
 use crate::pool::Incarnation;
 use crate::turn::machine::{Act, EndedCommands, Input, Kept};
-use crate::worker::Worker;
-use crate::worker::thread::Task;
+use crate::worker::thread::{Task, ThreadError};
+use crate::worker::{Route, ThreadMessage, Worker};
 
 /// How often an interruption that Codex refuses is tried again: it refuses while it has not quite
 /// begun with the turn.
@@ -121,10 +125,9 @@ impl Driver {
             }),
             Act::GiveUp => {
                 let incarnation = Arc::clone(held.lease.incarnation());
-                self.begin(async move {
-                    give_up(&incarnation, &thread_id, grace).await;
-                    Done::GivenUp
-                });
+                self.begin(
+                    async move { Done::GivenUp(give_up(&incarnation, thread_id, grace).await) },
+                );
             }
             Act::Kill(cause) => {
                 let incarnation = Arc::clone(held.lease.incarnation());
@@ -137,7 +140,12 @@ impl Driver {
             }
             Act::Forget { mut agents } => {
                 // Not worth more than a moment each: it is for the worker's memory only.
-                agents.push(thread_id.clone());
+                if held.thread.asked.is_none() {
+                    agents.push(thread_id.clone());
+                } else {
+                    // Codex goes on with the turn, and its end would not be told any more.
+                    agents.clear();
+                }
                 let engine = Arc::clone(&self.engine);
                 self.begin(async move {
                     for thread_id in agents {
@@ -230,15 +238,78 @@ pub(super) async fn end_commands(
     EndedCommands { commands, killed }
 }
 
+/// The release of a thread, under way.
+pub(super) type Releasing = Pin<Box<dyn Future<Output = Result<(), ThreadError>> + Send>>;
+
+fn release(worker: &Arc<Worker>, thread_id: &ThreadId) -> Releasing {
+    let (worker, thread_id) = (Arc::clone(worker), thread_id.clone());
+    Box::pin(async move { worker.release_thread(&thread_id).await })
+}
+
 /// The turn did not end although it was told to. A worker that still answers is asked to let go of the
-/// thread, which disturbs no other turn; one that doesn't is killed.
-async fn give_up(incarnation: &Incarnation, thread_id: &ThreadId, grace: Duration) {
+/// thread, which disturbs no other turn. One that does not is killed, unless it gives another sign of life
+/// and other turns are at work on it: then the rest of the release is given back.
+async fn give_up(
+    incarnation: &Incarnation,
+    thread_id: ThreadId,
+    grace: Duration,
+) -> Option<Releasing> {
     let worker = &incarnation.worker;
-    let released = tokio::time::timeout(grace, worker.release_thread(thread_id)).await;
-    if !matches!(released, Ok(Ok(()))) {
-        if worker.is_alive() {
-            incarnation.give_up("it did not end a turn that it was told to interrupt");
-        }
-        worker.exited().await;
+    let asked_at = Instant::now();
+    let mut releasing = release(worker, &thread_id);
+    let pinged = Arc::clone(worker);
+    // Whatever it answers, it is heard.
+    tokio::spawn(async move { pinged.ping(grace).await });
+    match tokio::time::timeout(grace, &mut releasing).await {
+        Ok(Ok(())) => return None,
+        Ok(Err(error)) => releasing = Box::pin(std::future::ready(Err(error))),
+        Err(_) => {}
     }
+    if worker.is_alive() {
+        if worker.silence() <= asked_at.elapsed() && incarnation.has_others() {
+            tracing::warn!(worker = %worker.id(), %thread_id, "worker does not end a turn that it was told to interrupt; it gets no new turns");
+            return Some(releasing);
+        }
+        incarnation.give_up("it did not end a turn that it was told to interrupt");
+    }
+    worker.exited().await;
+    None
+}
+
+/// Waits until Codex has let go of the thread of a turn that it did not end, and ends what the turn has left.
+pub(super) async fn let_go(
+    worker: Arc<Worker>,
+    thread_id: ThreadId,
+    mut releasing: Releasing,
+    // Held for as long: a turn to which nobody listens is nobody's, and the worker is killed for it.
+    mut route: Option<Route>,
+    began_at: crate::process::Moment,
+) {
+    let released = async {
+        while let Err(error) = releasing.await {
+            tracing::debug!(worker = %worker.id(), %thread_id, %error, "a thread could not be released");
+            if !worker.is_alive() {
+                return;
+            }
+            worker.stop_unheard(&thread_id).await;
+            if !worker.runs_turn(&thread_id) {
+                // It is one that can't be released, as ephemeral ones.
+                return worker.forget_thread(&thread_id).await;
+            }
+            releasing = release(&worker, &thread_id);
+        }
+    };
+    let declined = async {
+        while let Some(message) = hear(route.as_mut()).await {
+            if let ThreadMessage::Asked(asked) = message {
+                worker.decline(&asked.call);
+            }
+        }
+        std::future::pending().await
+    };
+    tokio::select! {
+        () = released => {}
+        () = declined => {}
+    }
+    end_commands(&worker, thread_id, Vec::new(), began_at).await;
 }

@@ -15,7 +15,7 @@ use futures::stream::{FuturesUnordered, StreamExt as _};
 use tokio::time::Instant;
 
 use super::Engine;
-use super::acts::end_commands;
+use super::acts::{Releasing, end_commands, let_go};
 use super::open;
 use super::replies::Replies;
 use crate::app_server::decode::{News, Scope, TurnEnd};
@@ -63,7 +63,8 @@ type Doing = Pin<Box<dyn Future<Output = Done> + Send>>;
 pub(super) enum Done {
     Opened(Result<Box<open::Opened>, OpenError>),
     Started { loaded: Box<LoadedThread>, outcome: Result<String, ThreadError> },
-    GivenUp,
+    // Codex has not let go of the thread yet, where that is under way.
+    GivenUp(Option<Releasing>),
     // Codex will tell the end.
     Interrupted,
     // What needs nothing of what is held.
@@ -84,7 +85,8 @@ pub(super) struct Held {
     pub(super) loaded: LoadedThread,
     // In the order of [`open::Opened`]. `None` once the worker has ended.
     route: Option<Route>,
-    pub(super) lease: Lease,
+    // Shared with the worker's books for as long as Codex goes on with a turn that was given up.
+    pub(super) lease: Arc<Lease>,
     pub(super) thread: ThreadLock<LoadedThread>,
 }
 
@@ -265,12 +267,23 @@ impl Driver {
                 let context = self.request.context.as_ref();
                 let eviction = context.and_then(|key| self.engine.contexts.eviction(key));
                 let opened = Opened { thread_id: thread_id.clone(), origin, eviction, warnings };
+                let lease = Arc::new(lease);
                 self.held = Some(Held { thread_id, began_at, loaded, route, lease, thread });
                 Some(Input::Opened(Ok(opened)))
             }
             Done::Opened(Err(error)) => Some(Input::Opened(Err(error))),
-            Done::GivenUp => {
-                self.held.as_mut()?.thread.loaded = None;
+            Done::GivenUp(releasing) => {
+                let held = self.held.as_mut()?;
+                held.thread.loaded = None;
+                if let Some(releasing) = releasing {
+                    // No other worker could have it before.
+                    held.thread.asked = Some(held.lease.worker().id().clone());
+                    let (worker, route) = (Arc::clone(held.lease.worker()), held.route.take());
+                    let let_go =
+                        let_go(worker, held.thread_id.clone(), releasing, route, held.began_at);
+                    let grace = self.engine.settings.timeouts.interrupt_grace;
+                    self.engine.pool.outlast(Arc::clone(&held.lease), grace, let_go);
+                }
                 Some(Input::GivenUp)
             }
             Done::Started { loaded, outcome } => {
@@ -326,7 +339,7 @@ impl Held {
     }
 }
 
-async fn hear(route: Option<&mut Route>) -> Option<ThreadMessage> {
+pub(super) async fn hear(route: Option<&mut Route>) -> Option<ThreadMessage> {
     match route {
         Some(route) => route.recv().await,
         None => std::future::pending().await,

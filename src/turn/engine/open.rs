@@ -105,7 +105,7 @@ struct Ties {
 #[derive(Debug)]
 enum Asked {
     ToOpen(Entering),
-    /// It has been replaced, and is to let go of the thread.
+    /// It has been replaced or gets no new turns, and is to let go of the thread.
     ToRelease(Arc<Worker>),
 }
 
@@ -365,19 +365,22 @@ impl Engine {
         let mut thread = ties.unless_abandoned(self.threads.lock(thread_id)).await?;
         let holder = thread.loaded.as_ref().map(|loaded| loaded.worker.clone());
         let holder = holder.or_else(|| thread.asked.clone());
-        if let Some(holder) = &holder {
+        // Not of the very thread that it does not let go of.
+        let drained = thread.loaded.as_ref().and_then(|loaded| self.pool.drained(&loaded.worker));
+        if let Some(holder) = holder.as_ref().filter(|_| drained.is_none()) {
             // No other worker could have the thread, and this one takes no turns.
             let settled = ties.unless_abandoned(self.pool.settled(holder)).await?;
             settled.map_err(Refusal::from)?;
         }
-        if let Some(retiring) = holder.as_ref().and_then(|id| self.pool.retiring(id)) {
+        let retiring = || holder.as_ref().and_then(|id| self.pool.retiring(id));
+        if let Some(leaving) = drained.or_else(retiring) {
             thread.asked = None;
-            // Its successor could not resume the thread while it is held there.
-            ties.note_asked(Some(Asked::ToRelease(Arc::clone(&retiring))));
-            match retiring.release_thread(thread_id).await {
+            // No other worker could resume the thread while it is held there.
+            ties.note_asked(Some(Asked::ToRelease(Arc::clone(&leaving))));
+            match leaving.release_thread(thread_id).await {
                 Ok(()) => {}
                 // One that has ended meanwhile holds nothing any more.
-                Err(ThreadError::Lost { .. }) if !retiring.is_alive() => {}
+                Err(ThreadError::Lost { .. }) if !leaving.is_alive() => {}
                 Err(error) => return Err(open_error(error, Some(thread_id))),
             }
             thread.loaded = None;
