@@ -3,7 +3,9 @@
 //! Never looks into a call, which is the services' matter. A connection begins with its handshake,
 //! which has a clock; it is idle while no call is open on it. It ends when its client closes it or
 //! answers no ping, when it has been idle for longest and another one needs its room, or with its
-//! listener. In each case calls that are open go on to their end.
+//! listener. In each case calls that are open go on to their end, but for those that only wait for
+//! something to be told (`Watch` of the health service, reflection): one that has nothing else, and
+//! carries nothing, makes room where no idle one can.
 
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
@@ -38,6 +40,8 @@ use crate::model::id::CallerId;
 const LEAVE_GRACE: Duration = Duration::from_millis(200);
 /// How long nobody is accepted after the system had nothing to accept with.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+/// How long a connection with nothing but calls that wait has carried nothing when it makes room.
+const QUIET: Duration = Duration::from_secs(10);
 /// How often the same trouble is logged at most.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
@@ -161,7 +165,11 @@ struct State {
 #[derive(Debug)]
 struct Entry {
     calls: usize,
-    /// Since which moment it has none.
+    /// How many of them only wait for something to be told.
+    waiting: usize,
+    /// When one of these last carried something.
+    carried: Instant,
+    /// Since which moment it has no call.
     idle_since: u64,
     is_leaving: bool,
     close: CancellationToken,
@@ -175,7 +183,7 @@ impl Connections {
     }
 
     /// A new connection, for which another one may have to leave; `None` where all that are open
-    /// have calls.
+    /// have calls, and none is quiet.
     fn admit(&self, listener: &CancellationToken) -> Option<Connection> {
         // From 1: 0 stands for a caller whose connection is not known.
         static NEXT: AtomicU64 = AtomicU64::new(1);
@@ -187,9 +195,9 @@ impl Connections {
             let makes_room = state.count() < most;
             if state.may_tell("full") {
                 let done = if makes_room {
-                    "the one that was idle for longest is closed"
+                    "the one that was idle or quiet for longest is closed"
                 } else {
-                    "all have calls open, and new ones are refused"
+                    "all have calls open that carry something, and new ones are refused"
                 };
                 tracing::warn!("{most} connections are open (limits.max_connections): {done}");
             }
@@ -201,7 +209,14 @@ impl Connections {
         let close = listener.child_token();
         let idle_since = state.next_moment();
         state.idle.insert(idle_since, number);
-        let entry = Entry { calls: 0, idle_since, is_leaving: false, close: close.clone() };
+        let entry = Entry {
+            calls: 0,
+            waiting: 0,
+            carried: Instant::now(),
+            idle_since,
+            is_leaving: false,
+            close: close.clone(),
+        };
         state.open.insert(number, entry);
         drop(state);
         Some(Connection { caller: CallerId(number), connections: self.clone(), close })
@@ -231,15 +246,25 @@ impl State {
         self.moment
     }
 
-    /// Tells the connection that was idle for longest to leave; false where none is idle.
+    /// Tells the connection that was idle for longest to leave, or else the one that was quiet for
+    /// longest; false where there is none.
     fn dismiss(&mut self) -> bool {
-        let Some((_, number)) = self.idle.pop_first() else { return false };
+        let idle = self.idle.pop_first().map(|(_, number)| number);
+        let Some(number) = idle.or_else(|| self.quiet()) else { return false };
         if let Some(entry) = self.open.get_mut(&number) {
             entry.is_leaving = true;
             entry.close.cancel();
             self.leaving += 1;
         }
         true
+    }
+
+    /// The connection whose calls all wait, and which has carried nothing for longest.
+    fn quiet(&self) -> Option<u64> {
+        let quiet = self.open.iter().filter(|(_, entry)| {
+            entry.only_waits() && !entry.is_leaving && entry.carried.elapsed() >= QUIET
+        });
+        quiet.min_by_key(|(_, entry)| entry.carried).map(|(number, _)| *number)
     }
 
     fn may_tell(&mut self, trouble: &'static str) -> bool {
@@ -249,6 +274,12 @@ impl State {
             self.told.insert(trouble, now);
         }
         due
+    }
+}
+
+impl Entry {
+    fn only_waits(&self) -> bool {
+        self.calls == self.waiting
     }
 }
 
@@ -262,13 +293,19 @@ struct Connection {
 
 impl Connection {
     fn is_idle(&self) -> bool {
-        self.connections.state().open.get(&self.caller.0).is_none_or(|entry| entry.calls == 0)
+        let state = self.connections.state();
+        state.open.get(&self.caller.0).is_none_or(|entry| {
+            // Where it makes room; with its listener those that wait are told of that first.
+            entry.calls == 0 || entry.is_leaving && entry.only_waits()
+        })
     }
 
-    fn begin_call(self: &Arc<Self>) -> CallOnDrop {
+    fn begin_call(self: &Arc<Self>, waits: bool) -> CallOnDrop {
         let mut state = self.connections.state();
         if let Some(entry) = state.open.get_mut(&self.caller.0) {
             entry.calls += 1;
+            entry.waiting += usize::from(waits);
+            entry.carried = Instant::now();
             // It stays as long as the call does, and counts again.
             let was_leaving = std::mem::take(&mut entry.is_leaving);
             let idle_since = entry.idle_since;
@@ -276,7 +313,7 @@ impl Connection {
             state.leaving -= usize::from(was_leaving);
         }
         drop(state);
-        CallOnDrop(Arc::clone(self))
+        CallOnDrop { connection: Arc::clone(self), waits }
     }
 }
 
@@ -292,15 +329,31 @@ impl Drop for Connection {
 
 /// A call that is open.
 #[derive(Debug)]
-struct CallOnDrop(Arc<Connection>);
+struct CallOnDrop {
+    connection: Arc<Connection>,
+    /// It only waits for something to be told.
+    waits: bool,
+}
+
+impl CallOnDrop {
+    fn carried(&self) {
+        if self.waits {
+            let mut state = self.connection.connections.state();
+            if let Some(entry) = state.open.get_mut(&self.connection.caller.0) {
+                entry.carried = Instant::now();
+            }
+        }
+    }
+}
 
 impl Drop for CallOnDrop {
     fn drop(&mut self) {
-        let Connection { caller: CallerId(number), connections, .. } = &*self.0;
+        let Connection { caller: CallerId(number), connections, .. } = &*self.connection;
         let mut state = connections.state();
         let moment = state.next_moment();
         let Some(entry) = state.open.get_mut(number) else { return };
         entry.calls -= 1;
+        entry.waiting -= usize::from(self.waits);
         if entry.calls == 0 && !entry.is_leaving {
             entry.idle_since = moment;
             state.idle.insert(moment, *number);
@@ -321,13 +374,15 @@ impl hyper::service::Service<Request<Incoming>> for Calls {
     type Future = Pin<Box<dyn Future<Output = Result<Response<Counted>, Infallible>> + Send>>;
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
-        let open = self.connection.begin_call();
+        let path = request.uri().path();
+        let waits = path == "/grpc.health.v1.Health/Watch" || path.starts_with("/grpc.reflection.");
+        let open = self.connection.begin_call(waits);
         request.extensions_mut().insert(self.connection.caller);
         let (shared, routes) = (Arc::clone(&self.connection.connections.0), self.routes.clone());
         Box::pin(async move {
             let patience = shared.limits.request_timeout;
             let response = call::answer(routes, request, patience, &shared.arrivals).await;
-            Ok(response.map(|body| Counted { body, _call: open }))
+            Ok(response.map(|body| Counted { body, call: open }))
         })
     }
 }
@@ -336,7 +391,7 @@ impl hyper::service::Service<Request<Incoming>> for Calls {
 #[derive(Debug)]
 struct Counted {
     body: tonic::body::Body,
-    _call: CallOnDrop,
+    call: CallOnDrop,
 }
 
 impl Body for Counted {
@@ -347,7 +402,11 @@ impl Body for Counted {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        if frame.is_ready() {
+            self.call.carried();
+        }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {
@@ -580,6 +639,64 @@ mod tests {
     fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
         let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
         [&length[1..], &[kind, flags], &1_u32.to_be_bytes(), payload].concat()
+    }
+
+    impl Connections {
+        /// Makes it so long ago that anything was carried.
+        fn age(&self) {
+            for entry in self.state().open.values_mut() {
+                entry.carried -= QUIET;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn connections_whose_calls_only_wait_make_room_and_those_with_others_never_do() {
+        let limits = ConnectionLimits { max_connections: 3, ..Default::default() };
+        let (address, connections) = health_service(limits).await;
+        let mut clients = [client(address).await, client(address).await];
+        let mut watches = Vec::new();
+        for client in &mut clients {
+            let mut watch = client.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+            assert!(watch.message().await.unwrap().is_some());
+            watches.push(watch);
+        }
+        // A call of another kind, whose request does not end.
+        let mut check = watch();
+        check.truncate(check.len() - (9 + 5));
+        let at = check.windows(5).position(|part| part == b"Watch").unwrap();
+        check[at..at + 5].copy_from_slice(b"Check");
+        let busy = raw(address, &[HANDSHAKE, &check].concat()).await;
+        let all_are_busy = async {
+            while connections.state().open.values().filter(|entry| entry.calls == 1).count() < 3 {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(Duration::from_secs(20), all_are_busy).await.unwrap();
+        is_closed(raw(address, HANDSHAKE).await).await;
+
+        connections.age();
+        is_served(&mut client(address).await).await;
+        let [first, second] = watches.try_into().unwrap();
+        let ended = async |mut watch: tonic::Streaming<_>| {
+            watch.message().await.is_ok_and(|message| message.is_some())
+        };
+        tokio::select! {
+            _ = ended(first) => {}
+            _ = ended(second) => {}
+            () = tokio::time::sleep(Duration::from_secs(20)) => panic!("no watch has ended"),
+        }
+        // The other one goes as well, and then nobody does.
+        let mut more = Vec::new();
+        for _ in 0..2 {
+            let mut client = client(address).await;
+            more.push((client.watch(HealthCheckRequest::default()).await.unwrap(), client));
+        }
+        are_open(&connections, 3).await;
+        is_closed(raw(address, HANDSHAKE).await).await;
+        let others = connections.state().open.values().filter(|entry| !entry.only_waits()).count();
+        assert_eq!(others, 1);
+        drop(busy);
     }
 
     #[tokio::test]

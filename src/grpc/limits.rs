@@ -28,7 +28,8 @@ impl Default for RequestLimits {
 pub struct ConnectionLimits {
     /// Most connections of clients, over all listeners but those for health probes, which have as
     /// many once more. Where a new one is too many, the one that was without a call for longest is
-    /// closed for it; where all have calls, the new one is. Default 1,024.
+    /// closed for it; where all have calls, the one whose calls only wait (`Watch`, reflection) and have
+    /// carried nothing for 10 s; where there is none, the new one is. Default 1,024.
     pub max_connections: usize,
     /// Most calls that one connection may have open. Default 1,024.
     pub max_streams_per_connection: u32,

@@ -13,7 +13,7 @@ use crate::pool::{PoolSettings, Readiness, SlotState, SlotStatus, Trouble};
 use crate::turn::admission::AdmissionLimits;
 use crate::turn::contexts::ContextLimits;
 use crate::turn::engine::{DrainState, Engine};
-use crate::turn::pixels::MAX_IMAGE_PIXELS;
+use crate::turn::pixels::{MAX_DECODED_IMAGES_BYTES, MAX_IMAGE_PIXELS, MAX_IMAGES_BYTES};
 use crate::turn::readers::ReaderLimits;
 use crate::turn::retention::Retention;
 use crate::turn::timeouts::Timeouts;
@@ -242,6 +242,8 @@ fn limits(setup: &Setup) -> pb::ServerLimits {
         max_streams_per_connection: connections.max_streams_per_connection,
         request_timeout: duration(Some(connections.request_timeout)),
         max_image_pixels: MAX_IMAGE_PIXELS,
+        max_images_bytes: MAX_IMAGES_BYTES,
+        max_decoded_images_bytes: MAX_DECODED_IMAGES_BYTES,
         max_readers: count(readers.max_readers),
         max_readers_per_turn: count(readers.max_readers_per_turn),
     }

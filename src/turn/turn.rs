@@ -18,6 +18,7 @@ use crate::model::refusal::Refusal;
 use crate::model::request::{DisconnectPolicy, TurnRequest, UserInput};
 use crate::turn::log::{Log, Retained};
 use crate::turn::machine::Record;
+use crate::turn::pixels::ImageSum;
 
 /// A turn, as everybody but its task sees it.
 #[derive(Debug)]
@@ -47,6 +48,8 @@ pub(crate) struct Turn {
 struct Steered {
     count: usize,
     bytes: usize,
+    /// Those of the turn's own request among them.
+    images: ImageSum,
 }
 
 /// Most additions to one turn.
@@ -123,10 +126,15 @@ impl Turn {
     ///
     /// # Errors
     /// [`Refusal::NotSteerable`] when it waits in its queue, has ended, or Codex can't;
-    /// [`Refusal::SteeringFull`].
-    pub(crate) async fn steer(&self, inputs: Vec<UserInput>) -> Result<String, Refusal> {
+    /// [`Refusal::SteeringFull`]; [`Refusal::InvalidInput`] where `images`, which are those of the
+    /// inputs, are too many or too large together with the others of the turn.
+    pub(super) async fn steer(
+        &self,
+        inputs: Vec<UserInput>,
+        images: ImageSum,
+    ) -> Result<String, Refusal> {
         let bytes = inputs.iter().map(UserInput::bytes).sum();
-        self.count_steered(bytes)?;
+        self.count_steered(bytes, images)?;
         let (reply, steered) = oneshot::channel();
         self.send(Command::Steer { inputs, reply });
         let steered = steered.await.unwrap_or_else(|_| Err(HAS_ENDED.to_owned()));
@@ -135,11 +143,22 @@ impl Turn {
             let mut steered = self.steered();
             steered.count -= 1;
             steered.bytes -= bytes;
+            steered.images = steered.images.without(images);
             Refusal::NotSteerable { turn_id: self.id.clone(), cause }
         })
     }
 
-    fn count_steered(&self, bytes: usize) -> Result<(), Refusal> {
+    /// The images that it has been given.
+    pub(super) fn images(&self) -> ImageSum {
+        self.steered().images
+    }
+
+    /// Notes the images of its own request.
+    pub(super) fn count_images(&self, images: ImageSum) {
+        self.steered().images = images;
+    }
+
+    fn count_steered(&self, bytes: usize, images: ImageSum) -> Result<(), Refusal> {
         let mut steered = self.steered();
         if steered.count >= MOST_STEERED || bytes > MOST_STEERED_BYTES.saturating_sub(steered.bytes)
         {
@@ -151,8 +170,13 @@ impl Turn {
                 most_bytes: MOST_STEERED_BYTES,
             });
         }
+        let images = steered.images.with(images);
+        if let Some(fault) = images.fault() {
+            return Err(Refusal::field("inputs", format!("the last image {fault}")));
+        }
         steered.count += 1;
         steered.bytes += bytes;
+        steered.images = images;
         Ok(())
     }
 
@@ -303,6 +327,8 @@ mod tests {
     use std::thread;
 
     use super::*;
+    use crate::turn::pixels::MAX_DECODED_IMAGES_BYTES;
+    use crate::turn::pixels::tests::decoded;
 
     #[tokio::test]
     async fn additions_are_counted_and_those_that_were_not_taken_given_back() {
@@ -318,7 +344,9 @@ mod tests {
             }
             count
         });
-        let steer = |bytes: usize| turn.steer(vec![UserInput::Text("x".repeat(bytes))]);
+        let steer = |bytes: usize| {
+            turn.steer(vec![UserInput::Text("x".repeat(bytes))], ImageSum::default())
+        };
         for _ in 0..10 {
             let refused = steer(4 << 20).await.unwrap_err();
             assert!(matches!(refused, Refusal::NotSteerable { .. }), "{refused}");
@@ -335,6 +363,28 @@ mod tests {
         assert!(matches!(full, Refusal::SteeringFull { steered: MOST_STEERED, .. }), "{full}");
         drop(turn);
         assert_eq!(answering.await.unwrap(), 10 + MOST_STEERED);
+    }
+
+    #[tokio::test]
+    async fn images_that_are_added_count_with_the_turns_own() {
+        let retained = Retained::new(1 << 20, 1 << 20);
+        let (turn, mut mailbox) = Turn::new(&TurnRequest::default(), retained);
+        let answering = tokio::spawn(async move {
+            let mut outcomes = [Err("no".to_owned()), Ok(String::new())].into_iter();
+            while let Some(Command::Steer { reply, .. }) = mailbox.recv().await {
+                let _ = reply.send(outcomes.next().unwrap());
+            }
+        });
+        let steer = |images| turn.steer(vec![UserInput::Text("x".to_owned())], images);
+        let third = decoded(MAX_DECODED_IMAGES_BYTES / 3);
+        turn.count_images(third.with(third));
+        let refused = steer(third).await.unwrap_err();
+        assert!(matches!(refused, Refusal::NotSteerable { .. }), "{refused}");
+        steer(third).await.unwrap();
+        let full = steer(third).await.unwrap_err();
+        assert!(matches!(full, Refusal::InvalidInput(_)), "{full}");
+        drop(turn);
+        answering.await.unwrap();
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::model::options::ThreadOptions;
 use crate::model::refusal::{FieldViolation, Refusal};
 use crate::model::request::UserInput;
 use crate::model::workspace::Workspace;
-use crate::turn::pixels;
+use crate::turn::pixels::{Format, ImageSum};
 
 /// Largest image that is passed on, in bytes.
 pub(crate) const MAX_IMAGE_BYTES: u64 = 20 << 20;
@@ -31,7 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 static LOOKS: Semaphore = Semaphore::const_new(32);
 
 /// Looks at the directories of `options` and the images of `inputs`, whose places are those in the
-/// request. `default_directory` is where a turn works that names no directory.
+/// request, and adds the images up. `default_directory` is where a turn works that names no directory.
 ///
 /// The workspace has the paths as they were given: Codex's own configuration knows directories
 /// (trusted projects, for example) by the path that was typed, not by where links lead.
@@ -43,7 +43,32 @@ pub(crate) async fn check(
     options: &ThreadOptions,
     inputs: &[UserInput],
     default_directory: &Path,
-) -> Result<Workspace, Refusal> {
+) -> Result<(Workspace, ImageSum), Refusal> {
+    look(options, inputs, default_directory, ImageSum::default()).await
+}
+
+/// Looks at the images of `inputs` alone, as [`check`] does, and adds them to `images`: for a turn that
+/// has its directories, and those images.
+///
+/// # Errors
+/// As [`check`].
+pub(crate) async fn check_images(
+    inputs: &[UserInput],
+    images: ImageSum,
+) -> Result<ImageSum, Refusal> {
+    if inputs.iter().all(|input| matches!(input, UserInput::Text(_))) {
+        return Ok(images);
+    }
+    let anywhere = ThreadOptions { skip_git_repo_check: Some(true), ..ThreadOptions::default() };
+    Ok(look(&anywhere, inputs, Path::new("/"), images).await?.1)
+}
+
+async fn look(
+    options: &ThreadOptions,
+    inputs: &[UserInput],
+    default_directory: &Path,
+    sum: ImageSum,
+) -> Result<(Workspace, ImageSum), Refusal> {
     let workspace = Workspace {
         working_directory: options
             .working_directory
@@ -55,11 +80,13 @@ pub(crate) async fn check(
         .iter()
         .enumerate()
         .filter_map(|(at, input)| match input {
-            UserInput::LocalImage(path) => Some((at, PathBuf::from(path))),
-            UserInput::Text(_) | UserInput::ImageUrl(_) => None,
+            UserInput::LocalImage(path) => Some((at, Image::File(PathBuf::from(path)))),
+            UserInput::ImageUrl(address) => Some((at, Image::Inline(address.clone()))),
+            UserInput::Text(_) => None,
         })
         .collect();
-    let look = Look { workspace, needs_git: options.skip_git_repo_check != Some(true), images };
+    let needs_git = options.skip_git_repo_check != Some(true);
+    let look = Look { workspace, needs_git, images, sum };
 
     let patient = tokio::time::timeout(PATIENCE, async {
         // Never closed, so it fails never.
@@ -87,29 +114,24 @@ pub(crate) async fn check(
     }
 }
 
-/// Looks at the images of `inputs` alone, as [`check`] does: for a turn that has its directories.
-///
-/// # Errors
-/// As [`check`].
-pub(crate) async fn check_images(inputs: &[UserInput]) -> Result<(), Refusal> {
-    if !inputs.iter().any(|input| matches!(input, UserInput::LocalImage(_))) {
-        return Ok(());
-    }
-    let anywhere = ThreadOptions { skip_git_repo_check: Some(true), ..ThreadOptions::default() };
-    check(&anywhere, inputs, Path::new("/")).await.map(drop)
-}
-
 /// Everything that one look looks at. Blocks.
 struct Look {
     workspace: Workspace,
     needs_git: bool,
-    images: Vec<(usize, PathBuf)>,
+    images: Vec<(usize, Image)>,
+    sum: ImageSum,
+}
+
+enum Image {
+    File(PathBuf),
+    /// A `data:` address.
+    Inline(String),
 }
 
 impl Look {
-    fn take(self) -> Result<Workspace, Refusal> {
+    fn take(self) -> Result<(Workspace, ImageSum), Refusal> {
         const DIRECTORY: &str = "thread_options.working_directory";
-        let Look { workspace, needs_git, images } = self;
+        let Look { workspace, needs_git, images, mut sum } = self;
         let Workspace { working_directory, additional_directories } = &workspace;
         check_directory(DIRECTORY, working_directory)?;
         if needs_git && !is_in_git_repository(working_directory) {
@@ -122,12 +144,22 @@ impl Look {
             check_directory(&format!("thread_options.additional_directories[{at}]"), directory)?;
         }
         let mut violations = Vec::new();
-        for (at, path) in images {
-            match check_image(&path) {
+        for (at, image) in images {
+            let (field, named, looked) = match image {
+                Image::File(path) => {
+                    let looked = check_image(&path, &mut sum);
+                    ("local_image.path", path.display().to_string(), looked)
+                }
+                Image::Inline(address) => {
+                    let looked = sum.add_address(&address).map_err(Fault::OfImage);
+                    ("image_url", "the image".to_owned(), looked)
+                }
+            };
+            match looked {
                 Ok(()) => {}
                 Err(Fault::OfImage(fault)) => violations.push(FieldViolation::new(
-                    format!("inputs[{at}].local_image.path"),
-                    format!("{} {fault}", path.display()),
+                    format!("inputs[{at}].{field}"),
+                    format!("{named} {fault}"),
                 )),
                 Err(Fault::OfMachine(error)) => {
                     return Err(Refusal::OutOfResources {
@@ -136,8 +168,16 @@ impl Look {
                     });
                 }
             }
+            // The others are too much as well, and take time.
+            if sum.fault().is_some() {
+                break;
+            }
         }
-        if violations.is_empty() { Ok(workspace) } else { Err(Refusal::InvalidInput(violations)) }
+        if violations.is_empty() {
+            Ok((workspace, sum))
+        } else {
+            Err(Refusal::InvalidInput(violations))
+        }
     }
 }
 
@@ -192,7 +232,7 @@ impl From<io::Error> for Fault {
     }
 }
 
-fn check_image(path: &Path) -> Result<(), Fault> {
+fn check_image(path: &Path, sum: &mut ImageSum) -> Result<(), Fault> {
     const WANTED: &str = "give a PNG, JPEG, GIF or WebP file";
     let refused = |fault: &str| Err(Fault::OfImage(format!("{fault}; {WANTED}")));
     if !path.is_absolute() {
@@ -217,13 +257,10 @@ fn check_image(path: &Path) -> Result<(), Fault> {
             opened.len()
         )));
     }
-    if !is_image(&start_of(&mut file)?) {
+    if Format::of(&start_of(&mut file)?).is_none() {
         return refused("is no image that Codex knows");
     }
-    match pixels::fault_in(file) {
-        Some(fault) => Err(Fault::OfImage(fault)),
-        None => Ok(()),
-    }
+    sum.add(file)?.map_err(Fault::OfImage)
 }
 
 /// The first bytes, as many as a signature has.
@@ -231,16 +268,6 @@ fn start_of(file: &mut File) -> io::Result<Vec<u8>> {
     let mut start = Vec::new();
     file.take(12).read_to_end(&mut start)?;
     Ok(start)
-}
-
-fn is_image(start: &[u8]) -> bool {
-    matches!(
-        start,
-        [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..]
-            | [0xff, 0xd8, 0xff, ..]
-            | [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..]
-            | [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..]
-    )
 }
 
 /// What the system says, as the end of a sentence about a path.
@@ -255,9 +282,13 @@ fn said(error: &io::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use base64::prelude::{BASE64_STANDARD, Engine as _};
 
-    const PNG: &[u8] = b"\x89PNG\r\n\x1a\n and so on";
+    use super::*;
+    use crate::turn::pixels::tests::png;
+
+    const PNG: &[u8] =
+        b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR\0\0\0\x01\0\0\0\x01\x08\x06\0\0\0 and so on";
 
     fn options(directory: &Path) -> ThreadOptions {
         ThreadOptions { working_directory: Some(directory.to_owned()), ..ThreadOptions::default() }
@@ -287,13 +318,13 @@ mod tests {
         std::fs::create_dir_all(&below).unwrap();
         std::fs::create_dir(repository.path().join(".git")).unwrap();
         std::fs::write(repository.path().join(".git/HEAD"), "ref: refs/heads/main\n").unwrap();
-        let workspace = check(&options(&below), &[], Path::new("/")).await.unwrap();
+        let (workspace, _) = check(&options(&below), &[], Path::new("/")).await.unwrap();
         assert_eq!(workspace.working_directory, below);
 
         let worktree = bare();
         std::fs::write(worktree.path().join(".git"), "gitdir: elsewhere").unwrap();
         // No directory in the options: the default one is looked at.
-        let workspace = check(&ThreadOptions::default(), &[], worktree.path()).await.unwrap();
+        let (workspace, _) = check(&ThreadOptions::default(), &[], worktree.path()).await.unwrap();
         assert_eq!(workspace.working_directory, worktree.path());
     }
 
@@ -441,13 +472,56 @@ mod tests {
         assert!(check(&options, &inputs[..1], Path::new("/")).await.is_ok());
     }
 
+    fn inline(image: &[u8]) -> UserInput {
+        let data = BASE64_STANDARD.encode(image);
+        UserInput::ImageUrl(format!("data:image/png;base64,{data}"))
+    }
+
+    async fn refused(inputs: &[UserInput], images: ImageSum) -> (String, String) {
+        let refusal = check_images(inputs, images).await.unwrap_err();
+        let Refusal::InvalidInput(violations) = refusal else { panic!("{refusal}") };
+        let [FieldViolation { field, description }] = violations.try_into().unwrap();
+        (field, description)
+    }
+
+    #[tokio::test]
+    async fn an_inline_image_of_too_many_pixels_is_refused() {
+        assert!(check_images(&[inline(&png(5_000, 5_000))], ImageSum::default()).await.is_ok());
+        let (field, fault) = refused(&[inline(&png(16_000, 16_000))], ImageSum::default()).await;
+        assert_eq!(field, "inputs[0].image_url");
+        assert!(fault.contains("is 16000 × 16000 pixels large"), "{fault}");
+    }
+
+    #[tokio::test]
+    async fn the_image_that_makes_them_too_much_is_named_and_those_behind_it_are_not() {
+        let directory = bare();
+        let path = directory.path().join("20MiB.png");
+        std::fs::write(&path, PNG).unwrap();
+        OpenOptions::new().write(true).open(&path).unwrap().set_len(MAX_IMAGE_BYTES).unwrap();
+        let file = || image(path.clone());
+        let inputs = [file(), file(), UserInput::Text("x".to_owned()), inline(PNG), file(), file()];
+        let (field, fault) = refused(&inputs, ImageSum::default()).await;
+        assert_eq!(field, "inputs[4].local_image.path");
+        let sum = 3 * MAX_IMAGE_BYTES + PNG.len() as u64;
+        assert!(fault.contains(&format!("together they have {sum} bytes")), "{fault}");
+
+        let large = inline(&png(7_000, 7_000));
+        let five = check_images(&vec![large.clone(); 5], ImageSum::default()).await.unwrap();
+        let (field, fault) = refused(&[inline(PNG), large], five).await;
+        assert_eq!(field, "inputs[1].image_url");
+        assert!(fault.contains("1176000004 bytes once they are decoded"), "{fault}");
+
+        let (field, _) = refused(&vec![inline(PNG); 300], ImageSum::default()).await;
+        assert_eq!(field, "inputs[256].image_url");
+    }
+
     #[test]
     fn the_four_kinds_of_images_are_told_by_their_first_bytes() {
         for start in [PNG, b"\xff\xd8\xff\xe0", b"GIF89a", b"RIFF\0\0\0\0WEBPVP8 "] {
-            assert!(is_image(start), "{start:?}");
+            assert!(Format::of(start).is_some(), "{start:?}");
         }
         for start in [&b""[..], b"\x89PNG", b"GIF88a", b"RIFF\0\0\0\0WAVE", b"BM", b"<svg"] {
-            assert!(!is_image(start), "{start:?}");
+            assert!(Format::of(start).is_none(), "{start:?}");
         }
     }
 }

@@ -63,6 +63,14 @@ macro_rules! long_key {
     };
 }
 
+/// An image in a file that starts like this and is at least so long.
+fn image(path: &Path, start: &[u8], length: u64) -> pb::UserInput {
+    std::fs::write(path, start).unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+    file.set_len(length.max(start.len() as u64)).unwrap();
+    input(Input::LocalImage(pb::LocalImage { path: path.display().to_string() }))
+}
+
 const WRONG: &[Wrong] = &[
     invalid("no context", &["context_id"], |request, _| request.context_id.clear()),
     invalid("a blank context", &["context_id"], |request, _| request.context_id = " \t\n".into()),
@@ -120,6 +128,23 @@ const WRONG: &[Wrong] = &[
         std::fs::write(&path, start).unwrap();
         let path = path.display().to_string();
         request.inputs = vec![input(Input::LocalImage(pb::LocalImage { path }))];
+    }),
+    invalid("a JPEG with bytes to skip", &["inputs[0].local_image.path"], |request, place| {
+        let frame = b"\xff\xd8\xff\xff\0\0\xff\xff\xc0\0\x0b\x08\x3e\x80\x3e\x80\x01\x01\x11\0";
+        request.inputs = vec![image(&place.join("skip.jpg"), frame, 0)];
+    }),
+    invalid("a WebP larger than its canvas", &["inputs[0].local_image.path"], |request, place| {
+        let canvas = b"RIFF\xff\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0\0\0\0\0\0\0";
+        let frame = b"VP8 \xff\0\0\0\x10\0\0\x9d\x01\x2a\x80\x3e\x80\x3e";
+        let both = [canvas.as_slice(), frame].concat();
+        request.inputs = vec![image(&place.join("canvas.webp"), &both, 0)];
+    }),
+    invalid("a PNG without a size", &["inputs[0].local_image.path"], |request, place| {
+        request.inputs = vec![image(&place.join("short.png"), b"\x89PNG\r\n\x1a\n", 0)];
+    }),
+    invalid("images of 60 MiB in all", &["inputs[2].local_image.path"], |request, place| {
+        let dot = b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR\0\0\0\x01\0\0\0\x01\x08\x06\0\0\0";
+        request.inputs = vec![image(&place.join("large.png"), dot, 20 << 20); 4];
     }),
     invalid("a text as an image", &["inputs[0].image_url"], |request, _| {
         request.inputs = vec![input(Input::ImageUrl("data:text/plain;base64,aGVsbG8=".into()))];

@@ -1,13 +1,10 @@
 //! Which addresses of images are taken: `data:` with base64, and nothing else.
 //!
-//! The form is looked at, and the size of the image in pixels. Codex 0.169.0 refuses `http` and `https`, hands any other scheme
+//! Only the form is looked at; the image itself is with those from files. Codex 0.169.0 refuses `http` and `https`, hands any other scheme
 //! (`file:`, `blob:`) to the provider as it is, and replaces `data:` without base64, or with a wrong
 //! one, by a note to the model, without a word to the caller.
 
-use base64::prelude::{BASE64_STANDARD, Engine as _};
-
 use super::show;
-use crate::turn::pixels;
 
 /// Longest media type with its parameters, in bytes: it is shown to whoever reads the turn.
 const LONGEST_KIND: usize = 128;
@@ -50,15 +47,7 @@ pub(super) fn fault(url: &str) -> Option<String> {
             show(url)
         ));
     }
-    pixels_fault(url)
-}
-
-/// What is wrong with the size of an inline image, once it is decoded; `None` for nothing, and for any
-/// other address.
-pub(super) fn pixels_fault(url: &str) -> Option<String> {
-    let (_kind, payload) = after_scheme(url, "data:")?.split_once(',')?;
-    let image = BASE64_STANDARD.decode(payload).ok()?;
-    Some(format!("{} {}", show(url), pixels::fault_of(&image)?))
+    None
 }
 
 /// What follows a scheme, in whatever case it is written.
@@ -127,18 +116,6 @@ mod tests {
             assert!(fault.contains(expected), "{url}: {fault}");
             assert!(fault.contains("data:image/…;base64,…"), "{url}: {fault}");
         }
-    }
-
-    #[test]
-    fn an_image_of_too_many_pixels_is_refused() {
-        let url = |width, height| {
-            let image = crate::turn::pixels::tests::png(width, height);
-            format!("data:image/png;base64,{}", BASE64_STANDARD.encode(image))
-        };
-        assert_eq!(fault(&url(5_000, 5_000)), None);
-        let fault = fault(&url(16_000, 16_000)).unwrap();
-        assert!(fault.contains("is 16000 × 16000 pixels large"), "{fault}");
-        assert_eq!(pixels_fault("https://example.com/x.png"), None);
     }
 
     #[test]

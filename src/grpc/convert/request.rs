@@ -17,6 +17,7 @@ use crate::model::refusal::Refusal;
 use crate::model::request::{RequestId, TurnRequest, UserInput};
 use crate::pb;
 use crate::pb::tool_content::Content;
+use crate::turn::pixels::ImageSum;
 use crate::turn::timeouts::Timeouts;
 
 /// Most bytes of a context id, a tool name and a thread key.
@@ -189,13 +190,14 @@ pub(crate) fn answer(
     if request_id.is_empty() {
         faults.add("request_id", "is empty; request_raised names it");
     }
+    let mut images = ImageSum::default();
     if let Some(Answer::ToolCall(pb::ToolCallAnswer { content, success: _ })) = &answer {
         for (index, pb::ToolContent { content }) in content.iter().enumerate() {
             let field = format!("tool_call.content[{index}]");
             match content {
                 Some(Content::ImageUrl(url)) => {
-                    if let Some(fault) = image_url::pixels_fault(url) {
-                        faults.add(format!("{field}.image_url"), fault);
+                    if let Err(fault) = images.add_address(url) {
+                        faults.add(format!("{field}.image_url"), format!("the image {fault}"));
                     }
                 }
                 Some(Content::Text(_) | Content::AudioUrl(_)) => {}

@@ -1,6 +1,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use proptest::prelude::*;
 use prost::Message as _;
 use prost_types::value::Kind;
@@ -12,8 +13,10 @@ use crate::model::id::{ContextKey, Tenant, ThreadId};
 use crate::model::options::{
     ReasoningSummary, SandboxMode, ThreadOptions, ToolDefaults, WebSearchMode,
 };
+use crate::model::question::Answer;
 use crate::model::request::{BusyPolicy, TurnRequest, UserInput};
 use crate::pb;
+use crate::pb::tool_content::Content;
 use crate::turn::timeouts::Timeouts;
 
 const THREAD: &str = "0198c2a4-0000-7000-8000-000000000001";
@@ -520,6 +523,30 @@ fn long_values_are_shown_by_their_beginning() {
     assert_eq!(show("a\0\"b"), r#""a\0\"b""#);
     let shown = show(&"ä".repeat(1000));
     assert!(shown.len() < 130 && shown.ends_with("… (2000 bytes)"), "{shown}");
+}
+
+#[test]
+fn the_images_of_an_answer_are_looked_at_and_added_up() {
+    let content = |width| {
+        let data = BASE64_STANDARD.encode(crate::turn::pixels::tests::png(width, 7_000));
+        let content = Content::ImageUrl(format!("data:image/png;base64,{data}"));
+        pb::ToolContent { content: Some(content) }
+    };
+    let answered = |widths: &[u32]| {
+        let content = widths.iter().map(|width| content(*width)).collect();
+        let answer = Answer::ToolCall(pb::ToolCallAnswer { content, success: true });
+        super::answer("1".to_owned(), Some(answer)).map(drop)
+    };
+    assert!(answered(&[7_000; 5]).is_ok());
+    for (widths, index, expected) in [
+        (&[7_000, 16_000][..], 1, "is 16000 × 7000 pixels large"),
+        (&[7_000; 6], 5, "together they have 1176000000 bytes once they are decoded"),
+    ] {
+        let Err(Refusal::InvalidInput(violations)) = answered(widths) else { panic!() };
+        assert_eq!(violations.len(), 1);
+        assert_eq!(violations[0].field, format!("tool_call.content[{index}].image_url"));
+        assert!(violations[0].description.contains(expected), "{}", violations[0].description);
+    }
 }
 
 proptest! {

@@ -139,7 +139,7 @@ impl Engine {
                 RequestIdUse::First(claim) => Some(claim),
             },
         };
-        let workspace = workspace::check(
+        let (workspace, images) = workspace::check(
             &request.thread_options,
             &request.inputs,
             &self.settings.default_directory,
@@ -171,6 +171,7 @@ impl Engine {
             return Err(Refusal::Draining { retry_after: Duration::from_secs(1) });
         }
         let (turn, mailbox) = Turn::new(&request, Arc::clone(self.turns.retained()));
+        turn.count_images(images);
         // Before the engine starts: a turn without a caller would be interrupted at once.
         let caller = turn.join();
         let ticket = self.contexts.admit(&request, || self.turns.enter(&turn))?;
@@ -194,8 +195,9 @@ impl Engine {
         turn: &Turn,
         inputs: Vec<UserInput>,
     ) -> Result<String, Refusal> {
-        workspace::check_images(&inputs).await?;
-        turn.steer(inputs).await
+        let before = turn.images();
+        let images = workspace::check_images(&inputs, before).await?.without(before);
+        turn.steer(inputs, images).await
     }
 
     /// Steers the running turn of the request's context and joins it; `None` where there is none.
@@ -207,7 +209,9 @@ impl Engine {
             let caller = turn.join();
             match self.steer(&turn, request.inputs.clone()).await {
                 Ok(_) => return Ok(Some(caller)),
-                Err(refusal @ Refusal::SteeringFull { .. }) => return Err(refusal),
+                Err(refusal @ (Refusal::SteeringFull { .. } | Refusal::InvalidInput(_))) => {
+                    return Err(refusal);
+                }
                 // It ended meanwhile: the next one, or a turn of our own.
                 Err(refusal) => {
                     let ended = tokio::time::timeout(END_IS_NEAR, turn.log.ended()).await;
