@@ -123,18 +123,20 @@ async fn steering_is_counted() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn memory_is_given_back_after_big_turns() {
-    let rounds = size(2, 10);
+    let (rounds, megabytes) = size((2, 1), (10, 7));
     // Nobody is told of a gap, however slow the machine is. What is over is forgotten at once: what is
     // left then is what was not given back.
     let target =
         Target::with("[retention]\nafter_end = \"0s\"\nmax_bytes_per_turn = \"64MiB\"\n").await;
     let measured = target
-        .attacked(&format!("{rounds} × 4 turns of 7 MB at once"), async |sidecar| {
+        .attacked(&format!("{rounds} × 4 turns of {megabytes} MB at once"), async |sidecar| {
             for _ in 0..rounds {
                 let names = ["a", "b", "c", "d"];
-                let turns = names.map(|name| sidecar.say(name, "[[bytes 7000000]]"));
+                let turns = names.map(async |name| {
+                    sidecar.say(name, &format!("[[bytes {megabytes}000000]]")).await
+                });
                 for told in join_all(turns).await {
-                    assert_eq!(told.final_response().len(), 7_000_000);
+                    assert_eq!(told.final_response().len(), megabytes * 1_000_000);
                 }
             }
         })
