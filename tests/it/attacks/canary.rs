@@ -5,11 +5,7 @@ use std::time::{Duration, Instant};
 use codex_sidecar::pb::turn_event::Event;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{Client, Place, prompt};
-
-/// How long the canary waits for anything before it calls that a failure. The busiest machine is
-/// quicker; a caller who gave up by then would be right.
-const CANARY_PATIENCE: Duration = Duration::from_secs(30);
+use crate::support::{Client, PATIENCE, Place, prompt};
 
 /// Health every 200 ms over one connection; every second a connection and a small turn over it.
 #[derive(Debug)]
@@ -92,10 +88,10 @@ async fn each<F: Future<Output = Result<(), String>>>(
             _ = ticks.tick() => {}
         }
         let began = Instant::now();
-        match tokio::time::timeout(CANARY_PATIENCE, call()).await {
+        match tokio::time::timeout(PATIENCE, call()).await {
             Ok(Ok(())) => calls.took.push(began.elapsed()),
             Ok(Err(failure)) => calls.failures.push(failure),
-            Err(_) => calls.failures.push(format!("no end after {CANARY_PATIENCE:?}")),
+            Err(_) => calls.failures.push(format!("no end after {PATIENCE:?}")),
         }
     }
 }
