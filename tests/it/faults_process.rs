@@ -257,16 +257,16 @@ async fn a_codex_home_that_cannot_be_made_is_told_and_used_once_it_can() {
     sidecar.stop().await;
 }
 
-/// Row 23, with a disk of its own.
-#[tokio::test]
-async fn a_full_and_a_read_only_codex_home_are_told_and_survived() {
+/// A sidecar whose CODEX_HOME is a disk of 48 MiB, looked at so often, and that disk as it is seen from
+/// here; none where this machine does not let us.
+async fn with_a_small_disk(look: &str) -> Option<(Binary, std::path::PathBuf)> {
     if !permitted("a disk of its own", &["unshare", "--mount", "true"]) {
-        return;
+        return None;
     }
     let place = Place::new();
     let home = place.codex_home();
     let config = place.path().join("sidecar.toml");
-    std::fs::write(&config, "[pool]\nliveness_interval = \"300ms\"\n").unwrap();
+    std::fs::write(&config, format!("[pool]\nliveness_interval = \"{look}\"\n")).unwrap();
     let mount = "mount -t tmpfs -o size=48m tmpfs \"$CODEX_HOME\" && exec \"$@\"";
     let sidecar = Binary::cold(place, |command| {
         command.arg("--config").arg(&config);
@@ -274,10 +274,16 @@ async fn a_full_and_a_read_only_codex_home_are_told_and_survived() {
     })
     .await;
     sidecar.ready().await;
-    let first = sidecar.say("a", "hello").await;
-    // Its disk, seen from here.
     let disk = std::path::PathBuf::from(format!("/proc/{}/root{}", sidecar.pid(), home.display()));
     assert!(!home.join("config.toml").exists() && disk.is_dir());
+    Some((sidecar, disk))
+}
+
+/// Row 23, with a disk of its own.
+#[tokio::test]
+async fn a_full_and_a_read_only_codex_home_are_told_and_survived() {
+    let Some((sidecar, disk)) = with_a_small_disk("300ms").await else { return };
+    let first = sidecar.say("a", "hello").await;
 
     let filler = disk.join("filler");
     let full = std::fs::write(&filler, vec![b'x'; 64 << 20]).unwrap_err();
@@ -348,23 +354,9 @@ async fn a_second_sidecar_of_one_codex_home_says_who_has_it_and_does_not_start()
 /// Row 40.
 #[tokio::test]
 async fn a_disk_that_fills_under_a_worker_is_told_by_readiness_and_what_it_cost_by_the_next_turn() {
-    if !permitted("a disk of its own", &["unshare", "--mount", "true"]) {
-        return;
-    }
-    let place = Place::new();
-    let home = place.codex_home();
-    let config = place.path().join("sidecar.toml");
     // Nobody looks by himself.
-    std::fs::write(&config, "[pool]\nliveness_interval = \"1h\"\n").unwrap();
-    let mount = "mount -t tmpfs -o size=48m tmpfs \"$CODEX_HOME\" && exec \"$@\"";
-    let sidecar = Binary::cold(place, |command| {
-        command.arg("--config").arg(&config);
-        through(command, &["unshare", "--mount", "sh", "-c", mount, "sh"]);
-    })
-    .await;
-    sidecar.ready().await;
+    let Some((sidecar, disk)) = with_a_small_disk("1h").await else { return };
     let first = sidecar.say("a", "hello").await;
-    let disk = std::path::PathBuf::from(format!("/proc/{}/root{}", sidecar.pid(), home.display()));
     let filler = disk.join("filler");
     std::fs::write(&filler, vec![b'x'; 64 << 20]).unwrap_err();
 
