@@ -154,6 +154,11 @@ impl<W: Write> Printer<W> {
                     &format!("request {} is settled: {how}", resolved.request_id),
                 )?;
             }
+            Event::ApprovalReviewed(review) => {
+                let status = word(review.status().as_str_name(), "APPROVAL_REVIEW_STATUS_");
+                let text = format!("Codex's reviewer: {status} {}", plain(&review.rationale));
+                self.line(Look::Yellow, text.trim_end())?;
+            }
             Event::Gap(pb::Gap { from, to }) => {
                 self.line(Look::Yellow, &format!("events {from} to {to} are missing"))?;
             }
@@ -289,6 +294,30 @@ impl<W: Write> Printer<W> {
                 }
             }
             Kind::SubAgent(agent) => self.sub_agent(agent, first_time, completed)?,
+            Kind::Plan(pb::Plan { text }) => {
+                if completed {
+                    self.complete_text(id, Look::Normal, text, "")?;
+                }
+            }
+            Kind::ImageGeneration(image) => {
+                if completed {
+                    let text = format!("image: {} {}", image.status, image.saved_path);
+                    self.line(Look::Bold, text.trim_end())?;
+                }
+            }
+            Kind::ReviewMode(review) => {
+                if first_time {
+                    let what = if review.entered { "review of" } else { "review:" };
+                    self.text(Look::Bold, &format!("{what} {}", plain(&review.review)), "")?;
+                }
+            }
+            Kind::HookPrompt(hook) => {
+                if first_time {
+                    for fragment in &hook.fragments {
+                        self.text(Look::Dim, &fragment.text, "| ")?;
+                    }
+                }
+            }
             Kind::Unknown(unknown) => {
                 if first_time {
                     self.line(Look::Dim, &format!("{} {}", unknown.r#type, unknown.json))?;
@@ -371,6 +400,16 @@ impl<W: Write> Printer<W> {
                 Input::ImageUrl(url) => {
                     let start: String = url.chars().take(80).collect();
                     self.line(Look::Dim, &format!("> image {start}"))?;
+                }
+                Input::Skill(pb::Skill { name, .. }) => {
+                    self.line(Look::Dim, &format!("> skill {name}"))?;
+                }
+                Input::Mention(pb::Mention { name, path }) => {
+                    self.line(Look::Dim, &format!("> mention {name} ({path})"))?;
+                }
+                Input::ExternalMessage(pb::ExternalMessage { source, text }) => {
+                    self.line(Look::Dim, &format!("> from {source}:"))?;
+                    self.text(Look::Dim, text, "> ")?;
                 }
             }
         }

@@ -301,6 +301,34 @@ impl CodexService for CodexApi {
         Err(Refusal::Unimplemented("ForkContext is not served by this version").into())
     }
 
+    async fn run_turn_unary(
+        &self,
+        _request: Request<pb::RunTurnUnaryRequest>,
+    ) -> Result<Response<pb::RunTurnUnaryResponse>, Status> {
+        Err(Refusal::Unimplemented("RunTurnUnary is not served by this version").into())
+    }
+
+    async fn list_turns(
+        &self,
+        _request: Request<pb::ListTurnsRequest>,
+    ) -> Result<Response<pb::ListTurnsResponse>, Status> {
+        Err(Refusal::Unimplemented("ListTurns is not served by this version").into())
+    }
+
+    async fn read_thread(
+        &self,
+        _request: Request<pb::ReadThreadRequest>,
+    ) -> Result<Response<pb::ReadThreadResponse>, Status> {
+        Err(Refusal::Unimplemented("ReadThread is not served by this version").into())
+    }
+
+    async fn revert_context(
+        &self,
+        _request: Request<pb::RevertContextRequest>,
+    ) -> Result<Response<pb::RevertContextResponse>, Status> {
+        Err(Refusal::Unimplemented("RevertContext is not served by this version").into())
+    }
+
     async fn delete_context(
         &self,
         request: Request<pb::DeleteContextRequest>,

@@ -8,6 +8,7 @@ use tonic::{Request, Response, Status};
 
 use crate::grpc::api::pool_service_server::PoolService;
 use crate::grpc::limits::{ConnectionLimits, RequestLimits};
+use crate::model::refusal::Refusal;
 use crate::pb;
 use crate::pool::{PoolSettings, Readiness, SlotState, SlotStatus, Trouble};
 use crate::turn::admission::AdmissionLimits;
@@ -70,6 +71,13 @@ impl PoolApi {
 
 #[tonic::async_trait]
 impl PoolService for PoolApi {
+    async fn list_models(
+        &self,
+        _request: Request<pb::ListModelsRequest>,
+    ) -> Result<Response<pb::ListModelsResponse>, Status> {
+        Err(Refusal::Unimplemented("ListModels is not served by this version").into())
+    }
+
     async fn list_workers(
         &self,
         request: Request<pb::ListWorkersRequest>,

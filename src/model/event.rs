@@ -89,8 +89,13 @@ impl Event {
     }
 
     /// What Codex asked needs no answer any more.
-    pub fn request_resolved(request_id: String, resolution: Resolution) -> Event {
-        Event::RequestResolved(RequestResolved { request_id, resolution: resolution.into() })
+    pub fn request_resolved(
+        request_id: String,
+        resolution: Resolution,
+        resolved_by: impl Into<String>,
+    ) -> Event {
+        let (resolution, resolved_by) = (resolution.into(), resolved_by.into());
+        Event::RequestResolved(RequestResolved { request_id, resolution, resolved_by })
     }
 
     /// Whether this is the last event of its turn.

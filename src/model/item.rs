@@ -55,7 +55,11 @@ impl Item {
                 | ItemKind::Error(_)
                 | ItemKind::UserMessage(_)
                 | ItemKind::ImageView(_)
-                | ItemKind::ContextCompaction(_),
+                | ItemKind::ContextCompaction(_)
+                | ItemKind::Plan(_)
+                | ItemKind::ImageGeneration(_)
+                | ItemKind::ReviewMode(_)
+                | ItemKind::HookPrompt(_),
             ) => false,
         }
     }

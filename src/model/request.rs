@@ -81,6 +81,8 @@ pub(crate) enum BusyPolicy {
     Reject,
     /// Add the input to the running turn.
     Steer,
+    /// Interrupt the running turn, and run before those that wait.
+    Interrupt,
 }
 
 /// What to do when nobody reads the turn any more.

@@ -58,6 +58,8 @@ pub(super) fn thread_options(
         thread_source,
         permission_profile,
         reasoning_summary,
+        approvals_reviewer: _,
+        service_tier: _,
     } = options;
 
     let model = model.and_then(|name| model_name(&name, faults));
@@ -157,6 +159,7 @@ pub(super) fn busy_policy(number: i32, faults: &mut Faults) -> BusyPolicy {
         Pb::Unspecified | Pb::Queue => BusyPolicy::Queue,
         Pb::Reject => BusyPolicy::Reject,
         Pb::Steer => BusyPolicy::Steer,
+        Pb::Interrupt => BusyPolicy::Interrupt,
     }
 }
 

@@ -61,6 +61,10 @@ pub(crate) fn turn_request(
         missing_thread_policy: missing_thread,
         include_raw_events,
         unbound,
+        context_policy: _,
+        question_policy: _,
+        review: _,
+        compact: _,
     } = request;
 
     let tool_name = tool_of("tool_name", &tool_name, &mut faults);
@@ -412,7 +416,12 @@ fn input_of(path: &str, input: pb::UserInput, faults: &mut Faults) -> Option<Use
             }
             Some(UserInput::ImageUrl(url.to_owned()))
         }
-        None => {
+        Some(
+            pb::user_input::Input::Skill(_)
+            | pb::user_input::Input::Mention(_)
+            | pb::user_input::Input::ExternalMessage(_),
+        )
+        | None => {
             faults.add(path, "says nothing; set one of text, local_image and image_url");
             None
         }

@@ -300,8 +300,7 @@ fn every_fault_of_a_request_is_named_at_once() {
         busy_policy: 7,
         disconnect_policy: 7,
         missing_thread_policy: 7,
-        include_raw_events: false,
-        unbound: false,
+        ..Default::default()
     };
     let faults = validate(request).unwrap_err();
     let fields: Vec<_> = faults.iter().map(|(field, _)| field.as_str()).collect();

@@ -101,7 +101,14 @@ impl Run {
             Some(ItemKind::UserMessage(UserMessage { inputs })) => {
                 let texts = inputs.into_iter().filter_map(|input| match input.input {
                     Some(Input::Text(text)) => Some(text),
-                    Some(Input::LocalImage(_) | Input::ImageUrl(_)) | None => None,
+                    Some(
+                        Input::LocalImage(_)
+                        | Input::ImageUrl(_)
+                        | Input::Skill(_)
+                        | Input::Mention(_)
+                        | Input::ExternalMessage(_),
+                    )
+                    | None => None,
                 });
                 self.owned.agent_hears(thread_id, texts.collect::<Vec<_>>().join("\n\n"));
                 None

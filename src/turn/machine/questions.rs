@@ -178,5 +178,5 @@ fn fingerprint(answer: &ToolCallAnswer) -> Fingerprint {
 }
 
 fn resolved(id: u64, resolution: Resolution) -> Act {
-    Act::Tell(Event::request_resolved(id.to_string(), resolution))
+    Act::Tell(Event::request_resolved(id.to_string(), resolution, ""))
 }

@@ -375,6 +375,7 @@ pub fn kind_of(event: &Event) -> &'static str {
         Event::McpServerStatus(_) => "mcp_server_status",
         Event::RequestRaised(_) => "request_raised",
         Event::RequestResolved(_) => "request_resolved",
+        Event::ApprovalReviewed(_) => "approval_reviewed",
         Event::Gap(_) => "gap",
         Event::Raw(_) => "raw",
         Event::TurnCompleted(_) => "turn_completed",

@@ -113,6 +113,7 @@ impl Renderer {
             | Event::McpServerStatus(_)
             | Event::Queued(_)
             | Event::RequestRaised(_)
+            | Event::ApprovalReviewed(_)
             | Event::RequestResolved(_) => return Vec::new(),
             Event::AgentMessageDelta(_)
             | Event::ReasoningDelta(_)

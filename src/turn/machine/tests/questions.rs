@@ -23,7 +23,7 @@ fn raised(id: &str, is_asked: bool) -> Act {
 }
 
 fn resolved(id: &str, resolution: Resolution) -> Act {
-    Act::Tell(Event::request_resolved(id.to_owned(), resolution))
+    Act::Tell(Event::request_resolved(id.to_owned(), resolution, ""))
 }
 
 fn says(text: &str) -> ToolCallAnswer {

@@ -127,7 +127,7 @@ impl Seen {
                 assert!(self.raised.insert(id.clone()), "raised twice: {id}");
                 self.pending.insert(id);
             }
-            Event::RequestResolved(RequestResolved { request_id, resolution }) => {
+            Event::RequestResolved(RequestResolved { request_id, resolution, .. }) => {
                 assert_ne!(*resolution, i32::from(Resolution::Unspecified));
                 assert!(self.pending.remove(request_id), "resolved twice: {request_id}");
             }
