@@ -21,7 +21,8 @@ use crate::grpc::api::pool_service_server::PoolService as _;
 use crate::grpc::codex_service::CodexApi;
 use crate::grpc::limits::{ConnectionLimits, RequestLimits};
 use crate::grpc::pool_service::PoolApi;
-use crate::model::id::CallerId;
+use crate::model::id::{CallerId, CallerName};
+use crate::model::question::Answer;
 use crate::pb;
 use crate::pb::turn_event::Event;
 use crate::pool::{Pool, PoolSettings};
@@ -234,6 +235,21 @@ impl Sidecar {
         let request = pb::SteerTurnRequest { turn_id: turn_id.to_owned(), inputs };
         let steered = self.api.steer_turn(Request::new(request)).await;
         steered.map(|steered| steered.into_inner().codex_turn_id).map_err(Refused::from)
+    }
+
+    /// Answers a question of a turn, as this caller.
+    pub(crate) async fn answer_as(
+        &self,
+        name: &str,
+        turn_id: &str,
+        request_id: &str,
+        answer: Answer,
+    ) -> Result<(), Refused> {
+        let (turn_id, request_id) = (turn_id.to_owned(), request_id.to_owned());
+        let answer = Some(answer);
+        let mut request = Request::new(pb::AnswerRequestRequest { turn_id, request_id, answer });
+        request.extensions_mut().insert(CallerName(name.into()));
+        self.api.answer_request(request).await.map(drop).map_err(Refused::from)
     }
 
     /// Joins a turn from its first event on.
@@ -505,6 +521,8 @@ pub(crate) struct Refused {
     pub(crate) reason: String,
     pub(crate) retry_after: Option<Duration>,
     pub(crate) message: String,
+    /// The paths of the faults.
+    pub(crate) fields: Vec<String>,
 }
 
 impl From<Status> for Refused {
@@ -515,6 +533,10 @@ impl From<Status> for Refused {
             reason: details.error_info().map(|info| info.reason.clone()).unwrap_or_default(),
             retry_after: details.retry_info().and_then(|retry| retry.retry_delay),
             message: status.message().to_owned(),
+            fields: details
+                .bad_request()
+                .map(|bad| bad.field_violations.iter().map(|one| one.field.clone()).collect())
+                .unwrap_or_default(),
         }
     }
 }

@@ -34,7 +34,7 @@ use super::listen::{Listener, Socket};
 use crate::grpc::arrivals::Arrivals;
 use crate::grpc::call;
 use crate::grpc::limits::ConnectionLimits;
-use crate::model::id::CallerId;
+use crate::model::id::{CallerId, CallerName};
 
 /// How long a connection that is told to leave, and has no call, is there for one that is on its way.
 const LEAVE_GRACE: Duration = Duration::from_millis(200);
@@ -63,10 +63,10 @@ pub(super) async fn serve(
             () = close.cancelled() => break,
             Some(_) = open.join_next() => {}
             accepted = listener.accept() => match accepted {
-                Ok(socket) => {
+                Ok((socket, name)) => {
                     // Else it is closed here and now.
                     if let Some(connection) = connections.admit(&close) {
-                        open.spawn(hold(socket, connection, routes.clone()));
+                        open.spawn(hold(socket, name, connection, routes.clone()));
                     }
                 }
                 Err(error) => match Errno::from_io_error(&error) {
@@ -91,14 +91,14 @@ pub(super) async fn serve(
     Ok(())
 }
 
-async fn hold(socket: Socket, connection: Connection, routes: Routes) {
+async fn hold(socket: Socket, name: CallerName, connection: Connection, routes: Routes) {
     let shared = Arc::clone(&connection.connections.0);
     let limits = &shared.limits;
     let close = connection.close.clone();
     let shaken = CancellationToken::new();
     let socket = Handshake { socket, seen: 0, settings: 0, shaken: shaken.clone() };
     let connection = Arc::new(connection);
-    let calls = Calls { connection: Arc::clone(&connection), routes };
+    let calls = Calls { connection: Arc::clone(&connection), name, routes };
     let mut http = http2::Builder::new(TokioExecutor::new());
     http.timer(TokioTimer::new())
         // Neither is bounded by default: a client could open streams, or reset them, without end.
@@ -365,6 +365,7 @@ impl Drop for CallOnDrop {
 #[derive(Debug)]
 struct Calls {
     connection: Arc<Connection>,
+    name: CallerName,
     routes: Routes,
 }
 
@@ -378,6 +379,7 @@ impl hyper::service::Service<Request<Incoming>> for Calls {
         let waits = path == "/grpc.health.v1.Health/Watch" || path.starts_with("/grpc.reflection.");
         let open = self.connection.begin_call(waits);
         request.extensions_mut().insert(self.connection.caller);
+        request.extensions_mut().insert(self.name.clone());
         let (shared, routes) = (Arc::clone(&self.connection.connections.0), self.routes.clone());
         Box::pin(async move {
             let patience = shared.limits.request_timeout;

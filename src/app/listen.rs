@@ -22,6 +22,7 @@ use tonic::service::Routes;
 use super::connections::{self, Connections};
 use super::{ServeError, StartError};
 use crate::config::{Config, ListenAddress, UnixSockets};
+use crate::model::id::CallerName;
 
 /// How long an address that is in use is tried again, and how often.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -239,19 +240,21 @@ impl Clients {
 pub(super) type Socket = Either<TcpStream, UnixStream>;
 
 impl Listener {
-    pub(super) async fn accept(&self) -> io::Result<Socket> {
+    /// The next client, and its name.
+    pub(super) async fn accept(&self) -> io::Result<(Socket, CallerName)> {
         match self {
             Listener::Tcp(listener) => {
-                let (socket, _) = listener.accept().await?;
+                let (socket, address) = listener.accept().await?;
                 // Only a hint; the connection is good without.
                 let _ = socket.set_nodelay(true);
-                Ok(Either::Left(socket))
+                Ok((Either::Left(socket), CallerName(address.to_string().into())))
             }
             Listener::Unix { _file, listener, clients } => loop {
                 let (socket, _) = listener.accept().await?;
                 let client = socket.peer_cred()?;
                 if clients.admit(client.uid(), client.gid()) {
-                    return Ok(Either::Right(socket));
+                    let name = format!("unix:uid={}", client.uid());
+                    return Ok((Either::Right(socket), CallerName(name.into())));
                 }
                 tracing::warn!(
                     uid = client.uid(),

@@ -5,7 +5,7 @@
 //! what came into force with what was asked.
 //! Nothing here knows processes, pools or gRPC.
 
-mod answer;
+pub(crate) mod answer;
 pub(crate) mod baseline;
 pub(crate) mod client;
 pub(crate) mod decode;

@@ -21,7 +21,7 @@ pub(super) fn together(config: &Config, origins: &Origins, faults: &mut Vec<Faul
             timeouts.idle.filter(|_| origins.contains_key("timeouts.idle")),
             timeouts.max_idle,
         ),
-        ("answer", Some(timeouts.answer), timeouts.max_answer),
+        ("answer", timeouts.answer, timeouts.max_answer),
     ];
     for (name, value, maximum) in maxima {
         let (Some(value), Some(maximum)) = (value, maximum) else {

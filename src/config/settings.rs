@@ -219,7 +219,7 @@ pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
     v.optional(key("turn"), codec::duration(), turn);
     v.required(key("idle"), SpanOrNone, idle);
     v.required(key("tool"), SpanOrNone, tool);
-    v.required(key("answer"), codec::duration(), answer);
+    v.optional(key("answer"), codec::duration(), answer);
     v.optional(key("max_turn"), codec::duration(), max_turn);
     v.optional(key("max_idle"), codec::duration(), max_idle);
     v.optional(key("max_answer"), codec::duration(), max_answer);

@@ -313,7 +313,7 @@ fn a_key_reaches_its_part_from_whatever_section() {
             turn: Some(seconds(1)),
             idle: Some(seconds(2)),
             tool: None,
-            answer: seconds(3),
+            answer: Some(seconds(3)),
             max_turn: Some(seconds(4)),
             max_idle: Some(seconds(5)),
             max_answer: Some(seconds(6)),

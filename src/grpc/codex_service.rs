@@ -14,7 +14,7 @@ use crate::grpc::stream::{EventStream, Streaming};
 use crate::grpc::unsent::Unsent;
 use crate::grpc::{convert, deadline, page_token};
 use crate::model::event::{InterruptReason, TurnEvent};
-use crate::model::id::{CallerId, ContextKey, Tenant, ThreadId, TurnId};
+use crate::model::id::{CallerId, CallerName, ContextKey, Tenant, ThreadId, TurnId};
 use crate::model::options::ToolDefaults;
 use crate::model::refusal::Refusal;
 use crate::pb;
@@ -214,10 +214,11 @@ impl CodexService for CodexApi {
         request: Request<pb::AnswerRequestRequest>,
     ) -> Result<Response<pb::AnswerRequestResponse>, Status> {
         let deadline = deadline::of(request.metadata());
+        let by = request.extensions().get::<CallerName>().cloned().unwrap_or_default();
         let pb::AnswerRequestRequest { turn_id, request_id, answer } = request.into_inner();
         let (request_id, answer) = convert::answer(request_id, answer)?;
         let turn = self.engine.turn(&turn_id_of(&turn_id)?)?;
-        deadline::answer(deadline, turn.answer(request_id, answer)).await?;
+        deadline::answer(deadline, turn.answer(request_id, answer, by)).await?;
         Ok(Response::new(pb::AnswerRequestResponse {}))
     }
 

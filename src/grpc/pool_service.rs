@@ -9,6 +9,7 @@ use tonic::{Request, Response, Status};
 use crate::grpc::api::pool_service_server::PoolService;
 use crate::grpc::limits::{ConnectionLimits, RequestLimits};
 use crate::model::refusal::Refusal;
+use crate::model::request::QuestionPolicy;
 use crate::pb;
 use crate::pool::{PoolSettings, Readiness, SlotState, SlotStatus, Trouble};
 use crate::turn::admission::AdmissionLimits;
@@ -240,7 +241,8 @@ fn limits(setup: &Setup) -> pb::ServerLimits {
         tool_timeout: duration(timeouts.tool),
         default_turn_timeout: duration(timeouts.turn),
         max_turn_timeout: duration(timeouts.max_turn),
-        default_answer_timeout: duration(Some(timeouts.answer)),
+        default_answer_timeout: duration(Some(timeouts.answer_under(QuestionPolicy::Decline))),
+        default_ask_timeout: duration(Some(timeouts.answer_under(QuestionPolicy::Ask))),
         max_answer_timeout: duration(timeouts.max_answer),
         drain_grace: duration(Some(setup.drain_grace)),
         workers: count(setup.workers),

@@ -17,6 +17,11 @@ impl Default for Tenant {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct CallerId(pub(crate) u64);
 
+/// Who calls, as others are told: the address of its connection (`127.0.0.1:40112`), or of a Unix socket
+/// the user of the other side (`unix:uid=1000`). Empty where neither is known.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct CallerName(pub(crate) std::sync::Arc<str>);
+
 /// The key of a binding: which thread of which context.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ContextKey {

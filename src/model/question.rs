@@ -1,11 +1,18 @@
-//! What Codex asks in a turn, as the contract has it.
+//! What Codex asks in a turn, and what is answered, as the contract has it.
+
+use sha2::{Digest as _, Sha256};
+
+use crate::model::id::CallerName;
+use crate::model::refusal::FieldViolation;
 
 pub(crate) use crate::pb::answer_request_request::Answer;
 pub(crate) use crate::pb::codex_request::Kind as QuestionKind;
 pub(crate) use crate::pb::{
-    CodexRequest as Question, CommandApproval, Elicitation, FileChangeApproval, NetworkAccess,
-    NetworkPolicyAmendment, PermissionsApproval, RequestResolution as Resolution, ToolCall,
-    UnknownRequest, UserQuestion, UserQuestionOption, UserQuestions,
+    ApprovalAnswer, ApprovalDecision, CodexRequest as Question, CommandApproval, Elicitation,
+    ElicitationAction, ElicitationAnswer, FileChangeApproval, NetworkAccess,
+    NetworkPolicyAmendment, PermissionGrantScope, PermissionsAnswer, PermissionsApproval,
+    RequestResolution as Resolution, ToolCall, ToolCallAnswer, UnknownRequest, UserQuestion,
+    UserQuestionAnswer, UserQuestionOption, UserQuestions, UserQuestionsAnswer,
 };
 
 impl Question {
@@ -21,6 +28,30 @@ impl Question {
     }
 }
 
+/// An answer, as somebody gives it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Given {
+    pub answer: Answer,
+    /// Equal for equal answers.
+    pub digest: AnswerDigest,
+    /// Who gives it.
+    pub by: CallerName,
+}
+
+impl Given {
+    /// This answer, by this one.
+    pub(crate) fn new(answer: Answer, by: CallerName) -> Given {
+        let mut encoded = Vec::with_capacity(answer.encoded_len());
+        // Without maps, equal answers have equal encodings.
+        answer.encode(&mut encoded);
+        Given { answer, digest: AnswerDigest(Sha256::digest(encoded).into()), by }
+    }
+}
+
+/// The SHA-256 of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct AnswerDigest([u8; 32]);
+
 /// Why an answer does not count.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Unanswerable {
@@ -28,6 +59,6 @@ pub(crate) enum Unanswerable {
     Unknown,
     /// It needs no answer any more.
     Resolved,
-    /// It wants an answer of another kind, which the contract calls so.
-    OtherKind { given: &'static str, wanted: &'static str },
+    /// It does not fit what was asked, which still waits.
+    Unfit(Vec<FieldViolation>),
 }

@@ -23,6 +23,36 @@ impl FieldViolation {
     }
 }
 
+/// The faults of one request. It keeps the first [`Faults::MOST`] and counts no further: a caller
+/// could else make it hold many times the memory of the request.
+#[derive(Debug, Default)]
+pub(crate) struct Faults(pub(crate) Vec<FieldViolation>);
+
+impl Faults {
+    const MOST: usize = 256;
+
+    /// Another one, of `field`.
+    pub(crate) fn add(&mut self, field: impl Into<String>, description: impl Into<String>) {
+        if self.0.len() < Faults::MOST {
+            self.0.push(FieldViolation::new(field, description));
+        }
+    }
+
+    /// `value` if there was no fault.
+    pub(crate) fn or_refuse<T>(self, value: T) -> Result<T, Refusal> {
+        if self.0.is_empty() { Ok(value) } else { Err(Refusal::InvalidInput(self.0)) }
+    }
+}
+
+/// A caller's value for an error message: quoted, escaped, and cut where it is long.
+pub(crate) fn show(value: &str) -> String {
+    const MOST: usize = 48;
+    match value.char_indices().nth(MOST) {
+        None => format!("{value:?}"),
+        Some((end, _)) => format!("{:?}… ({} bytes)", &value[..end], value.len()),
+    }
+}
+
 /// Why a call was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {

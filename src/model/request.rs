@@ -30,6 +30,8 @@ pub(crate) struct TurnRequest {
     pub request_id: Option<RequestId>,
     /// What to do when the context already runs a turn.
     pub busy_policy: BusyPolicy,
+    /// What to do about what Codex asks.
+    pub question_policy: QuestionPolicy,
     /// What to do when nobody reads the turn any more.
     pub disconnect_policy: DisconnectPolicy,
     /// What to do when the bound thread is gone.
@@ -83,6 +85,16 @@ pub(crate) enum BusyPolicy {
     Steer,
     /// Interrupt the running turn, and run before those that wait.
     Interrupt,
+}
+
+/// What to do about what Codex asks, calls of lent functions apart: who lends, answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum QuestionPolicy {
+    /// Say no at once.
+    #[default]
+    Decline,
+    /// Ask the caller.
+    Ask,
 }
 
 /// What to do when nobody reads the turn any more.

@@ -12,5 +12,6 @@ mod idempotency;
 mod idle_threads;
 mod mcp;
 mod ownership;
+mod questions;
 mod queueing;
 mod settings;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::model::request::QuestionPolicy;
+
 /// How long turns may take. A default holds where neither the request nor its tool says a time. A
 /// maximum bounds what may be asked for, and the default too.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,8 +16,9 @@ pub struct Timeouts {
     /// The longest time without progress while a command, an MCP call or a sub-agent of the turn runs,
     /// unless its `idle_timeout` is longer. `None`: no limit. Default 60 min.
     pub tool: Option<Duration>,
-    /// The `answer_timeout` where none is said: the longest wait for an answer. Default 60 s.
-    pub answer: Duration,
+    /// The `answer_timeout` where none is said: the longest wait for an answer. Default, and `None`: 60 s,
+    /// and 10 min where the caller is asked more than to call what it lent.
+    pub answer: Option<Duration>,
     /// Longest `turn_timeout` that a caller may ask for. Default: any.
     pub max_turn: Option<Duration>,
     /// Longest `idle_timeout` that a caller may ask for. Default: any.
@@ -28,13 +31,23 @@ pub struct Timeouts {
     pub interrupt_grace: Duration,
 }
 
+impl Timeouts {
+    /// The `answer_timeout` where none is said, under this policy.
+    pub(crate) fn answer_under(&self, policy: QuestionPolicy) -> Duration {
+        self.answer.unwrap_or(match policy {
+            QuestionPolicy::Decline => Duration::from_secs(60),
+            QuestionPolicy::Ask => Duration::from_secs(600),
+        })
+    }
+}
+
 impl Default for Timeouts {
     fn default() -> Timeouts {
         Timeouts {
             turn: None,
             idle: Some(Duration::from_secs(600)),
             tool: Some(Duration::from_secs(3600)),
-            answer: Duration::from_secs(60),
+            answer: None,
             max_turn: None,
             max_idle: None,
             max_answer: None,

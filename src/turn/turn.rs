@@ -11,9 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::model::event::InterruptReason;
-use crate::model::id::{ContextKey, Tenant, TurnId};
-use crate::model::question::{Answer, Unanswerable};
+use crate::model::event::{Event, InterruptReason, RequestRaised};
+use crate::model::id::{CallerName, ContextKey, Tenant, TurnId};
+use crate::model::question::{Answer, Given, Unanswerable};
 use crate::model::refusal::Refusal;
 use crate::model::request::{DisconnectPolicy, TurnRequest, UserInput};
 use crate::turn::log::{Log, Retained};
@@ -36,6 +36,8 @@ pub(crate) struct Turn {
     // turn is kept, and it would be the largest part of a small one.
     mailbox: Mutex<Option<mpsc::UnboundedSender<Command>>>,
     phase: Mutex<Phase>,
+    // What Codex asks and nobody has answered yet.
+    pending: Mutex<Vec<String>>,
     // What became of Codex's questions, once it has ended.
     questions: OnceLock<Record>,
     // How many read it and keep it alive.
@@ -75,7 +77,7 @@ pub(super) enum Command {
     /// An answer to what Codex asks in it.
     Answer {
         request_id: String,
-        answer: Answer,
+        given: Box<Given>,
         /// Gets to know whether the answer counts.
         reply: oneshot::Sender<Result<(), Unanswerable>>,
     },
@@ -110,6 +112,7 @@ impl Turn {
             disconnect_policy: request.disconnect_policy,
             mailbox: Mutex::new(Some(mailbox)),
             phase: Mutex::new(Phase::Waiting),
+            pending: Mutex::default(),
             questions: OnceLock::new(),
             callers: Mutex::default(),
             steered: Mutex::default(),
@@ -188,16 +191,21 @@ impl Turn {
     /// turn has ended.
     ///
     /// # Errors
-    /// [`Refusal::RequestNotFound`], [`Refusal::RequestAlreadyResolved`], or that the question wants an
-    /// answer of another kind.
-    pub(crate) async fn answer(&self, request_id: String, answer: Answer) -> Result<(), Refusal> {
+    /// [`Refusal::RequestNotFound`]; [`Refusal::RequestAlreadyResolved`]; [`Refusal::InvalidInput`] where
+    /// it does not fit the question, which waits on.
+    pub(crate) async fn answer(
+        &self,
+        request_id: String,
+        answer: Answer,
+        by: CallerName,
+    ) -> Result<(), Refusal> {
         let (reply, answered) = oneshot::channel();
-        let command =
-            Command::Answer { request_id: request_id.clone(), answer: answer.clone(), reply };
-        self.send(command);
+        let given = Box::new(Given::new(answer, by));
+        let digest = given.digest;
+        self.send(Command::Answer { request_id: request_id.clone(), given, reply });
         let outcome = match (answered.await, self.questions.get()) {
             (Ok(outcome), _) => outcome,
-            (Err(_), Some(record)) => record.look_up(&request_id, &answer),
+            (Err(_), Some(record)) => record.look_up(&request_id, digest),
             (Err(_), None) => Err(Unanswerable::Resolved),
         };
         let turn_id = || self.id.clone();
@@ -206,10 +214,7 @@ impl Turn {
             Unanswerable::Resolved => {
                 Refusal::RequestAlreadyResolved { turn_id: turn_id(), request_id }
             }
-            Unanswerable::OtherKind { given, wanted } => {
-                let description = format!("request {request_id:?} is answered with {wanted}");
-                Refusal::field(given, description)
-            }
+            Unanswerable::Unfit(faults) => Refusal::InvalidInput(faults),
         })
     }
 
@@ -217,6 +222,29 @@ impl Turn {
     pub(super) fn keep_questions(&self, record: Record) {
         // It ends once.
         let _ = self.questions.set(record);
+    }
+
+    /// Tells an event of it, and keeps the questions that it leaves open.
+    pub(super) fn tell(&self, event: Event) {
+        match &event {
+            Event::RequestRaised(RequestRaised { request: Some(question) }) => {
+                self.pending().push(question.request_id.clone());
+            }
+            Event::RequestResolved(resolved) => {
+                self.pending().retain(|request_id| *request_id != resolved.request_id);
+            }
+            _ => {}
+        }
+        self.log.append(event);
+    }
+
+    /// The ids of what Codex asks and nobody has answered yet, in the order of its asking.
+    pub(crate) fn pending_requests(&self) -> Vec<String> {
+        self.pending().clone()
+    }
+
+    fn pending(&self) -> MutexGuard<'_, Vec<String>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether it has left the queue and has not ended.

@@ -33,7 +33,7 @@ use crate::app_server::client::{CliDefaults, Client, Initialized};
 use crate::app_server::message::Call;
 use crate::app_server::peer::{Peer, PeerLimits, RequestError};
 use crate::model::id::{ThreadId, WorkerId};
-use crate::pb::ToolCallAnswer;
+use crate::model::question::Answer;
 use crate::redact::Redactor;
 use crate::worker::conversation::Conversation;
 use crate::worker::mcp::McpServers;
@@ -226,8 +226,8 @@ impl Worker {
         }
     }
 
-    /// Answers the call of a lent function. A worker that is gone needs no answer.
-    pub(crate) fn answer(&self, call: &Call, answer: &ToolCallAnswer) {
+    /// Answers a request of the worker. A worker that is gone needs no answer.
+    pub(crate) fn answer(&self, call: &Call, answer: &Answer) {
         if let Err(error) = self.peer.answer(call, answer) {
             tracing::debug!(worker = %self.id, %error, "an answer could not be written");
         }

@@ -1,14 +1,15 @@
 //! What Codex asks, and the answers that say no.
 
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::parts::Parts;
 use crate::app_server::message::RpcError;
+use crate::model::item::{ChangedFile, FileChangeKind};
 use crate::model::question::{
-    CommandApproval, Elicitation, FileChangeApproval, NetworkAccess, NetworkPolicyAmendment,
-    PermissionsApproval, Question, QuestionKind, ToolCall, UnknownRequest, UserQuestion,
-    UserQuestionOption, UserQuestions,
+    ApprovalDecision, CommandApproval, Elicitation, FileChangeApproval, NetworkAccess,
+    NetworkPolicyAmendment, PermissionsApproval, Question, QuestionKind, ToolCall, UnknownRequest,
+    UserQuestion, UserQuestionOption, UserQuestions,
 };
 
 /// What a request of Codex asks; `json` are its parameters.
@@ -26,23 +27,21 @@ pub(super) fn question(method: &str, json: &RawValue, params: &Parts<'_>) -> Que
                     let part = |name: &str| network.read(name).unwrap_or_default();
                     NetworkAccess { host: part("host"), protocol: part("protocol") }
                 }),
+                action: text("kind"),
                 proposed_exec_policy_amendment: texts(params, "proposedExecpolicyAmendment"),
                 proposed_network_policy_amendments: list(params, "proposedNetworkPolicyAmendments")
-                    .filter_map(|amendment| {
-                        let action: Option<String> = amendment.read("action");
-                        let allow = action.as_deref() == Some("allow");
-                        Some(NetworkPolicyAmendment { host: amendment.read("host")?, allow })
-                    })
+                    .filter_map(|amendment| network_rule(&amendment))
                     .collect(),
+                available_decisions: available_decisions(params),
                 additional_permissions_json: params.json("additionalPermissions"),
-                ..CommandApproval::default()
             })
         }
         "item/fileChange/requestApproval" | "applyPatchApproval" => {
             QuestionKind::FileChangeApproval(FileChangeApproval {
                 reason: text("reason"),
                 grant_root: text("grantRoot"),
-                changes: Vec::new(),
+                // The older request brings its own; the item of the newer one was told before.
+                changes: older_changes(params),
             })
         }
         "item/permissions/requestApproval" => {
@@ -77,6 +76,63 @@ pub(super) fn question(method: &str, json: &RawValue, params: &Parts<'_>) -> Que
         }
     };
     Question::new(item_id, kind)
+}
+
+fn network_rule(rule: &Parts<'_>) -> Option<NetworkPolicyAmendment> {
+    let allow = rule.read::<String>("action").as_deref() == Some("allow");
+    Some(NetworkPolicyAmendment { host: rule.read("host")?, allow })
+}
+
+/// The decisions that Codex offers; none where it does not say. It takes a decline also where it does
+/// not offer one.
+fn available_decisions(params: &Parts<'_>) -> Vec<i32> {
+    use ApprovalDecision as Decision;
+    let offered: Vec<&RawValue> = params.read("availableDecisions").unwrap_or_default();
+    let mut decisions: Vec<Decision> = offered
+        .into_iter()
+        .filter_map(|offered| {
+            let word: Option<String> = serde_json::from_str(offered.get()).ok();
+            let parts = Parts::of(offered);
+            Some(match word.as_deref() {
+                Some("accept") => Decision::Accept,
+                Some("acceptForSession") => Decision::AcceptForSession,
+                Some("decline") => Decision::Decline,
+                Some("cancel") => Decision::Cancel,
+                None if parts.get("acceptWithExecpolicyAmendment").is_some() => {
+                    Decision::AcceptWithExecPolicyAmendment
+                }
+                None if parts.get("applyNetworkPolicyAmendment").is_some() => {
+                    Decision::ApplyNetworkPolicyAmendment
+                }
+                // Of a newer CLI.
+                Some(_) | None => return None,
+            })
+        })
+        .collect();
+    // It offers one network rule at a time.
+    decisions.dedup();
+    if !decisions.is_empty() && !decisions.contains(&Decision::Decline) {
+        decisions.push(Decision::Decline);
+    }
+    decisions.into_iter().map(i32::from).collect()
+}
+
+/// The changes of a patch that the older request asks for.
+fn older_changes(params: &Parts<'_>) -> Vec<ChangedFile> {
+    let changes: Map<String, Value> = params.read("fileChanges").unwrap_or_default();
+    let changed = changes.into_iter().map(|(path, change)| {
+        let text = |name: &str| change[name].as_str().unwrap_or_default().to_owned();
+        let kind = match change["type"].as_str() {
+            Some("add") => FileChangeKind::Add,
+            Some("delete") => FileChangeKind::Delete,
+            Some("update") => FileChangeKind::Update,
+            Some(_) | None => FileChangeKind::Unspecified,
+        };
+        let diff =
+            if kind == FileChangeKind::Update { text("unified_diff") } else { text("content") };
+        ChangedFile { path, kind: kind.into(), diff, move_path: text("move_path") }
+    });
+    changed.collect()
 }
 
 fn user_question(question: &Parts<'_>) -> UserQuestion {

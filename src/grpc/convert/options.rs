@@ -14,7 +14,7 @@ use crate::model::options::{
     ApprovalPolicy, DEEPEST_CONFIG, DynamicTool, REASONING_SUMMARY_KEY, ReasoningSummary,
     SandboxMode, ThreadOptions, ToolDefaults, TurnOptions, WebSearchMode, config_depth,
 };
-use crate::model::request::{BusyPolicy, DisconnectPolicy, MissingThreadPolicy};
+use crate::model::request::{BusyPolicy, DisconnectPolicy, MissingThreadPolicy, QuestionPolicy};
 use crate::output_schema;
 use crate::pb;
 use crate::turn::timeouts::Timeouts;
@@ -102,6 +102,7 @@ pub(super) fn turn_options(
     tool_name: &str,
     tool: &ToolDefaults,
     timeouts: &Timeouts,
+    question_policy: QuestionPolicy,
     faults: &mut Faults,
 ) -> TurnOptions {
     let pb::TurnOptions {
@@ -144,7 +145,7 @@ pub(super) fn turn_options(
         answer_timeout: timeout(
             "turn_options.answer_timeout",
             answer_timeout,
-            tool.answer_timeout.or(Some(timeouts.answer)),
+            tool.answer_timeout.or(Some(timeouts.answer_under(question_policy))),
             timeouts.max_answer,
             faults,
         ),
@@ -160,6 +161,14 @@ pub(super) fn busy_policy(number: i32, faults: &mut Faults) -> BusyPolicy {
         Pb::Reject => BusyPolicy::Reject,
         Pb::Steer => BusyPolicy::Steer,
         Pb::Interrupt => BusyPolicy::Interrupt,
+    }
+}
+
+pub(super) fn question_policy(number: i32, faults: &mut Faults) -> QuestionPolicy {
+    use pb::QuestionPolicy as Pb;
+    match value_of("question_policy", number, Pb::as_str_name, faults) {
+        Pb::Unspecified | Pb::Decline => QuestionPolicy::Decline,
+        Pb::Ask => QuestionPolicy::Ask,
     }
 }
 

@@ -5,19 +5,16 @@ use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 
 use super::options::{
-    absolute_path, busy_policy, disconnect_policy, missing_thread_policy, thread_options,
-    turn_options,
+    absolute_path, busy_policy, disconnect_policy, missing_thread_policy, question_policy,
+    thread_options, turn_options,
 };
 use super::{Faults, image_url, show};
 use crate::grpc::limits::RequestLimits;
 use crate::model::id::{CallerId, ContextKey, Tenant, ThreadId, is_hidden};
 use crate::model::options::ToolDefaults;
-use crate::model::question::Answer;
 use crate::model::refusal::Refusal;
 use crate::model::request::{RequestId, TurnRequest, UserInput};
 use crate::pb;
-use crate::pb::tool_content::Content;
-use crate::turn::pixels::ImageSum;
 use crate::turn::timeouts::Timeouts;
 
 /// Most bytes of a context id, a tool name and a thread key.
@@ -62,7 +59,7 @@ pub(crate) fn turn_request(
         include_raw_events,
         unbound,
         context_policy: _,
-        question_policy: _,
+        question_policy: question,
         review: _,
         compact: _,
     } = request;
@@ -106,11 +103,13 @@ pub(crate) fn turn_request(
 
     let inputs = inputs_of(inputs, limits, &mut faults);
     let thread_options = thread_options(options, &mut faults).or(&tool.thread_options);
+    let question_policy = question_policy(question, &mut faults);
     let turn_options = turn_options(
         options_of_turn,
         tool_name.as_deref().unwrap_or(DEFAULT_TOOL),
         &tool,
         timeouts,
+        question_policy,
         &mut faults,
     );
     let busy_policy = busy_policy(busy, &mut faults);
@@ -139,6 +138,7 @@ pub(crate) fn turn_request(
         turn_options,
         request_id,
         busy_policy,
+        question_policy,
         disconnect_policy,
         missing_thread_policy,
         include_raw_events,
@@ -182,38 +182,6 @@ pub(crate) fn user_inputs(
     let mut faults = Faults::default();
     let inputs = inputs_of(inputs, limits, &mut faults);
     faults.or_refuse(inputs)
-}
-
-/// Validates the fields `request_id` and `answer`. Whether the answer is of the kind that was asked for
-/// only the turn knows.
-pub(crate) fn answer(
-    request_id: String,
-    answer: Option<Answer>,
-) -> Result<(String, Answer), Refusal> {
-    let mut faults = Faults::default();
-    if request_id.is_empty() {
-        faults.add("request_id", "is empty; request_raised names it");
-    }
-    let mut images = ImageSum::default();
-    if let Some(Answer::ToolCall(pb::ToolCallAnswer { content, success: _ })) = &answer {
-        for (index, pb::ToolContent { content }) in content.iter().enumerate() {
-            let field = format!("tool_call.content[{index}]");
-            match content {
-                Some(Content::ImageUrl(url)) => {
-                    if let Err(fault) = images.add_address(url) {
-                        faults.add(format!("{field}.image_url"), format!("the image {fault}"));
-                    }
-                }
-                Some(Content::Text(_) | Content::AudioUrl(_)) => {}
-                None => faults.add(field, "is empty; give a text, an image_url or an audio_url"),
-            }
-        }
-    }
-    let Some(answer) = answer else {
-        faults.add("answer", "is not set; give the one that the kind of the request names");
-        return Err(Refusal::InvalidInput(faults.0));
-    };
-    faults.or_refuse((request_id, answer))
 }
 
 fn request_id_of(id: String, rest: &pb::RunTurnRequest, faults: &mut Faults) -> Option<RequestId> {

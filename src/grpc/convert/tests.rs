@@ -14,6 +14,7 @@ use crate::model::options::{
     ReasoningSummary, SandboxMode, ThreadOptions, ToolDefaults, WebSearchMode,
 };
 use crate::model::question::Answer;
+use crate::model::refusal::Refusal;
 use crate::model::request::{BusyPolicy, TurnRequest, UserInput};
 use crate::pb;
 use crate::pb::tool_content::Content;
@@ -27,7 +28,7 @@ fn timeouts() -> Timeouts {
         max_turn: Some(Duration::from_secs(3600)),
         idle: Some(Duration::from_secs(600)),
         max_idle: None,
-        answer: Duration::from_secs(60),
+        answer: Some(Duration::from_secs(60)),
         max_answer: None,
         ..Timeouts::default()
     }

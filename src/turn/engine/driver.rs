@@ -24,7 +24,7 @@ use crate::app_server::thread_error::ThreadError;
 use crate::model::id::ThreadId;
 use crate::model::outcome::Outcome;
 use crate::model::question::{Question, QuestionKind};
-use crate::model::request::TurnRequest;
+use crate::model::request::{QuestionPolicy, TurnRequest};
 use crate::model::workspace::Workspace;
 use crate::pool::Lease;
 use crate::process;
@@ -246,10 +246,19 @@ impl Driver {
         }
     }
 
-    /// Who lends a function answers for it; nobody is there to be asked anything else.
+    /// Who lends a function answers for it; all else is asked of who wants that.
     fn policy(&self, question: &Question) -> Policy {
-        let Some(QuestionKind::ToolCall(_)) = question.kind else { return Policy::Decline };
-        let default = self.engine.settings.timeouts.answer;
+        let policy = self.request.question_policy;
+        let is_asked = match question.kind {
+            Some(QuestionKind::ToolCall(_)) => true,
+            // Nobody could answer it.
+            Some(QuestionKind::Unknown(_)) | None => false,
+            Some(_) => policy == QuestionPolicy::Ask,
+        };
+        if !is_asked {
+            return Policy::Decline;
+        }
+        let default = self.engine.settings.timeouts.answer_under(policy);
         let within = self.request.turn_options.answer_timeout.unwrap_or(default);
         let until = SystemTime::now().checked_add(within).map(Into::into);
         Policy::Ask { until, within }

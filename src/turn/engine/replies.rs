@@ -37,9 +37,9 @@ impl Replies {
                 self.steering.insert(to, Steering { inputs, reply });
                 Input::Steer(to)
             }
-            Command::Answer { request_id, answer, reply } => {
+            Command::Answer { request_id, given, reply } => {
                 self.answering.insert(to, reply);
-                Input::Answer { to, request_id, answer }
+                Input::Answer { to, request_id, given }
             }
         }
     }

@@ -78,7 +78,7 @@ impl Live {
 
     /// The worker has ended.
     pub(super) fn lose(&mut self, exit: &WorkerExit, step: &mut Step<'_>) -> Next {
-        step.questions.withdraw_all(false, step.acts);
+        step.questions.withdraw_all(step.acts);
         self.run.side_effects = true;
         self.run.finish(step.acts);
         self.forget(outcome::worker_lost(exit, "", self.run.counts()), step)
@@ -87,7 +87,7 @@ impl Live {
     /// Ends the commands that still run, of the turn and of its sub-agents: nothing of a turn runs on
     /// after it, as nothing runs on after `codex exec`.
     fn end_commands(&mut self, gives_up: bool, step: &mut Step<'_>) -> Next {
-        step.questions.withdraw_all(true, step.acts);
+        step.questions.withdraw_all(step.acts);
         let cause = self.stopping.as_ref().and_then(|stopping| stopping.cause);
         self.ending = Some(Ending {
             doing: Doing::EndingCommands,

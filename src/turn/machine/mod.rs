@@ -45,10 +45,9 @@ use crate::app_server::thread_error::ThreadError;
 use crate::model::event::{Event, InterruptReason, McpServerStatus, ThreadOrigin, Usage};
 use crate::model::id::ThreadId;
 use crate::model::outcome::Outcome;
-use crate::model::question::{Answer, Unanswerable};
+use crate::model::question::{Answer, Given, Unanswerable};
 use crate::model::refusal::Refusal;
 use crate::model::request::TurnRequest;
-use crate::pb::ToolCallAnswer;
 use crate::redact::Redactor;
 use crate::turn::clocks::{Cause, Clocks};
 use crate::turn::turn::HAS_ENDED;
@@ -91,7 +90,7 @@ pub(super) enum Input {
     /// Somebody has more input for what runs.
     Steer(ReplyTo),
     /// Somebody answers a question.
-    Answer { to: ReplyTo, request_id: String, answer: Answer },
+    Answer { to: ReplyTo, request_id: String, given: Box<Given> },
     /// What came of [`Act::Open`].
     Opened(Result<Opened, OpenError>),
     /// What came of [`Act::Quiet`]: nothing runs on the thread, or what could not be ended.
@@ -159,7 +158,7 @@ pub(super) enum Act {
     /// Say no to a question.
     Decline(Call),
     /// Give Codex somebody's answer.
-    Answer(Call, ToolCallAnswer),
+    Answer(Call, Answer),
     /// Tell who answered whether it counts.
     ReplyAnswered {
         to: ReplyTo,
@@ -345,8 +344,8 @@ impl Machine {
                 step.steering.note_steered(to, outcome, step.acts);
                 input
             }
-            Input::Answer { to, request_id, answer } => {
-                step.questions.answer(to, &request_id, answer, step.acts);
+            Input::Answer { to, request_id, given } => {
+                step.questions.answer(to, &request_id, *given, step.acts);
                 step.clocks.let_idle_stand(step.questions.are_pending(), now);
                 return;
             }

@@ -8,15 +8,22 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use prost::Message as _;
-use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
 use super::{Act, ReplyTo};
-use crate::app_server::message::{Call, CallId};
+use crate::app_server::answer::Expected;
+use crate::app_server::message::{Asked, Call, CallId};
 use crate::model::event::Event;
-use crate::model::question::{Answer, Question, Resolution, Unanswerable};
-use crate::pb::ToolCallAnswer;
+use crate::model::question::{AnswerDigest, Given, Resolution, Unanswerable};
+
+/// Most questions of one turn that wait for an answer, and most bytes of them as Codex wrote them. What
+/// is too much is declined at once.
+const MOST_PENDING: usize = 1024;
+const MOST_PENDING_BYTES: usize = 64 << 20;
+
+/// Who resolves what nobody answers, as callers are told.
+const CODEX: &str = "codex";
+const SIDECAR: &str = "sidecar";
 
 /// What is done about a question.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,12 +39,15 @@ pub(crate) enum Policy {
 pub(super) struct Questions {
     record: Record,
     pending: Vec<Pending>,
+    pending_bytes: usize,
 }
 
 #[derive(Debug)]
 struct Pending {
     id: u64,
     call: Call,
+    expected: Expected,
+    bytes: usize,
     // Absent where it is later than any time.
     deadline: Option<Instant>,
 }
@@ -47,36 +57,42 @@ struct Pending {
 pub(crate) struct Record {
     // They are numbered from 1.
     raised: u64,
-    answered: HashMap<u64, Fingerprint>,
+    answered: HashMap<u64, AnswerDigest>,
 }
-
-type Fingerprint = [u8; 32];
 
 impl Questions {
     /// Codex asks.
     pub(super) fn raise(
         &mut self,
-        mut question: Question,
-        call: Call,
+        asked: Asked,
         policy: &Policy,
         now: Instant,
         acts: &mut Vec<Act>,
     ) {
+        let Asked { call, mut question, bytes, .. } = asked;
         self.record.raised += 1;
         let id = self.record.raised;
         question.request_id = id.to_string();
         match policy {
-            Policy::Decline => {
+            Policy::Ask { until, within } if self.has_room_for(bytes) => {
+                question.expire_time = *until;
+                let expected = Expected::of(&question);
+                acts.push(Act::Tell(Event::request_raised(question)));
+                let deadline = now.checked_add(*within);
+                self.pending.push(Pending { id, call, expected, bytes, deadline });
+                self.pending_bytes += bytes;
+            }
+            Policy::Ask { .. } | Policy::Decline => {
                 acts.push(Act::Tell(Event::request_raised(question)));
                 acts.push(Act::Decline(call));
-                acts.push(resolved(id, Resolution::Declined));
-            }
-            Policy::Ask { until, within } => {
-                question.expire_time = *until;
-                acts.push(Act::Tell(Event::request_raised(question)));
-                self.pending.push(Pending { id, call, deadline: now.checked_add(*within) });
+                acts.push(resolved(id, Resolution::Declined, SIDECAR));
             }
         }
+    }
+
+    fn has_room_for(&self, bytes: usize) -> bool {
+        self.pending.len() < MOST_PENDING
+            && bytes <= MOST_PENDING_BYTES.saturating_sub(self.pending_bytes)
     }
 
     /// Somebody answers.
@@ -84,50 +100,57 @@ impl Questions {
         &mut self,
         to: ReplyTo,
         request_id: &str,
-        answer: Answer,
+        given: Given,
         acts: &mut Vec<Act>,
     ) {
-        let pending = self.pending.iter().position(|known| known.id.to_string() == request_id);
-        let outcome = match (pending, answer) {
-            (None, answer) => self.record.look_up(request_id, &answer),
-            (Some(index), Answer::ToolCall(answer)) => {
-                let Pending { id, call, .. } = self.pending.remove(index);
-                self.record.answered.insert(id, fingerprint(&answer));
-                acts.push(Act::Answer(call, answer));
-                acts.push(resolved(id, Resolution::Answered));
-                Ok(())
-            }
-            // Nothing else waits for an answer.
-            (Some(_), answer) => {
-                Err(Unanswerable::OtherKind { given: kind_of(&answer), wanted: "tool_call" })
-            }
+        let Given { answer, digest, by } = given;
+        let id = self.record.id_of(request_id);
+        let pending = self.pending.iter().position(|known| Some(known.id) == id);
+        let outcome = match pending {
+            None => self.record.look_up(request_id, digest),
+            Some(index) => self.pending[index].expected.take(answer).map_or_else(
+                |faults| Err(Unanswerable::Unfit(faults)),
+                |answer| {
+                    let Pending { id, call, bytes, .. } = self.pending.remove(index);
+                    self.pending_bytes -= bytes;
+                    self.record.answered.insert(id, digest);
+                    acts.push(Act::Answer(call, answer));
+                    acts.push(resolved(id, Resolution::Answered, &by.0));
+                    Ok(())
+                },
+            ),
         };
         acts.push(Act::ReplyAnswered { to, outcome });
     }
 
+    /// Takes out of those that wait.
+    fn settle(&mut self, is_settled: impl Fn(&Pending) -> bool) -> Vec<Pending> {
+        let settled: Vec<_> = self.pending.extract_if(.., |one| is_settled(one)).collect();
+        self.pending_bytes -= settled.iter().map(|one| one.bytes).sum::<usize>();
+        settled
+    }
+
     /// Codex takes a question back, or has seen its answer.
     pub(super) fn withdraw(&mut self, id: &CallId, acts: &mut Vec<Act>) {
-        for withdrawn in self.pending.extract_if(.., |pending| pending.call.is(id)) {
-            acts.push(resolved(withdrawn.id, Resolution::Withdrawn));
+        for withdrawn in self.settle(|pending| pending.call.is(id)) {
+            acts.push(resolved(withdrawn.id, Resolution::Withdrawn, CODEX));
         }
     }
 
-    /// The turn stops, or has ended; a worker that is there is still told something.
-    pub(super) fn withdraw_all(&mut self, is_worker_there: bool, acts: &mut Vec<Act>) {
-        for Pending { id, call, .. } in self.pending.drain(..) {
-            if is_worker_there {
-                acts.push(Act::Decline(call));
-            }
-            acts.push(resolved(id, Resolution::Withdrawn));
+    /// The turn stops, or has ended. Codex is told so in any case: one that is gone does not listen.
+    pub(super) fn withdraw_all(&mut self, acts: &mut Vec<Act>) {
+        for Pending { id, call, .. } in self.settle(|_| true) {
+            acts.push(Act::Decline(call));
+            acts.push(resolved(id, Resolution::Withdrawn, SIDECAR));
         }
     }
 
     /// Declines those whose time is over.
     pub(super) fn expire(&mut self, now: Instant, acts: &mut Vec<Act>) {
-        let is_over = |pending: &mut Pending| pending.deadline.is_some_and(|by| by <= now);
-        for Pending { id, call, .. } in self.pending.extract_if(.., is_over) {
+        let is_over = |pending: &Pending| pending.deadline.is_some_and(|by| by <= now);
+        for Pending { id, call, .. } in self.settle(is_over) {
             acts.push(Act::Decline(call));
-            acts.push(resolved(id, Resolution::TimedOut));
+            acts.push(resolved(id, Resolution::TimedOut, SIDECAR));
         }
     }
 
@@ -148,35 +171,24 @@ impl Questions {
 }
 
 impl Record {
+    /// The number of a question, by its id; `None` where it was never asked.
+    fn id_of(&self, request_id: &str) -> Option<u64> {
+        let id = request_id.parse().ok().filter(|id: &u64| id.to_string() == request_id)?;
+        (1..=self.raised).contains(&id).then_some(id)
+    }
+
     /// What an answer is to a question that waits for none.
-    pub(crate) fn look_up(&self, request_id: &str, answer: &Answer) -> Result<(), Unanswerable> {
-        let known = request_id.parse().ok().filter(|id: &u64| id.to_string() == request_id);
-        let Some(id) = known.filter(|id| (1..=self.raised).contains(id)) else {
-            return Err(Unanswerable::Unknown);
-        };
-        match (self.answered.get(&id), answer) {
-            (Some(first), Answer::ToolCall(answer)) if *first == fingerprint(answer) => Ok(()),
-            (Some(_) | None, _) => Err(Unanswerable::Resolved),
-        }
+    pub(crate) fn look_up(
+        &self,
+        request_id: &str,
+        digest: AnswerDigest,
+    ) -> Result<(), Unanswerable> {
+        let id = self.id_of(request_id).ok_or(Unanswerable::Unknown)?;
+        let is_the_same = self.answered.get(&id) == Some(&digest);
+        is_the_same.then_some(()).ok_or(Unanswerable::Resolved)
     }
 }
 
-/// The contract's name for this kind of answer.
-fn kind_of(answer: &Answer) -> &'static str {
-    match answer {
-        Answer::Approval(_) => "approval",
-        Answer::Permissions(_) => "permissions",
-        Answer::UserQuestions(_) => "user_questions",
-        Answer::Elicitation(_) => "elicitation",
-        Answer::ToolCall(_) => "tool_call",
-    }
-}
-
-fn fingerprint(answer: &ToolCallAnswer) -> Fingerprint {
-    // Without maps, equal answers have equal encodings.
-    Sha256::digest(answer.encode_to_vec()).into()
-}
-
-fn resolved(id: u64, resolution: Resolution) -> Act {
-    Act::Tell(Event::request_resolved(id.to_string(), resolution, ""))
+fn resolved(id: u64, resolution: Resolution, by: &str) -> Act {
+    Act::Tell(Event::request_resolved(id.to_string(), resolution, by))
 }

@@ -211,16 +211,15 @@ impl Run {
 
     /// Codex asks something.
     pub(super) fn ask(&mut self, asked: Asked, policy: &Policy, step: &mut Step<'_>) {
-        let Asked { call, question, .. } = asked;
         step.clocks.note_progress(step.now);
         self.side_effects = true;
         let passed = self.gate.pass();
         self.hold_back(passed);
         if self.not_applied.is_some() {
-            step.acts.push(Act::Decline(call));
+            step.acts.push(Act::Decline(asked.call));
             return;
         }
-        step.questions.raise(question, call, policy, step.now, step.acts);
+        step.questions.raise(asked, policy, step.now, step.acts);
     }
 
     pub(super) fn tell_usage(

@@ -88,7 +88,7 @@ impl Live {
             }
         }
         // After the interruptions: who is told no goes on.
-        step.questions.withdraw_all(true, step.acts);
+        step.questions.withdraw_all(step.acts);
     }
 
     fn stop(&mut self, cause: Option<Cause>, step: &mut Step<'_>) {

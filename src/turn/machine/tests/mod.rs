@@ -17,6 +17,7 @@ use super::*;
 use crate::app_server::decode::{News, Scope, TurnEnd};
 use crate::model::event::{ThreadOrigin, WarningCode};
 use crate::model::failure::FailureReason;
+use crate::model::id::CallerName;
 use crate::model::item::{AgentMessage, CommandExecution, Item, ItemKind};
 use crate::model::question::{Question, QuestionKind, ToolCall};
 

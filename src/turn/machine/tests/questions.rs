@@ -3,7 +3,8 @@
 use super::*;
 use crate::app_server::message::CallId;
 use crate::model::question::Resolution;
-use crate::pb::{ApprovalAnswer, ToolContent};
+use crate::model::question::{ApprovalAnswer, ToolCallAnswer};
+use crate::pb::ToolContent;
 
 const WITHIN: Duration = Duration::from_secs(60);
 
@@ -23,7 +24,16 @@ fn raised(id: &str, is_asked: bool) -> Act {
 }
 
 fn resolved(id: &str, resolution: Resolution) -> Act {
-    Act::Tell(Event::request_resolved(id.to_owned(), resolution, ""))
+    let by = if resolution == Resolution::Answered { "somebody" } else { "sidecar" };
+    resolved_by(id, resolution, by)
+}
+
+fn resolved_by(id: &str, resolution: Resolution, by: &str) -> Act {
+    Act::Tell(Event::request_resolved(id.to_owned(), resolution, by))
+}
+
+fn given(answer: Answer) -> Given {
+    Given::new(answer, CallerName("somebody".into()))
 }
 
 fn says(text: &str) -> ToolCallAnswer {
@@ -33,7 +43,7 @@ fn says(text: &str) -> ToolCallAnswer {
 
 fn answer(to: u64, id: &str, text: &str) -> Input {
     let (to, request_id) = (ReplyTo(to), id.to_owned());
-    Input::Answer { to, request_id, answer: Answer::ToolCall(says(text)) }
+    Input::Answer { to, request_id, given: Box::new(given(Answer::ToolCall(says(text)))) }
 }
 
 fn reply(to: u64, outcome: Result<(), Unanswerable>) -> Act {
@@ -65,8 +75,8 @@ fn what_is_not_asked_is_declined_at_once() {
 fn the_first_answer_counts_and_the_same_one_may_come_again() {
     let mut sim = asking();
     let acts = sim.on(answer(1, "1", "yes"));
-    let given = Act::Answer(call_id(7), says("yes"));
-    assert_eq!(acts, [given, resolved("1", Resolution::Answered), reply(1, Ok(()))]);
+    let handed = Act::Answer(call_id(7), Answer::ToolCall(says("yes")));
+    assert_eq!(acts, [handed, resolved("1", Resolution::Answered), reply(1, Ok(()))]);
     // Codex tells that it has seen the answer.
     let seen = News::RequestResolved(CallId::new(7));
     assert_eq!(sim.tell_of(THREAD, None, seen), []);
@@ -79,12 +89,13 @@ fn the_first_answer_counts_and_the_same_one_may_come_again() {
     sim.complete();
     assert!(sim.is_over());
     let record = sim.machine.into_record();
-    let late = |id: &str, text: &str| record.look_up(id, &Answer::ToolCall(says(text)));
+    let late =
+        |id: &str, text: &str| record.look_up(id, given(Answer::ToolCall(says(text))).digest);
     assert_eq!(late("1", "yes"), Ok(()));
     assert_eq!(late("1", "no"), Err(Unanswerable::Resolved));
     assert_eq!(late("2", "no"), Err(Unanswerable::Unknown));
     let other = Answer::Approval(ApprovalAnswer::default());
-    assert_eq!(record.look_up("1", &other), Err(Unanswerable::Resolved));
+    assert_eq!(record.look_up("1", given(other).digest), Err(Unanswerable::Resolved));
 }
 
 #[test]
@@ -101,9 +112,13 @@ fn an_answer_to_what_was_not_asked_is_told_so_in_every_stage() {
 fn an_answer_of_another_kind_is_none() {
     let mut sim = asking();
     let other = Answer::Approval(ApprovalAnswer::default());
-    let acts = sim.on(Input::Answer { to: ReplyTo(1), request_id: "1".to_owned(), answer: other });
-    let wrong = Unanswerable::OtherKind { given: "approval", wanted: "tool_call" };
-    assert_eq!(acts, [reply(1, Err(wrong))]);
+    let given = Box::new(given(other));
+    let acts = sim.on(Input::Answer { to: ReplyTo(1), request_id: "1".to_owned(), given });
+    let [Act::ReplyAnswered { outcome: Err(Unanswerable::Unfit(faults)), .. }] = &*acts else {
+        panic!("{acts:#?}");
+    };
+    assert_eq!(faults[0].field, "approval");
+    assert!(faults[0].description.contains("tool_call"), "{faults:?}");
     assert_eq!(sim.on(answer(2, "1", "yes")).len(), 3, "it still waits");
 }
 
@@ -141,7 +156,7 @@ fn a_question_that_codex_takes_back_is_withdrawn() {
         assert_eq!(sim.tell_of(thread_id, None, other), []);
         let taken_back = News::RequestResolved(CallId::new(7));
         let acts = sim.tell_of(thread_id, None, taken_back);
-        assert_eq!(acts, [resolved("1", Resolution::Withdrawn)]);
+        assert_eq!(acts, [resolved_by("1", Resolution::Withdrawn, "codex")]);
         assert_eq!(sim.on(answer(1, "1", "yes")), [reply(1, Err(Unanswerable::Resolved))]);
     }
 }
@@ -162,9 +177,9 @@ fn what_stops_or_ends_a_turn_withdraws_its_questions() {
     assert_eq!(acts[1..3], [Act::Decline(call_id(7)), withdrawn()]);
     assert!(sim.is_over());
 
-    // A lost worker needs no answer.
+    // One that is only not heard any more waits for an answer all the same.
     let mut sim = asking();
     let acts = sim.lose_worker();
-    assert_eq!(acts[0], withdrawn());
-    assert!(!acts.contains(&Act::Decline(call_id(7))) && sim.is_over());
+    assert_eq!(acts[..2], [Act::Decline(call_id(7)), withdrawn()]);
+    assert!(sim.is_over());
 }

@@ -10,7 +10,7 @@ use super::*;
 use crate::app_server::message::{CallId, SkippedLine};
 use crate::model::event::RequestResolved;
 use crate::model::failure::TurnError;
-use crate::model::question::Resolution;
+use crate::model::question::{Resolution, ToolCallAnswer};
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -429,7 +429,8 @@ impl World {
             0 => Answer::ToolCall(ToolCallAnswer::default()),
             _ => Answer::Permissions(Default::default()),
         };
-        self.on(Input::Answer { to, request_id: id.to_string(), answer });
+        let given = Box::new(Given::new(answer, CallerName::default()));
+        self.on(Input::Answer { to, request_id: id.to_string(), given });
     }
 
     fn skip(&mut self, what: u8) {
