@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::app_server::client::{CliConfig, CliDefaults, ThreadOpened, WorkspaceWriteConfig};
 use crate::app_server::settings::{self, Settings};
-use crate::model::options::{ApprovalPolicy, SandboxMode, ThreadOptions};
+use crate::model::options::{ApprovalPolicy, ApprovalsReviewer, SandboxMode, ThreadOptions};
 use crate::model::workspace::Workspace;
 
 /// What a thread's turns use where neither the request nor the tool says anything. What a thread was
@@ -24,7 +24,7 @@ pub struct Baseline {
     pub(super) reasoning_summary: Option<String>,
     /// The approval policy, as Codex spells it.
     approval_policy: Option<Value>,
-    /// Who answers what Codex asks; absent with CLIs that know no reviewers.
+    /// Who answers what Codex asks, as Codex spells it; null with CLIs that know no reviewers.
     approvals_reviewer: Option<Value>,
     /// The service tier: `None` with CLIs that do not say, null for none.
     pub(super) service_tier: Option<Value>,
@@ -58,7 +58,7 @@ impl Baseline {
             effort: opened.reasoning_effort,
             reasoning_summary: defaults.config.model_reasoning_summary.clone(),
             approval_policy: Some(opened.approval_policy),
-            approvals_reviewer: opened.approvals_reviewer,
+            approvals_reviewer: Some(opened.approvals_reviewer.unwrap_or_default()),
             service_tier: opened.service_tier,
             workspace_write: Some(workspace_write),
             access: Some(Access { sandbox_policy: opened.sandbox, profile }),
@@ -82,6 +82,10 @@ impl Baseline {
         if options.approval_policy.is_some() {
             baseline.approval_policy = None;
         }
+        let knows_reviewers = baseline.approvals_reviewer != Some(Value::Null);
+        if options.approvals_reviewer.is_some() && knows_reviewers {
+            baseline.approvals_reviewer = None;
+        }
         if asks_for_access(options) {
             baseline.access = None;
             baseline.workspace_write =
@@ -98,6 +102,7 @@ impl Baseline {
     /// Whether all is known that turns with these options need.
     pub fn covers(&self, options: &ThreadOptions) -> bool {
         (options.approval_policy.is_some() || self.approval_policy.is_some())
+            && (options.approvals_reviewer.is_some() || self.approvals_reviewer.is_some())
             && (asks_for_access(options) || self.access.is_some())
             && (!needs_workspace_write(options) || self.workspace_write.is_some())
     }
@@ -106,6 +111,17 @@ impl Baseline {
     pub(super) fn approval_policy(&self, options: &ThreadOptions) -> Value {
         let asked = options.approval_policy.map(approval_policy);
         asked.or_else(|| self.approval_policy.clone()).unwrap_or_default()
+    }
+
+    /// Who answers what turns with these options ask; `None` where the CLI knows nobody but the caller,
+    /// and nobody else is asked for.
+    pub(super) fn approvals_reviewer(&self, options: &ThreadOptions) -> Option<Value> {
+        let own = self.approvals_reviewer.as_ref();
+        match options.approvals_reviewer {
+            Some(ApprovalsReviewer::User) if own == Some(&Value::Null) => None,
+            Some(asked) => Some(approvals_reviewer(asked)),
+            None => own.filter(|own| !own.is_null()).cloned(),
+        }
     }
 
     /// The permission profile of `config.toml` that turns with these options use.
@@ -132,7 +148,7 @@ impl Baseline {
         Rights {
             cwd: &workspace.working_directory,
             approval_policy: self.approval_policy(options),
-            approvals_reviewer: self.approvals_reviewer.as_ref(),
+            approvals_reviewer: self.approvals_reviewer(options),
             access,
         }
     }
@@ -179,7 +195,7 @@ pub(super) struct Rights<'a> {
     pub(super) cwd: &'a Path,
     pub(super) approval_policy: Value,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) approvals_reviewer: Option<&'a Value>,
+    pub(super) approvals_reviewer: Option<Value>,
     #[serde(flatten)]
     pub(super) access: AccessRight<'a>,
 }
@@ -208,7 +224,8 @@ pub(crate) fn started_wider(
     asked: &Settings,
     options: &ThreadOptions,
 ) -> Option<String> {
-    let approvals = options.approval_policy.and_then(|_| granted.asks_otherwise_than(asked));
+    let says_approvals = options.approval_policy.is_some() || options.approvals_reviewer.is_some();
+    let approvals = says_approvals.then(|| granted.asks_otherwise_than(asked)).flatten();
     let access = || asks_for_access(options).then(|| granted.loads_beyond(asked)).flatten();
     approvals.or_else(access)
 }
@@ -220,6 +237,14 @@ pub(super) fn approval_policy(policy: ApprovalPolicy) -> Value {
         // The protocol lost `on-failure`; `codex exec` itself reads it as this.
         ApprovalPolicy::OnRequest | ApprovalPolicy::OnFailure => "on-request",
         ApprovalPolicy::Untrusted => "untrusted",
+    })
+}
+
+/// The reviewer as Codex spells it.
+pub(super) fn approvals_reviewer(reviewer: ApprovalsReviewer) -> Value {
+    json!(match reviewer {
+        ApprovalsReviewer::User => "user",
+        ApprovalsReviewer::AutoReview => "auto_review",
     })
 }
 

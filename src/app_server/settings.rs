@@ -81,7 +81,10 @@ impl Settings {
         };
         Settings {
             approval_policy: approval_policy.clone(),
-            approvals_reviewer: approvals_reviewer.and_then(Value::as_str).map(str::to_owned),
+            approvals_reviewer: approvals_reviewer
+                .as_ref()
+                .and_then(Value::as_str)
+                .map(str::to_owned),
             access,
             working_directory: Some(cwd.to_path_buf()),
         }
@@ -441,7 +444,7 @@ mod tests {
             }));
             let asked = Settings::asked(&Rights {
                 approval_policy: policy,
-                approvals_reviewer: Some(&reviewer),
+                approvals_reviewer: Some(reviewer),
                 ..rights(AccessRight::SandboxPolicy(read_only(false)))
             });
             (told, asked)

@@ -10,7 +10,8 @@ use secrecy::ExposeSecret as _;
 
 use super::*;
 use crate::model::options::{
-    ApprovalPolicy, DynamicTool, ReasoningSummary, SandboxMode, ThreadOptions, WebSearchMode,
+    ApprovalPolicy, ApprovalsReviewer, DynamicTool, ReasoningSummary, SandboxMode, ThreadOptions,
+    WebSearchMode,
 };
 use crate::worker::WorkerLimits;
 
@@ -420,6 +421,7 @@ fn the_list_of_thread_option_keys_is_complete() {
         thread_source: Some(String::new()),
         permission_profile: Some(String::new()),
         reasoning_summary: Some(ReasoningSummary::Auto),
+        approvals_reviewer: Some(ApprovalsReviewer::AutoReview),
     };
     let json = serde_json::to_value(all).unwrap();
     let keys: BTreeSet<&str> = json.as_object().unwrap().keys().map(String::as_str).collect();

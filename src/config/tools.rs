@@ -11,7 +11,7 @@ use crate::model::id::is_hidden;
 use crate::model::options::{DynamicTool, ThreadOptions, ToolDefaults};
 
 /// The keys of `ThreadOptions`; a test keeps the list true.
-pub(super) const THREAD_OPTION_KEYS: [&str; 17] = [
+pub(super) const THREAD_OPTION_KEYS: [&str; 18] = [
     "model",
     "sandbox_mode",
     "working_directory",
@@ -29,6 +29,7 @@ pub(super) const THREAD_OPTION_KEYS: [&str; 17] = [
     "thread_source",
     "permission_profile",
     "reasoning_summary",
+    "approvals_reviewer",
 ];
 
 /// The keys of a tool beside them.

@@ -5,11 +5,11 @@
 
 pub use crate::pb::turn_event::Event;
 pub(crate) use crate::pb::{
-    AgentMessageDelta, CommandOutputDelta, Gap, InterruptReason, ItemCompleted, ItemStarted,
-    ItemUpdated, McpServerState, McpServerStatus, Queued, Raw, ReasoningDelta, ReasoningPart,
-    RequestRaised, RequestResolved, ThreadError, ThreadOrigin, ThreadStarted, TokenUsageUpdated,
-    TurnCompleted, TurnDiffUpdated, TurnEvent, TurnFailed, TurnInterrupted, TurnStarted, Usage,
-    Warning,
+    AgentMessageDelta, ApprovalReviewStatus, ApprovalReviewed, CommandOutputDelta, Gap,
+    InterruptReason, ItemCompleted, ItemStarted, ItemUpdated, McpServerState, McpServerStatus,
+    Queued, Raw, ReasoningDelta, ReasoningPart, RequestRaised, RequestResolved, ThreadError,
+    ThreadOrigin, ThreadStarted, TokenUsageUpdated, TurnCompleted, TurnDiffUpdated, TurnEvent,
+    TurnFailed, TurnInterrupted, TurnStarted, Usage, Warning,
 };
 
 use crate::model::failure::TurnError;

@@ -38,6 +38,16 @@ pub enum ApprovalPolicy {
     Untrusted,
 }
 
+/// Who answers the approvals that Codex asks for (`approvals_reviewer` of the CLI).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ApprovalsReviewer {
+    /// The caller.
+    User,
+    /// Codex's own reviewer, a model.
+    AutoReview,
+}
+
 /// Whether the model may search the web (`web_search` of the CLI).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -169,6 +179,9 @@ pub struct ThreadOptions {
     /// How much of its reasoning the model sums up.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reasoning_summary: Option<ReasoningSummary>,
+    /// Who answers the approvals that Codex asks for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub approvals_reviewer: Option<ApprovalsReviewer>,
 }
 
 impl ThreadOptions {
@@ -195,6 +208,7 @@ impl ThreadOptions {
             thread_source,
             permission_profile,
             reasoning_summary,
+            approvals_reviewer,
         } = self;
         let says_access = sandbox_mode.is_some() || permission_profile.is_some();
         let says_web_search = web_search_mode.is_some() || web_search_enabled.is_some();
@@ -238,6 +252,7 @@ impl ThreadOptions {
                 defaults.permission_profile.clone()
             },
             reasoning_summary: reasoning_summary.or(defaults.reasoning_summary),
+            approvals_reviewer: approvals_reviewer.or(defaults.approvals_reviewer),
         }
     }
 

@@ -19,6 +19,12 @@ const EXCERPT_CHARS: usize = 80;
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Directive {
     Run(String),
+    /// A command that asks to leave the sandbox.
+    Escalate(String),
+    /// Questions to the user.
+    Ask(Vec<Question>),
+    /// Permissions that are asked for, as the tool takes them.
+    Permit(Value),
     Tool {
         name: String,
         arguments: Value,
@@ -32,6 +38,10 @@ pub(super) enum Directive {
     Show(String),
     Words(usize),
     Bytes(usize),
+    /// What Codex's reviewer says of what this turn asks.
+    Review(Verdict),
+    /// The calls before and after it are made at once.
+    And,
     Slow(Duration),
     Wait(Duration),
     Status {
@@ -51,16 +61,44 @@ pub(super) enum Directive {
     Hang,
 }
 
+/// A question to the user.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Question {
+    pub(super) text: String,
+    pub(super) options: Vec<String>,
+}
+
+/// What a reviewer says.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Verdict {
+    /// Why it may be done.
+    Allow(String),
+    /// Why it may not be done.
+    Deny(String),
+    /// No verdict at all.
+    Nonsense,
+    /// Nothing, ever.
+    Hang,
+}
+
 impl Directive {
     /// Whether Codex has to run a tool, and to ask again with its output, before the next directive.
     pub(super) fn is_call(&self) -> bool {
         match self {
-            Self::Run(_) | Self::Tool { .. } | Self::Plan(_) | Self::Patch(_) => true,
+            Self::Run(_)
+            | Self::Escalate(_)
+            | Self::Ask(_)
+            | Self::Permit(_)
+            | Self::Tool { .. }
+            | Self::Plan(_)
+            | Self::Patch(_) => true,
             Self::Reason(_)
             | Self::Say(_)
             | Self::Show(_)
             | Self::Words(_)
             | Self::Bytes(_)
+            | Self::Review(_)
+            | Self::And
             | Self::Slow(_)
             | Self::Wait(_)
             | Self::Status { .. }
@@ -124,6 +162,15 @@ pub(super) fn parse(prompt: &str) -> Result<Vec<Directive>, Malformed> {
     Ok(directives)
 }
 
+/// What the last `[[review …]]` in a text says, whatever else is in it.
+pub(super) fn verdict(text: &str) -> Option<Verdict> {
+    const OPENING: &str = "[[review";
+    text.rmatch_indices(OPENING).find_map(|(at, _)| {
+        let (body, _) = close(&text[at + OPENING.len()..]).ok()?;
+        review(body.trim()).ok()
+    })
+}
+
 /// What stands between a directive's word and its closing brackets.
 struct Body<'a> {
     /// Trimmed. For `tool`, the name alone.
@@ -137,7 +184,7 @@ impl<'a> Body<'a> {
     fn read(word: &str, arguments: &'a str) -> Result<Self, String> {
         // JSON is read by a JSON reader: its strings may hold brackets of any kind.
         match word {
-            "json" => Self::with_json(arguments),
+            "json" | "permit" => Self::with_json(arguments),
             "tool" => {
                 let start = arguments.trim_start();
                 let name_end =
@@ -204,6 +251,13 @@ fn directive(word: &str, body: &Body<'_>) -> Result<Directive, String> {
     };
     Ok(match word {
         "run" => Directive::Run(needed("the command")?),
+        "escalate" => Directive::Escalate(needed("the command")?),
+        "ask" => Directive::Ask(questions(text)?),
+        "permit" => match &body.json {
+            Some(permissions @ Value::Object(_)) => Directive::Permit(permissions.clone()),
+            _ => return Err("the permissions are an object".to_owned()),
+        },
+        "review" => Directive::Review(review(text)?),
         "tool" => Directive::Tool {
             name: needed("the tool's name")?,
             arguments: body.json.clone().unwrap_or(Value::Object(Map::new())),
@@ -279,15 +333,44 @@ fn directive(word: &str, body: &Body<'_>) -> Result<Directive, String> {
             }
         }
         "incomplete" => Directive::Incomplete(needed("the reason")?),
-        "next" | "end" | "cut" | "hang" if !text.is_empty() => {
+        "and" | "next" | "end" | "cut" | "hang" if !text.is_empty() => {
             return Err("it takes no arguments".to_owned());
         }
+        "and" => Directive::And,
         "next" => Directive::Next,
         "end" => Directive::End,
         "cut" => Directive::Cut,
         "hang" => Directive::Hang,
         _ => return Err(format!("there is no directive `{word}`")),
     })
+}
+
+/// `Which? | this | that`, and more of them after `;`.
+fn questions(text: &str) -> Result<Vec<Question>, String> {
+    let question = |text: &str| {
+        let mut parts = text.split('|').map(|part| part.trim().to_owned());
+        let text = parts.next().filter(|text| !text.is_empty())?;
+        let options: Vec<String> = parts.filter(|option| !option.is_empty()).collect();
+        (!options.is_empty()).then_some(Question { text, options })
+    };
+    let asked = text.split(';').map(question).collect::<Option<Vec<Question>>>();
+    asked.ok_or_else(|| "a question and what to choose from are needed: `Q? | A | B`".to_owned())
+}
+
+/// `allow WHY`, `deny WHY`, `nonsense` or `hang`.
+fn review(text: &str) -> Result<Verdict, String> {
+    let (word, why) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
+    let why = || match why.trim() {
+        "" => "as the prompt asked".to_owned(),
+        why => why.to_owned(),
+    };
+    match word {
+        "allow" => Ok(Verdict::Allow(why())),
+        "deny" => Ok(Verdict::Deny(why())),
+        "nonsense" => Ok(Verdict::Nonsense),
+        "hang" => Ok(Verdict::Hang),
+        _ => Err("a review is `allow`, `deny`, `nonsense` or `hang`".to_owned()),
+    }
 }
 
 fn count(text: &str, most: usize) -> Result<usize, String> {
@@ -350,6 +433,38 @@ mod tests {
     }
 
     #[test]
+    fn what_is_asked_is_read() {
+        let question = |text: &str, options: &[&str]| Question {
+            text: text.to_owned(),
+            options: options.iter().map(|option| (*option).to_owned()).collect(),
+        };
+        assert_eq!(
+            parse(
+                "[[ask Which? | Red | Blue; And? | A]] [[permit {\"network\": {\"enabled\": true}}]] \
+                 [[escalate ls]] [[and]] [[review deny]]"
+            ),
+            Ok(vec![
+                Directive::Ask(vec![
+                    question("Which?", &["Red", "Blue"]),
+                    question("And?", &["A"])
+                ]),
+                Directive::Permit(json!({"network": {"enabled": true}})),
+                Directive::Escalate("ls".into()),
+                Directive::And,
+                Directive::Review(Verdict::Deny("as the prompt asked".into())),
+            ])
+        );
+    }
+
+    #[test]
+    fn the_last_verdict_in_a_text_counts() {
+        let allow = Some(Verdict::Allow("it is fine".into()));
+        assert_eq!(verdict("x [[review deny no]] y [[review allow it is fine]] z"), allow);
+        assert_eq!(verdict("[[review allow it is fine]] [[review perhaps]] [[review"), allow);
+        assert_eq!(verdict("no [[say review]]"), None);
+    }
+
+    #[test]
     fn prose_with_brackets_is_prose() {
         for prompt in ["if [[ -f x ]]; then", "[[[", "[[1],[2]]", "[[Bin]]", "]]", ""] {
             assert_eq!(parse(prompt), Ok(vec![]), "{prompt}");
@@ -371,6 +486,11 @@ mod tests {
             ("[[json {} {}]]", "must follow the JSON"),
             ("[[tool x nope]]", "not JSON"),
             ("[[cut now]]", "takes no arguments"),
+            ("[[ask Which?]]", "what to choose from"),
+            ("[[ask ; A | B]]", "a question"),
+            ("[[permit 7]]", "an object"),
+            ("[[permit]]", "not JSON"),
+            ("[[review perhaps]]", "`allow`, `deny`"),
             ("[[say fine]] [[plan ;]]", "the steps are missing"),
         ] {
             let error = parse(prompt).unwrap_err().to_string();

@@ -33,7 +33,12 @@
 //! | `[[write FILE TEXT]]` | a file change: FILE (no spaces) with TEXT, which may have many lines |
 //! | `[[patch PATCH]]` | any other file change, in the language of `apply_patch` (`*** Update File: …`), with or without its first and last line |
 //! | `[[plan A; B; C]]` | a plan: A completed, B in progress, the rest pending |
+//! | `[[escalate COMMAND]]` | a shell command outside the sandbox, which Codex asks for under `on-request` |
+//! | `[[ask QUESTION \| A \| B; …]]` | questions to the user, each with what to choose from; their ids are `q1`, `q2`, … |
+//! | `[[permit {…}]]` | a request for more permissions: `{"network": {"enabled": true}, "file_system": {"write": ["/…"]}}` |
 //! | `[[tool NAME {…}]]` | a call of any tool with these arguments: built-in, dynamic, or `server.tool` for MCP; the JSON may be left out. A freeform tool takes its `input` |
+//! | `[[and]]` | between two calls: both are made at once |
+//! | `[[review allow WHY]]`, `[[review deny WHY]]` | what Codex's reviewer says of all that the turn asks for, with `approvals_reviewer = auto_review`; without it, that it may. `[[review nonsense]]` is no verdict, `[[review hang]]` never comes |
 //! | `[[slow MS]]` | a pause of MS milliseconds between deltas, wherever it stands in the prompt (also `[[slow 1s]]`) |
 //! | `[[wait DURATION]]` | a pause before what follows: `500ms`, `2s`, `1m 30s` |
 //! | `[[status CODE]]`, `[[status CODE SECONDS]]` | HTTP status 400 to 599 instead of an answer, with `Retry-After: SECONDS`. Comes first, or right after a call: an answer that has begun has its status |
@@ -44,15 +49,18 @@
 //! | `[[cut]]` | the connection breaks in the middle of a message |
 //! | `[[hang]]` | silence, until the client goes away |
 //!
-//! `status`, `fail`, `incomplete`, `end`, `cut` and `hang` end the answer; what follows them is not done. The calls are `run`, `write`,
-//! `patch`, `plan` and `tool`: Codex answers each with a new request, whose tool outputs since the last user message
-//! say how many are done.
+//! `status`, `fail`, `incomplete`, `end`, `cut` and `hang` end the answer; what follows them is not done. The calls are
+//! `run`, `write`, `patch`, `plan`, `escalate`, `ask`, `permit` and `tool`: Codex answers each, or those that `[[and]]`
+//! joins together, with a new request, whose tool outputs since the last user message say how many are done. One that
+//! was denied counts as done, like any other.
 //!
-//! An approval is asked for with a call that wants to leave the sandbox, under the policy `on-request`; a denied one
-//! counts as done, like any other.
+//! What Codex asks its user comes of `escalate` (a command), `write` and `patch` where the sandbox is read-only (a
+//! change of files), `permit`, `ask`, and `tool` with an MCP server's tool or a function that the caller lends.
+//! `ask` and `permit` need features that Codex has off by default; the overrides below switch them on.
 //!
 //! ```text
-//! [[tool exec_command {"cmd": "ls", "sandbox_permissions": "require_escalated", "justification": "may I?"}]]
+//! [[escalate rm -r build]] [[ask Which one? | the first | the second]] [[say thank you]]
+//! [[tool look {"n": 1}]] [[and]] [[tool look {"n": 2}]] [[say both]]
 //! [[reason let me look]] [[run ls -l]] [[write notes.txt done]] [[say I wrote it down]]
 //! ```
 
@@ -144,6 +152,10 @@ impl OfflineModel {
                 "model_providers.offline.stream_max_retries=0",
                 // Off by default since about 0.160; `[[plan]]` needs it.
                 "tools.update_plan.enabled=true",
+                // Off by default: `[[ask]]` and `[[permit]]` need them. Codex would warn of them on every thread.
+                "features.default_mode_request_user_input=true",
+                "features.request_permissions_tool=true",
+                "suppress_unstable_features_warning=true",
             ]
             .map(str::to_owned),
         )

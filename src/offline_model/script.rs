@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::directive::{self, Directive};
+use super::directive::{self, Directive, Question, Verdict};
 
 /// How long a command may run before its call returns without it. The longest that `exec_command` takes; the
 /// default of ten seconds would end a turn while its command is still at work.
@@ -78,6 +78,9 @@ pub(super) struct Usage {
 /// Decides the answer to a request body.
 pub(super) fn decide(request: &Value) -> Script {
     let history = History::read(request);
+    if let Some(script) = review(request) {
+        return script;
+    }
     let mut script = match directive::parse(&history.prompt) {
         Ok(directives) => perform(&directives, &history, request),
         Err(malformed) => say(malformed.to_string()),
@@ -88,6 +91,37 @@ pub(super) fn decide(request: &Value) -> Script {
         ..spent(&script.steps)
     };
     script
+}
+
+/// The verdict, where the request is that of Codex's reviewer: what the prompt under review says, else that all is
+/// well. The reviewer has the conversation before it, prompts and their directives included.
+fn review(request: &Value) -> Option<Script> {
+    let wanted = request.pointer("/text/format/schema/properties")?;
+    if wanted.get("outcome").is_none() || wanted.get("user_authorization").is_none() {
+        return None;
+    }
+    let verdict = |outcome: &str, risk: &str, why: String| {
+        let verdict = json!({"outcome": outcome, "risk_level": risk, "user_authorization": "medium",
+                             "rationale": why});
+        Step::Answer(Answer::Text(verdict.to_string()))
+    };
+    let items = request["input"].as_array()?;
+    let mut verdicts =
+        items.iter().rev().filter(|item| item["role"] == "user").filter_map(|item| {
+            item["content"]
+                .as_array()?
+                .iter()
+                .rev()
+                .find_map(|part| directive::verdict(part["text"].as_str()?))
+        });
+    let step = match verdicts.next() {
+        None => verdict("allow", "low", "the prompt says nothing against it".to_owned()),
+        Some(Verdict::Allow(why)) => verdict("allow", "low", why),
+        Some(Verdict::Deny(why)) => verdict("deny", "high", why),
+        Some(Verdict::Nonsense) => Step::Answer(Answer::Text("neither yes nor no".to_owned())),
+        Some(Verdict::Hang) => Step::Hang,
+    };
+    Some(ended(vec![step], Duration::ZERO))
 }
 
 /// What the request's `input` tells about the thread.
@@ -234,7 +268,7 @@ fn perform(directives: &[Directive], history: &History, request: &Value) -> Scri
     let outputs = if parts.len() > 1 { history.outputs_since } else { history.outputs };
     // The last part is for all turns from there on.
     parts.truncate(history.continuations + 1);
-    let mut remaining = parts.last().copied().unwrap_or_default().iter();
+    let mut remaining = parts.last().copied().unwrap_or_default().iter().peekable();
     for _ in 0..outputs {
         if !remaining.any(Directive::is_call) {
             break;
@@ -244,9 +278,11 @@ fn perform(directives: &[Directive], history: &History, request: &Value) -> Scri
     let offered = Offered(request["tools"].as_array().map_or(&[], Vec::as_slice));
     let mut steps = Vec::new();
     let mut answered = false;
-    for directive in remaining {
+    while let Some(directive) = remaining.next() {
         let answer = match directive {
-            Directive::Slow(_) | Directive::Next => continue,
+            Directive::Slow(_) | Directive::Review(_) | Directive::And | Directive::Next => {
+                continue;
+            }
             Directive::Wait(pause) => {
                 steps.push(Step::Wait(*pause));
                 continue;
@@ -294,11 +330,22 @@ fn perform(directives: &[Directive], history: &History, request: &Value) -> Scri
                 steps.push(Step::Incomplete { reason: reason.clone() });
                 return ended(steps, pace);
             }
-            Directive::Run(command) => return call(offered.run(command), steps, pace),
-            Directive::Patch(patch) => return call(offered.patch(patch), steps, pace),
-            Directive::Plan(plan) => return call(offered.plan(plan), steps, pace),
-            Directive::Tool { name, arguments } => {
-                return call(Ok(offered.call(name, arguments)), steps, pace);
+            Directive::Run(_)
+            | Directive::Escalate(_)
+            | Directive::Ask(_)
+            | Directive::Permit(_)
+            | Directive::Patch(_)
+            | Directive::Plan(_)
+            | Directive::Tool { .. } => {
+                match offered.directed(directive) {
+                    Ok(call) => steps.push(Step::Call(call)),
+                    Err(why) => return say(why),
+                }
+                // Codex answers all calls of one response with one request.
+                if remaining.next_if_eq(&&Directive::And).is_some() {
+                    continue;
+                }
+                return ended(steps, pace);
             }
         };
         steps.push(Step::Answer(answer));
@@ -319,16 +366,6 @@ fn ended(steps: Vec<Step>, pace: Duration) -> Script {
 
 fn say(text: String) -> Script {
     ended(vec![Step::Answer(Answer::Text(text))], Duration::ZERO)
-}
-
-fn call(call: Result<Call, String>, mut steps: Vec<Step>, pace: Duration) -> Script {
-    match call {
-        Ok(call) => {
-            steps.push(Step::Call(call));
-            ended(steps, pace)
-        }
-        Err(why) => say(why),
-    }
 }
 
 /// The tools that the request offers.
@@ -361,6 +398,24 @@ impl Offered<'_> {
             let found = tools.iter().find(|tool| tool["name"] == wanted)?;
             Some((found, Some(group)))
         })
+    }
+
+    /// The call that a directive asks for.
+    fn directed(&self, directive: &Directive) -> Result<Call, String> {
+        match directive {
+            Directive::Run(command) => self.run(command),
+            Directive::Escalate(command) => self.escalate(command),
+            Directive::Ask(questions) => Ok(self.ask(questions)),
+            Directive::Permit(permissions) => {
+                let reason = "as the prompt asked";
+                let arguments = json!({"permissions": permissions, "reason": reason});
+                Ok(self.call("request_permissions", &arguments))
+            }
+            Directive::Patch(patch) => self.patch(patch),
+            Directive::Plan(plan) => self.plan(plan),
+            Directive::Tool { name, arguments } => Ok(self.call(name, arguments)),
+            other => Err(format!("offline model: {other:?} is no call")),
+        }
     }
 
     /// Any tool. One that isn't offered is called all the same: models do that too, and Codex has an answer to it.
@@ -405,6 +460,25 @@ impl Offered<'_> {
             return Ok(Call::LocalShell { command: argv.map(str::to_owned).to_vec() });
         }
         Err("offline model: the request offers no tool that runs commands".to_owned())
+    }
+
+    fn escalate(&self, command: &str) -> Result<Call, String> {
+        let mut call = self.run(command)?;
+        if let Call::Function { arguments, .. } = &mut call {
+            arguments["sandbox_permissions"] = "require_escalated".into();
+            arguments["justification"] = "as the prompt asked".into();
+        }
+        Ok(call)
+    }
+
+    fn ask(&self, questions: &[Question]) -> Call {
+        let asked = questions.iter().enumerate().map(|(at, Question { text, options })| {
+            let options = options.iter().map(|label| json!({"label": label, "description": label}));
+            json!({"id": format!("q{}", at + 1), "header": format!("Question {}", at + 1),
+                   "question": text, "options": options.collect::<Vec<_>>()})
+        });
+        let arguments = json!({"questions": asked.collect::<Vec<_>>()});
+        self.call("request_user_input", &arguments)
     }
 
     fn patch(&self, patch: &str) -> Result<Call, String> {
@@ -643,6 +717,93 @@ mod tests {
                                 {"step": "c", "status": "pending"}]})
             )
         );
+    }
+
+    #[test]
+    fn what_codex_is_to_ask_for_is_called_as_codex_takes_it() {
+        let tools = json!([
+            {"type": "function", "name": "exec_command",
+             "parameters": {"properties": {"login": {"type": "boolean"}}}},
+            {"type": "function", "name": "request_user_input"},
+            {"type": "function", "name": "request_permissions"},
+        ]);
+        let one = |prompt: &str| {
+            let [Step::Call(Call::Function { name, arguments, .. })] =
+                &steps(tools.clone(), [user(prompt)])[..]
+            else {
+                panic!("{prompt}")
+            };
+            (name.clone(), arguments.clone())
+        };
+        let escalated = json!({"cmd": "ls", "yield_time_ms": 30_000, "login": false,
+                               "sandbox_permissions": "require_escalated",
+                               "justification": "as the prompt asked"});
+        assert_eq!(one("[[escalate ls]]"), ("exec_command".to_owned(), escalated));
+        let question = |id: &str, header: &str, text: &str, labels: &[&str]| {
+            let options = labels.iter().map(|label| json!({"label": label, "description": label}));
+            json!({"id": id, "header": header, "question": text,
+                   "options": options.collect::<Vec<_>>()})
+        };
+        let questions = json!({"questions": [question("q1", "Question 1", "Which?", &["A", "B"]),
+                                             question("q2", "Question 2", "And?", &["C"])]});
+        assert_eq!(
+            one("[[ask Which? | A | B; And? | C]]"),
+            ("request_user_input".to_owned(), questions)
+        );
+        let permissions = json!({"permissions": {"network": {"enabled": true}},
+                                 "reason": "as the prompt asked"});
+        assert_eq!(
+            one("[[permit {\"network\": {\"enabled\": true}}]]"),
+            ("request_permissions".to_owned(), permissions)
+        );
+    }
+
+    #[test]
+    fn calls_that_are_joined_are_made_at_once_and_their_outputs_counted() {
+        let tools = json!([{"type": "function", "name": "f"}]);
+        let called = |numbers: &[u32]| -> Vec<Step> {
+            let call = |number: &u32| {
+                let (name, arguments) = ("f".to_owned(), json!({"n": number}));
+                Step::Call(Call::Function { name, namespace: None, arguments })
+            };
+            numbers.iter().map(call).collect()
+        };
+        let prompt =
+            "[[tool f {\"n\": 1}]] [[and]] [[tool f {\"n\": 2}]] [[tool f {\"n\": 3}]] [[say a]]";
+        let after = |outputs: usize| {
+            let outputs = (0..outputs).map(|_| output());
+            steps(tools.clone(), [user(prompt)].into_iter().chain(outputs))
+        };
+        assert_eq!(after(0), called(&[1, 2]));
+        assert_eq!(after(2), called(&[3]));
+        assert_eq!(after(3), [text("a")]);
+    }
+
+    #[test]
+    fn codexs_reviewer_gets_the_verdict_of_the_last_prompt_that_has_one() {
+        // As 0.169.0 asks: what was said before stands in the reviewer's own words.
+        let verdict = |said: &[&str]| {
+            let input: Vec<Value> = said
+                .iter()
+                .map(|said| user(&format!("[1] Retained source order: 0\nuser: {said}")))
+                .collect();
+            let properties = json!({"outcome": {}, "user_authorization": {}, "rationale": {}});
+            let format = json!({"type": "json_schema", "schema": {"properties": properties}});
+            let mut steps = decide(&json!({"input": input, "text": {"format": format}})).steps;
+            assert_eq!(steps.len(), 1);
+            steps.remove(0)
+        };
+        let read = |step: Step| {
+            let Step::Answer(Answer::Text(text)) = step else { panic!("{step:?}") };
+            let verdict: Value = serde_json::from_str(&text).unwrap();
+            (verdict["outcome"].clone(), verdict["rationale"].clone())
+        };
+        let denied = verdict(&["[[escalate ls]] [[review allow]]", "[[review deny it lists]] x"]);
+        assert_eq!(read(denied), (json!("deny"), json!("it lists")));
+        let (outcome, _) = read(verdict(&["[[escalate ls]]"]));
+        assert_eq!(outcome, "allow");
+        assert_eq!(verdict(&["[[review hang]]"]), Step::Hang);
+        assert_eq!(verdict(&["[[review nonsense]]"]), text("neither yes nor no"));
     }
 
     #[test]

@@ -35,6 +35,7 @@ mod ownership;
 #[cfg(target_os = "linux")]
 mod processes;
 mod python_client;
+mod questions;
 mod queueing;
 mod registry;
 mod run_turn;

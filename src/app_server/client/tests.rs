@@ -15,7 +15,8 @@ use crate::app_server::baseline::{Baseline, Lingering};
 use crate::app_server::mcp;
 use crate::app_server::peer::{Peer, PeerLimits};
 use crate::model::options::{
-    ApprovalPolicy, DynamicTool, ReasoningSummary, SandboxMode, ThreadOptions, WebSearchMode,
+    ApprovalPolicy, ApprovalsReviewer, DynamicTool, ReasoningSummary, SandboxMode, ThreadOptions,
+    WebSearchMode,
 };
 use crate::model::request::UserInput;
 use crate::model::workspace::Workspace;
@@ -78,6 +79,7 @@ fn all_options() -> ThreadOptions {
         thread_source: Some("source".to_owned()),
         permission_profile: None,
         reasoning_summary: Some(ReasoningSummary::Concise),
+        approvals_reviewer: Some(ApprovalsReviewer::AutoReview),
     }
 }
 
@@ -104,6 +106,7 @@ async fn a_thread_is_asked_for_with_all_that_its_options_say() {
                 "cwd": "/w",
                 "model": "m",
                 "approvalPolicy": "on-request",
+                "approvalsReviewer": "auto_review",
                 "sandbox": "read-only",
                 "ephemeral": true,
                 "threadSource": "source",
@@ -114,7 +117,8 @@ async fn a_thread_is_asked_for_with_all_that_its_options_say() {
             })
         )
     );
-    let baseline = Baseline::of(opened(json!({})), &CliDefaults::default());
+    let told = opened(json!({ "approvalsReviewer": "user" }));
+    let baseline = Baseline::of(told, &CliDefaults::default());
     let nothing = ThreadOptions::default();
     let resumed = LoadThread::from_rollout("t", &nothing, &baseline, &load, directory);
     assert_eq!(
@@ -126,6 +130,7 @@ async fn a_thread_is_asked_for_with_all_that_its_options_say() {
                 "cwd": "/w",
                 "excludeTurns": true,
                 "approvalPolicy": { "granular": {} },
+                "approvalsReviewer": "user",
                 "sandbox": "read-only",
                 "config": config,
                 "baseInstructions": "base",
@@ -198,7 +203,7 @@ async fn a_turn_is_asked_for_with_all_that_its_options_and_the_defaults_say() {
                 "input": input,
                 "cwd": "/w",
                 "approvalPolicy": "on-request",
-                "approvalsReviewer": "user",
+                "approvalsReviewer": "auto_review",
                 "sandboxPolicy": {
                     "type": "workspaceWrite",
                     "writableRoots": ["/c", "/extra"],

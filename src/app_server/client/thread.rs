@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::app_server::baseline::{Baseline, approval_policy, asks_for_access};
+use crate::app_server::baseline::{Baseline, approval_policy, approvals_reviewer, asks_for_access};
 use crate::app_server::client::Client;
 use crate::app_server::decode::CodexThread;
 use crate::app_server::mcp;
@@ -63,6 +63,8 @@ pub struct LoadThread {
     #[serde(skip_serializing_if = "Option::is_none")]
     approval_policy: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    approvals_reviewer: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     sandbox: Option<&'static str>,
     #[serde(skip_serializing_if = "is_false")]
     ephemeral: bool,
@@ -89,7 +91,7 @@ fn is_false(flag: &bool) -> bool {
 impl LoadThread {
     /// A new thread.
     ///
-    /// The approval policy goes along, and where a sandbox or a profile is asked for the read-only
+    /// The approval policy and the reviewer go along, and where a sandbox or a profile is asked for the read-only
     /// sandbox: MCP servers are started with them, and would else let a tool run that only the
     /// configuration's own rights allow. What is more than read-only is left to `turn/start`: a
     /// `thread/start` with a working directory and the workspace-write or no sandbox (by its name or by
@@ -106,6 +108,7 @@ impl LoadThread {
         LoadThread {
             model: options.model.clone(),
             approval_policy: options.approval_policy.map(approval_policy),
+            approvals_reviewer: options.approvals_reviewer.map(approvals_reviewer),
             sandbox: asks_for_access(options).then_some("read-only"),
             ephemeral,
             thread_source: options.thread_source.clone(),
@@ -129,7 +132,7 @@ impl LoadThread {
 
     /// A thread from its rollout, for turns that by default use this.
     ///
-    /// Without an approval policy and a sandbox Codex would take those of the thread's last turn, and
+    /// Without an approval policy, a reviewer and a sandbox Codex would take those of the thread's last turn, and
     /// start the MCP servers with them: the first turn would race with what its own `turn/start` changes.
     /// So it is loaded with the least, and the turn adds to that.
     pub fn from_rollout(
@@ -142,6 +145,7 @@ impl LoadThread {
         LoadThread {
             thread_id: Some(thread_id.to_owned()),
             approval_policy: Some(baseline.approval_policy(options)),
+            approvals_reviewer: baseline.approvals_reviewer(options),
             sandbox: Some("read-only"),
             // The answer of a 60-turn thread shrinks from 156 kB to 2 kB.
             exclude_turns: true,
@@ -156,6 +160,7 @@ impl LoadThread {
             cwd: working_directory.to_owned(),
             model: None,
             approval_policy: None,
+            approvals_reviewer: None,
             sandbox: None,
             ephemeral: false,
             exclude_turns: false,

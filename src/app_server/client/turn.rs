@@ -194,7 +194,7 @@ impl Client {
 mod tests {
     use super::*;
     use crate::app_server::client::{CliConfig, CliDefaults, ThreadOpened};
-    use crate::model::options::SandboxMode;
+    use crate::model::options::{ApprovalsReviewer, SandboxMode};
 
     fn opened(more: Value) -> ThreadOpened {
         let mut opened = json!({
@@ -298,6 +298,31 @@ mod tests {
         let field = ThreadOptions { reasoning_summary: Some(ReasoningSummary::Concise), ..asked };
         assert_eq!(params(&field, false)["summary"], "concise");
         assert!(Lingering::after(&field, &configured).summary);
+    }
+
+    #[test]
+    fn every_turn_says_who_reviews_unless_the_cli_knows_nobody_but_the_caller() {
+        let asks = |reviewer| ThreadOptions { approvals_reviewer: reviewer, ..Default::default() };
+        let auto = asks(Some(ApprovalsReviewer::AutoReview));
+        let user = asks(Some(ApprovalsReviewer::User));
+        let told = |reviewer: Value| opened(json!({ "approvalsReviewer": reviewer }));
+        let defaults = CliDefaults::default();
+        let says = |baseline: &Baseline, options: &ThreadOptions| {
+            params_over(baseline, options, Lingering::default())["approvalsReviewer"].clone()
+        };
+
+        let known = Baseline::of(told(json!("user")), &defaults);
+        assert_eq!(says(&known, &auto), "auto_review");
+        assert_eq!(says(&known, &asks(None)), "user");
+        // What a thread was started with is an override: the default is still to be found out.
+        let started = Baseline::of_started(told(json!("auto_review")), &auto, &defaults, None);
+        assert!(started.covers(&user) && !started.covers(&asks(None)));
+
+        let old = Baseline::of_started(told(Value::Null), &user, &defaults, None);
+        assert!(old.covers(&asks(None)));
+        assert_eq!(says(&old, &user), Value::Null);
+        // It is refused by what the CLI then tells.
+        assert_eq!(says(&old, &auto), "auto_review");
     }
 
     #[test]

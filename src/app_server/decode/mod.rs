@@ -11,6 +11,7 @@ mod kin;
 mod parts;
 mod question;
 mod retry;
+mod review;
 mod skipped;
 
 use serde::Deserialize;
@@ -211,6 +212,9 @@ fn news(method: &str, params: &Parts<'_>) -> Option<News> {
             let reason = params.text("reason").unwrap_or_else(|| params.json("reason"));
             let message = format!("{to} answers instead of {from}");
             Event::warning(WarningCode::ModelRerouted, message, reason)
+        }
+        "item/autoApprovalReview/started" | "item/autoApprovalReview/completed" => {
+            Event::ApprovalReviewed(review::review(params)?)
         }
         "error" => {
             let error: CodexTurnError = params.read("error")?;

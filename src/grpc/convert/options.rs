@@ -11,8 +11,9 @@ use serde_json::{Map, Number, Value, json};
 
 use super::{Faults, show};
 use crate::model::options::{
-    ApprovalPolicy, DEEPEST_CONFIG, DynamicTool, REASONING_SUMMARY_KEY, ReasoningSummary,
-    SandboxMode, ThreadOptions, ToolDefaults, TurnOptions, WebSearchMode, config_depth,
+    ApprovalPolicy, ApprovalsReviewer, DEEPEST_CONFIG, DynamicTool, REASONING_SUMMARY_KEY,
+    ReasoningSummary, SandboxMode, ThreadOptions, ToolDefaults, TurnOptions, WebSearchMode,
+    config_depth,
 };
 use crate::model::request::{BusyPolicy, DisconnectPolicy, MissingThreadPolicy, QuestionPolicy};
 use crate::output_schema;
@@ -58,7 +59,7 @@ pub(super) fn thread_options(
         thread_source,
         permission_profile,
         reasoning_summary,
-        approvals_reviewer: _,
+        approvals_reviewer,
         service_tier: _,
     } = options;
 
@@ -93,6 +94,7 @@ pub(super) fn thread_options(
         thread_source: Some(thread_source.trim().to_owned()).filter(|source| !source.is_empty()),
         permission_profile: profile(&permission_profile, sandbox_mode, faults),
         reasoning_summary: summary(reasoning_summary, faults).or(configured_summary),
+        approvals_reviewer: reviewer(approvals_reviewer, faults),
     }
 }
 
@@ -304,6 +306,15 @@ fn approval(number: i32, faults: &mut Faults) -> Option<ApprovalPolicy> {
         Pb::OnRequest => Some(ApprovalPolicy::OnRequest),
         Pb::OnFailure => Some(ApprovalPolicy::OnFailure),
         Pb::Untrusted => Some(ApprovalPolicy::Untrusted),
+    }
+}
+
+fn reviewer(number: i32, faults: &mut Faults) -> Option<ApprovalsReviewer> {
+    use pb::ApprovalsReviewer as Pb;
+    match value_of("thread_options.approvals_reviewer", number, Pb::as_str_name, faults) {
+        Pb::Unspecified => None,
+        Pb::User => Some(ApprovalsReviewer::User),
+        Pb::AutoReview => Some(ApprovalsReviewer::AutoReview),
     }
 }
 
