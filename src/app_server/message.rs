@@ -110,6 +110,16 @@ pub struct Asked {
     pub bytes: usize,
 }
 
+impl Asked {
+    /// Whether it is about the process, and no turn's matter: it is answered at once.
+    pub fn is_of_the_process(&self) -> bool {
+        matches!(
+            self.call.method.as_str(),
+            "currentTime/read" | "attestation/generate" | "account/chatgptAuthTokens/refresh"
+        )
+    }
+}
+
 /// A request of the worker, as far as its answer needs it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Call {

@@ -36,8 +36,11 @@ pub struct PeerLimits {
     pub max_garbage_lines: u64,
     /// How long one line may take to be written; longer closes the peer. Default 10 s.
     pub write_timeout: Duration,
-    /// How many requests may wait to be written, and how many answers; more answers close the peer.
+    /// How many requests may wait to be written.
     pub max_queued_writes: usize,
+    /// How many answers may; more close the peer. All questions of all turns may be answered at the same
+    /// moment.
+    pub max_queued_answers: usize,
 }
 
 impl Default for PeerLimits {
@@ -48,6 +51,7 @@ impl Default for PeerLimits {
             max_garbage_lines: 1000,
             write_timeout: Duration::from_secs(10),
             max_queued_writes: 256,
+            max_queued_answers: 16_384,
         }
     }
 }
@@ -212,13 +216,13 @@ impl Peer {
         W: AsyncWrite + Send + Unpin + 'static,
     {
         let (outbound, queue) = mpsc::unbounded_channel();
-        let room = || Arc::new(Semaphore::new(limits.max_queued_writes));
+        let room = |most| Arc::new(Semaphore::new(most));
         let inner = Arc::new(Inner {
             next_id: AtomicU64::new(1),
             pending: Mutex::default(),
             outbound,
-            room_for_requests: room(),
-            room_for_answers: room(),
+            room_for_requests: room(limits.max_queued_writes),
+            room_for_answers: room(limits.max_queued_answers),
             garbage_lines: AtomicU64::new(0),
             started_at: Instant::now(),
             last_heard: AtomicU64::new(0),
@@ -681,7 +685,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_has_room_beside_any_number_of_requests_and_none_is_dropped_in_silence() {
-        let limits = PeerLimits { max_queued_writes: 4, ..PeerLimits::default() };
+        let limits =
+            PeerLimits { max_queued_writes: 4, max_queued_answers: 4, ..PeerLimits::default() };
         let (peer, theirs, _asking) = fill(&limits).await;
         let (reader, mut writer) = split(theirs);
         let ask =

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::USAGE;
 use super::failure::Failure;
+use super::{UNREACHABLE, USAGE};
 use crate::grpc::caller::{Caller, ConnectError};
 
 /// Where a sidecar listens unless it is told otherwise.
@@ -37,10 +37,13 @@ pub(super) async fn connect_within(
 ) -> Result<Caller, Failure> {
     Caller::connect(addr, timeout).await.map_err(|error| match error {
         ConnectError::NoAddress(_) => Failure::Told { message: error.to_string(), code: USAGE },
-        ConnectError::Unreachable(cause) => Failure::told(format!(
-            "can't reach a sidecar at {addr}: {cause}; start one with `codex-sidecar serve` (with \
-             --offline-model it needs no key), or name another with {how}"
-        )),
+        ConnectError::Unreachable(cause) => Failure::Told {
+            message: format!(
+                "can't reach a sidecar at {addr}: {cause}; start one with `codex-sidecar serve` (with \
+                 --offline-model it needs no key), or name another with {how}"
+            ),
+            code: UNREACHABLE,
+        },
     })
 }
 
@@ -53,7 +56,7 @@ mod tests {
         // Bound and let go: nobody listens there.
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         for addr in [format!("127.0.0.1:{port}"), "unix:/no/such/socket".to_owned()] {
-            let Err(Failure::Told { message, code: 1 }) = connect(&addr).await else {
+            let Err(Failure::Told { message, code: 69 }) = connect(&addr).await else {
                 panic!("connected to {addr}");
             };
             assert!(message.contains(&addr), "{message}");

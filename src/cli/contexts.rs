@@ -4,8 +4,10 @@ use std::io::{self, Write as _};
 
 use super::client::{self, AddrArgs};
 use super::failure::{CommandResult, Failure};
-use super::{json, table, words};
+use super::{history, json, refusal, table, words};
+use crate::grpc::caller::Refused;
 use crate::pb;
+use crate::pb::read_thread_request::Target;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct ContextsArgs {
@@ -40,6 +42,54 @@ enum Action {
         #[command(flatten)]
         output: Output,
     },
+    /// Copy a context's thread, and bind the copy to another context
+    Fork {
+        /// The context whose thread is copied
+        #[arg(value_name = "CONTEXT")]
+        source: String,
+        /// The context that is bound to the copy; it must not be bound yet
+        #[arg(value_name = "TARGET")]
+        target: String,
+        /// The tool whose thread is meant
+        #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+        tool: String,
+        /// The thread key itself, in place of the tool's
+        #[arg(long, value_name = "KEY", default_value = "", hide_default_value = true)]
+        thread_key: String,
+        /// The last turn to copy, by Codex's id as `history` shows it [default: all]
+        #[arg(long, value_name = "TURN", default_value = "", hide_default_value = true)]
+        up_to: String,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Take a context's thread back to before a turn; files stay as they are
+    Revert {
+        #[command(flatten)]
+        key: Key,
+        /// The first turn to take back, by Codex's id as `history` shows it
+        #[arg(long, value_name = "TURN")]
+        before: String,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Show what happened on a context's thread, the oldest turn first
+    #[command(group(clap::ArgGroup::new("whose").required(true).args(["context_id", "thread"])))]
+    History {
+        /// The context
+        #[arg(value_name = "CONTEXT")]
+        context_id: Option<String>,
+        /// The tool whose thread is meant
+        #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+        tool: String,
+        /// The thread key itself, in place of the tool's
+        #[arg(long, value_name = "KEY", default_value = "", hide_default_value = true)]
+        thread_key: String,
+        /// In place of a context: the thread, a UUID
+        #[arg(long, value_name = "ID")]
+        thread: Option<String>,
+        #[command(flatten)]
+        output: Output,
+    },
     /// Remove a binding; the thread stays in Codex
     Delete {
         #[command(flatten)]
@@ -56,10 +106,10 @@ struct Key {
     #[arg(value_name = "CONTEXT")]
     context_id: String,
     /// The tool whose thread is meant
-    #[arg(long, value_name = "NAME", default_value = "")]
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
     tool: String,
     /// The thread key itself, in place of the tool's
-    #[arg(long, value_name = "KEY", default_value = "")]
+    #[arg(long, value_name = "KEY", default_value = "", hide_default_value = true)]
     thread_key: String,
 }
 
@@ -101,6 +151,42 @@ pub(super) async fn contexts(ContextsArgs { action }: ContextsArgs) -> CommandRe
                 }
             }
         }
+        Action::Fork { source, target, tool, thread_key, up_to, output } => {
+            let context = |context_id| pb::ContextRef {
+                context_id,
+                tool_name: tool.clone(),
+                thread_id_key: thread_key.clone(),
+            };
+            let request = pb::ForkContextRequest {
+                source: Some(context(source)),
+                target: Some(context(target)),
+                last_codex_turn_id: up_to,
+            };
+            let caller = client::connect(&output.addr.addr).await?;
+            let response = caller.fork_context(request).await.map_err(refused)?;
+            print(&output, response.context.as_slice())?;
+        }
+        Action::Revert { key, before, output } => {
+            let Key { context_id, tool, thread_key } = key;
+            let context = pb::ContextRef { context_id, tool_name: tool, thread_id_key: thread_key };
+            let request =
+                pb::RevertContextRequest { context: Some(context), before_codex_turn_id: before };
+            let caller = client::connect(&output.addr.addr).await?;
+            let response = caller.revert_context(request).await.map_err(refused)?;
+            print(&output, response.context.as_slice())?;
+        }
+        Action::History { context_id, tool, thread_key, thread, output } => {
+            let target = match (thread, context_id) {
+                (Some(thread_id), _) => Target::ThreadId(thread_id),
+                (None, context_id) => Target::Context(pb::ContextRef {
+                    context_id: context_id.unwrap_or_default(),
+                    tool_name: tool,
+                    thread_id_key: thread_key,
+                }),
+            };
+            let shown = history::history(&output.addr, output.json, target).await;
+            shown.map_err(|failure| failure.with_code(1))?;
+        }
         Action::Delete { key, addr } => {
             let Key { context_id, tool, thread_key } = key;
             let request =
@@ -109,6 +195,11 @@ pub(super) async fn contexts(ContextsArgs { action }: ContextsArgs) -> CommandRe
         }
     }
     Ok(0)
+}
+
+/// A refusal is a failure here, of whatever kind it is.
+fn refused(refused: Refused) -> Failure {
+    refusal::failure(refused).with_code(1)
 }
 
 async fn list(context_id: String, output: &Output) -> Result<(), Failure> {

@@ -51,7 +51,7 @@ pub(super) async fn demo(DemoArgs { live, turn_timeout, log }: DemoArgs) -> Comm
 }
 
 async fn show_turns(live: bool, turn_timeout: Option<Duration>) -> CommandResult {
-    let mut printer = Printer::new(io::stdout(), colours_wanted());
+    let mut printer = Printer::new(io::stdout(), colours_wanted(&io::stdout()));
 
     let (codex, version) = find_codex().await?;
     printer.say(&format!("Codex CLI {version}: {}", codex.display()))?;

@@ -5,7 +5,9 @@ use std::io::{self, Write as _};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use super::OUTPUT_CLOSED;
+use serde_json::{Map, Value};
+
+use super::{COMMAND_LINE, OUTPUT_CLOSED};
 use crate::grpc::caller::Refused;
 
 /// What a subcommand gives: its exit code, or why it failed.
@@ -21,11 +23,55 @@ pub(super) enum Failure {
         /// The exit code.
         code: u8,
     },
+    /// The same with what a script wants to know of it.
+    Detailed(Box<Detailed>),
     /// Nobody reads stdout any more: nothing to tell, and nobody to tell it to.
     OutputClosed,
 }
 
+/// Something to tell, for people and for scripts.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Detailed {
+    /// What to tell people, one line or more, without `error: `.
+    pub(super) message: String,
+    /// The exit code.
+    pub(super) code: u8,
+    /// What a script is told beside the code: at least a `message`.
+    pub(super) details: Map<String, Value>,
+}
+
 impl Failure {
+    /// The same with another exit code.
+    pub(super) fn with_code(self, code: u8) -> Failure {
+        match self {
+            Failure::Told { message, code: _ } => Failure::Told { message, code },
+            Failure::Detailed(mut detailed) => {
+                detailed.code = code;
+                Failure::Detailed(detailed)
+            }
+            Failure::OutputClosed => Failure::OutputClosed,
+        }
+    }
+
+    /// A wrong command line.
+    pub(super) fn usage(message: impl Into<String>) -> Failure {
+        Failure::Told { message: message.into(), code: COMMAND_LINE }
+    }
+
+    /// Tells it as a line of JSON, and gives the exit code.
+    pub(super) fn report_as_json(self) -> u8 {
+        let (code, mut details) = match self {
+            Failure::Told { message, code } => {
+                (code, Map::from_iter([("message".to_owned(), Value::String(message))]))
+            }
+            Failure::Detailed(detailed) => (detailed.code, detailed.details),
+            Failure::OutputClosed => return OUTPUT_CLOSED,
+        };
+        details.insert("exit_status".to_owned(), code.into());
+        tell(&Value::from(Map::from_iter([("error".to_owned(), details.into())])).to_string());
+        code
+    }
+
     /// A failure with exit code 1.
     pub(super) fn told(message: impl Into<String>) -> Failure {
         Failure::Told { message: message.into(), code: 1 }
@@ -33,13 +79,13 @@ impl Failure {
 
     /// Tells it, and gives the exit code.
     pub(super) fn report(self) -> ExitCode {
-        match self {
-            Failure::Told { message, code } => {
-                tell(&format!("error: {message}"));
-                ExitCode::from(code)
-            }
-            Failure::OutputClosed => ExitCode::from(OUTPUT_CLOSED),
-        }
+        let (message, code) = match self {
+            Failure::Told { message, code } => (message, code),
+            Failure::Detailed(detailed) => (detailed.message, detailed.code),
+            Failure::OutputClosed => return ExitCode::from(OUTPUT_CLOSED),
+        };
+        tell(&format!("error: {message}"));
+        ExitCode::from(code)
     }
 }
 

@@ -24,7 +24,16 @@ macro_rules! named {
         })*
     };
 }
-named!(TurnEvent, Context, BindContextResponse, Worker);
+named!(
+    TurnEvent,
+    Context,
+    BindContextResponse,
+    Worker,
+    TurnInfo,
+    ThreadTurn,
+    Model,
+    GetServerInfoResponse
+);
 
 /// The message in one line. By the descriptors, not by hand: a new field of the contract is there
 /// without anybody thinking of it.
@@ -85,5 +94,9 @@ mod tests {
         assert!(line(&pb::Context::default()).is_ok());
         assert!(line(&pb::BindContextResponse::default()).is_ok());
         assert!(line(&pb::Worker::default()).is_ok());
+        assert!(line(&pb::TurnInfo::default()).is_ok());
+        assert!(line(&pb::ThreadTurn::default()).is_ok());
+        assert!(line(&pb::Model::default()).is_ok());
+        assert!(line(&pb::GetServerInfoResponse::default()).is_ok());
     }
 }

@@ -1,21 +1,36 @@
 //! The command line: one subcommand a file, the exit code of each.
 //!
-//! Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 64 wrong usage or
-//! configuration, 130 interrupted, 141 the reader of stdout went away.
+//! Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 a wrong command line
+//! of what follows a turn, 3 refused, 4 out of time, 5 a question without an answer, 64 wrong usage or
+//! configuration elsewhere, 69 no sidecar, 130 interrupted, 141 the reader of stdout went away.
 
+mod answer;
+mod args;
+mod ask;
+mod attach;
 mod client;
+mod completions;
 mod contexts;
 mod demo;
 mod exec;
 mod failure;
 mod health;
+mod history;
+mod info;
+mod interrupt;
 mod json;
+mod models;
 mod printer;
+mod refusal;
 mod run;
 mod serve;
 mod shown;
+mod steer;
 mod table;
+mod target;
 mod turn;
+mod turns;
+mod watch;
 mod words;
 mod workers;
 
@@ -28,6 +43,16 @@ use clap::error::ErrorKind;
 use crate::config::ServeArgs;
 use failure::Failure;
 
+/// A wrong command line of what follows a turn.
+const COMMAND_LINE: u8 = 2;
+/// Refused before a turn began.
+const REFUSED: u8 = 3;
+/// A timeout or a deadline.
+const OUT_OF_TIME: u8 = 4;
+/// Something was declined for want of an answer.
+const DECLINED: u8 = 5;
+/// No sidecar can be reached, or it is on its way down (EX_UNAVAILABLE).
+const UNREACHABLE: u8 = 69;
 /// Wrong usage or configuration (EX_USAGE).
 const USAGE: u8 = 64;
 /// Ended by an interrupt (128 + SIGINT).
@@ -62,12 +87,28 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Join a turn that runs, or look at one that has ended
+    Attach(Box<attach::AttachArgs>),
+    /// Stop a turn
+    Interrupt(interrupt::InterruptArgs),
+    /// Add input to a turn that runs
+    Steer(Box<steer::SteerArgs>),
+    /// Answer what a turn asks
+    Answer(Box<answer::AnswerArgs>),
+    /// List the turns that run, wait, or have ended and are retained
+    Turns(turns::TurnsArgs),
     /// Look at and change which thread a context continues
     Contexts(contexts::ContextsArgs),
     /// List the Codex processes of the pool
     Workers(workers::WorkersArgs),
     /// Ask for the health of a service; exit 0 only if it is serving
     Health(health::HealthArgs),
+    /// Show what the sidecar is and how it does
+    Info(info::InfoArgs),
+    /// List the models that Codex offers
+    Models(models::ModelsArgs),
+    /// Print a script that has a shell complete this command line
+    Completions(completions::CompletionsArgs),
     /// Run two turns of one context against a sidecar of its own
     Demo(demo::DemoArgs),
 }
@@ -81,13 +122,7 @@ pub fn main() -> ExitCode {
     }
     let command = match CommandLine::try_parse() {
         Ok(CommandLine { command }) => command,
-        Err(error) => {
-            // Where it can't be written nobody is left to be told.
-            let _ = error.print();
-            let asked_for =
-                matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
-            return ExitCode::from(if asked_for { 0 } else { USAGE });
-        }
+        Err(error) => return ExitCode::from(wrong_command_line(&error)),
     };
     let command = match command {
         Command::Exec { arguments } => return exec::main(arguments.into_iter()),
@@ -111,6 +146,14 @@ pub fn main() -> ExitCode {
             // Seen to above.
             Command::Exec { .. } | Command::AppServer { .. } => Ok(0),
             Command::Run(args) => run::run(*args).await,
+            Command::Attach(args) => attach::attach(*args).await,
+            Command::Interrupt(args) => interrupt::interrupt(args).await,
+            Command::Steer(args) => steer::steer(*args).await,
+            Command::Answer(args) => answer::answer(*args).await,
+            Command::Turns(args) => turns::turns(args).await,
+            Command::Info(args) => info::info(args).await,
+            Command::Models(args) => models::models(args).await,
+            Command::Completions(args) => completions::completions(&args),
             Command::Contexts(args) => contexts::contexts(args).await,
             Command::Workers(args) => workers::workers(args).await,
             Command::Health(args) => health::health(args).await,
@@ -123,6 +166,26 @@ pub fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(failure) => failure.report(),
     }
+}
+
+/// Tells what is wrong with the command line, or the help that it asks for; gives the exit code.
+fn wrong_command_line(error: &clap::Error) -> u8 {
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        // Where it can't be written nobody is left to be told.
+        let _ = error.print();
+        return 0;
+    }
+    // What follows a turn has exit codes of its own, and may speak to a script.
+    const OF_TURNS: [&str; 5] = ["run", "attach", "interrupt", "steer", "answer"];
+    let words: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let is_of_turns = words.first().is_some_and(|word| OF_TURNS.iter().any(|name| word == name));
+    if is_of_turns && words.iter().any(|word| word == "--json") {
+        let text = error.render().to_string();
+        let message = text.trim().trim_start_matches("error: ");
+        return Failure::usage(message).report_as_json();
+    }
+    let _ = error.print();
+    if is_of_turns { COMMAND_LINE } else { USAGE }
 }
 
 #[cfg(test)]

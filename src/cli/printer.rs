@@ -4,7 +4,8 @@
 //! command is printed without control characters, which could play tricks on a terminal.
 
 use std::collections::{HashMap, HashSet};
-use std::io::{self, IsTerminal as _, Write};
+use std::io::{self, IsTerminal, Write};
+use std::time::{Duration, Instant};
 
 use super::failure::Failure;
 use super::shown::{Missed, Shown};
@@ -15,10 +16,13 @@ use crate::pb::item::Kind;
 use crate::pb::turn_event::Event;
 
 /// Whether a stream may be coloured.
-pub(super) fn colours_wanted() -> bool {
+pub(super) fn colours_wanted(stream: &impl IsTerminal) -> bool {
     let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    io::stdout().is_terminal() && !refused
+    stream.is_terminal() && !refused
 }
+
+/// How long nothing must have been printed before time is shown.
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// Prints one turn after the other.
 pub(super) struct Printer<W> {
@@ -35,6 +39,14 @@ pub(super) struct Printer<W> {
     plan: String,
     /// Whether the turn showed an agent message.
     answered: bool,
+    /// Whether a turn without an agent message has its final response printed.
+    prints_final_response: bool,
+    /// Whether the line that shows the time is there, to be wiped before anything else is printed.
+    shows_time: bool,
+    began: Instant,
+    printed: Instant,
+    /// What the turn does, as far as it said.
+    doing: String,
 }
 
 /// How a piece of text looks.
@@ -81,7 +93,91 @@ impl<W: Write> Printer<W> {
             announced: HashSet::new(),
             plan: String::new(),
             answered: false,
+            prints_final_response: true,
+            shows_time: false,
+            began: Instant::now(),
+            printed: Instant::now(),
+            doing: "waiting for the sidecar".to_owned(),
         }
+    }
+
+    /// The same for a caller who prints the final response.
+    pub(super) fn without_final_response(mut self) -> Printer<W> {
+        self.prints_final_response = false;
+        self
+    }
+
+    /// Whether the turn's last agent message was printed.
+    pub(super) fn has_answered(&self) -> bool {
+        self.answered
+    }
+
+    /// Shows how long it has been going on, where nothing was printed for a while. For terminals:
+    /// the line, of at most `width` characters, is wiped when something is printed.
+    pub(super) fn show_time(&mut self, width: usize) -> io::Result<()> {
+        if !self.at_line_start || self.printed.elapsed() < SILENCE {
+            return Ok(());
+        }
+        let elapsed = Duration::from_secs(self.began.elapsed().as_secs());
+        let text = format!("[{}] {}", humantime::format_duration(elapsed), self.doing);
+        // One less: the last column would break the line.
+        let text: String = text.chars().take(width.saturating_sub(1)).collect();
+        self.shows_time = true;
+        let (dim, plain) = if self.colours { ("\x1b[2m", "\x1b[0m") } else { ("", "") };
+        write!(self.out, "\r\x1b[2K{dim}{text}{plain}")?;
+        self.out.flush()
+    }
+
+    /// Wipes the line that shows the time.
+    fn wipe_time(&mut self) -> io::Result<()> {
+        self.printed = Instant::now();
+        if std::mem::take(&mut self.shows_time) {
+            self.out.write_all(b"\r\x1b[2K")?;
+        }
+        Ok(())
+    }
+
+    /// Keeps in mind what the turn does.
+    fn note_doing(&mut self, event: &Event) {
+        let doing = match event {
+            Event::Queued(_) => "waiting in the queue".to_owned(),
+            Event::ItemStarted(pb::ItemStarted {
+                item: Some(pb::Item { kind: Some(kind), .. }),
+            }) => match kind {
+                Kind::CommandExecution(command) => format!("running {}", command.command),
+                Kind::McpToolCall(call) => format!("calling {}.{}", call.server, call.tool),
+                Kind::DynamicToolCall(call) => format!("calling {}", call.tool),
+                _ => "thinking".to_owned(),
+            },
+            Event::RequestRaised(_) => "waiting for an answer".to_owned(),
+            Event::TokenUsageUpdated(_)
+            | Event::TurnDiffUpdated(_)
+            | Event::CommandOutputDelta(_) => {
+                return;
+            }
+            _ => "thinking".to_owned(),
+        };
+        self.doing = plain(&doing);
+    }
+
+    /// Takes note of an event that somebody else shows.
+    pub(super) fn note_event(&mut self, event: &pb::TurnEvent) {
+        if let Some(kind) = &event.event {
+            self.note_doing(kind);
+        }
+    }
+
+    /// Prints something of a thread's history.
+    pub(super) fn show_item(&mut self, item: &pb::Item) -> io::Result<()> {
+        self.item(Some(item), true)?;
+        self.out.flush()
+    }
+
+    /// Forgets what was printed of a turn: another one may number its items as this one did.
+    pub(super) fn begin_turn(&mut self) {
+        self.streamed.clear();
+        self.announced.clear();
+        self.plan.clear();
     }
 
     /// Prints an event. What a terminal event says about failure is left to the caller, who has to
@@ -90,6 +186,7 @@ impl<W: Write> Printer<W> {
         let Some(kind) = &event.event else {
             return Ok(());
         };
+        self.note_doing(kind);
         match kind {
             Event::AgentMessageDelta(delta) => {
                 self.answered = true;
@@ -166,7 +263,7 @@ impl<W: Write> Printer<W> {
                 self.line(Look::Dim, &format!("{method} {json}"))?;
             }
             Event::TurnCompleted(done) => {
-                if !self.answered {
+                if !self.answered && self.prints_final_response {
                     self.text(Look::Normal, &done.final_response, "")?;
                 }
                 self.end("completed", done.usage.as_ref())?;
@@ -182,6 +279,7 @@ impl<W: Write> Printer<W> {
 
     /// Finishes a line that is being streamed, for somebody else to write.
     fn end_line(&mut self) -> io::Result<()> {
+        self.wipe_time()?;
         self.streaming = None;
         if !self.at_line_start {
             self.at_line_start = true;
@@ -417,10 +515,7 @@ impl<W: Write> Printer<W> {
     }
 
     fn end(&mut self, how: &str, usage: Option<&pb::Usage>) -> io::Result<()> {
-        // The next turn may number its items as this one did.
-        self.streamed.clear();
-        self.announced.clear();
-        self.plan.clear();
+        self.begin_turn();
         let usage = match usage {
             Some(_) => format!("; tokens: {}", show_usage(usage)),
             None => String::new(),
@@ -478,6 +573,7 @@ impl<W: Write> Printer<W> {
     }
 
     fn write(&mut self, look: Look, text: &str, indent: &str) -> io::Result<()> {
+        self.wipe_time()?;
         let colour = self.colours && !look.code().is_empty();
         for line in text.split_inclusive('\n') {
             if self.at_line_start {

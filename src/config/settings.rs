@@ -129,6 +129,7 @@ pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
         max_garbage_lines: _,
         write_timeout,
         max_queued_writes: _,
+        max_queued_answers: _,
     } = peer;
 
     let any_name = AbsolutePath { bare_name_allowed: true };

@@ -18,6 +18,7 @@ use tonic_types::StatusExt as _;
 
 use crate::grpc::client::codex_service_client::CodexServiceClient;
 use crate::grpc::client::pool_service_client::PoolServiceClient;
+use crate::grpc::status::DOMAIN;
 use crate::pb;
 
 /// A connection to a sidecar. Clones share it.
@@ -51,9 +52,15 @@ pub(crate) struct Refused {
     pub(crate) retry_after: Option<Duration>,
 }
 
-/// The events of a turn. Dropping it tells the sidecar that its caller is gone.
+/// The events of a turn. Dropping those of a call that began it tells the sidecar that its caller is
+/// gone.
 #[derive(Debug)]
-pub(crate) struct TurnEvents(Streaming<pb::RunTurnResponse>);
+pub(crate) enum TurnEvents {
+    /// Of the call that began the turn.
+    Run(Streaming<pb::RunTurnResponse>),
+    /// Of one that joined it.
+    Attach(Streaming<pb::AttachTurnResponse>),
+}
 
 /// What a health service says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,12 +110,59 @@ impl Caller {
         &self,
         request: pb::RunTurnRequest,
     ) -> Result<TurnEvents, Refused> {
-        Ok(TurnEvents(self.codex().run_turn(request).await?.into_inner()))
+        Ok(TurnEvents::Run(self.codex().run_turn(request).await?.into_inner()))
     }
 
-    pub(crate) async fn interrupt_turn(&self, turn_id: String) -> Result<(), Refused> {
-        self.codex().interrupt_turn(pb::InterruptTurnRequest { turn_id }).await?;
-        Ok(())
+    /// Joins a turn that runs or is retained.
+    pub(crate) async fn attach_turn(
+        &self,
+        request: pb::AttachTurnRequest,
+    ) -> Result<TurnEvents, Refused> {
+        Ok(TurnEvents::Attach(self.codex().attach_turn(request).await?.into_inner()))
+    }
+
+    /// Stops a turn; returns when it has ended.
+    pub(crate) async fn interrupt_turn(
+        &self,
+        turn_id: String,
+    ) -> Result<pb::InterruptTurnResponse, Refused> {
+        let request = pb::InterruptTurnRequest { turn_id };
+        Ok(self.codex().interrupt_turn(request).await?.into_inner())
+    }
+
+    pub(crate) async fn steer_turn(
+        &self,
+        request: pb::SteerTurnRequest,
+    ) -> Result<pb::SteerTurnResponse, Refused> {
+        Ok(self.codex().steer_turn(request).await?.into_inner())
+    }
+
+    pub(crate) async fn list_turns(
+        &self,
+        request: pb::ListTurnsRequest,
+    ) -> Result<pb::ListTurnsResponse, Refused> {
+        Ok(self.codex().list_turns(request).await?.into_inner())
+    }
+
+    pub(crate) async fn read_thread(
+        &self,
+        request: pb::ReadThreadRequest,
+    ) -> Result<pb::ReadThreadResponse, Refused> {
+        Ok(self.codex().read_thread(request).await?.into_inner())
+    }
+
+    pub(crate) async fn fork_context(
+        &self,
+        request: pb::ForkContextRequest,
+    ) -> Result<pb::ForkContextResponse, Refused> {
+        Ok(self.codex().fork_context(request).await?.into_inner())
+    }
+
+    pub(crate) async fn revert_context(
+        &self,
+        request: pb::RevertContextRequest,
+    ) -> Result<pb::RevertContextResponse, Refused> {
+        Ok(self.codex().revert_context(request).await?.into_inner())
     }
 
     pub(crate) async fn answer_request(
@@ -156,6 +210,13 @@ impl Caller {
         Ok(self.pool().get_server_info(pb::GetServerInfoRequest {}).await?.into_inner())
     }
 
+    pub(crate) async fn list_models(
+        &self,
+        request: pb::ListModelsRequest,
+    ) -> Result<pb::ListModelsResponse, Refused> {
+        Ok(self.pool().list_models(request).await?.into_inner())
+    }
+
     /// The health of a service; of the sidecar itself under the empty name.
     pub(crate) async fn health(&self, service: &str) -> Result<Health, Refused> {
         let request = HealthCheckRequest { service: service.to_owned() };
@@ -180,12 +241,28 @@ impl Caller {
 impl TurnEvents {
     /// The next event; `None` after the last.
     pub(crate) async fn next(&mut self) -> Result<Option<pb::TurnEvent>, Refused> {
-        while let Some(pb::RunTurnResponse { event }) = self.0.message().await? {
-            if event.is_some() {
-                return Ok(event);
+        loop {
+            let response = match self {
+                TurnEvents::Run(events) => events.message().await?.map(|response| response.event),
+                TurnEvents::Attach(events) => {
+                    events.message().await?.map(|response| response.event)
+                }
+            };
+            match response {
+                Some(None) => {}
+                Some(event) => return Ok(event),
+                None => return Ok(None),
             }
         }
-        Ok(None)
+    }
+}
+
+impl Refused {
+    /// Whether the call was lost on the way: the sidecar did not say this, but the connection or
+    /// something that it goes through. Whether the call was carried out is not known then.
+    pub(crate) fn is_lost(&self) -> bool {
+        const LOST: [&str; 4] = ["UNAVAILABLE", "INTERNAL", "CANCELLED", "UNKNOWN"];
+        self.reason.is_none() && LOST.contains(&self.code)
     }
 }
 
@@ -211,7 +288,10 @@ impl From<Status> for Refused {
         };
         Refused {
             code: code_name(status.code()),
-            reason: details.error_info().map(|info| info.reason.clone()),
+            reason: details
+                .error_info()
+                .filter(|info| info.domain == DOMAIN)
+                .map(|info| info.reason.clone()),
             message: message.to_owned(),
             fields: fields.map(|fault| (fault.field.clone(), fault.description.clone())).collect(),
             retry_after: details.retry_info().and_then(|retry| retry.retry_delay),
@@ -278,5 +358,19 @@ mod tests {
                 retry_after: Some(Duration::from_millis(1500)),
             }
         );
+    }
+
+    #[test]
+    fn what_the_sidecar_did_not_say_may_have_been_lost() {
+        let said = |domain: &str| {
+            let mut details = ErrorDetails::new();
+            details.set_error_info("DRAINING", domain, HashMap::new());
+            Refused::from(Status::with_error_details(Code::Unavailable, "going", details))
+        };
+        assert!(!said(DOMAIN).is_lost());
+        assert!(said("a.proxy").is_lost());
+        assert!(Refused::from(Status::unavailable("connection reset")).is_lost());
+        assert!(!Refused::from(Status::unimplemented("")).is_lost());
+        assert!(!Refused::from(Status::deadline_exceeded("")).is_lost());
     }
 }

@@ -15,7 +15,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 use crate::model::id::ContextKey;
 use crate::model::refusal::{FieldViolation, Refusal};
 
-const DOMAIN: &str = "codex.sidecar";
+pub(super) const DOMAIN: &str = "codex.sidecar";
 
 /// Most violations that a status lists.
 const MOST_VIOLATIONS: usize = 16;

@@ -130,6 +130,7 @@ fn kinds() -> Vec<(&'static str, Value, Answer, Value)> {
             Answer::Elicitation(ElicitationAnswer {
                 action: ElicitationAction::Accept.into(),
                 content_json: r#"{"n":1}"#.to_owned(),
+                ..Default::default()
             }),
             json!({ "action": "accept", "content": { "n": 1 }, "_meta": null }),
         ),

@@ -67,6 +67,8 @@ pub(crate) struct Worker {
     routes: Arc<Routes>,
     life: Life,
     redactor: Redactor,
+    // The longest line that it may tell.
+    max_line_bytes: usize,
     // Whether Codex may pursue goals, which lets it take turns by itself.
     may_have_goals: bool,
     defaults: CliDefaults,
@@ -156,6 +158,7 @@ impl Worker {
             routes,
             life,
             redactor,
+            max_line_bytes,
             may_have_goals: !spec.config_overrides.iter().any(has_no_goals),
             defaults,
             config_fault_at_start,
@@ -217,6 +220,11 @@ impl Worker {
     /// pieces has to be looked at as a whole.
     pub(crate) fn redactor(&self) -> &Redactor {
         &self.redactor
+    }
+
+    /// The longest line that is read of it, in bytes.
+    pub(crate) fn max_line_bytes(&self) -> usize {
+        self.max_line_bytes
     }
 
     /// Says no to a request of the worker. A worker that is gone needs no answer.

@@ -250,12 +250,13 @@ pub(super) fn route(routes: &Routes, peer: &Peer, inbound: Inbound) {
         Inbound::Skipped(line) => skipped(routes, peer, line),
         Inbound::Asked(asked) => {
             let unclaimed = match asked.scope.thread_id.clone() {
+                _ if asked.is_of_the_process() => Some(ThreadMessage::Asked(asked)),
                 Some(thread_id) => routes.pass_on(&thread_id, ThreadMessage::Asked(asked)),
                 None => Some(ThreadMessage::Asked(asked)),
             };
             // A request without an answer would hang Codex for ever.
             if let Some(ThreadMessage::Asked(Asked { call, .. })) = unclaimed {
-                tracing::debug!(?call, "declined a request that no turn is waiting for");
+                tracing::debug!(?call, "a request that is no turn's is answered at once");
                 let _ = peer.decline(&call);
             }
         }

@@ -2,11 +2,11 @@
 
 use std::collections::HashSet;
 
+use super::approval::Offer;
 use super::{form, permissions};
 use crate::model::question::{
-    Answer, ApprovalAnswer, ApprovalDecision, ElicitationAction, ElicitationAnswer,
-    NetworkPolicyAmendment, PermissionGrantScope, PermissionsAnswer, Question, QuestionKind,
-    UserQuestion, UserQuestionAnswer, UserQuestionsAnswer,
+    Answer, ElicitationAction, ElicitationAnswer, PermissionGrantScope, PermissionsAnswer,
+    Question, QuestionKind, UserQuestion, UserQuestionAnswer, UserQuestionsAnswer,
 };
 use crate::model::refusal::{Faults, FieldViolation, show};
 
@@ -19,21 +19,21 @@ pub(crate) enum Expected {
         asked: Box<str>,
     },
     UserQuestions(Box<[Choice]>),
-    /// Content that fits the schema, or none where that is `None`.
-    Elicitation {
-        schema: Option<Box<str>>,
+    Elicitation(Form),
+    /// So much of JSON at most.
+    ToolCall {
+        most_bytes: usize,
     },
-    ToolCall,
     /// Nobody can answer it.
     Nothing,
 }
 
-/// What is on offer for a command or a patch.
-#[derive(Debug, Default)]
-pub(crate) struct Offer {
-    decisions: Vec<ApprovalDecision>,
-    exec_policy_amendment: Box<[String]>,
-    network_policy_amendments: Box<[NetworkPolicyAmendment]>,
+/// What an MCP server may be given.
+#[derive(Debug)]
+pub(crate) struct Form {
+    // `None` for an address, which wants no content.
+    schema: Option<Box<str>>,
+    persist: Box<[String]>,
 }
 
 /// What may be answered to one question of the model.
@@ -44,52 +44,31 @@ pub(crate) struct Choice {
     labels: Box<[String]>,
 }
 
-/// What is on offer where Codex does not say.
-const DECISIONS: [ApprovalDecision; 4] = [
-    ApprovalDecision::Accept,
-    ApprovalDecision::AcceptForSession,
-    ApprovalDecision::Decline,
-    ApprovalDecision::Cancel,
-];
-
 impl Expected {
-    /// What may be answered to this.
-    pub(crate) fn of(question: &Question) -> Expected {
+    /// What may be answered to this, if Codex may tell so many bytes of it back.
+    pub(crate) fn of(question: &Question, most_bytes: usize) -> Expected {
         match &question.kind {
             Some(QuestionKind::CommandApproval(asked)) => {
-                let exec_policy_amendment: Box<[_]> =
-                    asked.proposed_exec_policy_amendment.as_slice().into();
-                let network_policy_amendments: Box<[_]> =
-                    asked.proposed_network_policy_amendments.as_slice().into();
-                let mut decisions: Vec<_> = asked.available_decisions().collect();
-                if decisions.is_empty() {
-                    use ApprovalDecision as Decision;
-                    let can_amend = !exec_policy_amendment.is_empty();
-                    let can_rule = !network_policy_amendments.is_empty();
-                    decisions.extend(DECISIONS);
-                    decisions.extend(can_amend.then_some(Decision::AcceptWithExecPolicyAmendment));
-                    decisions.extend(can_rule.then_some(Decision::ApplyNetworkPolicyAmendment));
-                }
-                Expected::Approval(Offer {
-                    decisions,
-                    exec_policy_amendment,
-                    network_policy_amendments,
-                })
+                Expected::Approval(Offer::of_command(asked))
             }
-            Some(QuestionKind::FileChangeApproval(_)) => {
-                Expected::Approval(Offer { decisions: DECISIONS.into(), ..Offer::default() })
-            }
+            Some(QuestionKind::FileChangeApproval(_)) => Expected::Approval(Offer::of_patch()),
             Some(QuestionKind::PermissionsApproval(asked)) => {
                 Expected::Permissions { asked: asked.permissions_json.as_str().into() }
             }
             Some(QuestionKind::UserQuestions(asked)) => {
                 Expected::UserQuestions(asked.questions.iter().map(Choice::of).collect())
             }
-            Some(QuestionKind::Elicitation(asked)) => Expected::Elicitation {
+            Some(QuestionKind::Elicitation(asked)) => Expected::Elicitation(Form {
                 // Of a mode that this contract does not know, whatever its server takes.
                 schema: (asked.mode != "url").then(|| asked.requested_schema_json.as_str().into()),
-            },
-            Some(QuestionKind::ToolCall(_)) => Expected::ToolCall,
+                persist: asked.persist.as_slice().into(),
+            }),
+            Some(QuestionKind::ToolCall(asked)) => {
+                // The line in which it is told back has them, too, and some more.
+                const AROUND: usize = 4096;
+                let others = asked.arguments_json.len() + AROUND;
+                Expected::ToolCall { most_bytes: most_bytes.saturating_sub(others) }
+            }
             Some(QuestionKind::Unknown(_)) | None => Expected::Nothing,
         }
     }
@@ -112,11 +91,21 @@ impl Expected {
                 check_user_questions(choices, &answer, &mut faults);
                 Answer::UserQuestions(answer)
             }
-            (Expected::Elicitation { schema }, Answer::Elicitation(answer)) => {
-                Answer::Elicitation(take_elicitation(schema.as_deref(), answer, &mut faults))
+            (Expected::Elicitation(form), Answer::Elicitation(answer)) => {
+                Answer::Elicitation(form.take(answer, &mut faults))
             }
-            // Its parts need no question to be looked at.
-            (Expected::ToolCall, answer @ Answer::ToolCall(_)) => answer,
+            (Expected::ToolCall { most_bytes }, Answer::ToolCall(answer)) => {
+                // What is in it needs no question to be looked at.
+                let bytes = json_bytes(&super::tool_call(&answer));
+                if bytes > *most_bytes {
+                    let fault = format!(
+                        "has {bytes} bytes as JSON, and Codex tells it back in a line of at most \
+                         limits.max_codex_line_bytes; give at most {most_bytes}"
+                    );
+                    faults.add("tool_call", fault);
+                }
+                Answer::ToolCall(answer)
+            }
             (expected, answer) => {
                 let wanted = expected.answered_with();
                 faults.add(field_of(&answer), format!("does not fit; the request is {wanted}"));
@@ -131,8 +120,8 @@ impl Expected {
             Expected::Approval(_) => "answered with approval",
             Expected::Permissions { .. } => "answered with permissions",
             Expected::UserQuestions(_) => "answered with user_questions",
-            Expected::Elicitation { .. } => "answered with elicitation",
-            Expected::ToolCall => "answered with tool_call",
+            Expected::Elicitation(_) => "answered with elicitation",
+            Expected::ToolCall { .. } => "answered with tool_call",
             Expected::Nothing => "one that nobody can answer",
         }
     }
@@ -149,78 +138,18 @@ fn field_of(answer: &Answer) -> &'static str {
     }
 }
 
-impl Offer {
-    fn take(&self, mut answer: ApprovalAnswer, faults: &mut Faults) -> ApprovalAnswer {
-        use ApprovalDecision as Decision;
-        let decision = Decision::try_from(answer.decision);
-        if !decision.is_ok_and(|decision| self.decisions.contains(&decision)) {
-            let given = match decision {
-                Ok(decision) => decision.as_str_name().to_owned(),
-                Err(_) => answer.decision.to_string(),
-            };
-            let offered: Vec<_> = self.decisions.iter().map(Decision::as_str_name).collect();
-            let offered = offered.join(", ");
-            faults.add("approval.decision", format!("{given} is not on offer; use {offered}"));
-        }
-        self.take_exec_policy_amendment(&mut answer, faults);
-        self.check_network_policy_amendment(&answer, faults);
-        answer
-    }
-
-    fn take_exec_policy_amendment(&self, answer: &mut ApprovalAnswer, faults: &mut Faults) {
-        const FIELD: &str = "approval.exec_policy_amendment";
-        let proposed = &self.exec_policy_amendment;
-        if answer.decision() != ApprovalDecision::AcceptWithExecPolicyAmendment {
-            if !answer.exec_policy_amendment.is_empty() {
-                faults
-                    .add(FIELD, "goes with ACCEPT_WITH_EXEC_POLICY_AMENDMENT alone; leave it out");
-            }
-        } else if answer.exec_policy_amendment.is_empty() {
-            answer.exec_policy_amendment = proposed.to_vec();
-        } else if !answer.exec_policy_amendment.starts_with(proposed) {
-            let given = show(&format!("{:?}", answer.exec_policy_amendment));
-            let proposed = show(&format!("{proposed:?}"));
-            faults.add(
-                FIELD,
-                format!(
-                    "{given} allows more than Codex proposed; begin with {proposed}, or leave it out"
-                ),
-            );
-        }
-    }
-
-    fn check_network_policy_amendment(&self, answer: &ApprovalAnswer, faults: &mut Faults) {
-        const FIELD: &str = "approval.network_policy_amendment";
-        let wants_rule = answer.decision() == ApprovalDecision::ApplyNetworkPolicyAmendment;
-        match &answer.network_policy_amendment {
-            None if wants_rule => {
-                faults.add(FIELD, "is not set; give one of proposed_network_policy_amendments");
-            }
-            Some(_) if !wants_rule => {
-                faults.add(FIELD, "goes with APPLY_NETWORK_POLICY_AMENDMENT alone; leave it out");
-            }
-            Some(rule) if !self.network_policy_amendments.contains(rule) => {
-                let does = if rule.allow { "allow" } else { "deny" };
-                faults.add(
-                    FIELD,
-                    format!(
-                        "to {does} {} is not on offer; give one of \
-                         proposed_network_policy_amendments",
-                        show(&rule.host)
-                    ),
-                );
-            }
-            Some(_) | None => {}
-        }
-    }
-}
-
 fn check_permissions(asked: &str, answer: &PermissionsAnswer, faults: &mut Faults) {
     const FIELD: &str = "permissions.permissions_json";
     if PermissionGrantScope::try_from(answer.scope).is_err() {
         let known = [PermissionGrantScope::Turn, PermissionGrantScope::Session];
         let known = known.map(|scope| scope.as_str_name()).join(" or ");
         faults.add("permissions.scope", format!("{} is none; use {known}", answer.scope));
+    }
+    if answer.scope() == PermissionGrantScope::Session && answer.strict_auto_review == Some(true) {
+        faults.add(
+            "permissions.strict_auto_review",
+            "can't be combined with PERMISSION_GRANT_SCOPE_SESSION; leave one of the two out",
+        );
     }
     match permissions::granted(&answer.permissions_json) {
         Ok(granted) => {
@@ -272,36 +201,74 @@ fn check_user_questions(choices: &[Choice], answer: &UserQuestionsAnswer, faults
     }
 }
 
-fn take_elicitation(
-    schema: Option<&str>,
-    mut answer: ElicitationAnswer,
-    faults: &mut Faults,
-) -> ElicitationAnswer {
-    const FIELD: &str = "elicitation.content_json";
-    let action = ElicitationAction::try_from(answer.action).unwrap_or_default();
-    match (action, schema) {
-        (ElicitationAction::Unspecified, _) => {
-            let fault = format!("{} is no action; use ACCEPT, DECLINE or CANCEL", answer.action);
-            faults.add("elicitation.action", fault);
-        }
-        (ElicitationAction::Accept, Some(schema)) => {
-            if answer.content_json.is_empty() {
-                // All that a form without fields can be filled in with.
-                "{}".clone_into(&mut answer.content_json);
+impl Form {
+    fn take(&self, mut answer: ElicitationAnswer, faults: &mut Faults) -> ElicitationAnswer {
+        const FIELD: &str = "elicitation.content_json";
+        const WITH_ACCEPT: &str = "goes with ELICITATION_ACTION_ACCEPT alone; leave it out";
+        match ElicitationAction::try_from(answer.action).unwrap_or_default() {
+            ElicitationAction::Unspecified => {
+                let known = "use ELICITATION_ACTION_ACCEPT, _DECLINE or _CANCEL";
+                faults.add("elicitation.action", format!("{} is none; {known}", answer.action));
             }
-            for fault in form::faults(&answer.content_json, schema) {
-                faults.add(FIELD, fault);
+            ElicitationAction::Accept => {
+                self.take_content(&mut answer, FIELD, faults);
+                if !answer.persist.is_empty() && !self.persist.contains(&answer.persist) {
+                    let known = match &*self.persist {
+                        [] => "leave it out".to_owned(),
+                        known => format!("use {}, or leave it out", known.join(" or ")),
+                    };
+                    let fault = format!("{} is not on offer; {known}", show(&answer.persist));
+                    faults.add("elicitation.persist", fault);
+                }
+            }
+            ElicitationAction::Decline | ElicitationAction::Cancel => {
+                if !answer.content_json.is_empty() {
+                    faults.add(FIELD, WITH_ACCEPT);
+                }
+                if !answer.persist.is_empty() {
+                    faults.add("elicitation.persist", WITH_ACCEPT);
+                }
             }
         }
-        (ElicitationAction::Accept, None) if !answer.content_json.is_empty() => {
-            faults.add(FIELD, "is for forms, and the request is an address; leave it out");
-        }
-        (ElicitationAction::Decline | ElicitationAction::Cancel, _)
-            if !answer.content_json.is_empty() =>
-        {
-            faults.add(FIELD, "goes with ACCEPT alone; leave it out");
-        }
-        (_, _) => {}
+        answer
     }
-    answer
+
+    fn take_content(&self, answer: &mut ElicitationAnswer, field: &str, faults: &mut Faults) {
+        match &self.schema {
+            Some(schema) => {
+                if answer.content_json.is_empty() {
+                    // All that a form without fields can be filled in with.
+                    "{}".clone_into(&mut answer.content_json);
+                }
+                for fault in form::faults(&answer.content_json, schema) {
+                    faults.add(field, fault);
+                }
+            }
+            None if !answer.content_json.is_empty() => {
+                faults.add(field, "is for forms, and the request is an address; leave it out");
+            }
+            None => {}
+        }
+    }
+}
+
+/// How long a value is as JSON.
+fn json_bytes(value: &serde_json::Value) -> usize {
+    struct Count(usize);
+
+    impl std::io::Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    let mut count = Count(0);
+    // What counts takes all that is written to it.
+    let _ = serde_json::to_writer(&mut count, value);
+    count.0
 }

@@ -1,12 +1,105 @@
 //! Whether what a user gave to an MCP server fits the form that it asked with.
 
+use jsonschema::{PatternOptions, ValidationError, Validator};
 use serde_json::Value;
 
-/// What is wrong with content for a schema, each as a sentence.
-pub(super) fn faults(content_json: &str, _schema: &str) -> Vec<String> {
-    match serde_json::from_str(content_json) {
-        Ok(Value::Object(_)) => Vec::new(),
-        Ok(_) => vec!["is no object".to_owned()],
-        Err(error) => vec![format!("is no JSON: {error}")],
+/// How many faults are told.
+const MOST: usize = 16;
+
+/// Longest text about one of them, in characters: it may hold what was given.
+const LONGEST: usize = 256;
+
+/// What is wrong with content for a schema, each as the end of a sentence about the content.
+pub(super) fn faults(content_json: &str, schema_json: &str) -> Vec<String> {
+    let content: Value = match serde_json::from_str(content_json) {
+        Ok(content @ Value::Object(_)) => content,
+        Ok(_) => return vec!["is no JSON object; a form is filled in with one".to_owned()],
+        Err(error) => return vec![format!("is no JSON: {error}")],
+    };
+    // Whatever its server makes of a form that nobody here can read: the server looks at it again.
+    let Some(form) = form(schema_json) else { return Vec::new() };
+    form.iter_errors(&content).take(MOST).map(|error| fault(&error)).collect()
+}
+
+fn form(schema_json: &str) -> Option<Validator> {
+    let schema: Value = serde_json::from_str(schema_json).ok()?;
+    jsonschema::options()
+        .should_validate_formats(true)
+        // Takes a time that goes with the length of the text, whatever the server's pattern is.
+        .with_pattern_options(PatternOptions::regex())
+        .build(&schema)
+        .inspect_err(|error| tracing::debug!(%error, "the schema of a form can't be read"))
+        .ok()
+}
+
+fn fault(error: &ValidationError<'_>) -> String {
+    let said = error.to_string();
+    let said = match said.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", &said[..end]),
+        None => said,
+    };
+    let at = error.instance_path().to_string();
+    let at = if at.is_empty() { "at its top" } else { &format!("at {at}") };
+    format!("does not fit requested_schema_json of the request: {said} ({at})")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn content_is_held_against_each_rule_of_its_form() {
+        let schema = json!({
+            "type": "object",
+            "properties": {
+                "age": { "type": "integer", "minimum": 1 },
+                "color": { "type": "string", "enum": ["red", "blue"] },
+                "mail": { "type": "string", "format": "email" },
+                "many": { "type": "array", "items": { "type": "string", "enum": ["a", "b"] } },
+                "name": { "type": "string", "minLength": 2, "pattern": "^(a+)+$|B" },
+                "one": { "oneOf": [{ "const": "x", "title": "X" }, { "const": "y" }] },
+                "ok": { "type": "boolean" },
+            },
+            "required": ["name"],
+        });
+        let schema = schema.to_string();
+        let all = json!({ "age": 3, "color": "red", "mail": "a@b.c", "many": ["a"], "name": "Bo",
+            "one": "y", "ok": true });
+        assert_eq!(faults(&all.to_string(), &schema), Vec::<String>::new());
+        for (content, at) in [
+            (json!({}), "at its top"),
+            (json!({ "name": "B" }), "/name"),
+            // One for which an engine that goes back would need years.
+            (json!({ "name": format!("{}!", "a".repeat(60)) }), "/name"),
+            (json!({ "name": "Bo", "age": 0 }), "/age"),
+            (json!({ "name": "Bo", "age": "3" }), "/age"),
+            (json!({ "name": "Bo", "color": "green" }), "/color"),
+            (json!({ "name": "Bo", "mail": "nobody" }), "/mail"),
+            (json!({ "name": "Bo", "many": ["a", "c"] }), "/many/1"),
+            (json!({ "name": "Bo", "one": "z" }), "/one"),
+            (json!({ "name": "Bo", "ok": 1 }), "/ok"),
+        ] {
+            let faults = faults(&content.to_string(), &schema);
+            assert_eq!(faults.len(), 1, "{content}: {faults:?}");
+            assert!(faults[0].contains(at), "{content}: {faults:?}");
+        }
+        let many: Vec<_> = (0..100).map(|_| "c".repeat(1000)).collect();
+        let faults = faults(&json!({ "name": "Bo", "many": many }).to_string(), &schema);
+        assert_eq!(faults.len(), MOST);
+        assert!(faults.iter().all(|fault| fault.chars().count() < 2 * LONGEST), "{faults:?}");
+    }
+
+    #[test]
+    fn content_is_an_object_also_where_its_form_cannot_be_read() {
+        let remote = json!({ "$ref": "https://example.test/schema.json" }).to_string();
+        let local = json!({ "$ref": "file:///etc/passwd" }).to_string();
+        for schema in ["", "null", "7", r#"{"type":"sphinx"}"#, &remote, &local] {
+            assert_eq!(faults(r#"{"x":1}"#, schema), Vec::<String>::new(), "{schema}");
+            for other in ["", "7", "[1]", "null", "{"] {
+                assert_eq!(faults(other, schema).len(), 1, "{schema}: {other}");
+            }
+        }
     }
 }

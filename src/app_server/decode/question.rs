@@ -16,7 +16,15 @@ use crate::model::question::{
 pub(super) fn question(method: &str, json: &RawValue, params: &Parts<'_>) -> Question {
     let said = |name: &str| params.read::<String>(name);
     let text = |name: &str| said(name).unwrap_or_default();
-    let item_id = said("itemId").or_else(|| said("callId"));
+    // Other requests name what is no item, or name none.
+    let names_item = match method {
+        "item/commandExecution/requestApproval" => {
+            params.get("networkApprovalContext").is_none() || params.get("command").is_some()
+        }
+        "item/tool/requestUserInput" | "item/permissions/requestApproval" => false,
+        _ => true,
+    };
+    let item_id = said("itemId").or_else(|| said("callId")).filter(|_| names_item);
     let kind = match method {
         "item/commandExecution/requestApproval" | "execCommandApproval" => {
             QuestionKind::CommandApproval(CommandApproval {
@@ -63,6 +71,7 @@ pub(super) fn question(method: &str, json: &RawValue, params: &Parts<'_>) -> Que
             url: text("url"),
             elicitation_id: text("elicitationId"),
             params_json: json.get().to_owned(),
+            persist: texts(&params.parts("_meta"), "persist"),
         }),
         "item/tool/call" => QuestionKind::ToolCall(ToolCall {
             tool: text("tool"),

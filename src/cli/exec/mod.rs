@@ -12,7 +12,7 @@ mod args;
 mod credentials;
 mod jsonl;
 mod output;
-mod overrides;
+pub(super) mod overrides;
 mod prompt;
 mod request;
 
@@ -139,10 +139,7 @@ fn write_last_message(path: &Path, message: Option<&str>) {
 
 /// The real one knows two exit statuses of its own, and 64 is none of them.
 fn exit_1(failure: Failure) -> Failure {
-    match failure {
-        Failure::Told { message, code: _ } => failed(message),
-        Failure::OutputClosed => Failure::OutputClosed,
-    }
+    failure.with_code(1)
 }
 
 fn failed(message: impl Into<String>) -> Failure {

@@ -11,13 +11,13 @@ const EXACT: i64 = 1 << 53;
 
 /// Settings by their dotted paths.
 #[derive(Debug, Default, PartialEq)]
-pub(super) struct Overrides {
+pub(in crate::cli) struct Overrides {
     entries: Vec<(String, Value)>,
 }
 
 impl Overrides {
     /// Reads the arguments in their order: a later one wins.
-    pub(super) fn parse<'a>(
+    pub(in crate::cli) fn parse<'a>(
         arguments: impl IntoIterator<Item = &'a String>,
     ) -> Result<Overrides, String> {
         let mut overrides = Overrides::default();
@@ -81,7 +81,7 @@ impl Overrides {
     }
 
     /// For the contract; `None` where nothing is left.
-    pub(super) fn into_struct(self) -> Result<Option<prost_types::Struct>, String> {
+    pub(in crate::cli) fn into_struct(self) -> Result<Option<prost_types::Struct>, String> {
         if self.entries.is_empty() {
             return Ok(None);
         }

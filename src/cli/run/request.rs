@@ -1,13 +1,11 @@
 //! What a command line of `run` asks the sidecar for.
 
-use std::io::{self, Read as _};
-use std::path::Path;
-use std::time::Duration;
-
 use super::RunArgs;
-use crate::cli::USAGE;
+use crate::cli::args::{absolute, enum_name, number, prompt, to_protobuf};
+use crate::cli::exec::overrides::Overrides;
 use crate::cli::failure::Failure;
 use crate::pb;
+use crate::pb::review_target::Target;
 
 /// The request that the arguments ask for. Only what has to be read here is looked at here; the
 /// rest is the sidecar's to judge.
@@ -15,79 +13,52 @@ pub(super) fn of(args: &RunArgs) -> Result<pb::RunTurnRequest, Failure> {
     let RunArgs {
         addr: _,
         context,
+        context_policy,
         tool,
+        thread_key,
         thread,
+        missing_thread,
         ephemeral,
-        cd,
-        skip_git_repo_check,
-        model,
-        sandbox,
-        permission_profile,
-        reasoning_summary,
-        effort,
-        approval,
-        image,
+        options: _,
+        inputs,
+        review,
+        compact,
         output_schema,
         turn_timeout,
         max_total_tokens,
         idle_timeout,
+        answer_timeout,
         request_id,
         busy,
         on_disconnect,
-        json: _,
-        prompt,
+        questions: _,
+        output: _,
+        prompt: said,
     } = args;
 
-    let prompt = if prompt == "-" { read_stdin()? } else { prompt.clone() };
-    let mut inputs = vec![input(pb::user_input::Input::Text(prompt))];
-    for path in image {
-        let path = absolute(path)?;
-        inputs.push(input(pb::user_input::Input::LocalImage(pb::LocalImage { path })));
-    }
+    let says_nothing = review.is_some() || *compact;
+    let said = if says_nothing { None } else { Some(prompt(said.as_deref())?) };
     let output_schema = match output_schema {
         Some(path) => std::fs::read_to_string(path).map_err(|error| {
-            usage(format!("can't read the output schema {}: {error}", path.display()))
+            Failure::usage(format!("can't read --output-schema {}: {error}", path.display()))
         })?,
         None => String::new(),
     };
-
-    let mut thread_options = pb::ThreadOptions {
-        model: model.clone(),
-        sandbox_mode: number(pb::SandboxMode::from_str_name, "SANDBOX_MODE_", sandbox),
-        working_directory: cd.as_deref().map(absolute).transpose()?,
-        skip_git_repo_check: skip_git_repo_check.then_some(true),
-        approval_policy: number(pb::ApprovalPolicy::from_str_name, "APPROVAL_POLICY_", approval),
-        reasoning_summary: number(
-            pb::ReasoningSummary::from_str_name,
-            "REASONING_SUMMARY_",
-            reasoning_summary,
-        ),
-        permission_profile: permission_profile.clone().unwrap_or_default(),
-        ..Default::default()
-    };
-    if let Some(effort) = effort {
-        // By its number where it has one: an older sidecar knows those.
-        match pb::ReasoningEffort::from_str_name(&enum_name("REASONING_EFFORT_", effort)) {
-            Some(known) if known != pb::ReasoningEffort::Unspecified => {
-                thread_options.set_model_reasoning_effort(known);
-            }
-            _ => thread_options.model_reasoning_effort_name = effort.clone(),
-        }
-    }
-
     Ok(pb::RunTurnRequest {
         context_id: context.clone().unwrap_or_default(),
         tool_name: tool.clone(),
-        inputs,
+        thread_id_key: thread_key.clone(),
+        inputs: inputs.inputs(said)?,
         ephemeral: *ephemeral,
         thread_id: thread.clone().unwrap_or_default(),
-        thread_options: Some(thread_options),
+        thread_options: Some(thread_options(args)?),
         turn_options: Some(pb::TurnOptions {
             output_schema,
-            idle_timeout: idle_timeout.map(duration).transpose()?,
-            turn_timeout: turn_timeout.map(duration).transpose()?,
+            idle_timeout: idle_timeout.map(to_protobuf).transpose()?,
+            turn_timeout: turn_timeout.map(to_protobuf).transpose()?,
+            answer_timeout: answer_timeout.map(to_protobuf).transpose()?,
             max_total_tokens: max_total_tokens.unwrap_or_default(),
-            ..Default::default()
+            omit_final_response: false,
         }),
         request_id: request_id.clone(),
         busy_policy: number(pb::BusyPolicy::from_str_name, "BUSY_POLICY_", busy),
@@ -96,51 +67,85 @@ pub(super) fn of(args: &RunArgs) -> Result<pb::RunTurnRequest, Failure> {
             "DISCONNECT_POLICY_",
             on_disconnect,
         ),
+        missing_thread_policy: number(
+            pb::MissingThreadPolicy::from_str_name,
+            "MISSING_THREAD_POLICY_",
+            missing_thread,
+        ),
+        context_policy: number(pb::ContextPolicy::from_str_name, "CONTEXT_POLICY_", context_policy),
+        review: review.as_deref().map(review_target),
+        compact: *compact,
         ..Default::default()
     })
 }
 
-fn input(input: pb::user_input::Input) -> pb::UserInput {
-    pb::UserInput { input: Some(input) }
+fn thread_options(args: &RunArgs) -> Result<pb::ThreadOptions, Failure> {
+    let super::ThreadArgs {
+        cd,
+        skip_git_repo_check,
+        add_dir,
+        model,
+        effort,
+        reasoning_summary,
+        service_tier,
+        sandbox,
+        permission_profile,
+        network,
+        web_search,
+        approval,
+        reviewer,
+        config,
+    } = &args.options;
+    let mut options = pb::ThreadOptions {
+        model: model.clone(),
+        sandbox_mode: number(pb::SandboxMode::from_str_name, "SANDBOX_MODE_", sandbox),
+        working_directory: cd.as_deref().map(absolute).transpose()?,
+        skip_git_repo_check: skip_git_repo_check.then_some(true),
+        additional_directories: add_dir
+            .iter()
+            .map(|directory| absolute(directory))
+            .collect::<Result<_, _>>()?,
+        network_access_enabled: *network,
+        web_search_mode: number(pb::WebSearchMode::from_str_name, "WEB_SEARCH_MODE_", web_search),
+        approval_policy: number(pb::ApprovalPolicy::from_str_name, "APPROVAL_POLICY_", approval),
+        approvals_reviewer: number(
+            pb::ApprovalsReviewer::from_str_name,
+            "APPROVALS_REVIEWER_",
+            reviewer,
+        ),
+        reasoning_summary: number(
+            pb::ReasoningSummary::from_str_name,
+            "REASONING_SUMMARY_",
+            reasoning_summary,
+        ),
+        permission_profile: permission_profile.clone().unwrap_or_default(),
+        service_tier: service_tier.clone().unwrap_or_default(),
+        config: Overrides::parse(config)
+            .and_then(Overrides::into_struct)
+            .map_err(|fault| Failure::usage(format!("-c: {fault}")))?,
+        ..Default::default()
+    };
+    if let Some(effort) = effort {
+        // By its number where it has one: an older sidecar knows those.
+        match pb::ReasoningEffort::from_str_name(&enum_name("REASONING_EFFORT_", effort)) {
+            Some(known) if known != pb::ReasoningEffort::Unspecified => {
+                options.set_model_reasoning_effort(known);
+            }
+            _ => options.model_reasoning_effort_name = effort.clone(),
+        }
+    }
+    Ok(options)
 }
 
-/// The number of an enum's value, zero where none is chosen.
-fn number<E: Into<i32>>(
-    by_name: fn(&str) -> Option<E>,
-    prefix: &str,
-    text: &Option<String>,
-) -> i32 {
-    let text = text.as_deref();
-    text.and_then(|text| by_name(&enum_name(prefix, text))).map_or(0, Into::into)
-}
-
-/// `read-only` as the contract spells it: `SANDBOX_MODE_READ_ONLY`.
-fn enum_name(prefix: &str, text: &str) -> String {
-    format!("{prefix}{}", text.to_ascii_uppercase().replace('-', "_"))
-}
-
-fn duration(duration: Duration) -> Result<prost_types::Duration, Failure> {
-    duration.try_into().map_err(|_| usage(format!("{duration:?} is too long")))
-}
-
-/// The path from the root: the sidecar works in another directory than this client.
-fn absolute(path: &Path) -> Result<String, Failure> {
-    let absolute = std::path::absolute(path)
-        .map_err(|error| usage(format!("{} can't be made absolute: {error}", path.display())))?;
-    let text = absolute.to_str();
-    text.map(str::to_owned).ok_or_else(|| usage(format!("{} is not UTF-8", path.display())))
-}
-
-fn read_stdin() -> Result<String, Failure> {
-    let mut prompt = String::new();
-    io::stdin()
-        .read_to_string(&mut prompt)
-        .map_err(|error| usage(format!("can't read the prompt from stdin: {error}")))?;
-    Ok(prompt)
-}
-
-fn usage(message: String) -> Failure {
-    Failure::Told { message, code: USAGE }
+/// `uncommitted`, `base=BRANCH`, `commit=COMMIT`, or what the reviewer is told.
+fn review_target(text: &str) -> pb::ReviewTarget {
+    let target = match text.split_once('=') {
+        _ if text == "uncommitted" => Target::UncommittedChanges(true),
+        Some(("base", branch)) => Target::BaseBranch(branch.to_owned()),
+        Some(("commit", commit)) => Target::Commit(commit.to_owned()),
+        _ => Target::Instructions(text.to_owned()),
+    };
+    pb::ReviewTarget { target: Some(target) }
 }
 
 #[cfg(test)]
@@ -197,17 +202,39 @@ mod tests {
             "2s",
             "--request-id",
             "r",
+            "--answer-timeout",
+            "3",
             "--busy",
             "steer",
+            "--context-policy",
+            "must-exist",
+            "--missing-thread",
+            "start-new",
+            "--thread-key",
+            "k",
+            "--add-dir",
+            "/more",
+            "--add-dir",
+            "/most",
+            "--network",
+            "--web-search",
+            "--reviewer",
+            "auto-review",
+            "--service-tier",
+            "fast",
+            "-c",
+            "a.b=1",
             "--on-disconnect",
             "continue",
             "--",
             "-hello",
         ])
         .unwrap();
+        let input = |input| pb::UserInput { input: Some(input) };
         let image = |path: &str| {
             input(pb::user_input::Input::LocalImage(pb::LocalImage { path: path.to_owned() }))
         };
+        let one = prost_types::Value { kind: Some(prost_types::value::Kind::NumberValue(1.0)) };
         let expected = pb::RunTurnRequest {
             context_id: "c".to_owned(),
             tool_name: "codex_engineer".to_owned(),
@@ -224,16 +251,28 @@ mod tests {
                 skip_git_repo_check: Some(true),
                 model_reasoning_effort: pb::ReasoningEffort::Xhigh.into(),
                 approval_policy: pb::ApprovalPolicy::OnRequest.into(),
+                additional_directories: vec!["/more".to_owned(), "/most".to_owned()],
+                network_access_enabled: Some(true),
+                web_search_mode: pb::WebSearchMode::Live.into(),
+                approvals_reviewer: pb::ApprovalsReviewer::AutoReview.into(),
+                service_tier: "fast".to_owned(),
+                config: Some(prost_types::Struct {
+                    fields: [("a.b".to_owned(), one)].into_iter().collect(),
+                }),
                 ..Default::default()
             }),
             turn_options: Some(pb::TurnOptions {
                 output_schema: "{}".to_owned(),
                 idle_timeout: Some(prost_types::Duration { seconds: 2, nanos: 0 }),
                 turn_timeout: Some(prost_types::Duration { seconds: 60, nanos: 500_000_000 }),
+                answer_timeout: Some(prost_types::Duration { seconds: 3, nanos: 0 }),
                 max_total_tokens: 9000,
                 ..Default::default()
             }),
+            thread_id_key: "k".to_owned(),
             request_id: "r".to_owned(),
+            context_policy: pb::ContextPolicy::MustExist.into(),
+            missing_thread_policy: pb::MissingThreadPolicy::StartNew.into(),
             busy_policy: pb::BusyPolicy::Steer.into(),
             disconnect_policy: pb::DisconnectPolicy::Continue.into(),
             ..Default::default()
@@ -251,23 +290,60 @@ mod tests {
         let words = [
             ("--sandbox", vec!["read-only", "workspace-write", "danger-full-access"]),
             ("--approval", vec!["never", "on-request", "on-failure", "untrusted"]),
-            ("--busy", vec!["queue", "reject", "steer"]),
+            ("--busy", vec!["queue", "reject", "steer", "interrupt"]),
+            ("--web-search=", vec!["disabled", "cached", "live"]),
+            ("--reviewer", vec!["user", "auto-review"]),
+            ("--context-policy", vec!["any", "must-exist", "must-be-new"]),
+            ("--missing-thread", vec!["fail", "start-new"]),
             ("--on-disconnect", vec!["interrupt", "continue"]),
         ];
         for (flag, words) in words {
             for word in words {
-                let request = of(&parse(&["--ephemeral", flag, word, "x"]).unwrap()).unwrap();
+                let argument = match flag.strip_suffix('=') {
+                    Some(_) => vec![format!("{flag}{word}")],
+                    None => vec![flag.to_owned(), word.to_owned()],
+                };
+                let line: Vec<&str> =
+                    argument.iter().map(String::as_str).chain(["--ephemeral", "x"]).collect();
+                let request = of(&parse(&line).unwrap()).unwrap();
                 let options = request.thread_options.unwrap();
                 let numbers = [
                     options.sandbox_mode,
                     options.approval_policy,
                     request.busy_policy,
                     request.disconnect_policy,
+                    options.web_search_mode,
+                    options.approvals_reviewer,
+                    request.context_policy,
+                    request.missing_thread_policy,
                 ];
-                assert_ne!(numbers, [0; 4], "{flag} {word}");
+                assert_ne!(numbers, [0; 8], "{flag} {word}");
             }
         }
+        let network = |flag| {
+            let request = of(&parse(&["--ephemeral", flag, "x"]).unwrap()).unwrap();
+            request.thread_options.unwrap().network_access_enabled
+        };
+        assert_eq!((network("--network"), network("--network=false")), (Some(true), Some(false)));
         assert!(parse(&["x"]).is_err(), "no thread was chosen");
         assert!(parse(&["--ephemeral", "--context", "c", "x"]).is_err());
+    }
+
+    #[test]
+    fn a_review_or_a_compaction_takes_the_place_of_a_prompt() {
+        let review = |target: &str| {
+            let request = of(&parse(&["--context", "c", "--review", target]).unwrap()).unwrap();
+            assert_eq!(request.inputs, []);
+            request.review.unwrap().target.unwrap()
+        };
+        assert_eq!(review("uncommitted"), Target::UncommittedChanges(true));
+        assert_eq!(review("base=main"), Target::BaseBranch("main".to_owned()));
+        assert_eq!(review("commit=abc"), Target::Commit("abc".to_owned()));
+        let words = "look at x=y";
+        assert_eq!(review(words), Target::Instructions(words.to_owned()));
+        let compact = of(&parse(&["--context", "c", "--compact"]).unwrap()).unwrap();
+        assert!(compact.compact && compact.inputs.is_empty());
+        assert!(parse(&["--context", "c", "--compact", "x"]).is_err());
+        assert!(parse(&["--context", "c", "--review", "uncommitted", "x"]).is_err());
     }
 }

@@ -1,6 +1,6 @@
 //! Answers to what Codex asks, on their way in: what can be told without the question.
 
-use super::Faults;
+use super::{Faults, image_url, show};
 use crate::model::question::{Answer, ToolCallAnswer};
 use crate::model::refusal::Refusal;
 use crate::pb::ToolContent;
@@ -23,9 +23,16 @@ pub(crate) fn answer(
             let field = format!("tool_call.content[{index}]");
             match content {
                 Some(Content::ImageUrl(url)) => {
-                    if let Err(fault) = images.add_address(url) {
-                        faults.add(format!("{field}.image_url"), format!("the image {fault}"));
+                    let fault = image_url::fault(url).or_else(|| {
+                        images.add_address(url).err().map(|fault| format!("the image {fault}"))
+                    });
+                    if let Some(fault) = fault {
+                        faults.add(format!("{field}.image_url"), fault);
                     }
+                }
+                Some(Content::AudioUrl(url)) if !is_inline(url) => {
+                    let fault = format!("{} is not inline; give data:audio/…;base64,…", show(url));
+                    faults.add(format!("{field}.audio_url"), fault);
                 }
                 Some(Content::Text(_) | Content::AudioUrl(_)) => {}
                 None => faults.add(field, "is empty; give a text, an image_url or an audio_url"),
@@ -37,4 +44,8 @@ pub(crate) fn answer(
         return Err(Refusal::InvalidInput(faults.0));
     };
     faults.or_refuse((request_id, answer))
+}
+
+fn is_inline(url: &str) -> bool {
+    url.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:"))
 }

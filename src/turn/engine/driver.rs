@@ -261,7 +261,9 @@ impl Driver {
         let default = self.engine.settings.timeouts.answer_under(policy);
         let within = self.request.turn_options.answer_timeout.unwrap_or(default);
         let until = SystemTime::now().checked_add(within).map(Into::into);
-        Policy::Ask { until, within }
+        let worker = self.held.as_ref().map(|held| held.lease.worker());
+        let most_bytes = worker.map_or(usize::MAX, |worker| worker.max_line_bytes());
+        Policy::Ask { until, within, most_bytes }
     }
 
     fn note_done(&mut self, done: Done) -> Option<Input> {

@@ -63,11 +63,13 @@ impl Run {
             ) => {
                 self.side_effects |= item.has_side_effects();
                 self.owned.notes_item(thread_id, &item, false, now);
+                self.patches.note(thread_id, &item, false);
                 None
             }
             News::Event(Event::ItemCompleted(ItemCompleted { item: Some(item) })) => {
                 self.side_effects |= item.is_of_an_answer();
                 self.owned.notes_item(thread_id, &item, true, now);
+                self.patches.note(thread_id, &item, true);
                 self.hear_agent(thread_id, item)
             }
             News::Event(warning @ Event::Warning(_)) => Some(warning),

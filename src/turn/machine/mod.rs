@@ -23,6 +23,7 @@ mod meter;
 mod opening;
 mod outcome;
 mod owned;
+mod patches;
 mod questions;
 mod running;
 mod skipped;

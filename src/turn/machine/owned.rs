@@ -291,6 +291,11 @@ impl Owned {
         }
     }
 
+    /// The id of the item that tells of what a sub-agent does now.
+    pub(super) fn agent_item(&self, thread_id: &str) -> Option<&str> {
+        self.agents.get(thread_id)?.turn.as_deref()
+    }
+
     /// A sub-agent's turn begins; the item that tells of it.
     pub(super) fn agent_begins(&mut self, thread_id: &str, turn_id: &str) -> Option<Item> {
         let agent = self.agents.entry(thread_id.to_owned()).or_default();

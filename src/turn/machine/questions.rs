@@ -30,8 +30,9 @@ const SIDECAR: &str = "sidecar";
 pub(crate) enum Policy {
     /// It is declined at once.
     Decline,
-    /// It waits for an answer, so long, and until then, if that is a time.
-    Ask { until: Option<prost_types::Timestamp>, within: Duration },
+    /// It waits for an answer, so long, and until then, if that is a time. Of the answer Codex may tell so
+    /// many bytes back.
+    Ask { until: Option<prost_types::Timestamp>, within: Duration, most_bytes: usize },
 }
 
 /// The questions of one turn.
@@ -74,9 +75,9 @@ impl Questions {
         let id = self.record.raised;
         question.request_id = id.to_string();
         match policy {
-            Policy::Ask { until, within } if self.has_room_for(bytes) => {
+            Policy::Ask { until, within, most_bytes } if self.has_room_for(bytes) => {
                 question.expire_time = *until;
-                let expected = Expected::of(&question);
+                let expected = Expected::of(&question, *most_bytes);
                 acts.push(Act::Tell(Event::request_raised(question)));
                 let deadline = now.checked_add(*within);
                 self.pending.push(Pending { id, call, expected, bytes, deadline });

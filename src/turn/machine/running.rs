@@ -5,6 +5,7 @@ use tokio::time::Instant;
 use super::meter::Meter;
 use super::outcome::Counts;
 use super::owned::{Owned, Rest, Whose};
+use super::patches::Patches;
 use super::skipped::OpenMessage;
 use super::withheld::Withheld;
 use super::{Act, Begun, Kept, Policy, Step, Terms};
@@ -15,6 +16,7 @@ use crate::model::event::{Event, McpServerStatus, TokenUsageUpdated, Usage, Warn
 use crate::model::failure::TurnError;
 use crate::model::id::ThreadId;
 use crate::model::item::{AgentMessage, Item, ItemKind, TodoList};
+use crate::model::question::{Question, QuestionKind};
 use crate::turn::clocks::Cause;
 
 /// The item that stands for the agent's plan; Codex has plans but no item for them.
@@ -49,6 +51,7 @@ pub(super) struct Run {
     may_have_goal: bool,
     pub(super) meter: Meter,
     plan: Option<TodoList>,
+    pub(super) patches: Patches,
     // Nothing of the turn is told before this lets it pass.
     gate: Gate,
 }
@@ -81,6 +84,7 @@ impl Run {
             may_have_goal,
             meter: Meter::from(usage),
             plan: None,
+            patches: Patches::default(),
             gate,
         }
     }
@@ -209,8 +213,12 @@ impl Run {
         }
     }
 
-    /// Codex asks something.
-    pub(super) fn ask(&mut self, asked: Asked, policy: &Policy, step: &mut Step<'_>) {
+    /// Codex asks something, of the turn or of one of its sub-agents.
+    pub(super) fn ask(&mut self, mut asked: Asked, policy: &Policy, step: &mut Step<'_>) {
+        let whose = self.owned.whose(&asked.scope);
+        self.complete(&mut asked.question, &whose);
+        // What Codex does in a turn that is not the caller's the caller can't allow.
+        let policy = if whose == Whose::Another { &Policy::Decline } else { policy };
         step.clocks.note_progress(step.now);
         self.side_effects = true;
         let passed = self.gate.pass();
@@ -220,6 +228,23 @@ impl Run {
             return;
         }
         step.questions.raise(asked, policy, step.now, step.acts);
+    }
+
+    /// Adds what is known of what a question is about.
+    fn complete(&self, question: &mut Question, whose: &Whose) {
+        let thread_id = match whose {
+            Whose::Agent(thread_id) => thread_id.as_str(),
+            Whose::Own | Whose::Another => self.thread_id.as_str(),
+        };
+        if let Some(QuestionKind::FileChangeApproval(asked)) = &mut question.kind
+            && asked.changes.is_empty()
+        {
+            asked.changes = self.patches.changes(thread_id, &question.item_id);
+        }
+        if let Whose::Agent(thread_id) = whose {
+            // The sub-agent's own items are not told.
+            question.item_id = self.owned.agent_item(thread_id).unwrap_or_default().to_owned();
+        }
     }
 
     pub(super) fn tell_usage(
@@ -247,10 +272,14 @@ impl Run {
                 if let Some(item) = &started.item {
                     self.side_effects |= item.has_side_effects();
                     self.owned.notes_item(self.thread_id.as_str(), item, false, step.now);
+                    self.patches.note(self.thread_id.as_str(), item, false);
                 }
             }
             Event::ItemUpdated(updated) => {
-                self.side_effects |= updated.item.as_ref().is_some_and(Item::has_side_effects);
+                if let Some(item) = &updated.item {
+                    self.side_effects |= item.has_side_effects();
+                    self.patches.note(self.thread_id.as_str(), item, false);
+                }
             }
             Event::AgentMessageDelta(delta) => self.open_message.add(&delta.item_id, &delta.text),
             Event::ItemCompleted(completed) => {
@@ -258,6 +287,7 @@ impl Run {
                     self.side_effects |= item.is_of_an_answer();
                     self.release_withheld(&item.id, step.acts);
                     self.owned.notes_item(self.thread_id.as_str(), item, true, step.now);
+                    self.patches.note(self.thread_id.as_str(), item, true);
                     if let Some(ItemKind::AgentMessage(AgentMessage { text, .. })) = &item.kind {
                         self.final_response = Some(text.clone());
                         self.open_message.close(&item.id);

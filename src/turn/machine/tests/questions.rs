@@ -7,13 +7,15 @@ use crate::model::question::{ApprovalAnswer, ToolCallAnswer};
 use crate::pb::ToolContent;
 
 const WITHIN: Duration = Duration::from_secs(60);
+/// How long a line of Codex may be.
+const MOST_BYTES: usize = 10_000;
 
 fn until() -> prost_types::Timestamp {
     prost_types::Timestamp { seconds: 1_800_000_000, nanos: 0 }
 }
 
 fn ask() -> Policy {
-    Policy::Ask { until: Some(until()), within: WITHIN }
+    Policy::Ask { until: Some(until()), within: WITHIN, most_bytes: MOST_BYTES }
 }
 
 fn raised(id: &str, is_asked: bool) -> Act {

@@ -417,7 +417,7 @@ impl World {
         self.calls += 1;
         self.seen.calls.push((call_id(self.calls), 0));
         let policy = match is_asked {
-            true => Policy::Ask { until: None, within: SECOND },
+            true => Policy::Ask { until: None, within: SECOND, most_bytes: 1 << 20 },
             false => Policy::Decline,
         };
         self.on(Input::Asked(tool_call(self.calls), policy));

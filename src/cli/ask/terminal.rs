@@ -1,0 +1,120 @@
+//! The person at this process's terminal.
+
+use std::cell::Cell;
+use std::fs::File;
+use std::io::{self, BufReader, IsTerminal as _, Write as _};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc as blocking;
+
+use rustix::termios::{LocalModes, OptionalActions, QueueSelector, Termios};
+use tokio::sync::{Mutex, mpsc};
+
+use super::Person;
+
+type Line = io::Result<Option<String>>;
+
+/// Prompts go to stderr, lines come from the terminal. A thread of its own reads them, one at a time and
+/// only when one is wanted: a read can't be given up.
+pub(in crate::cli) struct Terminal {
+    input: Arc<OwnedFd>,
+    wants: blocking::Sender<()>,
+    lines: Mutex<mpsc::UnboundedReceiver<Line>>,
+    /// Whether a line was wanted that has not come: its question was withdrawn.
+    is_reading: Cell<bool>,
+}
+
+impl Terminal {
+    /// The terminal, if there is one to ask at: stderr is shown on it, and stdin comes from it, or was
+    /// the prompt (`prompt_was_piped`) and the terminal can be opened all the same.
+    pub(in crate::cli) fn find(prompt_was_piped: bool) -> Option<Terminal> {
+        if !io::stderr().is_terminal() {
+            return None;
+        }
+        let stdin = io::stdin();
+        let input = if stdin.is_terminal() {
+            stdin.as_fd().try_clone_to_owned().ok()?
+        } else if prompt_was_piped {
+            File::open("/dev/tty").ok()?.into()
+        } else {
+            return None;
+        };
+        let (wants, wanted) = blocking::channel::<()>();
+        let (sender, lines) = mpsc::unbounded_channel();
+        let reader = input.try_clone().ok()?;
+        std::thread::spawn(move || {
+            let mut reader = BufReader::new(File::from(reader));
+            while wanted.recv().is_ok() {
+                if sender.send(read_line(&mut reader)).is_err() {
+                    return;
+                }
+            }
+        });
+        let is_reading = Cell::new(false);
+        Some(Terminal { input: Arc::new(input), wants, lines: Mutex::new(lines), is_reading })
+    }
+}
+
+/// `None` at the end of input.
+fn read_line(reader: &mut impl io::BufRead) -> Line {
+    let mut line = Vec::new();
+    if reader.read_until(b'\n', &mut line)? == 0 {
+        return Ok(None);
+    }
+    while matches!(line.last(), Some(b'\n' | b'\r')) {
+        line.pop();
+    }
+    Ok(Some(String::from_utf8_lossy(&line).into_owned()))
+}
+
+impl Person for Terminal {
+    fn begin(&self) {
+        // Best effort: what can't be thrown away is read.
+        let _ = rustix::termios::tcflush(&self.input, QueueSelector::IFlush);
+    }
+
+    fn show(&self, text: &str) -> io::Result<()> {
+        io::stderr().write_all(text.as_bytes())
+    }
+
+    async fn line(&self, prompt: &str, hidden: bool) -> io::Result<Option<String>> {
+        let _silence = hidden.then(|| Silence::of(Arc::clone(&self.input)));
+        self.show(prompt)?;
+        if !self.is_reading.replace(true) {
+            // Without its reader the channel of lines is closed, too.
+            let _ = self.wants.send(());
+        }
+        let line = self.lines.lock().await.recv().await;
+        self.is_reading.set(false);
+        if hidden {
+            self.show("\n")?;
+        }
+        line.unwrap_or(Ok(None))
+    }
+}
+
+/// Hides what is typed until it is dropped.
+struct Silence {
+    input: Arc<OwnedFd>,
+    before: Option<Termios>,
+}
+
+impl Silence {
+    fn of(input: Arc<OwnedFd>) -> Silence {
+        let before = rustix::termios::tcgetattr(&input).ok();
+        if let Some(before) = &before {
+            let mut silent = before.clone();
+            silent.local_modes.remove(LocalModes::ECHO | LocalModes::ECHONL);
+            let _ = rustix::termios::tcsetattr(&input, OptionalActions::Now, &silent);
+        }
+        Silence { input, before }
+    }
+}
+
+impl Drop for Silence {
+    fn drop(&mut self) {
+        if let Some(before) = &self.before {
+            let _ = rustix::termios::tcsetattr(&self.input, OptionalActions::Now, before);
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! `info`: what a sidecar is, and how it does.
+
+use std::io::{self, Write as _};
+use std::time::Duration;
+
+use super::client::{self, AddrArgs};
+use super::failure::CommandResult;
+use super::{json, refusal, words};
+use crate::pb;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct InfoArgs {
+    #[command(flatten)]
+    addr: AddrArgs,
+    /// Print JSON, all limits included
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn info(args: InfoArgs) -> CommandResult {
+    let InfoArgs { addr, json } = args;
+    let caller = client::connect(&addr.addr).await?;
+    let info = caller.get_server_info().await.map_err(refusal::failure)?;
+    let mut out = io::stdout();
+    if json {
+        writeln!(out, "{}", json::line(&info)?)?;
+    } else {
+        out.write_all(text(&info).as_bytes())?;
+    }
+    Ok(0)
+}
+
+fn text(info: &pb::GetServerInfoResponse) -> String {
+    let ready = if info.ready {
+        "ready for turns".to_owned()
+    } else {
+        let reason = words::plain(&info.not_ready_reason);
+        format!("not ready: {reason}: {}", words::plain(&info.not_ready_message))
+    };
+    let model =
+        if info.offline_model { "the built-in offline model" } else { "the CLI's provider" };
+    let key = match info.api_key_fingerprint.as_str() {
+        "" => "none in its environment".to_owned(),
+        fingerprint => format!("fingerprint {}", words::plain(fingerprint)),
+    };
+    let limits = info.limits.clone().unwrap_or_default();
+    let counts = info.counts.unwrap_or_default();
+    let of = |most: u32| if most == 0 { String::new() } else { format!(" of {most}") };
+    let lines = [
+        ("sidecar", words::or_dash(&info.sidecar_version)),
+        ("up for", words::ago(info.start_time.as_ref())),
+        ("state", ready),
+        ("drain", words::word(info.drain_state().as_str_name(), "DRAIN_STATE_")),
+        (
+            "codex",
+            format!(
+                "{} at {}",
+                words::or_dash(&info.cli_version),
+                words::or_dash(&info.codex_path)
+            ),
+        ),
+        ("codex home", words::or_dash(&info.codex_home)),
+        ("model", model.to_owned()),
+        ("key", key),
+        ("workers", format!("{} ready of {}", counts.ready_workers, limits.workers)),
+        (
+            "turns",
+            format!(
+                "{}{} running, {}{} waiting, {} retained",
+                counts.running_turns,
+                of(limits.max_running_turns),
+                counts.queued_turns,
+                of(limits.max_queued_turns),
+                counts.retained_turns
+            ),
+        ),
+        ("contexts", counts.contexts.to_string()),
+        (
+            "timeouts",
+            format!(
+                "idle {}, turn {}, answer {}",
+                time(limits.default_idle_timeout.as_ref()),
+                time(limits.default_turn_timeout.as_ref()),
+                time(limits.default_answer_timeout.as_ref())
+            ),
+        ),
+    ];
+    lines.map(|(name, value)| format!("{name:<12}{value}\n")).concat()
+}
+
+fn time(duration: Option<&prost_types::Duration>) -> String {
+    match duration.and_then(|duration| Duration::try_from(*duration).ok()) {
+        Some(duration) => humantime::format_duration(duration).to_string(),
+        None => "none".to_owned(),
+    }
+}
