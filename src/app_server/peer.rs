@@ -98,6 +98,8 @@ pub enum RequestError {
         bytes: u64,
         /// How long it might have been.
         limit: usize,
+        /// Where the list goes on that it was a part of.
+        next_cursor: Option<String>,
     },
     /// It answered something else than the protocol says.
     #[error("{method}: the answer can't be read: {cause}")]
@@ -151,7 +153,7 @@ struct Pending {
 enum Answer {
     Outcome(Result<Box<RawValue>, RpcError>),
     /// In a line over the limit, of so many bytes.
-    TooLong(u64, usize),
+    TooLong(Box<SkippedLine>),
 }
 
 #[derive(Debug)]
@@ -281,8 +283,9 @@ impl Peer {
         };
         let outcome = match tokio::time::timeout(timeout, asking).await {
             Ok(Some(Ok(Answer::Outcome(outcome)))) => outcome,
-            Ok(Some(Ok(Answer::TooLong(bytes, limit)))) => {
-                return Err(RequestError::TooLong { method, bytes, limit });
+            Ok(Some(Ok(Answer::TooLong(line)))) => {
+                let SkippedLine { bytes, limit, next_cursor, .. } = *line;
+                return Err(RequestError::TooLong { method, bytes, limit, next_cursor });
             }
             Ok(Some(Err(error))) => return Err(error),
             Ok(None) => return Err(transport("the connection closed")),
@@ -536,7 +539,7 @@ impl Inner {
         tracing::warn!(bytes, limit, method, thread_id, "skipped a line over the limit");
         match line.id.as_ref().and_then(serde_json::Value::as_u64) {
             Some(id) if line.method.is_none() && line.is_answer => {
-                self.answer(id, Answer::TooLong(line.bytes, line.limit));
+                self.answer(id, Answer::TooLong(line));
             }
             _ => {
                 if line.method.is_none() {

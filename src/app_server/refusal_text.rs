@@ -46,7 +46,15 @@ pub(super) fn meaning(message: &str) -> Meaning {
     if says(&["failed to load configuration", "failed to read configuration layers"]) {
         return Meaning::BadConfig;
     }
-    let is_missing = says(&["no rollout found", "thread not found"]);
+    // The last two of a thread that is only read: one that is nowhere, and one that is kept nowhere.
+    let is_missing = says(&[
+        "no rollout found",
+        "thread not found",
+        "thread not loaded",
+        "ephemeral threads do not support",
+    ]);
+    // Of a fork, whose beginning is in the rollout of another thread.
+    let has_no_beginning = says(&["invalid paginated history lineage"]);
     // Of an empty rollout, of one whose first line is cut or is no session's, of one that is no text,
     // of a directory in its place, of one that may not be read, of another thread's; of one whose last
     // record Codex can't go on from.
@@ -54,7 +62,7 @@ pub(super) fn meaning(message: &str) -> Meaning {
         says(&["failed to load rollout", "rollout is empty", "failed to read session metadata"])
             || (says(&["session metadata"]) && says(&["belongs to thread"]))
             || (says(&["failed to resume local thread recorder"]) && says(&["rollout record at"]));
-    if is_missing || (is_unreadable && !says(PASSING)) {
+    if is_missing || has_no_beginning || (is_unreadable && !says(PASSING)) {
         Meaning::ThreadNotFound
     } else if says(&["active writer"]) {
         Meaning::HeldElsewhere
@@ -71,6 +79,16 @@ pub(super) fn meaning(message: &str) -> Meaning {
 /// as long as its process lives.
 pub(super) fn is_of_lost_history(warning: &str) -> bool {
     warning.starts_with("Failed to save the conversation transcript")
+}
+
+/// Whether it says that the thread does not have a turn.
+pub(super) fn is_unknown_turn(message: &str) -> bool {
+    message.starts_with("turn not found")
+}
+
+/// Whether it says that a place in its lists is none of the thread's.
+pub(super) fn is_invalid_cursor(message: &str) -> bool {
+    message.starts_with("invalid cursor")
 }
 
 /// Whether a CLI says that it does not know the request at all.
@@ -124,6 +142,13 @@ mod tests {
         assert_eq!(meaning("thread 1 already has an active writer"), Meaning::HeldElsewhere);
         assert_eq!(meaning("session 1 is archived. Run unarchive"), Meaning::Archived);
         assert_eq!(meaning("the model said no"), Meaning::Other);
+        for gone in [
+            "thread not loaded: 1",
+            "ephemeral threads do not support thread/turns/list",
+            "invalid paginated history lineage for 1: missing source rollout",
+        ] {
+            assert_eq!(meaning(gone), Meaning::ThreadNotFound, "{gone}");
+        }
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub struct SkippedLine {
     pub item_text_bytes: Option<u64>,
     /// With which status the turn ended, where the line was its end.
     pub turn_status: Option<String>,
+    /// Where a list that was answered goes on.
+    pub next_cursor: Option<String>,
 }
 
 /// A longer value is none that tells whose a line is.
@@ -86,6 +88,7 @@ enum Key {
     Params,
     Result,
     Error,
+    NextCursor,
     ThreadId,
     ConversationId,
     TurnId,
@@ -105,6 +108,7 @@ impl Key {
             b"params" => Key::Params,
             b"result" => Key::Result,
             b"error" => Key::Error,
+            b"nextCursor" => Key::NextCursor,
             b"threadId" => Key::ThreadId,
             // The two older approval requests name the thread so.
             b"conversationId" => Key::ConversationId,
@@ -287,6 +291,7 @@ impl Scan {
             [Key::Params, Key::ThreadId | Key::ConversationId | Key::TurnId | Key::ItemId, _] => {
                 self.depth == 2
             }
+            [Key::Result, Key::NextCursor, _] => self.depth == 2,
             [Key::Params, Key::Turn, Key::Id | Key::Status]
             | [Key::Params, Key::Item, Key::Id | Key::Type] => true,
             _ => false,
@@ -322,6 +327,7 @@ impl Scan {
             [Key::Params, Key::ItemId, _] | [Key::Params, Key::Item, Key::Id] => &mut found.item_id,
             [Key::Params, Key::Item, Key::Type] => &mut found.item_type,
             [Key::Params, Key::Turn, Key::Status] => &mut found.turn_status,
+            [Key::Result, Key::NextCursor, _] => &mut found.next_cursor,
             _ => return,
         };
         // Two words on one thing: neither can be trusted.
@@ -381,6 +387,7 @@ mod tests {
                 .filter(|text| text.is_string())
                 .map(|text| text.to_string().len() as u64 - 2),
             turn_status: text("/params/turn/status"),
+            next_cursor: text("/result/nextCursor"),
         }
     }
 
@@ -396,6 +403,8 @@ mod tests {
                 "id": turn, "rootTurnId": "evil", "items": [{"type": "agentMessage", "id": "evil", "status": "evil"}],
                 "status": "completed", "error": null}}, "emittedAtMs": 2}),
             json!({"id": 7, "result": {"threadId": "evil", "params": {"threadId": "evil"}, "data": ["x"]}}),
+            json!({"id": 7, "result": {"data": [{"nextCursor": "evil"}], "nextCursor": "{\"at\":8}"}}),
+            json!({"id": 7, "result": {"data": ["nextCursor"], "nextCursor": null}}),
             json!({"result": [[{"id": 8}]], "id": 9}),
             json!({"id": "a", "method": "item/tool/call", "params": {"arguments": {"threadId": "evil"}, "threadId": thread}}),
             json!({"method": "execCommandApproval", "id": 3, "params": {"conversationId": thread, "command": ["x"]}}),
@@ -476,6 +485,7 @@ mod tests {
             let key = prop_oneof![
                 Just("threadId".to_owned()),
                 Just("turnId".to_owned()),
+                Just("nextCursor".to_owned()),
                 Just("id".to_owned()),
                 Just("item".to_owned()),
                 Just("params".to_owned()),

@@ -33,7 +33,7 @@ const LISTED_AT_ONCE: usize = 100;
 /// The implementation over an engine.
 #[derive(Debug, Clone)]
 pub(crate) struct CodexApi {
-    engine: Arc<Engine>,
+    pub(super) engine: Arc<Engine>,
     tools: Arc<BTreeMap<String, ToolDefaults>>,
     limits: RequestLimits,
     timeouts: Timeouts,
@@ -65,7 +65,18 @@ impl CodexApi {
         convert::context_key(&Tenant::default(), context_id, tool_name, thread_key, &defaults)
     }
 
-    fn context(&self, key: &ContextKey, binding: &Binding) -> pb::Context {
+    /// The binding that the field `path` of a request names, which is required.
+    pub(super) fn key_of(
+        &self,
+        path: &str,
+        context: Option<&pb::ContextRef>,
+    ) -> Result<ContextKey, Refusal> {
+        let context = context.ok_or_else(|| Refusal::field(path, "is missing; name a context"))?;
+        let defaults = |tool: &str| ToolDefaults::of(&self.tools, tool);
+        convert::context_ref(path, &Tenant::default(), context, &defaults)
+    }
+
+    pub(super) fn context(&self, key: &ContextKey, binding: &Binding) -> pb::Context {
         let running = self.engine.turns().live_of(key);
         let waiting = self.engine.contexts().waiting_turns(key);
         pb::Context {
@@ -152,9 +163,7 @@ impl CodexService for CodexApi {
                 self.engine.turn(&turn_id_of(&turn_id)?)?
             }
             Some(pb::attach_turn_request::Target::Context(context)) => {
-                let defaults = |tool: &str| ToolDefaults::of(&self.tools, tool);
-                let tenant = Tenant::default();
-                let key = convert::context_ref("context", &tenant, &context, &defaults)?;
+                let key = self.key_of("context", Some(&context))?;
                 let turn = self.engine.turns().of_context(&key);
                 turn.ok_or(Refusal::NoTurnOfContext(key))?
             }
@@ -237,18 +246,9 @@ impl CodexService for CodexApi {
         request: Request<pb::ListContextsRequest>,
     ) -> Result<Response<pb::ListContextsResponse>, Status> {
         let pb::ListContextsRequest { page_size, page_token, context_id } = request.into_inner();
-        let limit = match usize::try_from(page_size) {
-            Ok(0) => DEFAULT_PAGE,
-            Ok(size) => size.min(MAX_PAGE),
-            Err(_) => {
-                let description = format!(
-                    "{page_size} is negative; ask for 0 (which means {DEFAULT_PAGE}) to {MAX_PAGE}"
-                );
-                return Err(Refusal::field("page_size", description).into());
-            }
-        };
+        let limit = page_token::page_size(page_size, DEFAULT_PAGE, MAX_PAGE)?;
         let filter = Some(context_id.trim()).filter(|context_id| !context_id.is_empty());
-        let after = page_token::read(&page_token, filter)?;
+        let after = page_token::of_contexts(&page_token, filter)?;
         // One listing at a time: a flood of them leaves the other cores to everybody else.
         let closed = |error: AcquireError| Refusal::Internal(error.to_string());
         let _turn = self.listing.acquire().await.map_err(closed)?;
@@ -265,7 +265,7 @@ impl CodexService for CodexApi {
             contexts.extend(page.iter().map(|(key, binding)| self.context(key, binding)));
             match page.pop() {
                 Some((key, _)) if has_more && part == left => {
-                    break page_token::write(&key, filter);
+                    break page_token::after_context(&key, filter);
                 }
                 Some((key, _)) if has_more => after = Some((key.context_id, key.thread_key)),
                 _ => break String::new(),
@@ -297,9 +297,9 @@ impl CodexService for CodexApi {
 
     async fn fork_context(
         &self,
-        _request: Request<pb::ForkContextRequest>,
+        request: Request<pb::ForkContextRequest>,
     ) -> Result<Response<pb::ForkContextResponse>, Status> {
-        Err(Refusal::Unimplemented("ForkContext is not served by this version").into())
+        self.fork(request).await
     }
 
     async fn run_turn_unary(
@@ -318,16 +318,16 @@ impl CodexService for CodexApi {
 
     async fn read_thread(
         &self,
-        _request: Request<pb::ReadThreadRequest>,
+        request: Request<pb::ReadThreadRequest>,
     ) -> Result<Response<pb::ReadThreadResponse>, Status> {
-        Err(Refusal::Unimplemented("ReadThread is not served by this version").into())
+        self.read(request).await
     }
 
     async fn revert_context(
         &self,
-        _request: Request<pb::RevertContextRequest>,
+        request: Request<pb::RevertContextRequest>,
     ) -> Result<Response<pb::RevertContextResponse>, Status> {
-        Err(Refusal::Unimplemented("RevertContext is not served by this version").into())
+        self.revert(request).await
     }
 
     async fn delete_context(

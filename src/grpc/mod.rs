@@ -13,6 +13,7 @@ pub mod client;
 pub(crate) mod codex_service;
 pub(crate) mod convert;
 pub(crate) mod deadline;
+mod history;
 pub(crate) mod limits;
 mod page_token;
 pub(crate) mod pool_service;

@@ -1,34 +1,86 @@
-//! Where a page ended: the last key, and the filter that it was made with.
+//! Where a page ended: a place in the list, and the question that it was the answer to. A token is no
+//! secret; one that was not made here, or for another question, is refused.
 
-use crate::model::id::ContextKey;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::model::id::{ContextKey, ThreadId};
 use crate::model::refusal::Refusal;
+use crate::worker::history::HistoryPlace;
 
-type Token = (String, String, Option<String>);
+/// How many entries a page is to have.
+pub(super) fn page_size(asked: i32, usual: usize, most: usize) -> Result<usize, Refusal> {
+    match usize::try_from(asked) {
+        Ok(0) => Ok(usual),
+        Ok(size) => Ok(size.min(most)),
+        Err(_) => {
+            let description =
+                format!("{asked} is negative; ask for 0 (which means {usual}) to {most}");
+            Err(Refusal::field("page_size", description))
+        }
+    }
+}
 
-pub(super) fn write(key: &ContextKey, filter: Option<&str>) -> String {
-    let token: Token = (key.context_id.clone(), key.thread_key.clone(), filter.map(str::to_owned));
-    let json = serde_json::to_vec(&token).unwrap_or_default();
+type Bindings = (String, String, Option<String>);
+
+/// For the page of bindings after this one.
+pub(super) fn after_context(key: &ContextKey, filter: Option<&str>) -> String {
+    let token: Bindings =
+        (key.context_id.clone(), key.thread_key.clone(), filter.map(str::to_owned));
+    write(&token)
+}
+
+/// The context id and the thread key after which the page of bindings begins.
+pub(super) fn of_contexts(
+    token: &str,
+    filter: Option<&str>,
+) -> Result<Option<(String, String)>, Refusal> {
+    match read::<Bindings>(token)? {
+        None => Ok(None),
+        Some((context_id, thread_key, made_with)) if made_with.as_deref() == filter => {
+            Ok(Some((context_id, thread_key)))
+        }
+        Some(_) => Err(refused()),
+    }
+}
+
+type History = (String, Option<String>, Option<String>);
+
+/// For the page of a thread's history that begins here.
+pub(super) fn at_place(thread_id: &ThreadId, place: HistoryPlace) -> String {
+    let HistoryPlace { turns, items } = place;
+    let token: History = (thread_id.as_str().to_owned(), turns, items);
+    write(&token)
+}
+
+/// Where the page of a thread's history begins.
+pub(super) fn of_history(token: &str, thread_id: &ThreadId) -> Result<HistoryPlace, Refusal> {
+    match read::<History>(token)? {
+        None => Ok(HistoryPlace::default()),
+        Some((made_for, turns, items)) if made_for == thread_id.as_str() => {
+            Ok(HistoryPlace { turns, items })
+        }
+        Some(_) => Err(refused()),
+    }
+}
+
+fn refused() -> Refusal {
+    Refusal::field("page_token", "is not the next_page_token of a page of this listing")
+}
+
+fn write(token: &impl Serialize) -> String {
+    let json = serde_json::to_vec(token).unwrap_or_default();
     json.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-pub(super) fn read(token: &str, filter: Option<&str>) -> Result<Option<(String, String)>, Refusal> {
+fn read<T: DeserializeOwned>(token: &str) -> Result<Option<T>, Refusal> {
     if token.is_empty() {
         return Ok(None);
     }
-    let refused =
-        || Refusal::field("page_token", "is not the next_page_token of a page of this listing");
-    let bytes = (0..token.len())
-        .step_by(2)
-        .map(|start| {
-            let pair = token.get(start..start + 2)?;
-            u8::from_str_radix(pair, 16).ok()
-        })
-        .collect::<Option<Vec<u8>>>()
-        .ok_or_else(refused)?;
-    let (context_id, thread_key, made_with): Token =
-        serde_json::from_slice(&bytes).map_err(|_| refused())?;
-    if made_with.as_deref() != filter {
-        return Err(refused());
-    }
-    Ok(Some((context_id, thread_key)))
+    let bytes = (0..token.len()).step_by(2).map(|start| {
+        let pair = token.get(start..start + 2)?;
+        u8::from_str_radix(pair, 16).ok()
+    });
+    let bytes: Vec<u8> = bytes.collect::<Option<_>>().ok_or_else(refused)?;
+    serde_json::from_slice(&bytes).map(Some).map_err(|_| refused())
 }

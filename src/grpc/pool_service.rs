@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime};
 use tonic::{Request, Response, Status};
 
 use crate::grpc::api::pool_service_server::PoolService;
+use crate::grpc::deadline;
 use crate::grpc::limits::{ConnectionLimits, RequestLimits};
-use crate::model::refusal::Refusal;
 use crate::model::request::QuestionPolicy;
 use crate::pb;
 use crate::pool::{PoolSettings, Readiness, SlotState, SlotStatus, Trouble};
@@ -74,9 +74,13 @@ impl PoolApi {
 impl PoolService for PoolApi {
     async fn list_models(
         &self,
-        _request: Request<pb::ListModelsRequest>,
+        request: Request<pb::ListModelsRequest>,
     ) -> Result<Response<pb::ListModelsResponse>, Status> {
-        Err(Refusal::Unimplemented("ListModels is not served by this version").into())
+        let deadline = deadline::of(request.metadata());
+        let pb::ListModelsRequest { include_hidden } = request.into_inner();
+        let models = deadline::answer(deadline, self.engine.models()).await?;
+        let shown = models.iter().filter(|model| include_hidden || !model.hidden);
+        Ok(Response::new(pb::ListModelsResponse { models: shown.cloned().collect() }))
     }
 
     async fn list_workers(

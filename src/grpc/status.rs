@@ -113,6 +113,9 @@ pub(crate) fn status(refusal: &Refusal) -> Status {
         Refusal::ContextInUse(key) => {
             says(Code::Aborted, "CONTEXT_BUSY", refusal).with_context(key).status()
         }
+        Refusal::ContextExists(key) => {
+            says(Code::AlreadyExists, "CONTEXT_EXISTS", refusal).with_context(key).status()
+        }
         Refusal::RequestIdReused { request_id } => {
             says(Code::AlreadyExists, "REQUEST_ID_REUSED", refusal)
                 .with("request_id", request_id)
@@ -422,6 +425,7 @@ mod tests {
             ),
             (Refusal::Draining { retry_after }, Code::Unavailable, "DRAINING"),
             (Refusal::ContextBusy, Code::Aborted, "CONTEXT_BUSY"),
+            (Refusal::ContextExists(key()), Code::AlreadyExists, "CONTEXT_EXISTS"),
             (
                 Refusal::RequestIdReused { request_id: cause() },
                 Code::AlreadyExists,

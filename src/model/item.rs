@@ -5,9 +5,10 @@ pub(crate) use crate::pb::web_search::Action as WebSearchAction;
 pub(crate) use crate::pb::{
     AgentMessage, ChangedFile, CommandExecution, CommandExecutionStatus, ContextCompaction,
     DynamicToolCall, DynamicToolCallStatus, ErrorItem, FileChange, FileChangeKind,
-    FileChangeStatus, ImageView, Item, McpToolCall, McpToolCallStatus, Reasoning, SubAgent,
-    SubAgentAction, SubAgentPhase, SubAgentState, SubAgentStatus, TodoItem, TodoList, TodoStatus,
-    ToolContent, UnknownItem, UserMessage, WebSearch,
+    FileChangeStatus, HookPrompt, HookPromptFragment, ImageGeneration, ImageView, Item,
+    McpToolCall, McpToolCallStatus, Plan, Reasoning, ReviewMode, SubAgent, SubAgentAction,
+    SubAgentPhase, SubAgentState, SubAgentStatus, TodoItem, TodoList, TodoStatus, ToolContent,
+    UnknownItem, UserMessage, WebSearch,
 };
 
 impl Item {

@@ -226,6 +226,9 @@ pub enum Refusal {
     /// The context's binding can't be changed now.
     #[error("context {:?} has a turn that runs or waits under {:?}; wait for it, or interrupt it", .0.context_id, .0.thread_key)]
     ContextInUse(ContextKey),
+    /// The context is bound already, and should not be.
+    #[error("context {:?} is bound already under {:?}; name another one, or delete it first", .0.context_id, .0.thread_key)]
+    ContextExists(ContextKey),
     /// The same request id came with other content.
     #[error(
         "request_id {request_id:?} was already used for a different request; use a new id for new content"

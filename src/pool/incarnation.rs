@@ -181,6 +181,11 @@ impl Lease {
         &self.incarnation
     }
 
+    /// Notes that it is for no turn.
+    pub(crate) fn note_no_turn(&self) {
+        self.incarnation.started_turns.fetch_sub(1, Ordering::Relaxed);
+    }
+
     /// Notes that Codex has ended the turn, well or badly.
     pub(crate) fn note_turn_completed(&self) {
         self.incarnation.completed_turns.fetch_add(1, Ordering::Relaxed);

@@ -9,6 +9,7 @@ use crate::model::id::WorkerId;
 use crate::pool::incarnation::Suspect;
 use crate::pool::readiness::trouble;
 use crate::pool::{Entering, Incarnation, Lease, Pool, SlotState, SlotStatus, Trouble};
+use crate::worker::Worker;
 
 /// Why no worker can be had.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,8 +36,17 @@ impl Pool {
     /// [`Unavailable`] with the cause and when to try again.
     #[cfg(test)]
     pub(crate) async fn lease(&self, preferred: Option<&WorkerId>) -> Result<Lease, Unavailable> {
-        let (lease, _) = self.place(preferred, false, self.patience()).await?;
-        Ok(lease)
+        let place = |incarnation| Lease::new(incarnation);
+        self.place(preferred, self.patience(), place).await
+    }
+
+    /// A worker to ask for what changes nothing and needs no thread, as placed as one for a turn. Also
+    /// where CODEX_HOME can't be written.
+    ///
+    /// # Errors
+    /// [`Unavailable`] with the cause and when to try again.
+    pub(crate) async fn worker_to_ask(&self) -> Result<Arc<Worker>, Unavailable> {
+        self.place(None, self.patience(), |incarnation| Arc::clone(&incarnation.worker)).await
     }
 
     /// The same, for a turn whose thread is to be opened there; waits until the worker gives a sign of
@@ -55,8 +65,17 @@ impl Pool {
     ) -> Result<(Lease, Entering), Unavailable> {
         let mut deadline = self.patience();
         let settling = Instant::now() + self.settling();
+        let on = |incarnation: Arc<Incarnation>| {
+            let suspect = alone.then(|| Suspect::new(&incarnation));
+            (Lease::new(incarnation), suspect)
+        };
         loop {
-            let (lease, suspect) = self.place(preferred, alone, deadline).await?;
+            if let Some(cause) = self.home_fault.borrow().clone() {
+                // Codex could not write down what the turn says.
+                let retry_after = Duration::from_secs(5);
+                return Err(Unavailable { cause, retry_after, out_of_resources: false });
+            }
+            let (lease, suspect) = self.place(preferred, deadline, on).await?;
             if !self.is_responsive(lease.incarnation()).await {
                 // There may be no other, and this one is back or killed by then.
                 deadline = settling;
@@ -93,21 +112,12 @@ impl Pool {
         Instant::now() + self.settings.worker_wait
     }
 
-    async fn place(
+    async fn place<T>(
         &self,
         preferred: Option<&WorkerId>,
-        alone: bool,
         deadline: Instant,
-    ) -> Result<(Lease, Option<Suspect>), Unavailable> {
-        if let Some(cause) = self.home_fault.borrow().clone() {
-            // Codex could not write down what the turn says.
-            let retry_after = Duration::from_secs(5);
-            return Err(Unavailable { cause, retry_after, out_of_resources: false });
-        }
-        let on = |incarnation: Arc<Incarnation>| {
-            let suspect = alone.then(|| Suspect::new(&incarnation));
-            (Lease::new(incarnation), suspect)
-        };
+        on: impl Fn(Arc<Incarnation>) -> T,
+    ) -> Result<T, Unavailable> {
         if let Some(incarnation) = preferred.and_then(|id| self.incarnation(id)) {
             return Ok(on(incarnation));
         }
@@ -115,7 +125,7 @@ impl Pool {
         let mut found = None;
         let looking = slots.wait_for(|slots| {
             let _placing = self.placing.lock().unwrap_or_else(PoisonError::into_inner);
-            found = least_loaded(slots).map(on);
+            found = least_loaded(slots).map(&on);
             found.is_some() || !slots.iter().any(|slot| self.may_come(slot))
         });
         let _ = tokio::time::timeout_at(deadline, looking).await;

@@ -21,6 +21,8 @@ pub(crate) struct Binding {
     pub(crate) turns: u64,
     /// The latest of them.
     pub(crate) latest_turn: Option<TurnId>,
+    /// Whether its thread is a copy that has had no turn here.
+    pub(crate) is_fresh_copy: bool,
 }
 
 /// What [`Bindings::bind`] has done.
@@ -102,6 +104,7 @@ impl Bindings {
             binding.updated_at = now;
             let before = std::mem::replace(&mut binding.thread_id, thread_id.clone());
             let replaced = (before != *thread_id).then_some(before);
+            binding.is_fresh_copy &= replaced.is_none();
             return Bound { binding: binding.clone(), replaced };
         }
         let binding = Binding {
@@ -110,6 +113,7 @@ impl Bindings {
             updated_at: now,
             turns: 0,
             latest_turn: None,
+            is_fresh_copy: false,
         };
         all.uses += 1;
         let (key, use_number) = (Arc::new(key.clone()), all.uses);
@@ -119,10 +123,21 @@ impl Bindings {
         Bound { binding, replaced: None }
     }
 
+    /// Binds a context to a copy of another one's thread.
+    pub(crate) fn bind_copy(&self, key: &ContextKey, thread_id: &ThreadId) -> Binding {
+        let Bound { mut binding, .. } = self.bind(key, thread_id);
+        binding.is_fresh_copy = true;
+        if let Some(kept) = self.write().by_key.get_mut(key) {
+            kept.binding.is_fresh_copy = true;
+        }
+        binding
+    }
+
     /// Notes that a turn of this context has its thread.
     pub(crate) fn note_turn(&self, key: &ContextKey, turn_id: &TurnId) {
         if let Some(binding) = self.write().note_use(key) {
             binding.turns += 1;
+            binding.is_fresh_copy = false;
             binding.latest_turn = Some(turn_id.clone());
             binding.updated_at = SystemTime::now();
         }

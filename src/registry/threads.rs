@@ -86,7 +86,7 @@ type Holder = Arc<StdMutex<Option<WorkerId>>>;
 type Cells<L> = DashMap<ThreadId, Cell<L>>;
 
 /// Up to how many threads are remembered although no worker holds them: their token counts are
-/// exact then from the first report of their next turn on.
+/// exact then from the first report of their next turn on, and what they were made with is known.
 const REMEMBERED: usize = 10_000;
 
 impl<L> Default for Cell<L> {
@@ -103,11 +103,14 @@ impl<L: Loaded> Cell<L> {
             return false;
         }
         self.state.try_lock().is_ok_and(|state| {
-            let ThreadFacts { is_blank, usage, .. } = &state.facts;
+            let ThreadFacts { is_blank, usage, dynamic_tools, developer_instructions, .. } =
+                &state.facts;
+            let knows_nothing =
+                usage.is_none() && dynamic_tools.is_none() && developer_instructions.is_none();
             // That a thread is blank can be learned nowhere else, and its context would be refused for
             // ever. Of one without a context there is nothing to know.
             !(*is_blank && state.is_bound)
-                && (knows_counts || *is_blank || usage.is_none())
+                && (knows_counts || *is_blank || knows_nothing)
                 && state.loaded.as_ref().is_none_or(|loaded| !runs(loaded.worker()))
                 && state.asked.as_ref().is_none_or(|worker| !runs(worker))
         })

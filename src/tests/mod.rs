@@ -8,6 +8,7 @@ mod contexts;
 mod failures;
 mod faults_pool;
 mod faults_worker;
+mod history;
 mod idempotency;
 mod idle_threads;
 mod mcp;

@@ -7,6 +7,8 @@
 //! each other. In the common line callers take turns. Nobody waits without being told: what does not
 //! fit is refused at once.
 
+mod reservation;
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -16,6 +18,8 @@ use tokio::sync::watch;
 use crate::model::id::{CallerId, ContextKey, Tenant, ThreadId};
 use crate::model::refusal::Refusal;
 use crate::model::request::BusyPolicy;
+
+pub(crate) use reservation::Reservation;
 
 /// What runs one turn at a time.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -95,6 +99,8 @@ pub(crate) enum QueuePosition {
 pub(crate) struct Admission {
     limits: AdmissionLimits,
     state: Mutex<State>,
+    // Told whenever lanes that were reserved are given up.
+    released: watch::Sender<()>,
 }
 
 #[derive(Debug, Default)]
@@ -275,7 +281,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 impl Admission {
     /// Nobody is here yet.
     pub(crate) fn new(limits: AdmissionLimits) -> Arc<Admission> {
-        Arc::new(Admission { limits, state: Mutex::default() })
+        Arc::new(Admission { limits, state: Mutex::default(), released: watch::Sender::default() })
     }
 
     /// Takes a turn in: whoever `entrant` makes, who is there from `enter` on. Nothing else is admitted,
@@ -379,7 +385,9 @@ impl Admission {
     pub(crate) fn waiting_in(&self, lane: &Lane) -> usize {
         let state = self.state();
         let lane = state.lanes.get(lane).into_iter().flatten();
-        lane.filter(|id| !state.runs(**id)).count()
+        // One that is reserved has no ticket.
+        let waits = |id: &&u64| state.tickets.contains_key(id) && !state.runs(**id);
+        lane.filter(waits).count()
     }
 
     /// Makes a change that no turn of this lane may come between; `None`, and no change, where one
@@ -535,7 +543,9 @@ impl State {
             self.leave_lane(&before, id);
         }
         let ids = self.lanes.get(thread).into_iter().flatten();
-        let ahead = ids.take_while(|other| !runs && (**other < id || self.runs(**other))).count();
+        let is_ahead =
+            |other: u64| other < id || self.runs(other) || !self.tickets.contains_key(&other);
+        let ahead = ids.take_while(|other| !runs && is_ahead(**other)).count();
         self.lanes.entry(thread.clone()).or_default().insert(ahead, id);
         self.line_up_lane(thread);
     }

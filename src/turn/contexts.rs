@@ -17,7 +17,7 @@ use crate::model::id::{ContextKey, Tenant, ThreadId, TurnId};
 use crate::model::refusal::Refusal;
 use crate::model::request::TurnRequest;
 use crate::registry::bindings::{Binding, Bindings, Bound, Mark};
-use crate::turn::admission::{Admission, Busy, Entrant, Lane, Ticket};
+use crate::turn::admission::{Admission, Busy, Entrant, Lane, Reservation, Ticket};
 use crate::turn::engine::Engine;
 
 /// How many contexts are kept, and how long.
@@ -111,6 +111,63 @@ impl Contexts {
     pub(crate) fn unbind(&self, key: &ContextKey) -> Result<Binding, Refusal> {
         let removed = self.while_idle(key, |_| self.bindings.remove(key))?;
         removed.ok_or_else(|| Refusal::ContextNotFound(key.clone()))
+    }
+
+    /// Keeps a context and its thread free of turns while that is changed, and gives the thread.
+    ///
+    /// # Errors
+    /// [`Refusal::ContextInUse`], [`Refusal::ContextNotFound`].
+    pub(crate) async fn reserve(
+        &self,
+        key: &ContextKey,
+    ) -> Result<(Reservation, ThreadId), Refusal> {
+        let look = |_: &Busy<'_>| {
+            let thread_id = self.get(key)?.thread_id;
+            Ok((self.lanes_of(key, &thread_id).to_vec(), thread_id))
+        };
+        let reserved = self.admission.reserve(look).await?;
+        reserved.ok_or_else(|| Refusal::ContextInUse(key.clone()))
+    }
+
+    /// The same for a context whose thread is to be copied for another one, which is kept free, too.
+    ///
+    /// # Errors
+    /// [`Refusal::ContextInUse`], [`Refusal::ContextNotFound`] of the source,
+    /// [`Refusal::ContextExists`] of the target, [`Refusal::ContextsFull`].
+    pub(crate) async fn reserve_copy(
+        &self,
+        source: &ContextKey,
+        target: &ContextKey,
+    ) -> Result<(Reservation, ThreadId), Refusal> {
+        let look = |busy: &Busy<'_>| {
+            let thread_id = self.get(source)?.thread_id;
+            if self.bindings.contains(target) {
+                return Err(Refusal::ContextExists(target.clone()));
+            }
+            self.make_room(target, busy)?;
+            let [context, thread] = self.lanes_of(source, &thread_id);
+            Ok((vec![context, thread, Lane::Context(target.clone())], thread_id))
+        };
+        let reserved = self.admission.reserve(look).await?;
+        reserved.ok_or_else(|| {
+            let target_lane = Lane::Context(target.clone());
+            let is_target = self.admission.while_idle(&target_lane, |_| ()).is_none();
+            Refusal::ContextInUse(if is_target { target } else { source }.clone())
+        })
+    }
+
+    fn lanes_of(&self, key: &ContextKey, thread_id: &ThreadId) -> [Lane; 2] {
+        [Lane::Context(key.clone()), Lane::Thread(key.tenant.clone(), thread_id.clone())]
+    }
+
+    /// Binds a context that is kept free to a copy of another one's thread.
+    pub(crate) fn bind_copy(
+        &self,
+        key: &ContextKey,
+        thread_id: &ThreadId,
+        _reserved: &Reservation,
+    ) -> Binding {
+        self.bindings.bind_copy(key, thread_id)
     }
 
     /// Takes a turn in, which is there from `enter` on. The look at its context's thread and both are one

@@ -197,6 +197,11 @@ impl Ownership {
             || self.begun.iter().take(known).any(|(turn, _)| turn == turn_id)
     }
 
+    /// Forgets the token counts of a thread: it has others from now on.
+    pub(crate) fn forget_counts(&mut self, thread_id: &str) {
+        self.counts.remove(thread_id);
+    }
+
     /// The last token counts that were told of a thread.
     pub(crate) fn counts(&self, thread_id: &str) -> Option<Usage> {
         self.counts.get(thread_id).copied()

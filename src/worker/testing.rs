@@ -271,7 +271,7 @@ impl Codex {
             "initialize" => json!({ "userAgent": "codex_sidecar/0.169.0 (in memory)" }),
             "config/read" => json!({ "config": {} }),
             "model/list" => json!({ "data": [{ "model": "m0", "isDefault": true }] }),
-            "thread/start" => {
+            "thread/start" | "thread/fork" => {
                 self.threads += 1;
                 let id = match self.number {
                     Some(number) => format!("{number:08}-0000-4000-8000-{:012}", self.threads),
@@ -300,6 +300,8 @@ impl Codex {
             | "thread/goal/get"
             | "thread/goal/clear"
             | "thread/unarchive"
+            | "thread/revert"
+            | "thread/delete"
             | "thread/unsubscribe"
             | "thread/backgroundTerminals/list"
             | "config/mcpServer/reload"
@@ -505,7 +507,7 @@ impl Codex {
 }
 
 impl Asked {
-    /// The answer to `thread/start` and `thread/resume`: a thread that may read, and asks unless it was
+    /// The answer to `thread/start`, `thread/fork` and `thread/resume`: a thread that may read, and asks unless it was
     /// asked for another policy.
     pub(crate) fn opened(&self, thread_id: &str) -> Value {
         let policy = self.params["approvalPolicy"].as_str().unwrap_or("on-request");

@@ -26,6 +26,7 @@ mod faults_pool;
 #[cfg(target_os = "linux")]
 mod faults_process;
 mod faults_worker;
+mod history;
 mod idempotency;
 mod idle_threads;
 mod lifecycle;

@@ -57,6 +57,8 @@ pub struct LoadThread {
     method: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     thread_id: Option<String>,
+    #[serde(flatten)]
+    copied: Option<Copied>,
     cwd: PathBuf,
     #[serde(skip_serializing_if = "Option::is_none")]
     model: Option<String>,
@@ -76,6 +78,15 @@ pub struct LoadThread {
     dynamic_tools: Vec<Tool>,
     #[serde(flatten)]
     load: LoadOptions,
+}
+
+/// What a new thread is a copy of.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Copied {
+    thread_id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_turn_id: Option<String>,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -124,10 +135,54 @@ impl LoadThread {
         working_directory: &Path,
         configured: &mcp::ConfigRead,
     ) -> LoadThread {
-        let mut config = mcp::without_servers(&load.config, configured.names());
-        config.insert("features.shell_snapshot".to_owned(), json!(false));
-        let load = LoadOptions { config, ..LoadOptions::default() };
+        let load = LoadThread::without_company(&load.config, configured);
         LoadThread { ephemeral: true, ..LoadThread::bare("thread/start", working_directory, &load) }
+    }
+
+    /// A copy of a thread, up to a turn and with it where one is named. It is not to have a turn before it
+    /// is loaded again, so nothing is started for it, as for [`LoadThread::probe`]. It keeps what belongs
+    /// to the thread: its instructions and lent functions.
+    pub fn copy(
+        thread_id: &str,
+        last_turn_id: Option<&str>,
+        working_directory: &Path,
+        configured: &mcp::ConfigRead,
+    ) -> LoadThread {
+        let load = LoadThread::without_company(&Map::new(), configured);
+        let last_turn_id = last_turn_id.map(str::to_owned);
+        LoadThread {
+            copied: Some(Copied { thread_id: thread_id.to_owned(), last_turn_id }),
+            // Not what the thread's last turn had.
+            sandbox: Some("read-only"),
+            exclude_turns: true,
+            ..LoadThread::bare("thread/fork", working_directory, &load)
+        }
+    }
+
+    /// A thread from its rollout that is not to have a turn before it is loaded again: nothing is started
+    /// for it.
+    pub fn without_turns(
+        thread_id: &str,
+        working_directory: &Path,
+        configured: &mcp::ConfigRead,
+    ) -> LoadThread {
+        let load = LoadThread::without_company(&Map::new(), configured);
+        LoadThread {
+            thread_id: Some(thread_id.to_owned()),
+            sandbox: Some("read-only"),
+            exclude_turns: true,
+            ..LoadThread::bare("thread/resume", working_directory, &load)
+        }
+    }
+
+    /// These overrides, without MCP servers and login shells.
+    fn without_company(
+        overrides: &Map<String, Value>,
+        configured: &mcp::ConfigRead,
+    ) -> LoadOptions {
+        let mut config = mcp::without_servers(overrides, configured.names());
+        config.insert("features.shell_snapshot".to_owned(), json!(false));
+        LoadOptions { config, ..LoadOptions::default() }
     }
 
     /// A thread from its rollout, for turns that by default use this.
@@ -157,6 +212,7 @@ impl LoadThread {
         LoadThread {
             method,
             thread_id: None,
+            copied: None,
             cwd: working_directory.to_owned(),
             model: None,
             approval_policy: None,
@@ -284,6 +340,9 @@ pub struct ThreadRead {
     /// Its rollout; none of an ephemeral thread.
     #[serde(default)]
     pub path: Option<PathBuf>,
+    /// Where it worked last.
+    #[serde(default)]
+    pub cwd: Option<PathBuf>,
     #[serde(default)]
     status: Value,
 }
@@ -509,6 +568,21 @@ mod tests {
         let baseline = Baseline::default();
         let directory = Path::new("/w");
         let resumed = LoadThread::from_rollout("t", &never, &baseline, &load, directory);
+        let configured = mcp::ConfigRead::default();
+        let copy = LoadThread::copy("t", Some("u"), directory, &configured);
+        assert_eq!(
+            json!(copy),
+            json!({
+                "threadId": "t",
+                "lastTurnId": "u",
+                "cwd": "/w",
+                "excludeTurns": true,
+                "sandbox": "read-only",
+                "config": { "features.shell_snapshot": false },
+            })
+        );
+        // It is another one that is loaded.
+        assert_eq!(copy.thread_id(), None);
         assert_eq!(
             json!(resumed),
             json!({

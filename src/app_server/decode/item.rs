@@ -11,8 +11,9 @@ use super::parts::Parts;
 use crate::model::item::{
     AgentMessage, ChangedFile, CommandExecution, CommandExecutionStatus, ContextCompaction,
     DynamicToolCall, DynamicToolCallStatus, ErrorItem, FileChange, FileChangeKind,
-    FileChangeStatus, ImageView, Item, ItemKind, McpToolCall, McpToolCallStatus, Reasoning,
-    ToolContent, UnknownItem, UserMessage, WebSearch, WebSearchAction,
+    FileChangeStatus, HookPrompt, HookPromptFragment, ImageGeneration, ImageView, Item, ItemKind,
+    McpToolCall, McpToolCallStatus, Plan, Reasoning, ReviewMode, ToolContent, UnknownItem,
+    UserMessage, WebSearch, WebSearchAction,
 };
 use crate::pb::tool_content::Content;
 use crate::pb::user_input::Input;
@@ -82,6 +83,16 @@ fn kind(r#type: &str, json: &RawValue, item: &Parts<'_>) -> Option<ItemKind> {
             results_json: item.json("results"),
         }),
         "imageView" => ItemKind::ImageView(ImageView { path: item.read("path")? }),
+        "imageGeneration" => ItemKind::ImageGeneration(ImageGeneration {
+            status: item.read("status")?,
+            revised_prompt: item.text("revisedPrompt")?,
+            saved_path: item.text("savedPath")?,
+            result: item.text("result")?,
+        }),
+        "plan" => ItemKind::Plan(Plan { text: item.read("text")? }),
+        "enteredReviewMode" => ItemKind::ReviewMode(review_mode(true, item)?),
+        "exitedReviewMode" => ItemKind::ReviewMode(review_mode(false, item)?),
+        "hookPrompt" => ItemKind::HookPrompt(HookPrompt { fragments: fragments(item)? }),
         "userMessage" => ItemKind::UserMessage(UserMessage { inputs: user_inputs(item)? }),
         "contextCompaction" => ItemKind::ContextCompaction(ContextCompaction {}),
         "error" => ItemKind::Error(ErrorItem { message: item.read("message")? }),
@@ -93,6 +104,16 @@ fn kind(r#type: &str, json: &RawValue, item: &Parts<'_>) -> Option<ItemKind> {
         }
         _ => return None,
     })
+}
+
+fn review_mode(entered: bool, item: &Parts<'_>) -> Option<ReviewMode> {
+    Some(ReviewMode { entered, review: item.text("review")? })
+}
+
+fn fragments(item: &Parts<'_>) -> Option<Vec<HookPromptFragment>> {
+    let fragments: Vec<CodexFragment> = item.read("fragments")?;
+    let fragment = |CodexFragment { text, hook_run_id }| HookPromptFragment { text, hook_run_id };
+    Some(fragments.into_iter().map(fragment).collect())
 }
 
 fn texts(name: &str, item: &Parts<'_>) -> Option<Vec<String>> {
@@ -172,6 +193,14 @@ enum CodexToolContent {
     },
     #[serde(other)]
     Other,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct CodexFragment {
+    text: String,
+    #[serde(default)]
+    hook_run_id: String,
 }
 
 #[derive(Deserialize)]
@@ -284,6 +313,48 @@ fn is_data(head: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kinds_of_newer_clis_are_read_as_the_contract_has_them() {
+        let read = |json: serde_json::Value| {
+            let json = RawValue::from_string(json.to_string()).unwrap();
+            item(&json).and_then(|item| item.kind).unwrap()
+        };
+        let json = serde_json::json!({ "type": "plan", "id": "p", "text": "# Steps" });
+        assert_eq!(read(json), ItemKind::Plan(Plan { text: "# Steps".to_owned() }));
+        let made = serde_json::json!({
+            "type": "imageGeneration", "id": "g", "status": "completed", "revisedPrompt": "a cat",
+            "savedPath": "/h/cat.png", "result": "QUJD", "failure": null, "generationId": null,
+        });
+        let image = ImageGeneration {
+            status: "completed".to_owned(),
+            revised_prompt: "a cat".to_owned(),
+            saved_path: "/h/cat.png".to_owned(),
+            result: "QUJD".to_owned(),
+        };
+        assert_eq!(read(made), ItemKind::ImageGeneration(image));
+        // Kept elsewhere by the provider, and not there yet.
+        let begun = serde_json::json!({
+            "type": "imageGeneration", "id": "g", "status": "in_progress", "revisedPrompt": null,
+            "fileId": "f",
+        });
+        let status = "in_progress".to_owned();
+        let image = ImageGeneration { status, ..ImageGeneration::default() };
+        assert_eq!(read(begun), ItemKind::ImageGeneration(image));
+        for (r#type, entered) in [("enteredReviewMode", true), ("exitedReviewMode", false)] {
+            let json = serde_json::json!({ "type": r#type, "id": "r", "review": "all of it" });
+            let review = "all of it".to_owned();
+            assert_eq!(read(json), ItemKind::ReviewMode(ReviewMode { entered, review }));
+        }
+        let hook = serde_json::json!({
+            "type": "hookPrompt", "id": "h", "fragments": [{ "text": "mind this", "hookRunId": "x" }],
+        });
+        let fragment =
+            HookPromptFragment { text: "mind this".to_owned(), hook_run_id: "x".to_owned() };
+        assert_eq!(read(hook), ItemKind::HookPrompt(HookPrompt { fragments: vec![fragment] }));
+        let odd = serde_json::json!({ "type": "plan", "id": "p", "text": 7 });
+        assert!(matches!(read(odd), ItemKind::Unknown(_)));
+    }
 
     #[test]
     fn an_image_is_shown_without_its_data() {

@@ -6,6 +6,7 @@
 
 mod agent;
 mod failure;
+mod history;
 mod item;
 mod kin;
 mod parts;
@@ -33,6 +34,7 @@ use crate::model::question::Question;
 use failure::CodexTurnError;
 use parts::Parts;
 
+pub(super) use history::{listed_item, thread_turn};
 pub(super) use kin::CodexThread;
 pub(super) use question::decline;
 pub(crate) use skipped::{LostNews, skipped};

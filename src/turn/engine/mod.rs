@@ -7,6 +7,7 @@
 
 mod acts;
 mod driver;
+mod history;
 mod open;
 mod replies;
 
@@ -38,6 +39,8 @@ use crate::turn::workspace;
 use crate::worker::thread::LoadedThread;
 
 use driver::Driver;
+
+pub(crate) use history::Copy;
 
 /// How the engine behaves.
 #[derive(Debug, Clone)]
@@ -73,6 +76,7 @@ pub(crate) struct Engine {
     admission: Arc<Admission>,
     readers: Arc<Readers>,
     settings: EngineSettings,
+    past: history::Past,
     drain: watch::Sender<DrainState>,
     pub(super) tasks: TaskTracker,
 }
@@ -94,6 +98,7 @@ impl Engine {
             admission,
             readers: Readers::new(settings.readers.clone()),
             settings,
+            past: history::Past::default(),
             drain: watch::Sender::new(DrainState::Serving),
             tasks: TaskTracker::new(),
         })

@@ -94,7 +94,7 @@ impl Suspicion {
 
 /// What an opening and its turn know of each other.
 #[derive(Debug)]
-struct Ties {
+pub(super) struct Ties {
     abandoned: CancellationToken,
     suspicion: Suspicion,
     // Which worker was asked last.
@@ -119,6 +119,12 @@ impl Asked {
 }
 
 impl Ties {
+    /// Those of an opening that nobody abandons.
+    pub(super) fn none() -> Ties {
+        let (abandoned, suspicion) = (CancellationToken::new(), Suspicion::default());
+        Ties { abandoned, suspicion, asked: Mutex::default() }
+    }
+
     /// Waits for something that may be given up half-way.
     async fn unless_abandoned<T>(&self, future: impl Future<Output = T>) -> Result<T, OpenError> {
         tokio::select! {
@@ -130,11 +136,15 @@ impl Ties {
         }
     }
 
-    async fn pause(&self, pause: Duration) -> Result<(), OpenError> {
+    pub(super) async fn pause(&self, pause: Duration) -> Result<(), OpenError> {
         self.unless_abandoned(tokio::time::sleep(pause)).await
     }
 
-    async fn wait(&self, pause: Option<&Duration>, cause: String) -> Result<(), OpenError> {
+    pub(super) async fn wait(
+        &self,
+        pause: Option<&Duration>,
+        cause: String,
+    ) -> Result<(), OpenError> {
         match pause {
             Some(pause) => self.pause(pause.mul_f64(0.5 + fastrand::f64())).await,
             None => Err(OpenError::Refused(Refusal::WorkerUnavailable {
@@ -145,7 +155,7 @@ impl Ties {
     }
 
     /// A worker that may be asked to open the thread, until another one is asked or the opening is over.
-    async fn lease(
+    pub(super) async fn lease(
         &self,
         engine: &Engine,
         preferred: Option<&WorkerId>,
@@ -207,7 +217,7 @@ impl Engine {
 
     /// What it means that a worker was lost: it died, or gave no answer for as long as any request may
     /// take.
-    async fn lost(&self, cause: String, ties: &Ties) -> OpenError {
+    pub(super) async fn lost(&self, cause: String, ties: &Ties) -> OpenError {
         let Some(asked) = ties.note_asked(None) else { return OpenError::Lost(cause) };
         let worker = asked.worker();
         if worker.is_alive() {
@@ -285,7 +295,11 @@ impl Engine {
         let (thread_id, origin) = if let Some(thread_id) = &request.explicit_thread {
             (thread_id.clone(), ThreadOrigin::Explicit)
         } else if let Some(binding) = bound {
-            (binding.thread_id, ThreadOrigin::Resumed)
+            let origin = match binding.is_fresh_copy {
+                true => ThreadOrigin::Forked,
+                false => ThreadOrigin::Resumed,
+            };
+            (binding.thread_id, origin)
         } else if let Some(thread_id) = &request.configured_thread {
             (thread_id.clone(), ThreadOrigin::Explicit)
         } else {
@@ -363,28 +377,7 @@ impl Engine {
         // No other turn has it, since this one has its lane: whoever does releases it, or has given its
         // turn up, and is done soon.
         let mut thread = ties.unless_abandoned(self.threads.lock(thread_id)).await?;
-        let holder = thread.loaded.as_ref().map(|loaded| loaded.worker.clone());
-        let holder = holder.or_else(|| thread.asked.clone());
-        // Not of the very thread that it does not let go of.
-        let drained = thread.loaded.as_ref().and_then(|loaded| self.pool.drained(&loaded.worker));
-        if let Some(holder) = holder.as_ref().filter(|_| drained.is_none()) {
-            // No other worker could have the thread, and this one takes no turns.
-            let settled = ties.unless_abandoned(self.pool.settled(holder)).await?;
-            settled.map_err(Refusal::from)?;
-        }
-        let retiring = || holder.as_ref().and_then(|id| self.pool.retiring(id));
-        if let Some(leaving) = drained.or_else(retiring) {
-            thread.asked = None;
-            // No other worker could resume the thread while it is held there.
-            ties.note_asked(Some(Asked::ToRelease(Arc::clone(&leaving))));
-            match leaving.release_thread(thread_id).await {
-                Ok(()) => {}
-                // One that has ended meanwhile holds nothing any more.
-                Err(ThreadError::Lost { .. }) if !leaving.is_alive() => {}
-                Err(error) => return Err(open_error(error, Some(thread_id))),
-            }
-            thread.loaded = None;
-        }
+        let holder = self.holder_for_use(&mut thread, thread_id, ties).await?;
         let lease = ties.lease(self, holder.as_ref()).await?;
         // Not before: a turn that gets no worker leaves it to the next one.
         thread.asked = None;
@@ -452,6 +445,39 @@ impl Engine {
         let mut opened = opened(thread_id.clone(), origin, loaded, lease, thread)?;
         opened.warnings = warnings;
         Ok(opened)
+    }
+
+    /// The worker that has the thread, or may have it. One that takes no turns is waited for, or lets go
+    /// of it.
+    pub(super) async fn holder_for_use(
+        &self,
+        thread: &mut ThreadState<LoadedThread>,
+        thread_id: &ThreadId,
+        ties: &Ties,
+    ) -> Result<Option<WorkerId>, OpenError> {
+        let holder = thread.loaded.as_ref().map(|loaded| loaded.worker.clone());
+        let holder = holder.or_else(|| thread.asked.clone());
+        // Not of the very thread that it does not let go of.
+        let drained = thread.loaded.as_ref().and_then(|loaded| self.pool.drained(&loaded.worker));
+        if let Some(holder) = holder.as_ref().filter(|_| drained.is_none()) {
+            // No other worker could have the thread, and this one takes no turns.
+            let settled = ties.unless_abandoned(self.pool.settled(holder)).await?;
+            settled.map_err(Refusal::from)?;
+        }
+        let retiring = || holder.as_ref().and_then(|id| self.pool.retiring(id));
+        if let Some(leaving) = drained.or_else(retiring) {
+            thread.asked = None;
+            // No other worker could resume the thread while it is held there.
+            ties.note_asked(Some(Asked::ToRelease(Arc::clone(&leaving))));
+            match leaving.release_thread(thread_id).await {
+                Ok(()) => {}
+                // One that has ended meanwhile holds nothing any more.
+                Err(ThreadError::Lost { .. }) if !leaving.is_alive() => {}
+                Err(error) => return Err(open_error(error, Some(thread_id))),
+            }
+            thread.loaded = None;
+        }
+        Ok(holder)
     }
 
     async fn resume(
@@ -616,7 +642,7 @@ fn developer_instructions_ignored(
     Some(Event::warning(WarningCode::DeveloperInstructionsIgnored, message, ""))
 }
 
-fn open_error(error: ThreadError, thread_id: Option<&ThreadId>) -> OpenError {
+pub(super) fn open_error(error: ThreadError, thread_id: Option<&ThreadId>) -> OpenError {
     match (error, thread_id) {
         (ThreadError::NotFound(cause), Some(thread_id)) => {
             Refusal::ThreadNotFound { thread_id: thread_id.clone(), cause }.into()

@@ -14,6 +14,7 @@
     reason = "a test fails by panicking, and says where"
 )]
 
+pub mod app_server;
 pub mod attached;
 pub mod binary;
 pub mod processes;

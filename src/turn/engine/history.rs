@@ -1,0 +1,289 @@
+//! What callers do with the past of threads: copy it, take it back, read it. And the models, which a
+//! worker is asked for as well.
+//!
+//! What changes a thread keeps its context, and the thread itself, free of turns meanwhile, and goes to its
+//! end whatever becomes of its caller: a copy is bound then, and nothing is left half done. Reading goes
+//! to the worker that has the thread, which alone knows of a turn that runs, or to any.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Mutex, Semaphore};
+use tokio::time::{Instant, timeout};
+
+use super::Engine;
+use super::open::{Ties, open_error};
+use crate::model::id::{ContextKey, ThreadId, WorkerId};
+use crate::model::refusal::Refusal;
+use crate::pb::Model;
+use crate::registry::bindings::Binding;
+use crate::registry::threads::{ThreadFacts, ThreadLock};
+use crate::turn::admission::Reservation;
+use crate::turn::machine::{OpenError, PATIENCE};
+use crate::worker::Worker;
+use crate::worker::history::{HistoryPage, HistoryPlace, PastError};
+use crate::worker::thread::{LoadedThread, ThreadError};
+
+/// A context's thread to be copied for another context.
+#[derive(Debug, Clone)]
+pub(crate) struct Copy {
+    pub(crate) source: ContextKey,
+    pub(crate) target: ContextKey,
+    /// Codex's id of the last turn that is copied; all of them where it is not said.
+    pub(crate) last_turn_id: Option<String>,
+}
+
+/// What is kept for these calls.
+#[derive(Debug)]
+pub(super) struct Past {
+    reads: Semaphore,
+    models: Mutex<Option<(Instant, Arc<Vec<Model>>)>>,
+}
+
+impl Default for Past {
+    fn default() -> Past {
+        Past { reads: Semaphore::new(READS_AT_ONCE), models: Mutex::default() }
+    }
+}
+
+/// How many pages are read at once: each holds up to a line of Codex's in memory.
+const READS_AT_ONCE: usize = 4;
+
+/// How long a call waits for its turn among others of its kind, and for whoever uses the thread.
+const WAITS: Duration = Duration::from_secs(30);
+
+/// How many workers are tried, where one after the other is lost.
+const ATTEMPTS: usize = 3;
+
+/// How old the list of models may be.
+const MODELS_FOR: Duration = Duration::from_secs(60);
+
+impl Engine {
+    /// Copies a context's thread and binds another context to the copy.
+    ///
+    /// # Errors
+    /// [`Refusal`]; nothing is bound then.
+    pub(crate) async fn fork_context(self: &Arc<Engine>, copy: Copy) -> Result<Binding, Refusal> {
+        let engine = Arc::clone(self);
+        self.to_its_end(async move { engine.copy(copy).await }).await
+    }
+
+    async fn copy(&self, copy: Copy) -> Result<Binding, Refusal> {
+        let Copy { source, target, last_turn_id } = copy;
+        let reserving = self.contexts.reserve_copy(&source, &target);
+        let (reserved, thread_id) = self.reserved(&source, reserving).await?;
+        let thread = self.idle_thread(&thread_id).await?;
+        // It has written what there is. Any other one will do as well.
+        let holder = thread.loaded.as_ref().map(|loaded| loaded.worker.clone());
+        let holder = holder.filter(|id| self.pool.worker(id).is_some());
+        let (thread_id, last_turn_id) = (&thread_id, last_turn_id.as_deref());
+        let deed =
+            |worker: Arc<Worker>| async move { worker.copy_thread(thread_id, last_turn_id).await };
+        let ties = Ties::none();
+        let copying = self.on_a_worker(thread_id, holder, &ties, "last_codex_turn_id", deed);
+        let (copy, worker) = copying.await.map_err(Refusal::from)?;
+        let made_with = thread.facts.clone();
+        drop(thread);
+        let mut thread = self.threads.lock(&copy.thread_id).await;
+        thread.facts = ThreadFacts {
+            // A part of it has other counts.
+            usage: made_with.usage.filter(|_| last_turn_id.is_none()),
+            dynamic_tools: made_with.dynamic_tools,
+            developer_instructions: made_with.developer_instructions,
+            ..ThreadFacts::default()
+        };
+        thread.is_bound = true;
+        thread.asked = (!copy.is_released).then_some(worker);
+        Ok(self.contexts.bind_copy(&target, &copy.thread_id, &reserved))
+    }
+
+    /// Takes a context's thread back to before one of its turns.
+    ///
+    /// # Errors
+    /// [`Refusal`]; the thread is as it was then, but where the worker was lost.
+    pub(crate) async fn revert_context(
+        self: &Arc<Engine>,
+        key: ContextKey,
+        before_turn_id: String,
+    ) -> Result<Binding, Refusal> {
+        let engine = Arc::clone(self);
+        self.to_its_end(async move { engine.revert(&key, &before_turn_id).await }).await
+    }
+
+    async fn revert(&self, key: &ContextKey, before_turn_id: &str) -> Result<Binding, Refusal> {
+        let (_reserved, thread_id) = self.reserved(key, self.contexts.reserve(key)).await?;
+        let mut thread = self.idle_thread(&thread_id).await?;
+        let ties = Ties::none();
+        let holder = self.holder_for_use(&mut thread, &thread_id, &ties).await;
+        let holder = holder.map_err(Refusal::from)?;
+        let thread_id = &thread_id;
+        let deed = |worker: Arc<Worker>| async move {
+            worker.revert_thread(thread_id, before_turn_id).await?;
+            Ok(worker.holds_thread(thread_id))
+        };
+        let reverting = self.on_a_worker(thread_id, holder, &ties, "before_codex_turn_id", deed);
+        let (is_held, worker) = reverting.await.map_err(Refusal::from)?;
+        // It has fewer turns, and other counts.
+        thread.facts.usage = None;
+        thread.facts.turns = None;
+        thread.loaded = None;
+        thread.asked = is_held.then_some(worker);
+        self.contexts.get(key)
+    }
+
+    /// A page of a thread's history: at most so many turns from a place on.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub(crate) async fn read_thread(
+        &self,
+        thread_id: &ThreadId,
+        place: &HistoryPlace,
+        at_most: usize,
+    ) -> Result<HistoryPage, Refusal> {
+        let _read = timeout(WAITS, self.past.reads.acquire()).await.map_err(|_| {
+            let cause = "others read threads, and none of them has ended in time".to_owned();
+            Refusal::WorkerUnavailable { cause, retry_after: Duration::from_secs(1) }
+        })?;
+        let mut attempt = 1;
+        loop {
+            let holder = self.threads.holder(thread_id);
+            let holder =
+                holder.and_then(|id| self.pool.worker(&id).or_else(|| self.pool.retiring(&id)));
+            let worker = match holder {
+                Some(worker) => worker,
+                None => self.pool.worker_to_ask().await?,
+            };
+            let error = match worker.history(thread_id, place, at_most).await {
+                Ok(page) => return Ok(page),
+                Err(PastError::Thread(error)) => error,
+                Err(error @ (PastError::InvalidPlace(_) | PastError::UnknownTurn(_))) => {
+                    return Err(Refusal::field("page_token", error.to_string()));
+                }
+            };
+            let is_gone = matches!(error, ThreadError::Lost { .. }) && !worker.is_alive();
+            if !is_gone || attempt == ATTEMPTS {
+                return Err(open_error(error, Some(thread_id)).into());
+            }
+            attempt += 1;
+        }
+    }
+
+    /// The models that Codex offers, as a worker told them at most a minute ago.
+    ///
+    /// # Errors
+    /// [`Refusal::WorkerUnavailable`], [`Refusal::CodexRefused`].
+    pub(crate) async fn models(&self) -> Result<Arc<Vec<Model>>, Refusal> {
+        // One asks, and the others have its answer.
+        let mut known = timeout(WAITS, self.past.models.lock()).await.map_err(|_| {
+            let cause = "a worker that was asked for its models gives no answer".to_owned();
+            Refusal::WorkerUnavailable { cause, retry_after: Duration::from_secs(1) }
+        })?;
+        if let Some((told_at, models)) = &*known
+            && told_at.elapsed() < MODELS_FOR
+        {
+            return Ok(Arc::clone(models));
+        }
+        let worker = self.pool.worker_to_ask().await?;
+        let models = worker.models().await.map_err(|error| open_error(error, None))?;
+        let models = Arc::new(models);
+        *known = Some((Instant::now(), Arc::clone(&models)));
+        Ok(models)
+    }
+
+    /// Does something that is not to be cut off with its call, unless the sidecar is on its way down.
+    async fn to_its_end<T: Send + 'static>(
+        &self,
+        deed: impl Future<Output = Result<T, Refusal>> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        if self.is_draining() {
+            return Err(Refusal::Draining { retry_after: Duration::from_secs(1) });
+        }
+        let fault = |error: tokio::task::JoinError| Refusal::Internal(error.to_string());
+        self.tasks.spawn(deed).await.map_err(fault)?
+    }
+
+    /// Waits for a reservation, but not for ever: others may have reserved the same.
+    async fn reserved(
+        &self,
+        key: &ContextKey,
+        reserving: impl Future<Output = Result<(Reservation, ThreadId), Refusal>>,
+    ) -> Result<(Reservation, ThreadId), Refusal> {
+        let reserved = timeout(WAITS, reserving).await;
+        reserved.unwrap_or_else(|_| Err(Refusal::ContextInUse(key.clone())))
+    }
+
+    /// A thread that no turn runs on. It may be about to be released.
+    async fn idle_thread(&self, thread_id: &ThreadId) -> Result<ThreadLock<LoadedThread>, Refusal> {
+        timeout(WAITS, self.threads.lock(thread_id)).await.map_err(|_| {
+            let cause = format!("thread {thread_id} is in use, and was not released in time");
+            Refusal::WorkerUnavailable { cause, retry_after: Duration::from_secs(5) }
+        })
+    }
+
+    /// Has something done by a worker: the one that has the thread, or any. Where workers die of it, it is
+    /// held to what an opening is held to. `field` names the turn.
+    async fn on_a_worker<T, D: Future<Output = Result<T, PastError>>>(
+        &self,
+        thread_id: &ThreadId,
+        holder: Option<WorkerId>,
+        ties: &Ties,
+        field: &str,
+        deed: impl Fn(Arc<Worker>) -> D,
+    ) -> Result<(T, WorkerId), OpenError> {
+        let mut attempt = 1;
+        let mut is_unarchived = false;
+        let mut patience = PATIENCE.iter();
+        let mut lease = ties.lease(self, holder.as_ref()).await?;
+        lease.note_no_turn();
+        loop {
+            let worker = Arc::clone(lease.worker());
+            let error = match deed(Arc::clone(&worker)).await {
+                Ok(done) => return Ok((done, worker.id().clone())),
+                Err(PastError::Thread(error)) => error,
+                Err(error @ (PastError::UnknownTurn(_) | PastError::InvalidPlace(_))) => {
+                    let description = format!("{error}; name a turn that the thread has");
+                    return Err(Refusal::field(field, description).into());
+                }
+            };
+            match error {
+                ThreadError::Overloaded(cause) => ties.wait(patience.next(), cause).await?,
+                // A worker was killed between the two steps of a release.
+                ThreadError::Archived(_) if !is_unarchived => {
+                    is_unarchived = true;
+                    let unarchiving = worker.unarchive_thread(thread_id).await;
+                    unarchiving.map_err(|error| open_error(error, Some(thread_id)))?;
+                }
+                ThreadError::HeldElsewhere(cause) => match patience.next() {
+                    Some(pause) => ties.pause(*pause).await?,
+                    None => {
+                        let thread_id = thread_id.clone();
+                        return Err(Refusal::ThreadHeldElsewhere { thread_id, cause }.into());
+                    }
+                },
+                ThreadError::Lost { cause, .. } => {
+                    drop(lease);
+                    match self.lost(cause, ties).await {
+                        OpenError::Lost(_) if attempt < ATTEMPTS => attempt += 1,
+                        error => return Err(error),
+                    }
+                    lease = ties.lease(self, None).await?;
+                    lease.note_no_turn();
+                }
+                error => return Err(open_error(error, Some(thread_id))),
+            }
+        }
+    }
+}
+
+impl From<OpenError> for Refusal {
+    fn from(error: OpenError) -> Refusal {
+        match error {
+            OpenError::Refused(refusal) => refusal,
+            OpenError::Lost(cause) => {
+                Refusal::WorkerUnavailable { cause, retry_after: Duration::from_secs(1) }
+            }
+        }
+    }
+}
