@@ -18,6 +18,8 @@ use crate::model::workspace::Workspace;
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Baseline {
     pub(super) model: String,
+    /// The provider of the model, by its name in the configuration; empty where the CLI does not say.
+    pub(super) model_provider: String,
     /// The effort; `None` means the model's own.
     pub(super) effort: Option<String>,
     /// The summary of the reasoning; `None` means the model's own.
@@ -55,6 +57,7 @@ impl Baseline {
             .unwrap_or_default();
         Baseline {
             model: opened.model,
+            model_provider: opened.model_provider,
             effort: opened.reasoning_effort,
             reasoning_summary: defaults.config.model_reasoning_summary.clone(),
             approval_policy: Some(opened.approval_policy),

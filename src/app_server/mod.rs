@@ -18,4 +18,5 @@ mod refusal_text;
 pub(crate) mod secrets;
 pub(crate) mod settings;
 pub(crate) mod thread_error;
+mod turn_settings;
 pub(crate) mod whose;

@@ -73,6 +73,9 @@ pub(super) struct AnswerArgs {
     /// With --action accept: the form, as JSON
     #[arg(long, value_name = "JSON", requires = "action")]
     content: Option<String>,
+    /// With --action accept: how long it holds, one of what the question offers: session, always
+    #[arg(long, value_name = "HOW_LONG", requires = "action")]
+    persist: Option<String>,
     /// To a permissions approval: what is granted, as JSON
     #[arg(long, value_name = "JSON")]
     permissions: Option<String>,
@@ -167,6 +170,7 @@ impl AnswerArgs {
             return Ok(Some(Answer::Elicitation(pb::ElicitationAnswer {
                 action: pb::ElicitationAction::from_str_name(&name).map_or(0, Into::into),
                 content_json: self.content.clone().unwrap_or_default(),
+                persist: self.persist.clone().unwrap_or_default(),
             })));
         }
         if let Some(permissions) = &self.permissions {
@@ -246,7 +250,7 @@ fn refused(message: String) -> Failure {
 
 /// What a refused answer comes to: its paths are those of the answer.
 fn in_own_words(mut refused: Refused) -> Failure {
-    const ARGUMENTS: [(&str, &str); 7] = [
+    const ARGUMENTS: [(&str, &str); 8] = [
         ("approval.decision", "--decision"),
         ("approval.exec_policy_amendment", "--amendment"),
         ("approval.network_policy_amendment", "--allow-host or --deny-host"),
@@ -254,6 +258,7 @@ fn in_own_words(mut refused: Refused) -> Failure {
         ("user_questions", "--answer"),
         ("elicitation.content_json", "--content"),
         ("elicitation.action", "--action"),
+        ("elicitation.persist", "--persist"),
     ];
     for (field, _) in &mut refused.fields {
         if let Some((_, argument)) = ARGUMENTS.iter().find(|(path, _)| field.starts_with(path)) {
@@ -323,8 +328,9 @@ mod tests {
         let form = pb::ElicitationAnswer {
             action: pb::ElicitationAction::Accept.into(),
             content_json: "{}".to_owned(),
+            persist: "session".to_owned(),
         };
-        let words = ["--action", "accept", "--content", "{}"];
+        let words = ["--action", "accept", "--content", "{}", "--persist", "session"];
         assert_eq!(said(&words), Some(Answer::Elicitation(form)));
         let granted = pb::PermissionsAnswer {
             permissions_json: "{}".to_owned(),

@@ -53,6 +53,15 @@ impl Failure {
         }
     }
 
+    /// What it tells people.
+    pub(super) fn into_message(self) -> String {
+        match self {
+            Failure::Told { message, .. } => message,
+            Failure::Detailed(detailed) => detailed.message,
+            Failure::OutputClosed => "nobody reads standard output any more".to_owned(),
+        }
+    }
+
     /// A wrong command line.
     pub(super) fn usage(message: impl Into<String>) -> Failure {
         Failure::Told { message: message.into(), code: COMMAND_LINE }

@@ -19,6 +19,7 @@ mod history;
 mod info;
 mod interrupt;
 mod json;
+mod mcp;
 mod models;
 mod printer;
 mod refusal;
@@ -76,11 +77,10 @@ enum Command {
     Run(Box<run::RunArgs>),
     /// Run one turn as `codex exec` does, for the SDKs that start that
     // For the list of subcommands; `main` sees to it before this is parsed.
-    #[command(disable_help_flag = true)]
-    Exec {
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        arguments: Vec<OsString>,
-    },
+    #[command(visible_alias = "e", disable_help_flag = true)]
+    Exec,
+    /// Serve Codex to an MCP client on stdin and stdout, as `codex mcp-server` did
+    Mcp(mcp::McpArgs),
     /// What a worker of Codex is started with
     #[command(hide = true, disable_help_flag = true)]
     AppServer {
@@ -116,16 +116,14 @@ enum Command {
 /// Runs the subcommand that the process's arguments name.
 pub fn main() -> ExitCode {
     // By itself, because it is started once per turn and has the exit codes of another program.
-    let mut arguments = std::env::args_os().skip(1);
-    if arguments.next().is_some_and(|word| word == "exec") {
-        return exec::main(arguments);
+    if let Some(code) = exec::main(std::env::args_os().skip(1)) {
+        return code;
     }
     let command = match CommandLine::try_parse() {
         Ok(CommandLine { command }) => command,
         Err(error) => return ExitCode::from(wrong_command_line(&error)),
     };
     let command = match command {
-        Command::Exec { arguments } => return exec::main(arguments.into_iter()),
         // A sidecar has taken a copy of this program for the CLI.
         Command::AppServer { .. } => {
             let message = "this is codex-sidecar itself and not the Codex CLI: CODEX_PATH or \
@@ -144,8 +142,9 @@ pub fn main() -> ExitCode {
         match command {
             Command::Serve(args) => serve::serve(*args).await,
             // Seen to above.
-            Command::Exec { .. } | Command::AppServer { .. } => Ok(0),
+            Command::Exec | Command::AppServer { .. } => Ok(0),
             Command::Run(args) => run::run(*args).await,
+            Command::Mcp(args) => mcp::mcp(args).await,
             Command::Attach(args) => attach::attach(*args).await,
             Command::Interrupt(args) => interrupt::interrupt(args).await,
             Command::Steer(args) => steer::steer(*args).await,

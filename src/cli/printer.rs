@@ -659,7 +659,7 @@ mod tests {
         let printed = print(
             false,
             vec![
-                Event::TurnStarted(pb::TurnStarted { codex_turn_id: String::new() }),
+                Event::TurnStarted(pb::TurnStarted::default()),
                 Event::ItemStarted(pb::ItemStarted { item: item("a", message("")) }),
                 delta("a", "one "),
                 delta("a", "two\nthr"),

@@ -194,6 +194,13 @@ impl Caller {
         Ok(self.codex().bind_context(request).await?.into_inner())
     }
 
+    pub(crate) async fn get_latest_thread(
+        &self,
+        request: pb::GetLatestThreadRequest,
+    ) -> Result<pb::GetLatestThreadResponse, Refused> {
+        Ok(self.codex().get_latest_thread(request).await?.into_inner())
+    }
+
     pub(crate) async fn delete_context(
         &self,
         request: pb::DeleteContextRequest,

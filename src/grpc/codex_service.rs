@@ -1,6 +1,7 @@
 //! `CodexService`.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use prost::Message as _;
@@ -19,6 +20,7 @@ use crate::model::options::ToolDefaults;
 use crate::model::refusal::Refusal;
 use crate::pb;
 use crate::registry::bindings::{Binding, Bound};
+use crate::registry::latest::LatestThread;
 use crate::turn::engine::Engine;
 use crate::turn::timeouts::Timeouts;
 use crate::turn::turn::Turn;
@@ -328,6 +330,27 @@ impl CodexService for CodexApi {
         request: Request<pb::RevertContextRequest>,
     ) -> Result<Response<pb::RevertContextResponse>, Status> {
         self.revert(request).await
+    }
+
+    async fn get_latest_thread(
+        &self,
+        request: Request<pb::GetLatestThreadRequest>,
+    ) -> Result<Response<pb::GetLatestThreadResponse>, Status> {
+        let pb::GetLatestThreadRequest { working_directory } = request.into_inner();
+        let directory = (!working_directory.is_empty()).then(|| Path::new(&working_directory));
+        if let Some(relative) = directory.filter(|directory| !directory.is_absolute()) {
+            let description = format!("{} is no absolute path", relative.display());
+            return Err(Refusal::field("working_directory", description).into());
+        }
+        let LatestThread { thread_id, at } = self
+            .engine
+            .latest_threads()
+            .of(directory)
+            .ok_or_else(|| Refusal::NoLatestThread(working_directory.clone()))?;
+        Ok(Response::new(pb::GetLatestThreadResponse {
+            thread_id: thread_id.to_string(),
+            last_turn_time: Some(at.into()),
+        }))
     }
 
     async fn delete_context(

@@ -43,6 +43,9 @@ pub(crate) fn status(refusal: &Refusal) -> Status {
         Refusal::ThreadNotFound { thread_id, cause: _ } => {
             says(Code::NotFound, "THREAD_NOT_FOUND", refusal).with("thread_id", thread_id).status()
         }
+        Refusal::NoLatestThread(directory) => says(Code::NotFound, "THREAD_NOT_FOUND", refusal)
+            .with("working_directory", directory)
+            .status(),
         Refusal::ContextNotFound(key) => {
             says(Code::NotFound, "CONTEXT_NOT_FOUND", refusal).with_context(key).status()
         }
@@ -348,6 +351,7 @@ mod tests {
                 Code::NotFound,
                 "THREAD_NOT_FOUND",
             ),
+            (Refusal::NoLatestThread(cause()), Code::NotFound, "THREAD_NOT_FOUND"),
             (Refusal::ContextNotFound(key()), Code::NotFound, "CONTEXT_NOT_FOUND"),
             (Refusal::TurnNotFound(turn_id()), Code::NotFound, "TURN_NOT_FOUND"),
             (Refusal::NoTurnOfContext(key()), Code::NotFound, "TURN_NOT_FOUND"),

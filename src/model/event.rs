@@ -9,7 +9,7 @@ pub(crate) use crate::pb::{
     InterruptReason, ItemCompleted, ItemStarted, ItemUpdated, McpServerState, McpServerStatus,
     Queued, Raw, ReasoningDelta, ReasoningPart, RequestRaised, RequestResolved, ThreadError,
     ThreadOrigin, ThreadStarted, TokenUsageUpdated, TurnCompleted, TurnDiffUpdated, TurnEvent,
-    TurnFailed, TurnInterrupted, TurnStarted, Usage, Warning,
+    TurnFailed, TurnInterrupted, TurnSettings, TurnStarted, Usage, Warning,
 };
 
 use crate::model::failure::TurnError;
@@ -28,9 +28,9 @@ impl Event {
         Event::ThreadStarted(ThreadStarted { thread_id, origin })
     }
 
-    /// Codex took the turn.
-    pub fn turn_started(codex_turn_id: impl Into<String>) -> Event {
-        Event::TurnStarted(TurnStarted { codex_turn_id: codex_turn_id.into() })
+    /// Codex took the turn, which runs with these settings.
+    pub fn turn_started(codex_turn_id: impl Into<String>, settings: Option<TurnSettings>) -> Event {
+        Event::TurnStarted(TurnStarted { codex_turn_id: codex_turn_id.into(), settings })
     }
 
     /// An item began.

@@ -68,6 +68,12 @@ pub enum Refusal {
         /// What Codex said.
         cause: String,
     },
+    /// No turn without a context has run in this directory, or in any where it is empty.
+    #[error(
+        "no thread without a context has worked{} since this sidecar started",
+        if .0.is_empty() { String::new() } else { format!(" in {}", .0) }
+    )]
+    NoLatestThread(String),
     /// Nothing is bound.
     #[error("context {:?} has no thread bound under {:?}", .0.context_id, .0.thread_key)]
     ContextNotFound(ContextKey),

@@ -5,6 +5,8 @@
 //! [`threads`] lends each thread to one turn at a time. Both are in memory and begin empty; what they
 //! hold ends with the process. Nothing here knows of workers but their ids.
 //!
+//! [`latest`] is for callers that keep no ids.
+//!
 //! [`bindings`] keeps an order of use, too, by which a context is evicted that the caller of
 //! [`bindings::Bindings::evict`] lets go.
 //!
@@ -16,4 +18,5 @@
 //! where it is another one by now.
 
 pub(crate) mod bindings;
+pub(crate) mod latest;
 pub(crate) mod threads;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::app_server::baseline::{Baseline, Lingering, started_wider};
 use crate::app_server::client::{LoadOptions, LoadThread, StartTurn};
 use crate::app_server::settings::{Gate, Settings};
+use crate::model::event::TurnSettings;
 use crate::model::fingerprint::Fingerprint;
 use crate::model::id::ThreadId;
 use crate::model::options::ThreadOptions;
@@ -72,6 +73,15 @@ impl LoadedThread {
     /// force.
     pub(crate) fn gate(&self, options: &ThreadOptions, workspace: &Workspace, tells: bool) -> Gate {
         Gate::new(self.baseline.settings(options, workspace), self.in_force.clone(), tells)
+    }
+
+    /// What a turn with these options runs with.
+    pub(crate) fn turn_settings(
+        &self,
+        options: &ThreadOptions,
+        workspace: &Workspace,
+    ) -> TurnSettings {
+        self.baseline.turn_settings(options, workspace)
     }
 
     /// Notes what Codex said last that it uses; `None` when that was not what was asked.

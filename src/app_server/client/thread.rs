@@ -273,6 +273,9 @@ pub struct ThreadOpened {
     thread: ThreadRef,
     /// The model that its next turn would use.
     pub(in crate::app_server) model: String,
+    /// The provider of that model.
+    #[serde(default)]
+    pub(in crate::app_server) model_provider: String,
     /// The effort that its next turn would use; `None` means the model's own.
     #[serde(default)]
     pub(in crate::app_server) reasoning_effort: Option<String>,

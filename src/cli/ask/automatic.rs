@@ -26,6 +26,7 @@ pub(in crate::cli) fn yes(question: &pb::CodexRequest) -> Option<Answer> {
             Some(Answer::Elicitation(pb::ElicitationAnswer {
                 action: pb::ElicitationAction::Accept.into(),
                 content_json: content.to_string(),
+                persist: String::new(),
             }))
         }
         Question::Elicitation(_)

@@ -37,11 +37,20 @@ pub(super) async fn ask(
     };
     let mut choices = Vec::new();
     if !yes.is_empty() {
-        choices.push(Choice::new('y', yes, Action::Accept));
+        choices.push(Choice::new('y', yes, (Action::Accept, "")));
     }
-    choices.push(Choice::new('n', "no", Action::Decline));
-    choices.push(Choice::new('c', "leave without saying", Action::Cancel));
-    let Some(action) = choose(&choices, person).await? else { return Ok(None) };
+    for persist in &asked.persist {
+        let (key, meaning) = match persist.as_str() {
+            "session" => ('a', "always: this tool, for as long as the thread is loaded"),
+            "always" => ('k', "keep: always this tool; Codex writes it into its configuration"),
+            // One that only a newer CLI has has no key here.
+            _ => continue,
+        };
+        choices.push(Choice::new(key, meaning, (Action::Accept, persist)));
+    }
+    choices.push(Choice::new('n', "no", (Action::Decline, "")));
+    choices.push(Choice::new('c', "leave without saying", (Action::Cancel, "")));
+    let Some((action, persist)) = choose(&choices, person).await? else { return Ok(None) };
     let content_json = match (action, form) {
         (Action::Accept, Ok(fields)) if asked.mode == "form" => {
             match form::fill_in(&fields, person).await? {
@@ -51,5 +60,9 @@ pub(super) async fn ask(
         }
         _ => String::new(),
     };
-    Ok(Some(Answer::Elicitation(pb::ElicitationAnswer { action: action.into(), content_json })))
+    Ok(Some(Answer::Elicitation(pb::ElicitationAnswer {
+        action: action.into(),
+        content_json,
+        persist: persist.to_owned(),
+    })))
 }

@@ -226,8 +226,11 @@ fn form(schema: &str) -> pb::Elicitation {
 }
 
 fn elicited(action: pb::ElicitationAction, content: &str) -> Option<Answer> {
-    let content_json = content.to_owned();
-    Some(Answer::Elicitation(pb::ElicitationAnswer { action: action.into(), content_json }))
+    Some(Answer::Elicitation(pb::ElicitationAnswer {
+        action: action.into(),
+        content_json: content.to_owned(),
+        persist: String::new(),
+    }))
 }
 
 const FORM: &str = r#"{"type": "object", "required": ["name", "count", "colour", "sure"], "properties": {
@@ -295,9 +298,19 @@ fn an_elicitation_can_be_declined_and_left_and_given_up() {
     assert_eq!(ask(&["y", "Anna"]), None);
     // What has nothing to fill in is the approval of a tool.
     let empty = form(r#"{"type":"object","properties":{}}"#);
-    let (answer, screen) = typed(Question::Elicitation(empty), &["y"]);
+    let (answer, screen) = typed(Question::Elicitation(empty.clone()), &["y"]);
     assert_eq!(answer, elicited(Action::Accept, "{}"));
     assert!(screen.contains("  y  yes\n"), "{screen}");
+    let lasting = pb::Elicitation {
+        persist: ["session", "always", "longer"].map(str::to_owned).to_vec(),
+        ..empty
+    };
+    for (key, persist) in [("a", "session"), ("k", "always")] {
+        let (answer, screen) = typed(Question::Elicitation(lasting.clone()), &[key]);
+        let Some(Answer::Elicitation(answer)) = answer else { panic!("{answer:?}") };
+        assert_eq!((answer.action(), answer.persist.as_str()), (Action::Accept, persist));
+        assert!(screen.contains("[y/a/k/n/c]"), "{screen}");
+    }
     let address = pb::Elicitation {
         mode: "url".to_owned(),
         url: "https://x.org/\u{202e}in\u{7}".to_owned(),

@@ -9,14 +9,16 @@ use std::path::PathBuf;
 
 use clap::builder::PossibleValuesParser;
 
+use super::last::ResumeLast;
+
 #[derive(Debug, Clone, Default, PartialEq, clap::Parser)]
 #[command(
     name = "codex-sidecar exec",
     bin_name = "codex-sidecar exec",
     version,
-    about = "Run a turn as `codex exec --json` does, through the sidecar",
-    override_usage = "codex-sidecar exec --json [OPTIONS] [PROMPT]\n       \
-                      codex-sidecar exec --json [OPTIONS] resume THREAD_ID [PROMPT]",
+    about = "Run a turn as `codex exec` does, through the sidecar",
+    override_usage = "codex-sidecar exec [OPTIONS] [PROMPT]\n       \
+                      codex-sidecar exec [OPTIONS] resume [THREAD_ID | --last] [PROMPT]",
     after_help = "The sidecar is found at CODEX_SIDECAR_ADDR (HOST:PORT or unix:PATH; default \
                   127.0.0.1:50061). CODEX_SIDECAR_CONTEXT binds the turn to a context of its \
                   registry. Paths are those of the sidecar's machine, relative ones are taken \
@@ -59,9 +61,12 @@ pub(super) struct ResumeArgs {
     /// An image to show, a file; may be given several times
     #[arg(short, long = "image", value_name = "FILE", num_args = 1, value_delimiter = ',')]
     pub(super) images: Vec<PathBuf>,
-    #[arg(long, hide = true)]
+    /// Continue the thread that the sidecar worked with last in this directory, or in
+    /// CODEX_SIDECAR_CONTEXT
+    #[arg(long)]
     pub(super) last: bool,
-    #[arg(long, hide = true)]
+    /// With --last: whatever the directory
+    #[arg(long)]
     pub(super) all: bool,
 }
 
@@ -75,7 +80,7 @@ pub(super) struct Unsupported {
 /// Flags that are honoured, on either side of `resume`.
 #[derive(Debug, Clone, Default, PartialEq, clap::Args)]
 pub(super) struct Flags {
-    /// Print the events as JSONL; the only output there is here
+    /// Print the events as JSONL
     #[arg(long, alias = "experimental-json", global = true)]
     pub(super) json: bool,
     /// Override a value of the CLI's configuration; the value is TOML, or else a text
@@ -117,8 +122,8 @@ pub(super) struct Flags {
     /// A file to write the last message to
     #[arg(short, long, value_name = "FILE", global = true)]
     pub(super) output_last_message: Option<PathBuf>,
-    /// Of no effect on JSONL
-    #[arg(long, value_name = "COLOR", global = true, hide = true, value_parser = PossibleValuesParser::new(["always", "never", "auto"]))]
+    /// Whether what is told on stderr has colours; auto means: on a terminal
+    #[arg(long, value_name = "COLOR", global = true, value_parser = PossibleValuesParser::new(["always", "never", "auto"]))]
     pub(super) color: Option<String>,
 }
 
@@ -187,12 +192,6 @@ impl ExecArgs {
             (_, Some((_, name, why))) => (name, why),
             (Some(Command::Review(_)), None) => ("review", not_offered),
             (Some(Command::Fork(_)), None) => ("fork", "use ForkContext of the sidecar's API"),
-            (Some(Command::Resume(ResumeArgs { last: true, .. })), None) => {
-                ("resume --last", "give the thread's id, or set CODEX_SIDECAR_CONTEXT")
-            }
-            (Some(Command::Resume(ResumeArgs { all: true, .. })), None) => {
-                ("resume --all", "give the thread's id, or set CODEX_SIDECAR_CONTEXT")
-            }
             (Some(Command::Resume(_)) | None, None) => return None,
         };
         Some(format!("{name} can't be honoured through a sidecar: {why}"))
@@ -201,8 +200,18 @@ impl ExecArgs {
     /// The thread to continue. An empty `resume` starts a new one, as the real one does.
     pub(super) fn thread_id(&self) -> Option<&str> {
         match &self.command {
-            Some(Command::Resume(resume)) => resume.thread_id.as_deref(),
-            Some(Command::Review(_) | Command::Fork(_)) | None => None,
+            Some(Command::Resume(resume)) if !resume.last => resume.thread_id.as_deref(),
+            Some(Command::Resume(_) | Command::Review(_) | Command::Fork(_)) | None => None,
+        }
+    }
+
+    /// Whether the last thread is to be continued.
+    pub(super) fn resume_last(&self) -> Option<ResumeLast> {
+        match &self.command {
+            Some(Command::Resume(resume)) if resume.last => {
+                Some(ResumeLast { of_any_directory: resume.all })
+            }
+            Some(Command::Resume(_) | Command::Review(_) | Command::Fork(_)) | None => None,
         }
     }
 
@@ -218,6 +227,10 @@ impl ExecArgs {
     /// The prompt argument: behind `resume`, or before it.
     pub(super) fn prompt(&self) -> Option<&str> {
         let of_resume = match &self.command {
+            // With `--last` the first word behind it is the prompt.
+            Some(Command::Resume(ResumeArgs { prompt: None, last: true, thread_id, .. })) => {
+                thread_id.as_deref()
+            }
             Some(Command::Resume(resume)) => resume.prompt.as_deref(),
             Some(Command::Review(_) | Command::Fork(_)) | None => None,
         };
@@ -280,6 +293,18 @@ mod tests {
     }
 
     #[test]
+    fn behind_last_the_first_word_is_the_prompt() {
+        let args = parse(&["resume", "--last", "more"]).unwrap();
+        assert_eq!((args.thread_id(), args.prompt()), (None, Some("more")));
+        assert_eq!(args.resume_last(), Some(ResumeLast { of_any_directory: false }));
+        let args = parse(&["resume", "--last", "--all", "-"]).unwrap();
+        assert_eq!(args.resume_last(), Some(ResumeLast { of_any_directory: true }));
+        assert_eq!(args.prompt(), Some("-"));
+        let args = parse(&["resume", "--all", ID, "more"]).unwrap();
+        assert_eq!((args.thread_id(), args.resume_last()), (Some(ID), None));
+    }
+
+    #[test]
     fn flags_may_stand_on_either_side_of_resume() {
         let before = parse(&["--json", "--model", "m", "-c", "a=1", "resume", ID]).unwrap();
         let after = parse(&["resume", ID, "--json", "--model=m", "--config", "a=1"]).unwrap();
@@ -288,12 +313,10 @@ mod tests {
 
     #[test]
     fn what_a_sidecar_cant_do_for_one_turn_is_refused_by_name() {
-        let lines: [(&[&str], &str); 8] = [
+        let lines: [(&[&str], &str); 6] = [
             (&["--oss"], "--oss"),
             (&["--profile", "p"], "--profile"),
             (&["--cyber-access-program", "standard"], "--cyber-access-program"),
-            (&["resume", "--last", "-"], "resume --last"),
-            (&["resume", "--all", ID], "resume --all"),
             (&["review", "--uncommitted"], "review"),
             (&["fork", ID], "fork"),
             (&["resume", ID, "--ignore-rules"], "--ignore-rules"),

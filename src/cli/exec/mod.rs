@@ -1,6 +1,6 @@
-//! `exec`: a drop-in for `codex exec --json`, for the SDKs that start one process per turn.
+//! `exec`: a drop-in for `codex exec`, for the SDKs, actions and scripts that start one process per turn.
 //!
-//! The same command line, the same JSONL on standard output, the same exit status; the turn itself
+//! The same command line, the same output (JSONL, or for people), the same exit status; the turn itself
 //! runs on the sidecar's warm pool. One process is one turn, so this stays small: one thread for the
 //! connection, one for standard output, nothing read or built that a turn does not need.
 //!
@@ -10,27 +10,31 @@
 
 mod args;
 mod credentials;
+mod front;
+mod human;
 mod jsonl;
+mod last;
 mod output;
-pub(super) mod overrides;
+pub(in crate::cli) mod overrides;
 mod prompt;
-mod request;
+pub(in crate::cli) mod request;
 
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser as _;
 use clap::error::ErrorKind;
 
 use self::args::ExecArgs;
 use self::credentials::Wanted;
-use self::output::JsonLines;
-use self::request::{Asked, Caller};
+use self::human::{Header, Paint};
+use self::output::{Display, Form};
+use self::request::{Asked, Place};
 use super::client;
 use super::failure::{CommandResult, Failure, tell};
-use super::turn::{Outcome, run_turn};
+use super::turn::{Outcome, Told, run_turn};
+use crate::grpc::caller::Caller;
 
 /// Wrong usage, as the real one has it.
 const WRONG_USAGE: u8 = 2;
@@ -39,31 +43,27 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(800);
 /// How long the comparison of credentials may hold up the end of a turn.
 const COMPARE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Runs `exec` with what follows that word on the command line.
-pub(super) fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
-    let name = OsString::from("codex-sidecar exec");
-    let args = match ExecArgs::try_parse_from(std::iter::once(name).chain(arguments)) {
+/// Runs `exec` if the command line is one of it: its first word is that, or there are options before
+/// it, as `codex` takes them.
+pub(super) fn main(arguments: impl Iterator<Item = OsString>) -> Option<ExitCode> {
+    let args = match front::parse(arguments.collect())? {
         Ok(args) => args,
         Err(error) => {
             // Where it can't be written nobody is left to be told.
             let _ = error.print();
             let asked_for =
                 matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
-            return ExitCode::from(if asked_for { 0 } else { WRONG_USAGE });
+            return Some(ExitCode::from(if asked_for { 0 } else { WRONG_USAGE }));
         }
     };
-    match exec(&args) {
+    Some(match exec(&args) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => failure.report(),
-    }
+    })
 }
 
 fn exec(args: &ExecArgs) -> CommandResult {
     if let Some(message) = args.refusal() {
-        return Err(Failure::Told { message, code: WRONG_USAGE });
-    }
-    if !args.flags.json {
-        let message = "only the JSONL output is offered here: add --json".to_owned();
         return Err(Failure::Told { message, code: WRONG_USAGE });
     }
     let asked = asked(args)?;
@@ -71,7 +71,6 @@ fn exec(args: &ExecArgs) -> CommandResult {
         tell(&format!("warning: {warning}"));
     }
     let env = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
-    let wanted = Wanted::of(asked.base_url, &env);
     let addr = env("CODEX_SIDECAR_ADDR").unwrap_or_else(|| client::DEFAULT_ADDR.to_owned());
 
     // One thread: there is one connection to serve.
@@ -79,26 +78,48 @@ fn exec(args: &ExecArgs) -> CommandResult {
         .enable_all()
         .build()
         .map_err(|error| failed(format!("can't start the runtime: {error}")))?;
-    let mut output = JsonLines::start();
-    let told = runtime.block_on(async {
+    let ran = runtime.block_on(async {
         let connecting = client::connect_within(&addr, CONNECT_TIMEOUT, "CODEX_SIDECAR_ADDR");
         let caller = connecting.await.map_err(exit_1)?;
-        let comparing = tokio::spawn(credentials::compare(wanted, caller.clone()));
-        let told = run_turn(&caller, asked.request, &mut output).await;
-        let _ = tokio::time::timeout(COMPARE_TIMEOUT, comparing).await;
-        told
+        run(args, asked, &caller, &env).await
     });
     runtime.shutdown_background();
+    ran
+}
+
+async fn run(
+    args: &ExecArgs,
+    asked: Asked,
+    caller: &Caller,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> CommandResult {
+    let Asked { mut request, base_url, thoughts, prompt, resume_last, warnings: _ } = asked;
+    let wanted = Wanted::of(base_url, env);
+    let form = if args.flags.json {
+        Form::Jsonl(jsonl::Renderer::default())
+    } else {
+        let cli_version = match caller.get_server_info().await {
+            Ok(info) => info.cli_version,
+            Err(_) => String::new(),
+        };
+        let header = Header::of(&request, cli_version, prompt);
+        let paint = Paint::asked(args.flags.color.as_deref());
+        Form::Human(Box::new(human::Renderer::new(header, thoughts, paint)))
+    };
+    let mut display = Display::start(form, args.flags.output_last_message.as_deref())?;
+    if let Some(last) = resume_last {
+        last::find(last, caller, &mut request).await?;
+    }
+    let comparing = tokio::spawn(credentials::compare(wanted, caller.clone()));
+    let told = run_turn(caller, request, &mut display).await;
+    let _ = tokio::time::timeout(COMPARE_TIMEOUT, comparing).await;
     // Whatever was rendered is written before anything is told about the end.
-    let (failed_on_the_way, last_message) = output.finish()?;
-    let code = match told?.outcome {
+    let has_completed = matches!(&told, Ok(Told { outcome: Outcome::Completed(_), .. }));
+    let failed_on_the_way = display.finish(has_completed)?;
+    Ok(match told?.outcome {
         Outcome::Completed(_) => u8::from(failed_on_the_way),
         Outcome::Failed(_) | Outcome::Interrupted => 1,
-    };
-    if let (Some(path), 0) = (&args.flags.output_last_message, code) {
-        write_last_message(path, last_message.as_deref());
-    }
-    Ok(code)
+    })
 }
 
 /// Reads what has to be read here: the files and the prompt.
@@ -114,7 +135,7 @@ fn asked(args: &ExecArgs) -> Result<Asked, Failure> {
         Some(path) => read_schema(path)?,
         None => String::new(),
     };
-    request::ask(args, Caller { directory: &directory, context_id }, prompt, schema)
+    request::ask(args, Place { directory: &directory, context_id }, prompt, schema)
 }
 
 fn read_schema(path: &Path) -> Result<String, Failure> {
@@ -125,16 +146,6 @@ fn read_schema(path: &Path) -> Result<String, Failure> {
         failed(format!("Output schema file {} is not valid JSON: {error}", path.display()))
     })?;
     Ok(text)
-}
-
-fn write_last_message(path: &Path, message: Option<&str>) {
-    if message.is_none() {
-        let path = path.display();
-        tell(&format!("Warning: no last agent message; wrote empty content to {path}"));
-    }
-    if let Err(error) = std::fs::write(path, message.unwrap_or_default()) {
-        tell(&format!("Failed to write last message file {}: {error}", path.display()));
-    }
 }
 
 /// The real one knows two exit statuses of its own, and 64 is none of them.

@@ -1,10 +1,13 @@
-//! What a turn shows as `codex exec --json` does: lines on standard output, warnings on stderr.
+//! What a turn shows as `codex exec` does: JSONL on standard output, or for people on standard error
+//! all that happens and on standard output the last message.
 
-use std::io::{self, Write as _};
+use std::fs::{File, OpenOptions};
+use std::io::{self, IsTerminal as _, Write};
+use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
 use super::failed;
-use super::jsonl::{self, Renderer};
+use super::{human, jsonl};
 use crate::cli::failure::{Failure, tell};
 use crate::cli::turn::Output;
 use crate::grpc::caller::Refused;
@@ -13,56 +16,150 @@ use crate::pb::answer_request_request::Answer;
 use crate::pb::codex_request::Kind as Question;
 use crate::pb::turn_event::Event;
 
+/// What is written.
+#[derive(Debug)]
+pub(super) enum Form {
+    /// JSONL, to standard output.
+    Jsonl(jsonl::Renderer),
+    /// For people, to standard error.
+    Human(Box<human::Renderer>),
+}
+
 /// Writes on a thread of its own: whoever reads slowly must not keep this process from reading the
 /// events, of which the sidecar retains only so many.
-pub(super) struct JsonLines {
-    lines: mpsc::Sender<Vec<u8>>,
+pub(super) struct Display {
+    form: Form,
+    texts: mpsc::Sender<Vec<u8>>,
     writer: std::thread::JoinHandle<io::Result<()>>,
-    renderer: Renderer,
     failed_on_the_way: bool,
     last_message: Option<String>,
+    last_message_file: Option<(PathBuf, File)>,
 }
 
-impl JsonLines {
-    pub(super) fn start() -> JsonLines {
-        let (lines, queue) = mpsc::channel::<Vec<u8>>();
+impl Display {
+    /// The file for the last message is opened now, so that a wrong path is told before the turn.
+    pub(super) fn start(form: Form, last_message_file: Option<&Path>) -> Result<Display, Failure> {
+        let last_message_file = last_message_file.map(open).transpose()?;
+        let (texts, queue) = mpsc::channel::<Vec<u8>>();
+        let to_stdout = matches!(form, Form::Jsonl(_));
         let writer = std::thread::spawn(move || {
-            let mut out = io::stdout().lock();
-            for line in queue {
-                out.write_all(&line)?;
+            if to_stdout {
+                return write_all(queue, &mut io::stdout().lock());
             }
-            out.flush()
+            // Where nobody listens, the turn and its answer are worth no less.
+            let _ = write_all(queue, &mut io::stderr());
+            Ok(())
         });
-        JsonLines {
-            lines,
+        Ok(Display {
+            form,
+            texts,
             writer,
-            renderer: Renderer::default(),
             failed_on_the_way: false,
             last_message: None,
+            last_message_file,
+        })
+    }
+
+    /// Writes what comes after the events, and waits until all is written; gives whether an error was
+    /// told that Codex did not get over.
+    pub(super) fn finish(mut self, has_completed: bool) -> Result<bool, Failure> {
+        let last_message = self.last_message.take();
+        if let Some((path, file)) = self.last_message_file.take().filter(|_| has_completed) {
+            self.keep_last_message(&path, file, last_message.as_deref());
+        }
+        let is_human = match &self.form {
+            Form::Human(renderer) => {
+                let usage = renderer.usage();
+                self.write(usage.into_bytes()).ok();
+                true
+            }
+            Form::Jsonl(_) => false,
+        };
+        let Display { texts, writer, failed_on_the_way, .. } = self;
+        drop(texts);
+        match writer.join() {
+            Ok(written) => written?,
+            Err(_) => return Err(failed("can't write the output")),
+        }
+        // On a terminal it stands above, unless that shows only one of the two.
+        let is_shown = io::stdout().is_terminal() && io::stderr().is_terminal();
+        match last_message {
+            Some(message) if is_human && has_completed && !is_shown => {
+                let mut out = io::stdout().lock();
+                writeln!(out, "{message}")?;
+                out.flush()?;
+            }
+            _ => {}
+        }
+        Ok(failed_on_the_way)
+    }
+
+    fn keep_last_message(&self, path: &Path, mut file: File, message: Option<&str>) {
+        if message.is_none() {
+            let path = path.display();
+            self.complain(&format!(
+                "Warning: no last agent message; wrote empty content to {path}"
+            ));
+        }
+        let written =
+            file.set_len(0).and_then(|()| file.write_all(message.unwrap_or("").as_bytes()));
+        if let Err(error) = written {
+            let path = path.display();
+            self.complain(&format!("Failed to write last message file {path}: {error}"));
         }
     }
 
-    /// Waits until all is written; gives whether an error was told that Codex did not get over, and
-    /// the agent's last message.
-    pub(super) fn finish(self) -> Result<(bool, Option<String>), Failure> {
-        let JsonLines { lines, writer, renderer: _, failed_on_the_way, last_message } = self;
-        drop(lines);
-        match writer.join() {
-            Ok(written) => written?,
-            Err(_) => return Err(failed("can't write to standard output")),
+    /// Tells on standard error, in its place among what is told there.
+    fn complain(&self, line: &str) {
+        match self.form {
+            Form::Jsonl(_) => tell(line),
+            Form::Human(_) => self.write(format!("{line}\n").into_bytes()).unwrap_or_default(),
         }
-        Ok((failed_on_the_way, last_message))
+    }
+
+    fn write(&self, text: Vec<u8>) -> Result<(), Failure> {
+        // The writer ends early only when it can't write; `finish` knows why.
+        self.texts.send(text).map_err(|_| Failure::OutputClosed)
     }
 }
 
-impl Output for JsonLines {
+fn open(path: &Path) -> Result<(PathBuf, File), Failure> {
+    // What is in it stays until there is another message.
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(path);
+    let file = file
+        .map_err(|error| failed(format!("Failed to open last message file {path:?}: {error}")))?;
+    Ok((path.to_owned(), file))
+}
+
+fn write_all(queue: mpsc::Receiver<Vec<u8>>, out: &mut impl Write) -> io::Result<()> {
+    for text in queue {
+        out.write_all(&text)?;
+    }
+    out.flush()
+}
+
+impl Output for Display {
     fn event(&mut self, event: &pb::TurnEvent) -> Result<(), Failure> {
-        for line in self.renderer.event(event) {
-            let mut text = serde_json::to_vec(&line)
-                .map_err(|error| failed(format!("can't render an event: {error}")))?;
-            text.push(b'\n');
-            // The writer ends early only when it can't write; `finish` knows why.
-            self.lines.send(text).map_err(|_| Failure::OutputClosed)?;
+        match &mut self.form {
+            Form::Jsonl(renderer) => {
+                for line in renderer.event(event) {
+                    let mut text = serde_json::to_vec(&line)
+                        .map_err(|error| failed(format!("can't render an event: {error}")))?;
+                    text.push(b'\n');
+                    self.texts.send(text).map_err(|_| Failure::OutputClosed)?;
+                }
+                if let Some(Event::Warning(warning)) = &event.event
+                    && !jsonl::is_from_codex(warning)
+                {
+                    tell(&format!("warning: {}", warning.message));
+                }
+            }
+            Form::Human(renderer) => {
+                let text = renderer.event(event);
+                if !text.is_empty() {
+                    self.write(text.into_bytes()).ok();
+                }
+            }
         }
         match &event.event {
             Some(Event::ItemCompleted(pb::ItemCompleted { item: Some(item) })) => {
@@ -72,9 +169,6 @@ impl Output for JsonLines {
             }
             Some(Event::ThreadError(pb::ThreadError { will_retry: false, .. })) => {
                 self.failed_on_the_way = true;
-            }
-            Some(Event::Warning(warning)) if !jsonl::is_from_codex(warning) => {
-                tell(&format!("warning: {}", warning.message));
             }
             _ => {}
         }

@@ -37,7 +37,7 @@ impl Overrides {
     }
 
     /// Sets a value in place of what was there, below it included.
-    pub(super) fn set(&mut self, path: &str, value: Value) {
+    pub(in crate::cli) fn set(&mut self, path: &str, value: Value) {
         self.entries.retain(|(other, _)| other != path && !is_within(other, path));
         // A single value above gives way; a table that had to be kept whole takes it in.
         let above = self.entries.iter().position(|(other, _)| is_within(path, other));
@@ -69,13 +69,18 @@ impl Overrides {
     }
 
     /// Takes a setting out.
-    pub(super) fn take(&mut self, path: &str) -> Option<Value> {
+    pub(in crate::cli) fn take(&mut self, path: &str) -> Option<Value> {
         let at = self.entries.iter().position(|(other, _)| other == path)?;
         Some(self.entries.remove(at).1)
     }
 
+    /// Whether a setting is there and on.
+    pub(in crate::cli) fn is_true(&self, path: &str) -> bool {
+        self.entries.contains(&(path.to_owned(), Value::Boolean(true)))
+    }
+
     /// The first setting that is `path` or lies within it.
-    pub(super) fn any_within(&self, path: &str) -> Option<&str> {
+    pub(in crate::cli) fn any_within(&self, path: &str) -> Option<&str> {
         let found = self.entries.iter().find(|(other, _)| other == path || is_within(other, path));
         found.map(|(path, _)| path.as_str())
     }

@@ -9,6 +9,8 @@ use std::path::{Component, Path, PathBuf};
 use toml::Value;
 
 use super::args::{ExecArgs, Flags};
+use super::human::Thoughts;
+use super::last::ResumeLast;
 use super::overrides::Overrides;
 use super::{Failure, failed};
 use crate::pb;
@@ -18,6 +20,12 @@ use crate::pb;
 pub(super) struct Asked {
     /// The turn.
     pub(super) request: pb::RunTurnRequest,
+    /// The thread that it continues is still to be found.
+    pub(super) resume_last: Option<ResumeLast>,
+    /// What is said, for the header.
+    pub(super) prompt: String,
+    /// Which of its thoughts the model's user wants to see.
+    pub(super) thoughts: Thoughts,
     /// The base URL that the caller wants, which is not the caller's to choose.
     pub(super) base_url: Option<String>,
     /// What the caller should know.
@@ -26,7 +34,7 @@ pub(super) struct Asked {
 
 /// Where a command line comes from.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Caller<'a> {
+pub(super) struct Place<'a> {
     /// The directory that relative paths start at.
     pub(super) directory: &'a Path,
     /// The context to bind the turn to.
@@ -37,7 +45,7 @@ pub(super) struct Caller<'a> {
 /// or empty.
 pub(super) fn ask(
     args: &ExecArgs,
-    caller: Caller<'_>,
+    place: Place<'_>,
     prompt: String,
     output_schema: String,
 ) -> Result<Asked, Failure> {
@@ -58,7 +66,7 @@ pub(super) fn ask(
         output_last_message: _,
         color: _,
     } = &args.flags;
-    let Caller { directory, context_id } = caller;
+    let Place { directory, context_id } = place;
     let mut asked = Asked::default();
     let mut overrides = Overrides::parse(config).map_err(failed)?;
     for (features, value) in [(enable, true), (disable, false)] {
@@ -68,10 +76,16 @@ pub(super) fn ask(
     }
     asked.base_url = text(&mut overrides, "openai_base_url")?;
     check_approval_policy(&mut overrides, &mut asked.warnings)?;
+    asked.thoughts = Thoughts {
+        shown: !overrides.is_true("hide_agent_reasoning"),
+        raw: overrides.is_true("show_raw_agent_reasoning"),
+    };
+    asked.prompt.clone_from(&prompt);
+    asked.resume_last = args.resume_last();
 
     let cd = cd.as_deref().unwrap_or(Path::new(""));
     let mut options = pb::ThreadOptions {
-        model: text(&mut overrides, "model")?,
+        model: model.clone(),
         working_directory: Some(absolute(directory, cd)?),
         // Said either way: a default of the sidecar's must not switch the check off.
         skip_git_repo_check: Some(*skip_git_repo_check || *bypass),
@@ -79,36 +93,21 @@ pub(super) fn ask(
         ..Default::default()
     };
     options.set_approval_policy(pb::ApprovalPolicy::Never);
-    options.model = model.clone().or(options.model);
-    let configured = text(&mut overrides, "sandbox_mode")?;
     let sandbox = if *bypass { Some("danger-full-access") } else { sandbox.as_deref() };
-    if let Some(mode) = sandbox.or(configured.as_deref()) {
+    if let Some(mode) = sandbox {
         options.set_sandbox_mode(sandbox_mode(mode)?);
     }
-    if let Some(effort) = text(&mut overrides, "model_reasoning_effort")? {
-        options.model_reasoning_effort_name = effort;
-    }
-    workspace_write(&mut overrides, directory, &mut options)?;
+    configure(overrides, directory, &mut options)?;
     for added in add_dir {
         options.additional_directories.push(absolute(directory, added)?);
     }
-    if let Some(mode) = text(&mut overrides, "web_search")? {
-        match mode.as_str() {
-            "disabled" => options.set_web_search_mode(pb::WebSearchMode::Disabled),
-            "cached" => options.set_web_search_mode(pb::WebSearchMode::Cached),
-            "live" => options.set_web_search_mode(pb::WebSearchMode::Live),
-            // One that the contract has no name for goes as it came.
-            _ => overrides.set("web_search", Value::String(mode)),
-        }
-    }
-    options.config = overrides.into_struct().map_err(failed)?;
 
     let thread_id = args.thread_id().unwrap_or_default();
-    let is_new = thread_id.is_empty();
+    let is_new = thread_id.is_empty() && asked.resume_last.is_none();
     if is_new {
         // As the real one files its threads.
         options.thread_source = thread_source.clone().unwrap_or_else(|| "user".to_owned());
-    } else if uuid::Uuid::try_parse(thread_id).is_err() {
+    } else if asked.resume_last.is_none() && uuid::Uuid::try_parse(thread_id).is_err() {
         return Err(failed(format!(
             "resume {thread_id:?} can't be honoured through a sidecar: it finds threads by their \
              ids (UUIDs), not by names"
@@ -143,7 +142,39 @@ pub(super) fn ask(
     Ok(asked)
 }
 
-fn input(input: pb::user_input::Input) -> pb::UserInput {
+/// Settles what the overrides say: what the contract has a field for goes there, where nothing is said
+/// yet; the rest becomes `config`.
+pub(in crate::cli) fn configure(
+    mut overrides: Overrides,
+    directory: &Path,
+    options: &mut pb::ThreadOptions,
+) -> Result<(), Failure> {
+    let model = text(&mut overrides, "model")?;
+    options.model = options.model.take().or(model);
+    if let Some(mode) = text(&mut overrides, "sandbox_mode")? {
+        let mode = sandbox_mode(&mode)?;
+        if options.sandbox_mode() == pb::SandboxMode::Unspecified {
+            options.set_sandbox_mode(mode);
+        }
+    }
+    if let Some(effort) = text(&mut overrides, "model_reasoning_effort")? {
+        options.model_reasoning_effort_name = effort;
+    }
+    workspace_write(&mut overrides, directory, options)?;
+    if let Some(mode) = text(&mut overrides, "web_search")? {
+        match mode.as_str() {
+            "disabled" => options.set_web_search_mode(pb::WebSearchMode::Disabled),
+            "cached" => options.set_web_search_mode(pb::WebSearchMode::Cached),
+            "live" => options.set_web_search_mode(pb::WebSearchMode::Live),
+            // One that the contract has no name for goes as it came.
+            _ => overrides.set("web_search", Value::String(mode)),
+        }
+    }
+    options.config = overrides.into_struct().map_err(failed)?;
+    Ok(())
+}
+
+pub(in crate::cli) fn input(input: pb::user_input::Input) -> pb::UserInput {
     pb::UserInput { input: Some(input) }
 }
 
@@ -176,7 +207,7 @@ fn check_approval_policy(
     }
 }
 
-fn sandbox_mode(mode: &str) -> Result<pb::SandboxMode, Failure> {
+pub(in crate::cli) fn sandbox_mode(mode: &str) -> Result<pb::SandboxMode, Failure> {
     match mode {
         "read-only" => Ok(pb::SandboxMode::ReadOnly),
         "workspace-write" => Ok(pb::SandboxMode::WorkspaceWrite),
@@ -224,7 +255,10 @@ fn workspace_write(
     }
 }
 
-fn text(overrides: &mut Overrides, path: &str) -> Result<Option<String>, Failure> {
+pub(in crate::cli) fn text(
+    overrides: &mut Overrides,
+    path: &str,
+) -> Result<Option<String>, Failure> {
     match overrides.take(path) {
         None => Ok(None),
         Some(Value::String(text)) => Ok(Some(text)),
@@ -234,7 +268,7 @@ fn text(overrides: &mut Overrides, path: &str) -> Result<Option<String>, Failure
 
 /// The path from the root, for a process that works in another directory. Links stay as they are;
 /// only a `..` has to be resolved, which the sidecar does not take.
-fn absolute(directory: &Path, path: &Path) -> Result<String, Failure> {
+pub(in crate::cli) fn absolute(directory: &Path, path: &Path) -> Result<String, Failure> {
     let joined: PathBuf = directory.join(path).components().collect();
     let has_parents = joined.components().any(|part| part == Component::ParentDir);
     let absolute = if has_parents {
@@ -257,8 +291,8 @@ mod tests {
 
     fn ask_in(line: &[&str], context_id: Option<&str>) -> Result<Asked, Failure> {
         let args = ExecArgs::try_parse_from(std::iter::once("exec").chain(line.iter().copied()));
-        let caller = Caller { directory: Path::new("/here"), context_id };
-        ask(&args.unwrap(), caller, "hello".to_owned(), String::new())
+        let place = Place { directory: Path::new("/here"), context_id };
+        ask(&args.unwrap(), place, "hello".to_owned(), String::new())
     }
 
     fn request(line: &[&str]) -> pb::RunTurnRequest {

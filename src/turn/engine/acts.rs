@@ -58,12 +58,14 @@ impl Driver {
                 Done::input(Input::ForeignEnded(ended.is_ok()))
             }),
             Act::Bind => self.bind(),
-            Act::NoteTurn => {
-                if let Some(key) = self.request.context.as_ref().filter(|_| !self.request.ephemeral)
-                {
-                    self.engine.contexts.note_turn(key, &self.turn.id);
+            Act::NoteTurn if self.request.ephemeral => {}
+            Act::NoteTurn => match &self.request.context {
+                Some(key) => self.engine.contexts.note_turn(key, &self.turn.id),
+                None => {
+                    let directory = &self.workspace.working_directory;
+                    self.engine.latest_threads.note(directory, &thread_id);
                 }
-            }
+            },
             Act::Steer { to, codex_turn_id } => match self.replies.inputs(to) {
                 Some(inputs) => self.begin(async move {
                     let steered = worker.steer_turn(&thread_id, &codex_turn_id, &inputs).await;

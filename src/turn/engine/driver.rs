@@ -312,6 +312,7 @@ impl Driver {
                     let route = held.route.as_mut();
                     Begun {
                         codex_turn_id,
+                        settings: Some(held.loaded.turn_settings(options, &self.workspace)),
                         gate: held.loaded.gate(options, &self.workspace, tells_settings),
                         usage: held.thread.facts.usage,
                         redactor: worker.redactor().clone(),

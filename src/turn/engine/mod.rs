@@ -27,6 +27,7 @@ use crate::model::request::{BusyPolicy, TurnRequest, UserInput};
 use crate::model::workspace::Workspace;
 use crate::pool::{Pool, Unavailable};
 use crate::registry::bindings::Bindings;
+use crate::registry::latest::LatestThreads;
 use crate::registry::threads::Threads;
 use crate::turn::admission::{Admission, QueuePosition, Ticket};
 use crate::turn::claims::RequestIdUse;
@@ -71,6 +72,7 @@ pub(crate) enum DrainState {
 pub(crate) struct Engine {
     pub(super) pool: Arc<Pool>,
     pub(super) threads: Threads<LoadedThread>,
+    pub(super) latest_threads: LatestThreads,
     contexts: Contexts,
     turns: Arc<Turns>,
     admission: Arc<Admission>,
@@ -93,6 +95,7 @@ impl Engine {
         Arc::new(Engine {
             pool,
             threads: Threads::default(),
+            latest_threads: LatestThreads::default(),
             contexts: Contexts::new(bindings, Arc::clone(&admission), settings.contexts.clone()),
             turns,
             admission,
@@ -110,6 +113,11 @@ impl Engine {
 
     pub(crate) fn turns(&self) -> &Arc<Turns> {
         &self.turns
+    }
+
+    /// The threads that belong to no context, by the directories that they worked in.
+    pub(crate) fn latest_threads(&self) -> &LatestThreads {
+        &self.latest_threads
     }
 
     /// The workers.

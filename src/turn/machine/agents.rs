@@ -20,7 +20,7 @@ impl Run {
                     self.end = None;
                     self.final_response = None;
                     step.clocks.note_progress(step.now);
-                    step.acts.push(Act::Tell(Event::turn_started(&turn_id)));
+                    step.acts.push(Act::Tell(Event::turn_started(&turn_id, None)));
                     // Input is added to what runs now.
                     self.current_turn_id = turn_id;
                 }

@@ -43,7 +43,9 @@ use tokio::time::Instant;
 use crate::app_server::message::{Asked, Call, SkippedLine, Told};
 use crate::app_server::settings::{Gate, Settings};
 use crate::app_server::thread_error::ThreadError;
-use crate::model::event::{Event, InterruptReason, McpServerStatus, ThreadOrigin, Usage};
+use crate::model::event::{
+    Event, InterruptReason, McpServerStatus, ThreadOrigin, TurnSettings, Usage,
+};
 use crate::model::id::ThreadId;
 use crate::model::outcome::Outcome;
 use crate::model::question::{Answer, Given, Unanswerable};
@@ -229,6 +231,8 @@ pub(super) enum OpenError {
 #[derive(Debug)]
 pub(super) struct Begun {
     pub(super) codex_turn_id: String,
+    /// What it runs with, where that is known.
+    pub(super) settings: Option<TurnSettings>,
     /// Nothing of the turn is told before this lets it pass.
     pub(super) gate: Gate,
     /// The thread's counts before the turn, as far as they are known.

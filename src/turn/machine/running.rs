@@ -59,10 +59,18 @@ pub(super) struct Run {
 impl Run {
     /// Codex has taken the turn, which is told.
     pub(super) fn begin(thread_id: ThreadId, begun: Begun, step: &mut Step<'_>) -> Run {
-        let Begun { codex_turn_id, gate, usage, redactor, may_have_goal, stopped, mcp_servers } =
-            begun;
+        let Begun {
+            codex_turn_id,
+            settings,
+            gate,
+            usage,
+            redactor,
+            may_have_goal,
+            stopped,
+            mcp_servers,
+        } = begun;
         step.acts.extend(stopped.iter().map(|stopped| Act::Tell(unowned_turn_stopped(stopped))));
-        step.acts.push(Act::Tell(Event::turn_started(&codex_turn_id)));
+        step.acts.push(Act::Tell(Event::turn_started(&codex_turn_id, settings)));
         for status in mcp_servers {
             tell_mcp_server(status, step.acts);
         }

@@ -217,7 +217,7 @@ fn continuations_of_a_goal_are_the_turns_own_until_the_goal_is_done() {
     sim.tell(says("one"));
     assert_eq!(sim.complete(), []);
     let begins = sim.begins(THREAD, "2");
-    assert_eq!(begins, [Act::Tell(Event::turn_started("2"))]);
+    assert_eq!(begins, [Act::Tell(Event::turn_started("2", None))]);
     // Input is added to what runs now.
     let steer = Act::Steer { to: ReplyTo(1), codex_turn_id: "2".to_owned() };
     assert_eq!(sim.on(Input::Steer(ReplyTo(1))), [steer]);

@@ -71,7 +71,7 @@ impl Sim {
     /// One that Codex has taken.
     fn live(change: impl FnOnce(&mut TurnRequest)) -> Sim {
         let mut sim = Sim::telling(change);
-        let acts = introduced_then([Act::Tell(Event::turn_started(FIRST))]);
+        let acts = introduced_then([Act::Tell(Event::turn_started(FIRST, None))]);
         assert_eq!(sim.on(Input::Started(Ok(begun()))), acts);
         assert!(sim.machine.listens());
         sim
@@ -141,6 +141,7 @@ fn opened() -> Opened {
 pub(super) fn begun() -> Begun {
     Begun {
         codex_turn_id: FIRST.to_owned(),
+        settings: None,
         gate: Gate::new(Settings::in_directory("/w"), None, false),
         usage: Some(tokens(100)),
         redactor: Redactor::default(),

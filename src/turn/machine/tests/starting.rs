@@ -22,7 +22,7 @@ fn what_is_known_when_codex_takes_the_turn_is_told_in_order() {
     assert_eq!(acts[..4], introduced());
     let Act::Tell(Event::Warning(warning)) = &acts[4] else { panic!("{acts:#?}") };
     assert_eq!(warning.code, WarningCode::UnownedTurnStopped.as_str());
-    let rest = [Event::turn_started(FIRST), Event::McpServerStatus(status)];
+    let rest = [Event::turn_started(FIRST, None), Event::McpServerStatus(status)];
     assert_eq!(acts[5..], rest.map(Act::Tell));
 }
 
@@ -49,7 +49,7 @@ fn a_cause_to_stop_waits_for_codexs_answer_but_not_beyond_the_grace() {
     let mut sim = Sim::telling(|_| {});
     assert_eq!(sim.on(Input::Stop(InterruptReason::InterruptRequested)), []);
     let acts = sim.on(Input::Started(Ok(begun())));
-    assert_eq!(acts[..5], introduced_then([Act::Tell(Event::turn_started(FIRST))]));
+    assert_eq!(acts[..5], introduced_then([Act::Tell(Event::turn_started(FIRST, None))]));
     assert_eq!(acts[5..], [interrupts(FIRST)]);
 
     // Whether it has begun can't be known: the thread is given up.

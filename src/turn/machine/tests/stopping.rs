@@ -267,7 +267,7 @@ fn codex_may_go_on_while_the_commands_are_being_ended() {
     let mut sim = Sim::live(|_| {});
     sim.tell(starts(command("c")));
     sim.complete();
-    assert_eq!(sim.begins(THREAD, "2"), [Act::Tell(Event::turn_started("2"))]);
+    assert_eq!(sim.begins(THREAD, "2"), [Act::Tell(Event::turn_started("2", None))]);
     assert_eq!(sim.on(ended("sleep", 0)), [], "it runs");
     assert_eq!(sim.on(stop()), [interrupts("2")]);
     let acts = sim.tell_of(THREAD, Some("2"), News::TurnEnded(TurnEnd::Interrupted));
@@ -389,7 +389,7 @@ mod goals {
         assert_eq!(sim.tell(News::TurnEnded(TurnEnd::Interrupted)), [see()]);
         assert_eq!(sim.on(Input::GoalsSeen(true)), [], "its begin is about to be told");
         let begins = sim.begins(THREAD, "2");
-        assert_eq!(begins, [Act::Tell(Event::turn_started("2")), interrupts("2")]);
+        assert_eq!(begins, [Act::Tell(Event::turn_started("2", None)), interrupts("2")]);
         let acts = sim.tell_of(THREAD, Some("2"), News::TurnEnded(TurnEnd::Interrupted));
         assert_eq!(acts.last(), Some(&interrupted(REQUESTED, tokens(100))));
     }
@@ -405,7 +405,7 @@ mod goals {
         let mut sim = at_rest();
         sim.on(cleared());
         sim.on(Input::GoalsSeen(true));
-        assert_eq!(sim.begins(THREAD, "2"), [Act::Tell(Event::turn_started("2"))]);
+        assert_eq!(sim.begins(THREAD, "2"), [Act::Tell(Event::turn_started("2", None))]);
         let acts = sim.tell_of(THREAD, Some("2"), News::TurnEnded(TurnEnd::Completed));
         assert_eq!(acts.last(), Some(&completed(NO_WORDS)));
     }
@@ -445,6 +445,6 @@ mod goals {
         sim.on(cleared());
         sim.on(Input::GoalsSeen(true));
         let begins = sim.begins(THREAD, "2");
-        assert_eq!(begins, [Act::Tell(Event::turn_started("2")), interrupts("2")]);
+        assert_eq!(begins, [Act::Tell(Event::turn_started("2", None)), interrupts("2")]);
     }
 }

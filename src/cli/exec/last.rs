@@ -1,0 +1,49 @@
+//! `resume --last`: which thread is meant.
+//!
+//! Of a context its own; without one the thread that the sidecar worked with last in the directory, of
+//! those without a context. What ran before the sidecar started it does not know. Where there is none
+//! the real one begins a new thread without a word; here that is an error, because there may well be
+//! one that the sidecar does not know of.
+
+use super::{Failure, failed};
+use crate::cli::failure::describe;
+use crate::grpc::caller::Caller;
+use crate::pb;
+
+/// What `--last` is said with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ResumeLast {
+    /// The last one of any directory (`--all`).
+    pub(super) of_any_directory: bool,
+}
+
+/// Has the turn continue the thread that is meant.
+pub(super) async fn find(
+    last: ResumeLast,
+    caller: &Caller,
+    request: &mut pb::RunTurnRequest,
+) -> Result<(), Failure> {
+    if !request.context_id.is_empty() {
+        // A context without a thread would get a new one.
+        request.set_context_policy(pb::ContextPolicy::MustExist);
+        let context_id = request.context_id.clone();
+        let bound = pb::GetContextRequest { context_id, ..Default::default() };
+        let found = caller.get_context(bound).await;
+        return found.map(drop).map_err(|refused| failed(describe_last(&refused)));
+    }
+    let options = request.thread_options.as_ref();
+    let directory = options.and_then(|options| options.working_directory.clone());
+    let working_directory = directory.filter(|_| !last.of_any_directory).unwrap_or_default();
+    let found = caller.get_latest_thread(pb::GetLatestThreadRequest { working_directory }).await;
+    request.thread_id = found.map_err(|refused| failed(describe_last(&refused)))?.thread_id;
+    Ok(())
+}
+
+fn describe_last(refused: &crate::grpc::caller::Refused) -> String {
+    match refused.reason.as_deref() {
+        Some("THREAD_NOT_FOUND" | "CONTEXT_NOT_FOUND") => {
+            format!("resume --last: {}; give the thread's id", refused.message)
+        }
+        _ => format!("resume --last: {}", describe(refused)),
+    }
+}
