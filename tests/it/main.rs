@@ -32,6 +32,7 @@ mod idle_threads;
 mod lifecycle;
 mod long_lines;
 mod mcp;
+mod mcp_server;
 mod ownership;
 #[cfg(target_os = "linux")]
 mod processes;

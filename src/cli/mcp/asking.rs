@@ -207,7 +207,7 @@ fn command_approval(approval: &pb::CommandApproval) -> Value {
         "message": message,
         "requestedSchema": nothing(),
         "codex_elicitation": "exec-approval",
-        "codex_command": shlex::split(command).unwrap_or_else(|| vec![command.clone()]),
+        "codex_command": super::events::words(command),
         "codex_cwd": working_directory,
         "codex_reason": approval.reason,
     })

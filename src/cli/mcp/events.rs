@@ -71,6 +71,12 @@ pub(super) fn messages(event: &Event, thread: Thread<'_>, last_message: &str) ->
             let kind = if *will_retry { "stream_error" } else { "error" };
             json!({ "type": kind, "message": error.message })
         }
+        Event::RequestRaised(pb::RequestRaised { request: Some(request) }) => {
+            match approval_request(request, turn_id) {
+                Some(message) => message,
+                None => return Vec::new(),
+            }
+        }
         Event::TurnCompleted(_) => json!({
             "type": "task_complete",
             "turn_id": turn_id,
@@ -209,10 +215,36 @@ fn ended(item: &pb::Item, turn_id: &str) -> Option<Value> {
     })
 }
 
+fn approval_request(request: &pb::CodexRequest, turn_id: &str) -> Option<Value> {
+    use pb::codex_request::Kind;
+    Some(match request.kind.as_ref()? {
+        Kind::CommandApproval(approval) => json!({
+            "type": "exec_approval_request",
+            "call_id": request.item_id,
+            "turn_id": turn_id,
+            "command": words(&approval.command),
+            "cwd": approval.working_directory,
+            "reason": approval.reason,
+        }),
+        Kind::FileChangeApproval(approval) => json!({
+            "type": "apply_patch_approval_request",
+            "call_id": request.item_id,
+            "turn_id": turn_id,
+            "changes": changes(&approval.changes),
+            "reason": approval.reason,
+        }),
+        _ => return None,
+    })
+}
+
 fn exec_command(kind: &str, command: &pb::CommandExecution) -> Value {
     let pb::CommandExecution { command, working_directory, .. } = command;
-    let words = shlex::split(command).unwrap_or_else(|| vec![command.clone()]);
-    json!({ "type": kind, "command": words, "cwd": working_directory })
+    json!({ "type": kind, "command": words(command), "cwd": working_directory })
+}
+
+/// The words of a command line, as Codex had them.
+pub(super) fn words(command: &str) -> Vec<String> {
+    shlex::split(command).unwrap_or_else(|| vec![command.to_owned()])
 }
 
 fn invocation(call: &pb::McpToolCall) -> Value {
@@ -262,4 +294,105 @@ fn usage(usage: Option<&pb::Usage>) -> Value {
             "total_tokens": usage.input_tokens + usage.output_tokens,
         })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const THREAD: Thread<'_> = Thread { thread_id: "thread", turn_id: "turn" };
+
+    fn only(event: Event) -> Value {
+        let mut told = messages(&event, THREAD, "so far");
+        assert_eq!(told.len(), 1, "{told:?}");
+        told.remove(0)
+    }
+
+    fn started(kind: Kind) -> Event {
+        let item = Some(pb::Item { id: "i".to_owned(), kind: Some(kind) });
+        Event::ItemStarted(pb::ItemStarted { item })
+    }
+
+    #[test]
+    fn an_approval_and_an_end_have_their_old_names() {
+        let approval = pb::CommandApproval {
+            command: "sh -c 'a b'".to_owned(),
+            working_directory: "/w".to_owned(),
+            ..Default::default()
+        };
+        let request = pb::CodexRequest {
+            item_id: "i".to_owned(),
+            kind: Some(pb::codex_request::Kind::CommandApproval(approval)),
+            ..Default::default()
+        };
+        let raised = Event::RequestRaised(pb::RequestRaised { request: Some(request) });
+        let told = only(raised);
+        assert_eq!(
+            (&told["type"], &told["call_id"]),
+            (&json!("exec_approval_request"), &json!("i"))
+        );
+        assert_eq!(told["command"], json!(["sh", "-c", "a b"]));
+
+        let completed = only(Event::TurnCompleted(pb::TurnCompleted::default()));
+        assert_eq!(completed["last_agent_message"], "so far");
+        let aborted = only(Event::TurnInterrupted(pb::TurnInterrupted::default()));
+        assert_eq!(
+            (&aborted["type"], &aborted["turn_id"]),
+            (&json!("turn_aborted"), &json!("turn"))
+        );
+        let error = Some(pb::TurnError { message: "boom".to_owned(), ..Default::default() });
+        for (will_retry, kind) in [(true, "stream_error"), (false, "error")] {
+            let error = error.clone();
+            let told = only(Event::ThreadError(pb::ThreadError { error, will_retry }));
+            assert_eq!((&told["type"], &told["message"]), (&json!(kind), &json!("boom")));
+        }
+    }
+
+    #[test]
+    fn changes_are_by_their_files_and_steps_by_their_state() {
+        let file = |path: &str, kind: pb::FileChangeKind, move_path: &str| pb::ChangedFile {
+            path: path.to_owned(),
+            kind: kind.into(),
+            diff: "d".to_owned(),
+            move_path: move_path.to_owned(),
+        };
+        let files = [
+            file("a", pb::FileChangeKind::Add, ""),
+            file("b", pb::FileChangeKind::Delete, ""),
+            file("c", pb::FileChangeKind::Update, "e"),
+        ];
+        let expected = json!({
+            "a": { "type": "add", "content": "d" },
+            "b": { "type": "delete", "content": "d" },
+            "c": { "type": "update", "unified_diff": "d", "move_path": "e" },
+        });
+        assert_eq!(changes(&files), expected);
+        let step = |completed, status: pb::TodoStatus| {
+            let status = status.into();
+            pb::TodoItem { text: "s".to_owned(), completed, status }
+        };
+        let items =
+            vec![step(true, pb::TodoStatus::Unspecified), step(false, pb::TodoStatus::Pending)];
+        let list = pb::TodoList { items, explanation: String::new() };
+        let told = only(started(Kind::TodoList(list)));
+        let states: Vec<&Value> =
+            told["plan"].as_array().unwrap().iter().map(|step| &step["status"]).collect();
+        assert_eq!(states, ["completed", "pending"]);
+        assert_eq!(told["explanation"], Value::Null);
+    }
+
+    #[test]
+    fn what_nobody_knew_there_is_not_told() {
+        for event in [
+            Event::Queued(pb::Queued { position: 1 }),
+            Event::RequestResolved(pb::RequestResolved::default()),
+            started(Kind::ImageView(pb::ImageView::default())),
+        ] {
+            assert_eq!(messages(&event, THREAD, ""), Vec::<Value>::new());
+        }
+        assert_eq!(
+            progress(&Event::Queued(pb::Queued { position: 1 })).as_deref(),
+            Some("waiting, number 1")
+        );
+    }
 }
