@@ -50,7 +50,7 @@ pub mod model {
         pub use crate::model::options::{ApprovalPolicy, DynamicTool, SandboxMode, ThreadOptions};
     }
     pub mod request {
-        pub use crate::model::request::UserInput;
+        pub use crate::model::request::{ReviewTarget, UserInput, Work};
     }
     pub mod workspace {
         pub use crate::model::workspace::Workspace;

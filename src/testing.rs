@@ -224,6 +224,35 @@ impl Sidecar {
         }
     }
 
+    /// Runs a turn for its end alone.
+    pub(crate) async fn unary(
+        &self,
+        mut request: pb::RunTurnRequest,
+    ) -> Result<pb::RunTurnUnaryResponse, Refused> {
+        request.thread_options.get_or_insert_default().skip_git_repo_check.get_or_insert(true);
+        let request = pb::RunTurnUnaryRequest { request: Some(request) };
+        let ran = self.api.run_turn_unary(Request::new(request)).await;
+        ran.map(tonic::Response::into_inner).map_err(Refused::from)
+    }
+
+    /// A page of the turns of this context, or of all, and where the next one begins.
+    pub(crate) async fn turns(
+        &self,
+        context_id: Option<&str>,
+        page_size: i32,
+        page_token: &str,
+    ) -> Result<(Vec<pb::TurnInfo>, String), Refused> {
+        let context = context_id.map(|context_id| pb::ContextRef {
+            context_id: context_id.to_owned(),
+            ..Default::default()
+        });
+        let page_token = page_token.to_owned();
+        let request = pb::ListTurnsRequest { context, page_size, page_token };
+        let listed = self.api.list_turns(Request::new(request)).await;
+        let listed = listed.map_err(Refused::from)?.into_inner();
+        Ok((listed.turns, listed.next_page_token))
+    }
+
     pub(crate) async fn interrupt(&self, turn_id: &str) -> pb::TurnEvent {
         let request = pb::InterruptTurnRequest { turn_id: turn_id.to_owned() };
         let interrupted = self.api.interrupt_turn(Request::new(request)).await.unwrap();

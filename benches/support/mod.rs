@@ -26,7 +26,7 @@ use codex_sidecar::parts::app_server::peer::{Peer, PeerLimits};
 use codex_sidecar::parts::codex_cli;
 use codex_sidecar::parts::model::id::TurnId;
 use codex_sidecar::parts::model::options::{ApprovalPolicy, SandboxMode, ThreadOptions};
-use codex_sidecar::parts::model::request::UserInput;
+use codex_sidecar::parts::model::request::{UserInput, Work};
 use codex_sidecar::parts::model::workspace::Workspace;
 use codex_sidecar::parts::offline_model::OfflineModel;
 use codex_sidecar::parts::process::{Pipes, Process, ProcessSpec};
@@ -328,6 +328,7 @@ impl Straight {
             thread_id: &thread.id,
             task: Task {
                 root_turn_id: &root_turn_id.0,
+                work: &Work::Inputs,
                 inputs: &[UserInput::Text(prompt.to_owned())],
                 output_schema: None,
             },

@@ -275,6 +275,8 @@ pub struct Lingering {
     pub effort: bool,
     /// A summary other than the baseline's.
     pub summary: bool,
+    /// A service tier other than the baseline's, where that is not known.
+    pub service_tier: bool,
 }
 
 impl Lingering {
@@ -285,6 +287,7 @@ impl Lingering {
         Lingering {
             effort: effort.is_some() && effort != baseline.effort.as_deref(),
             summary: summary.is_some() && summary != baseline.reasoning_summary.as_deref(),
+            service_tier: options.service_tier.is_some() && baseline.service_tier.is_none(),
         }
     }
 }

@@ -33,6 +33,14 @@ pub(crate) enum ThreadError {
     /// It has no permission profile of the name that was asked for, or may not use it.
     #[error("{0}")]
     UnknownProfile(String),
+    /// It does not know a skill that an input names.
+    #[error("{cause}")]
+    UnknownSkill {
+        /// The input's place.
+        at: usize,
+        /// Which skill, and which it knows.
+        cause: String,
+    },
     /// It gives the thread more rights than were asked for, also when it loads it again.
     #[error("{0}")]
     NotApplied(String),

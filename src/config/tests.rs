@@ -422,6 +422,7 @@ fn the_list_of_thread_option_keys_is_complete() {
         permission_profile: Some(String::new()),
         reasoning_summary: Some(ReasoningSummary::Auto),
         approvals_reviewer: Some(ApprovalsReviewer::AutoReview),
+        service_tier: Some(String::new()),
     };
     let json = serde_json::to_value(all).unwrap();
     let keys: BTreeSet<&str> = json.as_object().unwrap().keys().map(String::as_str).collect();

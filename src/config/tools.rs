@@ -11,7 +11,7 @@ use crate::model::id::is_hidden;
 use crate::model::options::{DynamicTool, ThreadOptions, ToolDefaults};
 
 /// The keys of `ThreadOptions`; a test keeps the list true.
-pub(super) const THREAD_OPTION_KEYS: [&str; 18] = [
+pub(super) const THREAD_OPTION_KEYS: [&str; 19] = [
     "model",
     "sandbox_mode",
     "working_directory",
@@ -30,6 +30,7 @@ pub(super) const THREAD_OPTION_KEYS: [&str; 18] = [
     "permission_profile",
     "reasoning_summary",
     "approvals_reviewer",
+    "service_tier",
 ];
 
 /// The keys of a tool beside them.
@@ -235,7 +236,12 @@ fn read_thread_option(key: &str, value: &toml::Value) -> Result<ThreadOptions, S
     let option: ThreadOptions = serde_json::from_value(serde_json::Value::Object(object))
         .map_err(|error| error.to_string())?;
 
-    let texts = [&option.model, &option.model_reasoning_effort, &option.permission_profile];
+    let texts = [
+        &option.model,
+        &option.model_reasoning_effort,
+        &option.permission_profile,
+        &option.service_tier,
+    ];
     if texts.into_iter().flatten().any(|text| text.trim().is_empty()) {
         return Err("wants a text that is not empty".to_owned());
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use prost::Message as _;
-use tokio::sync::{AcquireError, Semaphore};
+use tokio::sync::{AcquireError, Semaphore, SemaphorePermit};
 use tonic::{Request, Response, Status};
 
 use crate::grpc::api::codex_service_server::CodexService;
@@ -13,11 +13,12 @@ use crate::grpc::api::{AttachTurnResponse, RunTurnResponse};
 use crate::grpc::limits::RequestLimits;
 use crate::grpc::stream::{EventStream, Streaming};
 use crate::grpc::unsent::Unsent;
-use crate::grpc::{convert, deadline, page_token};
+use crate::grpc::{convert, deadline, page_size, page_token, turns, unary};
 use crate::model::event::{InterruptReason, TurnEvent};
 use crate::model::id::{CallerId, CallerName, ContextKey, Tenant, ThreadId, TurnId};
 use crate::model::options::ToolDefaults;
 use crate::model::refusal::Refusal;
+use crate::model::request::TurnRequest;
 use crate::pb;
 use crate::registry::bindings::{Binding, Bound};
 use crate::registry::latest::LatestThread;
@@ -55,6 +56,37 @@ impl CodexApi {
         let listing = Arc::new(Semaphore::new(1));
         let (tools, unsent) = (Arc::new(tools), Arc::default());
         CodexApi { engine, tools, limits, timeouts, listing, unsent }
+    }
+
+    pub(super) fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    /// A request for a turn, validated.
+    ///
+    /// # Errors
+    /// All that is wrong with it.
+    pub(super) fn validate(
+        &self,
+        request: pb::RunTurnRequest,
+        caller: CallerId,
+    ) -> Result<TurnRequest, Refusal> {
+        let defaults = |tool: &str| ToolDefaults::of(&self.tools, tool);
+        let (limits, timeouts) = (&self.limits, &self.timeouts);
+        let turn = convert::turn_request(request, &defaults, limits, timeouts, Tenant::default())?;
+        Ok(TurnRequest { caller, ..turn })
+    }
+
+    /// One listing at a time: a flood of them leaves the other cores to everybody else.
+    async fn turn_to_list(&self) -> Result<SemaphorePermit<'_>, Refusal> {
+        let closed = |error: AcquireError| Refusal::Internal(error.to_string());
+        self.listing.acquire().await.map_err(closed)
+    }
+
+    /// The binding that the field `context` names.
+    fn context_of(&self, context: &pb::ContextRef) -> Result<ContextKey, Refusal> {
+        let defaults = |tool: &str| ToolDefaults::of(&self.tools, tool);
+        convert::context_ref("context", &Tenant::default(), context, &defaults)
     }
 
     fn key(
@@ -115,15 +147,7 @@ impl CodexService for CodexApi {
     ) -> Result<Response<Self::RunTurnStream>, Status> {
         let deadline = deadline::of(request.metadata());
         let caller = request.extensions().get::<CallerId>().copied().unwrap_or_default();
-        let defaults = |tool: &str| ToolDefaults::of(&self.tools, tool);
-        let mut turn = convert::turn_request(
-            request.into_inner(),
-            &defaults,
-            &self.limits,
-            &self.timeouts,
-            Tenant::default(),
-        )?;
-        turn.caller = caller;
+        let turn = self.validate(request.into_inner(), caller)?;
         let seat = self.engine.readers().take(caller)?;
         let caller = deadline::answer(deadline, self.engine.run_turn(turn)).await?;
         if let Some(deadline) = deadline {
@@ -248,12 +272,10 @@ impl CodexService for CodexApi {
         request: Request<pb::ListContextsRequest>,
     ) -> Result<Response<pb::ListContextsResponse>, Status> {
         let pb::ListContextsRequest { page_size, page_token, context_id } = request.into_inner();
-        let limit = page_token::page_size(page_size, DEFAULT_PAGE, MAX_PAGE)?;
+        let limit = page_size::of(page_size, DEFAULT_PAGE, MAX_PAGE)?;
         let filter = Some(context_id.trim()).filter(|context_id| !context_id.is_empty());
         let after = page_token::of_contexts(&page_token, filter)?;
-        // One listing at a time: a flood of them leaves the other cores to everybody else.
-        let closed = |error: AcquireError| Refusal::Internal(error.to_string());
-        let _turn = self.listing.acquire().await.map_err(closed)?;
+        let _turn = self.turn_to_list().await?;
         let mut after = after;
         let mut contexts = Vec::new();
         let next_page_token = loop {
@@ -306,16 +328,21 @@ impl CodexService for CodexApi {
 
     async fn run_turn_unary(
         &self,
-        _request: Request<pb::RunTurnUnaryRequest>,
+        request: Request<pb::RunTurnUnaryRequest>,
     ) -> Result<Response<pb::RunTurnUnaryResponse>, Status> {
-        Err(Refusal::Unimplemented("RunTurnUnary is not served by this version").into())
+        Ok(Response::new(unary::run(self, request).await?))
     }
 
     async fn list_turns(
         &self,
-        _request: Request<pb::ListTurnsRequest>,
+        request: Request<pb::ListTurnsRequest>,
     ) -> Result<Response<pb::ListTurnsResponse>, Status> {
-        Err(Refusal::Unimplemented("ListTurns is not served by this version").into())
+        let pb::ListTurnsRequest { context, page_size, page_token } = request.into_inner();
+        let context = context.map(|context| self.context_of(&context)).transpose()?;
+        let _turn = self.turn_to_list().await?;
+        let turns = self.engine.turns();
+        let page = turns::page(turns, context.as_ref(), page_size, &page_token).await?;
+        Ok(Response::new(page))
     }
 
     async fn read_thread(
@@ -365,7 +392,7 @@ impl CodexService for CodexApi {
     }
 }
 
-async fn terminal(turn: &Turn) -> Result<TurnEvent, Refusal> {
+pub(super) async fn terminal(turn: &Turn) -> Result<TurnEvent, Refusal> {
     turn.log.ended().await;
     let nothing = || Refusal::Internal("the turn ended without an event".to_owned());
     let terminal = turn.log.ending().ok_or_else(nothing)??;

@@ -3,7 +3,7 @@
 use tonic::{Request, Response, Status};
 
 use crate::grpc::codex_service::CodexApi;
-use crate::grpc::{deadline, page_token};
+use crate::grpc::{deadline, page_size, page_token};
 use crate::model::id::ThreadId;
 use crate::model::refusal::{FieldViolation, Refusal};
 use crate::pb;
@@ -83,7 +83,7 @@ impl CodexApi {
                 return Err(Refusal::field("target", description).into());
             }
         };
-        let at_most = page_token::page_size(page_size, DEFAULT_TURNS, MAX_TURNS);
+        let at_most = page_size::of(page_size, DEFAULT_TURNS, MAX_TURNS);
         let place = page_token::of_history(&page_token, &thread_id);
         let (at_most, place, ()) = all_of(at_most, place, Ok(()))?;
         let reading = self.engine.read_thread(&thread_id, &place, at_most);

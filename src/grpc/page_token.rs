@@ -4,22 +4,9 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::model::id::{ContextKey, ThreadId};
+use crate::model::id::{ContextKey, ThreadId, TurnId};
 use crate::model::refusal::Refusal;
 use crate::worker::history::HistoryPlace;
-
-/// How many entries a page is to have.
-pub(super) fn page_size(asked: i32, usual: usize, most: usize) -> Result<usize, Refusal> {
-    match usize::try_from(asked) {
-        Ok(0) => Ok(usual),
-        Ok(size) => Ok(size.min(most)),
-        Err(_) => {
-            let description =
-                format!("{asked} is negative; ask for 0 (which means {usual}) to {most}");
-            Err(Refusal::field("page_size", description))
-        }
-    }
-}
 
 type Bindings = (String, String, Option<String>);
 
@@ -40,6 +27,31 @@ pub(super) fn of_contexts(
         Some((context_id, thread_key, made_with)) if made_with.as_deref() == filter => {
             Ok(Some((context_id, thread_key)))
         }
+        Some(_) => Err(refused()),
+    }
+}
+
+// A turn, and the context id and thread key of whose turns they are.
+type Turns = (String, Option<(String, String)>);
+
+fn named(context: Option<&ContextKey>) -> Option<(String, String)> {
+    context.map(|key| (key.context_id.clone(), key.thread_key.clone()))
+}
+
+/// For the page of turns after this one, of this context or of all.
+pub(super) fn after_turn(turn_id: &TurnId, context: Option<&ContextKey>) -> String {
+    let token: Turns = (turn_id.to_string(), named(context));
+    write(&token)
+}
+
+/// The turn after which the page of turns begins.
+pub(super) fn of_turns(
+    token: &str,
+    context: Option<&ContextKey>,
+) -> Result<Option<TurnId>, Refusal> {
+    match read::<Turns>(token)? {
+        None => Ok(None),
+        Some((after, of)) if of == named(context) => Ok(Some(TurnId(after))),
         Some(_) => Err(refused()),
     }
 }

@@ -362,7 +362,7 @@ mod tests {
             ),
             (
                 Refusal::NotAGitRepository {
-                    field: "thread_options.working_directory",
+                    field: "thread_options.working_directory".to_owned(),
                     path: path(),
                 },
                 Code::FailedPrecondition,

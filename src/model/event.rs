@@ -98,6 +98,34 @@ impl Event {
         Event::RequestResolved(RequestResolved { request_id, resolution, resolved_by })
     }
 
+    /// Its name in the contract.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Event::Queued(_) => "queued",
+            Event::ThreadStarted(_) => "thread_started",
+            Event::TurnStarted(_) => "turn_started",
+            Event::ItemStarted(_) => "item_started",
+            Event::ItemUpdated(_) => "item_updated",
+            Event::ItemCompleted(_) => "item_completed",
+            Event::AgentMessageDelta(_) => "agent_message_delta",
+            Event::ReasoningDelta(_) => "reasoning_delta",
+            Event::CommandOutputDelta(_) => "command_output_delta",
+            Event::TurnDiffUpdated(_) => "turn_diff_updated",
+            Event::TokenUsageUpdated(_) => "token_usage_updated",
+            Event::ThreadError(_) => "thread_error",
+            Event::Warning(_) => "warning",
+            Event::McpServerStatus(_) => "mcp_server_status",
+            Event::RequestRaised(_) => "request_raised",
+            Event::RequestResolved(_) => "request_resolved",
+            Event::ApprovalReviewed(_) => "approval_reviewed",
+            Event::Gap(_) => "gap",
+            Event::Raw(_) => "raw",
+            Event::TurnCompleted(_) => "turn_completed",
+            Event::TurnFailed(_) => "turn_failed",
+            Event::TurnInterrupted(_) => "turn_interrupted",
+        }
+    }
+
     /// Whether this is the last event of its turn.
     pub fn is_terminal(&self) -> bool {
         matches!(self, Event::TurnCompleted(_) | Event::TurnFailed(_) | Event::TurnInterrupted(_))

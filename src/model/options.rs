@@ -182,6 +182,9 @@ pub struct ThreadOptions {
     /// Who answers the approvals that Codex asks for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub approvals_reviewer: Option<ApprovalsReviewer>,
+    /// The provider's service tier, by Codex's name for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service_tier: Option<String>,
 }
 
 impl ThreadOptions {
@@ -209,6 +212,7 @@ impl ThreadOptions {
             permission_profile,
             reasoning_summary,
             approvals_reviewer,
+            service_tier,
         } = self;
         let says_access = sandbox_mode.is_some() || permission_profile.is_some();
         let says_web_search = web_search_mode.is_some() || web_search_enabled.is_some();
@@ -253,6 +257,7 @@ impl ThreadOptions {
             },
             reasoning_summary: reasoning_summary.or(defaults.reasoning_summary),
             approvals_reviewer: approvals_reviewer.or(defaults.approvals_reviewer),
+            service_tier: service_tier.or_else(|| defaults.service_tier.clone()),
         }
     }
 

@@ -95,10 +95,10 @@ pub enum Refusal {
         cause: String,
     },
     /// The working directory lies outside a git repository.
-    #[error("{field} {} is not inside a git repository; name one that is, or set thread_options.skip_git_repo_check", .path.display())]
+    #[error("{field} {} is not inside a git repository; name one that is, or set thread_options.skip_git_repo_check, which does for all but a review of changes", .path.display())]
     NotAGitRepository {
         /// The field's path.
-        field: &'static str,
+        field: String,
         /// Its value.
         path: PathBuf,
     },
@@ -232,7 +232,7 @@ pub enum Refusal {
     /// The context's binding can't be changed now.
     #[error("context {:?} has a turn that runs or waits under {:?}; wait for it, or interrupt it", .0.context_id, .0.thread_key)]
     ContextInUse(ContextKey),
-    /// The context is bound already, and should not be.
+    /// The context is bound already, or is about to be, and should not be.
     #[error("context {:?} is bound already under {:?}; name another one, or delete it first", .0.context_id, .0.thread_key)]
     ContextExists(ContextKey),
     /// The same request id came with other content.

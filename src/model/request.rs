@@ -14,7 +14,10 @@ pub(crate) struct TurnRequest {
     /// The binding that it reads and keeps; `None` for an ephemeral turn, or one that names only
     /// a thread.
     pub context: Option<ContextKey>,
-    /// What the user says, in the order of the request; at least one; texts trimmed and not empty.
+    /// What Codex is to do.
+    pub work: Work,
+    /// What the user says, in the order of the request; at least one with [`Work::Inputs`], else
+    /// none; texts trimmed and not empty.
     pub inputs: Vec<UserInput>,
     /// The thread is neither kept on disk nor bound.
     pub ephemeral: bool,
@@ -28,6 +31,8 @@ pub(crate) struct TurnRequest {
     pub turn_options: TurnOptions,
     /// The caller's key of idempotency.
     pub request_id: Option<RequestId>,
+    /// Whether the context may be bound, or must be.
+    pub context_policy: ContextPolicy,
     /// What to do when the context already runs a turn.
     pub busy_policy: BusyPolicy,
     /// What to do about what Codex asks.
@@ -42,6 +47,31 @@ pub(crate) struct TurnRequest {
     pub bytes: usize,
 }
 
+/// What Codex is to do in a turn.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Work {
+    /// What the inputs say.
+    #[default]
+    Inputs,
+    /// Its own review.
+    Review(ReviewTarget),
+    /// Sum up the thread's history.
+    Compact,
+}
+
+/// What a review looks at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ReviewTarget {
+    /// What is changed, staged or untracked in the working directory.
+    UncommittedChanges,
+    /// What the current branch changes compared with this one.
+    BaseBranch(String),
+    /// What this commit changes.
+    Commit(String),
+    /// What these words say; trimmed and not empty.
+    Instructions(String),
+}
+
 /// One part of what the user says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum UserInput {
@@ -51,6 +81,27 @@ pub enum UserInput {
     LocalImage(String),
     /// The `data:` address of an image.
     ImageUrl(String),
+    /// A skill that the model is to use.
+    Skill {
+        /// Its name.
+        name: String,
+        /// The absolute path of its `SKILL.md` on the sidecar's machine.
+        path: String,
+    },
+    /// Something that the text speaks of.
+    Mention {
+        /// Its name, as the text has it.
+        name: String,
+        /// An absolute path, or an address of Codex.
+        path: String,
+    },
+    /// Text from outside, which is not the user's word.
+    External {
+        /// Where it comes from: 1 to 64 of `[A-Za-z0-9_.:/@-]`.
+        source: String,
+        /// The text.
+        text: String,
+    },
 }
 
 impl UserInput {
@@ -60,6 +111,9 @@ impl UserInput {
             UserInput::Text(text) | UserInput::LocalImage(text) | UserInput::ImageUrl(text) => {
                 text.len()
             }
+            UserInput::Skill { name: one, path: other }
+            | UserInput::Mention { name: one, path: other }
+            | UserInput::External { source: one, text: other } => one.len() + other.len(),
         }
     }
 }
@@ -71,6 +125,17 @@ pub(crate) struct RequestId {
     pub id: String,
     /// Equal for equal requests.
     pub fingerprint: [u8; 32],
+}
+
+/// Whether a turn's context may be bound, or must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum ContextPolicy {
+    #[default]
+    Any,
+    /// Refuse with CONTEXT_NOT_FOUND where it is not bound.
+    MustExist,
+    /// Refuse with CONTEXT_EXISTS where it is.
+    MustBeNew,
 }
 
 /// What to do when the context already runs a turn.

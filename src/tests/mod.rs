@@ -13,6 +13,7 @@ mod idempotency;
 mod idle_threads;
 mod mcp;
 mod ownership;
+mod policies;
 mod questions;
 mod queueing;
 mod settings;

@@ -3,21 +3,24 @@
 //!
 //! A turn stands in its lanes (its context, and the thread that it will run on as soon as that is
 //! known) until the turns before it have ended, then in the common line until there is room for it.
-//! A lane is first come, first served, and all lanes in the same order, so that no two turns wait for
-//! each other. In the common line callers take turns. Nobody waits without being told: what does not
+//! A lane is first come, first served, but for turns that supersede others ([`BusyPolicy::Interrupt`]),
+//! which go before those that wait; and all lanes in the same order, so that no two turns wait for each
+//! other. In the common line callers take turns. Nobody waits without being told: what does not
 //! fit is refused at once.
 
 mod reservation;
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
+use crate::model::event::InterruptReason;
 use crate::model::id::{CallerId, ContextKey, Tenant, ThreadId};
 use crate::model::refusal::Refusal;
 use crate::model::request::BusyPolicy;
+use crate::turn::turn::Turn;
 
 pub(crate) use reservation::Reservation;
 
@@ -42,6 +45,8 @@ pub(crate) struct Entrant {
     /// Whether it runs on whatever thread its context has by then.
     pub(crate) follows_context: bool,
     pub(crate) policy: BusyPolicy,
+    /// The turn itself, for one that supersedes it.
+    pub(crate) turn: Weak<Turn>,
     /// What its request holds while it waits.
     pub(crate) bytes: usize,
 }
@@ -107,7 +112,7 @@ pub(crate) struct Admission {
 struct State {
     next_ticket: u64,
     tickets: HashMap<u64, Entry>,
-    // By ticket; but for those that run, which are in front, in the order of their arrival.
+    // By rank; but for those that run, which are in front, in the order of their arrival.
     lanes: HashMap<Lane, VecDeque<u64>>,
     line: Line,
     running: usize,
@@ -168,6 +173,8 @@ struct Entry {
     context: Option<Lane>,
     thread: Option<Lane>,
     follows_context: bool,
+    rank: i64,
+    turn: Weak<Turn>,
     bytes: usize,
     stage: Stage,
     position: watch::Sender<QueuePosition>,
@@ -183,6 +190,11 @@ enum Stage {
 }
 
 impl Entry {
+    /// Whether it goes before those that wait.
+    fn supersedes(&self) -> bool {
+        self.rank < 0
+    }
+
     fn lanes(&self) -> impl Iterator<Item = &Lane> {
         self.context.iter().chain(&self.thread)
     }
@@ -298,7 +310,7 @@ impl Admission {
     ) -> Result<Ticket, Refusal> {
         let mut lock = self.state();
         let state = &mut *lock;
-        let Entrant { tenant, caller, context, thread, follows_context, policy, bytes } =
+        let Entrant { tenant, caller, context, thread, follows_context, policy, turn, bytes } =
             entrant(&Busy(&state.lanes))?;
         let context = context.map(Lane::Context);
         let thread = thread.map(|thread| Lane::Thread(tenant.clone(), thread));
@@ -309,7 +321,9 @@ impl Admission {
         }
         // Contexts that name one thread are as many contexts.
         let own_lane = context.as_ref().or(thread.as_ref()).and_then(|lane| state.lanes.get(lane));
-        let waiting_in_lane = own_lane.map(|lane| lane.len() - 1);
+        let supersedes = policy == BusyPolicy::Interrupt;
+        // One that supersedes others waits for them alone, and they are about to go.
+        let waiting_in_lane = own_lane.filter(|_| !supersedes).map(|lane| lane.len() - 1);
         let runs_at_once = !is_busy && state.line.is_empty() && self.has_room(state, &tenant);
         if !runs_at_once {
             self.look_for_a_position(state, caller, waiting_in_lane, bytes)?;
@@ -319,9 +333,8 @@ impl Admission {
         state.next_ticket += 1;
         state.waiting.add(bytes);
         state.waiting_of.entry(caller).or_default().add(bytes);
-        for lane in [&context, &thread].into_iter().flatten() {
-            state.lanes.entry(lane.clone()).or_default().push_back(id);
-        }
+        let arrival = i64::try_from(id).unwrap_or(i64::MAX);
+        let rank = if supersedes { -1 - arrival } else { arrival };
         let (sender, position) = watch::channel(QueuePosition::Waiting(1));
         let entry = Entry {
             tenant,
@@ -329,12 +342,24 @@ impl Admission {
             context,
             thread,
             follows_context,
+            rank,
+            turn,
             bytes,
             stage: Stage::InLane,
             position: sender,
         };
+        let lanes: Vec<Lane> = entry.lanes().cloned().collect();
         state.tickets.insert(id, entry);
+        if supersedes {
+            state.supersede(&lanes);
+        }
+        for lane in &lanes {
+            state.enter_lane(lane, id);
+        }
         enter();
+        for lane in &lanes {
+            state.line_up_lane(lane);
+        }
         state.line_up(id);
         self.advance(state);
         state.tell_in_lane(id);
@@ -517,6 +542,30 @@ impl State {
         self.tell_in_lane(id);
     }
 
+    /// Stops those that run in these lanes, and those that wait there to supersede others.
+    fn supersede(&self, lanes: &[Lane]) {
+        for id in lanes.iter().filter_map(|lane| self.lanes.get(lane)).flatten() {
+            let Some(entry) = self.tickets.get(id) else { continue };
+            if (entry.stage == Stage::Running || entry.supersedes())
+                && let Some(turn) = entry.turn.upgrade()
+            {
+                turn.interrupt(InterruptReason::Superseded);
+            }
+        }
+    }
+
+    /// Puts a turn into a lane: where it runs in front, else by its rank behind those that run.
+    fn enter_lane(&mut self, lane: &Lane, id: u64) {
+        let rank_of = |id: &u64| self.tickets.get(id).map_or(0, |entry| entry.rank);
+        let (runs, rank) = (self.runs(id), rank_of(&id));
+        let ids = self.lanes.get(lane).into_iter().flatten();
+        // What has no ticket has the lane reserved.
+        let goes_first = |other: &u64| self.runs(*other) || !self.tickets.contains_key(other);
+        let is_ahead = |other: &&u64| !runs && (goes_first(other) || rank_of(other) < rank);
+        let ahead = ids.take_while(is_ahead).count();
+        self.lanes.entry(lane.clone()).or_default().insert(ahead, id);
+    }
+
     fn leave_lane(&mut self, lane: &Lane, id: u64) {
         let Some(ids) = self.lanes.get_mut(lane) else { return };
         ids.retain(|other| *other != id);
@@ -533,7 +582,6 @@ impl State {
     }
 
     fn move_to_thread(&mut self, id: u64, thread: &Lane) {
-        let runs = self.runs(id);
         let Some(entry) = self.tickets.get_mut(&id) else { return };
         if entry.thread.as_ref() == Some(thread) {
             return;
@@ -542,11 +590,7 @@ impl State {
         if let Some(before) = before {
             self.leave_lane(&before, id);
         }
-        let ids = self.lanes.get(thread).into_iter().flatten();
-        let is_ahead =
-            |other: u64| other < id || self.runs(other) || !self.tickets.contains_key(&other);
-        let ahead = ids.take_while(|other| !runs && is_ahead(**other)).count();
-        self.lanes.entry(thread.clone()).or_default().insert(ahead, id);
+        self.enter_lane(thread, id);
         self.line_up_lane(thread);
     }
 
@@ -583,6 +627,9 @@ fn tell(entry: &Entry, number: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::request::TurnRequest;
+    use crate::turn::log::Retained;
+    use crate::turn::turn::{Command, Mailbox};
     use proptest::prelude::*;
 
     fn entrant(name: usize) -> Entrant {
@@ -598,6 +645,7 @@ mod tests {
             thread: None,
             follows_context: true,
             policy: BusyPolicy::Queue,
+            turn: Weak::new(),
             bytes: name,
         }
     }
@@ -721,6 +769,66 @@ mod tests {
     }
 
     #[test]
+    fn one_that_supersedes_goes_before_those_that_wait_and_the_later_before_the_earlier() {
+        let admission = Admission::new(AdmissionLimits {
+            max_running_turns: 8,
+            max_running_turns_per_tenant: 8,
+            max_waiting_turns: 9,
+            ..LIMITS
+        });
+        let retained = Retained::new(1 << 20, 1 << 20);
+        let turn = || Turn::new(&TurnRequest::default(), Arc::clone(&retained));
+        let superseding = |entrant: Entrant, turn: &Arc<Turn>| {
+            let (policy, turn) = (BusyPolicy::Interrupt, Arc::downgrade(turn));
+            take_in(&admission, || Ok(Entrant { policy, turn, ..entrant })).unwrap()
+        };
+        let (one, mut told_one) = turn();
+        let (two, mut told_two) = turn();
+        let (three, mut told_three) = turn();
+        let (other, mut told_other) = turn();
+        let ticket = take_in(&admission, || {
+            Ok(Entrant { turn: Arc::downgrade(&one), thread: Some(thread(7)), ..entrant(1) })
+        });
+        let running = ticket.unwrap();
+        let waiting = [admit(&admission, 1).unwrap(), admit(&admission, 1).unwrap()];
+        let told = |told: &mut Mailbox| match told.try_recv() {
+            Ok(Command::Stop(reason)) => Some(reason),
+            Ok(other) => panic!("{other:?}"),
+            Err(_) => None,
+        };
+        assert!(told(&mut told_one).is_none());
+        // The lane is full for others.
+        assert!(matches!(admit(&admission, 1), Err(Refusal::ContextQueueFull { waiting: 2, .. })));
+        let second = superseding(entrant(1), &two);
+        assert_eq!(told(&mut told_one), Some(InterruptReason::Superseded));
+        assert!(told(&mut told_two).is_none());
+        let number = QueuePosition::Waiting;
+        assert_eq!([&second, &waiting[0], &waiting[1]].map(position), [1, 2, 3].map(number));
+        // It goes before one that waits to supersede, and stops that one, too.
+        let third = superseding(entrant(1), &three);
+        assert_eq!(told(&mut told_two), Some(InterruptReason::Superseded));
+        assert!(told(&mut told_three).is_none());
+        assert_eq!(
+            [&third, &second, &waiting[0], &waiting[1]].map(position),
+            [1, 2, 3, 4].map(number)
+        );
+        // The thread's turn is stopped whoever names it, and whoever waits for another thread is not.
+        let elsewhere = superseding(entrant(2), &other);
+        assert_eq!(position(&elsewhere), QueuePosition::Running);
+        let (four, _mailbox) = turn();
+        let named = Entrant { thread: Some(thread(7)), follows_context: false, ..entrant(3) };
+        let fourth = superseding(named, &four);
+        assert_eq!(told(&mut told_one), Some(InterruptReason::Superseded));
+        assert!(told(&mut told_other).is_none());
+        drop(second);
+        drop(running);
+        // It was the last to ask for the thread; the context's own goes on beside it with another.
+        assert_eq!(position(&fourth), QueuePosition::Running);
+        assert_eq!(position(&third), QueuePosition::Running);
+        assert_eq!(waiting.each_ref().map(position), [1, 2].map(number));
+    }
+
+    #[test]
     fn one_caller_leaves_room_for_others_and_callers_take_turns() {
         let limits = AdmissionLimits {
             max_waiting_turns: 64,
@@ -806,7 +914,7 @@ mod tests {
     proptest! {
         #[test]
         fn lanes_of_contexts_and_threads_never_wait_for_each_other(
-            steps in proptest::collection::vec((0_usize..4, 0_usize..4, 0_usize..20, 0_u8..5), 1..200)
+            steps in proptest::collection::vec((0_usize..4, 0_usize..4, 0_usize..20, 0_u8..6), 1..200)
         ) {
             let limits = AdmissionLimits { max_waiting_turns: 40, ..LIMITS };
             let admission = Admission::new(limits);
@@ -820,6 +928,7 @@ mod tests {
                     },
                     2 => tickets.extend(take_in(&admission, || Ok(Entrant { caller, thread: Some(thread(on)), follows_context: false, ..entrant(name) })).ok()),
                     3 => tickets.extend(take_in(&admission, || Ok(Entrant { caller, context: None, thread: Some(thread(on)), ..entrant(name) })).ok()),
+                    4 => tickets.extend(take_in(&admission, || Ok(Entrant { caller, thread: Some(thread(on)), policy: BusyPolicy::Interrupt, ..entrant(name) })).ok()),
                     _ => tickets.extend(take_in(&admission, || Ok(Entrant { caller, ..entrant(name) })).ok()),
                 }
                 let state = admission.state();

@@ -59,7 +59,7 @@ impl Drop for Claim {
         // by then.
         self.turns.by_request.remove_if(&self.key, |_, claimed| {
             claimed.turn.same_channel(&own)
-                && turn.is_none_or(|turn| !self.turns.turns.contains_key(&turn.id))
+                && turn.is_none_or(|turn| self.turns.get(&turn.id).is_none())
         });
     }
 }

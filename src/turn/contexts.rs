@@ -7,7 +7,7 @@
 //! many, and may be unused only for so long, and one that goes leaves a mark, by which its next turn is
 //! told.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -15,10 +15,11 @@ use tokio::time::Instant;
 use crate::model::event::{Event, WarningCode};
 use crate::model::id::{ContextKey, Tenant, ThreadId, TurnId};
 use crate::model::refusal::Refusal;
-use crate::model::request::TurnRequest;
+use crate::model::request::{ContextPolicy, TurnRequest, Work};
 use crate::registry::bindings::{Binding, Bindings, Bound, Mark};
 use crate::turn::admission::{Admission, Busy, Entrant, Lane, Reservation, Ticket};
 use crate::turn::engine::Engine;
+use crate::turn::turn::Turn;
 
 /// How many contexts are kept, and how long.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -170,17 +171,48 @@ impl Contexts {
         self.bindings.bind_copy(key, thread_id)
     }
 
-    /// Takes a turn in, which is there from `enter` on. The look at its context's thread and both are one
-    /// step.
+    /// Looks at what a turn wants of its context, for one that is not [admitted](Contexts::admit) itself.
     ///
     /// # Errors
-    /// See [`Admission::admit`]; and [`Refusal::ContextsFull`].
+    /// See [`Contexts::admit`].
+    pub(crate) fn check(&self, request: &TurnRequest) -> Result<(), Refusal> {
+        self.admission.hold(|busy| self.check_policy(request, busy))
+    }
+
+    /// Whether the context is bound as its turn wants it to be. One that is about to be bound is new no
+    /// more, and does not exist yet.
+    fn check_policy(&self, request: &TurnRequest, busy: &Busy<'_>) -> Result<(), Refusal> {
+        let Some(key) = &request.context else { return Ok(()) };
+        let is_bound = self.bindings.contains(key);
+        let has_thread =
+            is_bound || request.explicit_thread.is_some() || request.configured_thread.is_some();
+        match request.context_policy {
+            ContextPolicy::MustExist if !is_bound => Err(Refusal::ContextNotFound(key.clone())),
+            ContextPolicy::MustBeNew if is_bound || busy.has(key) => {
+                Err(Refusal::ContextExists(key.clone()))
+            }
+            // There is nothing to sum up.
+            _ if request.work == Work::Compact && !has_thread => {
+                Err(Refusal::ContextNotFound(key.clone()))
+            }
+            ContextPolicy::Any | ContextPolicy::MustExist | ContextPolicy::MustBeNew => Ok(()),
+        }
+    }
+
+    /// Takes a turn in, which is there from `enter` on. The look at its context's thread and both are one
+    /// step. Those that it supersedes are stopped.
+    ///
+    /// # Errors
+    /// See [`Admission::admit`]; [`Refusal::ContextsFull`]; [`Refusal::ContextNotFound`] and
+    /// [`Refusal::ContextExists`] by the turn's [`ContextPolicy`], or where there is nothing to compact.
     pub(crate) fn admit(
         &self,
         request: &TurnRequest,
+        turn: &Weak<Turn>,
         enter: impl FnOnce(),
     ) -> Result<Ticket, Refusal> {
         let entrant = |busy: &Busy<'_>| {
+            self.check_policy(request, busy)?;
             if let Some(key) = &request.context {
                 self.make_room(key, busy)?;
                 self.bindings.note_use(key);
@@ -198,6 +230,7 @@ impl Contexts {
                 thread,
                 follows_context: explicit.is_none(),
                 policy: request.busy_policy,
+                turn: Weak::clone(turn),
                 bytes: request.bytes,
             })
         };
@@ -374,7 +407,7 @@ mod tests {
 
     fn admit(contexts: &Contexts) -> Ticket {
         let request = TurnRequest { context: Some(key()), ..TurnRequest::default() };
-        contexts.admit(&request, || ()).unwrap()
+        contexts.admit(&request, &Weak::new(), || ()).unwrap()
     }
 
     #[test]
@@ -425,6 +458,72 @@ mod tests {
         });
     }
 
+    #[test]
+    fn of_two_turns_on_a_new_context_exactly_one_is_the_first() {
+        for _ in 0..500 {
+            let contexts = contexts();
+            let first = TurnRequest {
+                context: Some(key()),
+                context_policy: ContextPolicy::MustBeNew,
+                ..TurnRequest::default()
+            };
+            let admitted = thread::scope(|scope| {
+                let race =
+                    [(); 2].map(|()| scope.spawn(|| contexts.admit(&first, &Weak::new(), || ())));
+                race.map(|one| one.join().unwrap())
+            });
+            let [one, two] = &admitted;
+            assert_eq!(one.is_ok(), two.is_err(), "{admitted:?}");
+            let refused = admitted.into_iter().find_map(Result::err).unwrap();
+            assert_eq!(refused, Refusal::ContextExists(key()));
+        }
+    }
+
+    #[test]
+    fn a_turn_gets_the_context_that_it_asks_for_or_none() {
+        let contexts = contexts();
+        let (key, thread_id) = (key(), ThreadId::from_codex("1"));
+        let asks = |context_policy, work: Work| {
+            let request = TurnRequest {
+                context: Some(key.clone()),
+                context_policy,
+                work,
+                ..TurnRequest::default()
+            };
+            let checked = contexts.check(&request);
+            let admitted = contexts.admit(&request, &Weak::new(), || ()).map(drop);
+            assert_eq!(checked, admitted);
+            admitted
+        };
+        let (missing, exists) =
+            (Err(Refusal::ContextNotFound(key.clone())), Err(Refusal::ContextExists(key.clone())));
+        use ContextPolicy::{Any, MustBeNew, MustExist};
+        assert_eq!(asks(MustExist, Work::Inputs), missing);
+        assert_eq!(asks(MustBeNew, Work::Inputs), Ok(()));
+        assert_eq!(asks(Any, Work::Compact), missing);
+        // A refusal holds no place.
+        assert_eq!(asks(MustBeNew, Work::Inputs), Ok(()));
+        // What is about to be bound is not there yet, and new no more.
+        let running = admit(&contexts);
+        assert_eq!(asks(MustExist, Work::Inputs), missing);
+        assert_eq!(asks(MustBeNew, Work::Inputs), exists);
+        contexts.bind_for_turn(Some(&key), &running, &thread_id);
+        drop(running);
+        assert_eq!(asks(MustExist, Work::Inputs), Ok(()));
+        assert_eq!(asks(MustBeNew, Work::Inputs), exists);
+        assert_eq!(asks(Any, Work::Compact), Ok(()));
+        contexts.unbind(&key).unwrap();
+        // The binding is looked at also where the thread is named.
+        let named = TurnRequest {
+            context: Some(key.clone()),
+            explicit_thread: Some(thread_id),
+            context_policy: MustExist,
+            ..TurnRequest::default()
+        };
+        let admitted = contexts.admit(&named, &Weak::new(), || ()).map(drop);
+        assert_eq!(admitted, missing);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_context_beyond_the_most_is_refused_or_takes_the_place_of_the_one_unused_for_longest()
     {
@@ -432,7 +531,7 @@ mod tests {
         let named = |name: &str| ContextKey { context_id: name.to_owned(), ..key() };
         let run = |contexts: &Contexts, name: &str| {
             let request = TurnRequest { context: Some(named(name)), ..TurnRequest::default() };
-            contexts.admit(&request, || ())
+            contexts.admit(&request, &Weak::new(), || ())
         };
         let mut limits = ContextLimits { max_contexts: 2, ..ContextLimits::default() };
         let contexts = limited(limits.clone());

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use tokio::sync::watch;
 
-use crate::model::event::{Event, Gap, TurnEvent};
+use crate::model::event::{Event, Gap, TurnEvent, Usage};
 use crate::model::id::TurnId;
 use crate::model::outcome::Outcome;
 use crate::model::refusal::Refusal;
@@ -103,8 +103,56 @@ struct Progress {
     ended: bool,
 }
 
+/// What is known of a turn from the events that were told of it, also of those that were given up.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Summary {
+    /// Codex's id of its thread.
+    pub thread_id: Option<String>,
+    /// Where it was told to wait last.
+    pub queue_position: u32,
+    /// What it used, as far as Codex has said.
+    pub usage: Option<Usage>,
+    /// What Codex asks in it and what is not settled, by the ids of the questions.
+    pub pending_requests: Vec<String>,
+    /// The last event: its number, when it was, and its name.
+    pub last: Option<(u64, SystemTime, &'static str)>,
+    /// The reason of its failure or interruption.
+    pub reason: String,
+}
+
+impl Summary {
+    fn note(&mut self, sequence: u64, emitted_at: SystemTime, event: &Event) {
+        self.last = Some((sequence, emitted_at, event.name()));
+        match event {
+            Event::ThreadStarted(started) => self.thread_id = Some(started.thread_id.clone()),
+            Event::Queued(queued) => self.queue_position = queued.position,
+            Event::TokenUsageUpdated(told) => self.usage = told.usage.or(self.usage),
+            Event::RequestRaised(raised) => {
+                let request = raised.request.iter().map(|request| request.request_id.clone());
+                self.pending_requests.extend(request);
+            }
+            Event::RequestResolved(resolved) => {
+                self.pending_requests.retain(|id| *id != resolved.request_id);
+            }
+            Event::TurnCompleted(end) => self.usage = end.usage.or(self.usage),
+            Event::TurnFailed(end) => {
+                self.usage = end.usage.or(self.usage);
+                self.reason = end.error.as_ref().map(|e| e.reason.clone()).unwrap_or_default();
+            }
+            Event::TurnInterrupted(end) => {
+                self.usage = end.usage.or(self.usage);
+                let reason = end.reason().as_str_name();
+                let reason = reason.strip_prefix("INTERRUPT_REASON_").unwrap_or(reason);
+                reason.clone_into(&mut self.reason);
+            }
+            _ => {}
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
+    summary: Summary,
     // In the order of their sequences, with holes where events were given up.
     events: VecDeque<Entry>,
     bytes: u64,
@@ -151,7 +199,7 @@ pub(crate) struct Read {
 impl Log {
     /// What a turn takes as long as it is kept, beside its events: itself, its log, their names, and its
     /// entries in the tables.
-    const OVERHEAD: u64 = 768;
+    const OVERHEAD: u64 = 1152;
 
     /// An empty log of this turn.
     pub(crate) fn new(turn_id: TurnId, retained: Arc<Retained>) -> Log {
@@ -189,6 +237,7 @@ impl Log {
     fn push(&self, state: &mut State, event: Event) {
         state.last += 1;
         let (sequence, emitted_at, is_pinned) = (state.last, SystemTime::now(), event.is_pinned());
+        state.summary.note(sequence, emitted_at, &event);
         let encoded = self.encode(sequence, emitted_at, event);
         let entry = Entry { sequence, emitted_at, is_pinned, encoded };
         state.bytes += entry.bytes();
@@ -238,6 +287,11 @@ impl Log {
     /// The last sequence so far; 0 before the first.
     pub(crate) fn last_sequence(&self) -> u64 {
         self.state().last
+    }
+
+    /// What is known from its events.
+    pub(crate) fn summary(&self) -> Summary {
+        self.state().summary.clone()
     }
 
     /// Whether it has ended.

@@ -14,6 +14,7 @@ mod machine;
 pub(crate) mod pixels;
 pub(crate) mod readers;
 pub(crate) mod retention;
+mod revision;
 pub(crate) mod timeouts;
 #[allow(clippy::module_inception, reason = "one turn, among all that has to do with turns")]
 pub(crate) mod turn;

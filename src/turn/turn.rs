@@ -7,6 +7,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::SystemTime;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -28,6 +29,11 @@ pub(crate) struct Turn {
     pub context: Option<ContextKey>,
     /// What happened in it.
     pub log: Arc<Log>,
+    /// When it was called for.
+    pub created_at: SystemTime,
+    started_at: OnceLock<SystemTime>,
+    // The slot of the worker that it runs on, or ran on.
+    worker: Mutex<Option<String>>,
     // The keys under which the turns find it: of its own request, and of those that steered
     // it.
     pub(super) requests: Mutex<Vec<RequestKey>>,
@@ -108,6 +114,9 @@ impl Turn {
             log: Arc::new(Log::new(id.clone(), retained)),
             id,
             context: request.context.clone(),
+            created_at: SystemTime::now(),
+            started_at: OnceLock::new(),
+            worker: Mutex::default(),
             requests: Mutex::default(),
             disconnect_policy: request.disconnect_policy,
             mailbox: Mutex::new(Some(mailbox)),
@@ -247,6 +256,21 @@ impl Turn {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// When it left the queue, once it has.
+    pub(crate) fn started_at(&self) -> Option<SystemTime> {
+        self.started_at.get().copied()
+    }
+
+    /// The worker that it runs on, or ran on, by its slot in the pool.
+    pub(crate) fn worker(&self) -> Option<String> {
+        self.worker.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes the worker that it runs on.
+    pub(super) fn note_worker(&self, slot: String) {
+        *self.worker.lock().unwrap_or_else(PoisonError::into_inner) = Some(slot);
+    }
+
     /// Whether it has left the queue and has not ended.
     pub(crate) fn is_running(&self) -> bool {
         *self.phase() == Phase::Running && !self.log.has_ended()
@@ -254,6 +278,10 @@ impl Turn {
 
     pub(super) fn set_phase(&self, phase: Phase) {
         *self.phase() = phase;
+        if phase == Phase::Running {
+            // It leaves the queue once.
+            let _ = self.started_at.set(SystemTime::now());
+        }
         if phase == Phase::Over {
             self.mailbox().take();
         }

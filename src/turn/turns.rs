@@ -1,7 +1,8 @@
 //! The turns that run or are retained, and how they are found.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use dashmap::DashMap;
@@ -14,9 +15,13 @@ use crate::turn::log::Retained;
 use crate::turn::retention::Retention;
 use crate::turn::turn::{RequestKey, Turn};
 
+/// How many turns are looked at before others have their turn.
+const LOOKED_AT_ONCE: usize = 1000;
+
 #[derive(Debug)]
 pub(crate) struct Turns {
-    pub(super) turns: DashMap<TurnId, Arc<Turn>>,
+    // By their ids, which are in the order of their calls.
+    turns: RwLock<BTreeMap<TurnId, Arc<Turn>>>,
     pub(super) by_request: DashMap<RequestKey, Claimed>,
     by_context: DashMap<ContextKey, OfContext>,
     ended: Mutex<VecDeque<(Instant, Arc<Turn>)>>,
@@ -54,7 +59,7 @@ impl Turns {
     pub(crate) fn new(retention: &Retention) -> Turns {
         let Retention { max_bytes_per_turn, max_bytes, after_end } = *retention;
         Turns {
-            turns: DashMap::new(),
+            turns: RwLock::default(),
             by_request: DashMap::new(),
             by_context: DashMap::new(),
             ended: Mutex::default(),
@@ -70,7 +75,7 @@ impl Turns {
 
     /// Enters a turn that was admitted: from now on it can be found.
     pub(crate) fn enter(&self, turn: &Arc<Turn>) {
-        self.turns.insert(turn.id.clone(), Arc::clone(turn));
+        self.write().insert(turn.id.clone(), Arc::clone(turn));
         if let Some(key) = &turn.context {
             let mut known = self.by_context.entry(key.clone()).or_default();
             known.unended.push(Arc::clone(turn));
@@ -78,7 +83,31 @@ impl Turns {
     }
 
     pub(crate) fn get(&self, id: &TurnId) -> Option<Arc<Turn>> {
-        self.turns.get(id).map(|turn| Arc::clone(&turn))
+        self.read().get(id).map(Arc::clone)
+    }
+
+    /// The turns after this one, so many of those that are looked for, and the last that was looked at
+    /// where there may be more: at most [`LOOKED_AT_ONCE`].
+    pub(crate) fn page(
+        &self,
+        after: Option<&TurnId>,
+        limit: usize,
+        is_meant: impl Fn(&Turn) -> bool,
+    ) -> (Vec<Arc<Turn>>, Option<TurnId>) {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let turns = self.read();
+        let mut found = Vec::new();
+        for (looked_at, (id, turn)) in turns.range((from, Bound::Unbounded)).enumerate() {
+            if found.len() == limit || looked_at == LOOKED_AT_ONCE {
+                // This one is not among them.
+                let last = turns.range(..id).next_back().map(|(id, _)| id.clone());
+                return (found, last);
+            }
+            if is_meant(turn) {
+                found.push(Arc::clone(turn));
+            }
+        }
+        (found, None)
     }
 
     /// The turn of this context that runs or is the next to run, or else the latest one that is
@@ -100,13 +129,22 @@ impl Turns {
 
     /// Every turn that has not ended.
     pub(crate) fn unended(&self) -> Vec<Arc<Turn>> {
-        let unended = self.turns.iter().filter(|turn| !turn.log.has_ended());
-        unended.map(|turn| Arc::clone(&turn)).collect()
+        let turns = self.read();
+        let unended = turns.values().filter(|turn| !turn.log.has_ended());
+        unended.map(Arc::clone).collect()
     }
 
     /// How many turns are known, ended ones included.
     pub(crate) fn len(&self) -> usize {
-        self.turns.len()
+        self.read().len()
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, BTreeMap<TurnId, Arc<Turn>>> {
+        self.turns.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, BTreeMap<TurnId, Arc<Turn>>> {
+        self.turns.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes that a turn has ended. One that was refused is forgotten at once, so that the same
@@ -169,7 +207,7 @@ impl Turns {
     }
 
     fn forget(&self, turn: &Arc<Turn>) {
-        self.turns.remove(&turn.id);
+        self.write().remove(&turn.id);
         for key in turn.requests().drain(..) {
             self.by_request.remove_if(&key, |_, claimed| claimed.is_for(turn));
         }
@@ -292,7 +330,7 @@ mod tests {
 
     #[test]
     fn where_terminal_events_alone_are_too_much_the_oldest_turns_are_forgotten() {
-        let all = turns(10_000);
+        let all = turns(12_000);
         let turns: Vec<_> = (0..8).map(|n| turn(&all, &n.to_string())).collect();
         let ids: Vec<_> = turns.iter().map(|turn| turn.id.clone()).collect();
         for turn in turns {
@@ -346,6 +384,6 @@ mod tests {
         // A turn that is refused after it was entered frees its id, too.
         turn.log.end(Outcome::Refused(Refusal::ContextBusy));
         all.note_ended(&turn);
-        assert!(all.turns.is_empty() && all.by_request.is_empty());
+        assert!(all.len() == 0 && all.by_request.is_empty());
     }
 }

@@ -30,7 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// runtime has only so many.
 static LOOKS: Semaphore = Semaphore::const_new(32);
 
-/// Looks at the directories of `options` and the images of `inputs`, whose places are those in the
+/// Looks at the directories of `options` and the images and skills of `inputs`, whose places are those in the
 /// request, and adds the images up. `default_directory` is where a turn works that names no directory.
 ///
 /// The workspace has the paths as they were given: Codex's own configuration knows directories
@@ -47,7 +47,7 @@ pub(crate) async fn check(
     look(options, inputs, default_directory, ImageSum::default()).await
 }
 
-/// Looks at the images of `inputs` alone, as [`check`] does, and adds them to `images`: for a turn that
+/// Looks at the images and skills of `inputs` alone, as [`check`] does, and adds them to `images`: for a turn that
 /// has its directories, and those images.
 ///
 /// # Errors
@@ -56,7 +56,11 @@ pub(crate) async fn check_images(
     inputs: &[UserInput],
     images: ImageSum,
 ) -> Result<ImageSum, Refusal> {
-    if inputs.iter().all(|input| matches!(input, UserInput::Text(_))) {
+    let is_file = |input: &UserInput| match input {
+        UserInput::LocalImage(_) | UserInput::ImageUrl(_) | UserInput::Skill { .. } => true,
+        UserInput::Text(_) | UserInput::Mention { .. } | UserInput::External { .. } => false,
+    };
+    if !inputs.iter().any(is_file) {
         return Ok(images);
     }
     let anywhere = ThreadOptions { skip_git_repo_check: Some(true), ..ThreadOptions::default() };
@@ -82,11 +86,22 @@ async fn look(
         .filter_map(|(at, input)| match input {
             UserInput::LocalImage(path) => Some((at, Image::File(PathBuf::from(path)))),
             UserInput::ImageUrl(address) => Some((at, Image::Inline(address.clone()))),
-            UserInput::Text(_) => None,
+            UserInput::Text(_)
+            | UserInput::Skill { .. }
+            | UserInput::Mention { .. }
+            | UserInput::External { .. } => None,
+        })
+        .collect();
+    let skills = inputs
+        .iter()
+        .enumerate()
+        .filter_map(|(at, input)| match input {
+            UserInput::Skill { path, .. } => Some((at, PathBuf::from(path))),
+            _ => None,
         })
         .collect();
     let needs_git = options.skip_git_repo_check != Some(true);
-    let look = Look { workspace, needs_git, images, sum };
+    let look = Look { workspace, needs_git, images, skills, sum };
 
     let patient = tokio::time::timeout(PATIENCE, async {
         // Never closed, so it fails never.
@@ -119,6 +134,7 @@ struct Look {
     workspace: Workspace,
     needs_git: bool,
     images: Vec<(usize, Image)>,
+    skills: Vec<(usize, PathBuf)>,
     sum: ImageSum,
 }
 
@@ -131,12 +147,12 @@ enum Image {
 impl Look {
     fn take(self) -> Result<(Workspace, ImageSum), Refusal> {
         const DIRECTORY: &str = "thread_options.working_directory";
-        let Look { workspace, needs_git, images, mut sum } = self;
+        let Look { workspace, needs_git, images, skills, mut sum } = self;
         let Workspace { working_directory, additional_directories } = &workspace;
         check_directory(DIRECTORY, working_directory)?;
         if needs_git && !is_in_git_repository(working_directory) {
             return Err(Refusal::NotAGitRepository {
-                field: DIRECTORY,
+                field: DIRECTORY.to_owned(),
                 path: working_directory.clone(),
             });
         }
@@ -144,6 +160,15 @@ impl Look {
             check_directory(&format!("thread_options.additional_directories[{at}]"), directory)?;
         }
         let mut violations = Vec::new();
+        for (at, path) in skills {
+            let fault = match std::fs::metadata(&path) {
+                Ok(found) if found.is_file() => continue,
+                Ok(_) => "is not a regular file".to_owned(),
+                Err(error) => said(&error),
+            };
+            let fault = format!("{} {fault}; give the path of a SKILL.md", path.display());
+            violations.push(FieldViolation::new(format!("inputs[{at}].skill.path"), fault));
+        }
         for (at, image) in images {
             let (field, named, looked) = match image {
                 Image::File(path) => {
@@ -196,7 +221,7 @@ fn check_directory(field: &str, path: &Path) -> Result<(), Refusal> {
 
 /// As `codex exec` 0.169.0 sees it: a repository's root here or in a directory above, by the path as
 /// it was given.
-fn is_in_git_repository(directory: &Path) -> bool {
+pub(super) fn is_in_git_repository(directory: &Path) -> bool {
     directory.ancestors().any(is_repository_root)
 }
 

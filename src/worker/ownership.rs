@@ -202,6 +202,14 @@ impl Ownership {
         self.counts.remove(thread_id);
     }
 
+    /// The turn that has begun on a thread since then.
+    pub(crate) fn begun_since(&self, before: &Before, thread_id: &str) -> Option<String> {
+        let known = before.begun.saturating_sub(self.begun_before_those);
+        let known = usize::try_from(known).unwrap_or(usize::MAX);
+        let mut since = self.begun.iter().skip(known);
+        since.find(|(_, thread)| thread == thread_id).map(|(turn, _)| turn.clone())
+    }
+
     /// The last token counts that were told of a thread.
     pub(crate) fn counts(&self, thread_id: &str) -> Option<Usage> {
         self.counts.get(thread_id).copied()

@@ -25,6 +25,9 @@ use tokio::task::JoinHandle;
 use crate::worker::conversation::{Conversation, Ending, Launch};
 use crate::worker::{SpawnError, Worker, WorkerId, WorkerLimits, WorkerSpec};
 
+/// What the id of a reviewer's turn begins with; that of the review follows.
+const WITHIN: &str = "within-";
+
 /// What a turn is told to go on until it is released, steered or interrupted.
 pub(crate) const HOLD: &str = "hold";
 
@@ -65,6 +68,10 @@ pub(crate) struct Codex {
     pub(crate) dies_of: Option<&'static str>,
     /// What is refused in place of the usual answer: the method, how often, the code and the text.
     pub(crate) refuses: Vec<(&'static str, usize, i64, &'static str)>,
+    /// The reviews that have begun.
+    reviews: Vec<String>,
+    /// The files of the skills that it knows.
+    pub(crate) skills: Vec<String>,
 }
 
 /// One that plays in the background.
@@ -148,6 +155,8 @@ pub(crate) fn conversation() -> (Conversation, Codex) {
         history: None,
         dies_of: None,
         refuses: Vec::new(),
+        reviews: Vec::new(),
+        skills: Vec::new(),
     };
     (conversation, codex)
 }
@@ -295,8 +304,21 @@ impl Codex {
                 }
             },
             "turn/start" => return self.begin_usually(asked).await,
-            "thread/settings/update"
-            | "thread/loaded/list"
+            "review/start" => return self.review_usually(asked).await,
+            "thread/compact/start" => return self.compact_usually(asked).await,
+            "skills/list" => {
+                let skills = self.skills.iter().map(|path| json!({ "name": "s", "path": path }));
+                json!({ "data": [{ "cwd": "/", "skills": skills.collect::<Vec<_>>() }] })
+            }
+            "thread/settings/update" => {
+                self.answer(asked, json!({})).await;
+                // Whether it knows the request at all is asked without settings.
+                if !asked.params["cwd"].is_null() {
+                    self.tell_settings(asked).await;
+                }
+                return;
+            }
+            "thread/loaded/list"
             | "thread/goal/get"
             | "thread/goal/clear"
             | "thread/unarchive"
@@ -322,6 +344,9 @@ impl Codex {
                 let told = json!({ "threadId": thread_id, "turnId": turn_id, "item": item });
                 self.tell("item/completed", told).await;
                 return self.finish(&thread_id, &turn_id, "steered").await;
+            }
+            "turn/interrupt" if self.is_outer(&asked.params["turnId"]) => {
+                return self.refuse(asked, -32600, "expected active turn id").await;
             }
             "turn/interrupt" => {
                 self.answer(asked, json!({})).await;
@@ -358,8 +383,10 @@ impl Codex {
 
     /// Ends a turn as it was told to.
     pub(crate) async fn interrupt(&mut self, asked: &Asked) {
-        self.held.retain(|(_, turn_id)| asked.params["turnId"] != *turn_id);
-        let turn = json!({ "id": asked.params["turnId"], "status": "interrupted" });
+        let interrupted = asked.params["turnId"].as_str().unwrap_or_default();
+        let interrupted = interrupted.strip_prefix(WITHIN).unwrap_or(interrupted);
+        self.held.retain(|(_, turn_id)| *turn_id != interrupted);
+        let turn = json!({ "id": interrupted, "status": "interrupted" });
         let ended = json!({ "threadId": asked.params["threadId"], "turn": turn });
         self.tell("turn/completed", ended).await;
     }
@@ -379,6 +406,40 @@ impl Codex {
             self.held.push((thread_id, turn_id));
         } else {
             self.finish(&thread_id, &turn_id, &format!("You said: {words}")).await;
+        }
+    }
+
+    /// Whether it is a review, which is interrupted by the reviewer's turn alone.
+    fn is_outer(&self, turn_id: &Value) -> bool {
+        turn_id.as_str().is_some_and(|id| self.reviews.iter().any(|review| review == id))
+    }
+
+    /// Takes a review, within which a reviewer has a turn of his own, and ends it.
+    async fn review_usually(&mut self, asked: &Asked) {
+        let thread_id = asked.params["threadId"].as_str().unwrap().to_owned();
+        let turn_id = format!("u{}", self.turns.len() + 1);
+        self.turns.push((thread_id.clone(), turn_id.clone()));
+        self.answer(asked, json!({ "turn": { "id": turn_id, "rootTurnId": null } })).await;
+        self.reviews.push(turn_id.clone());
+        self.begin_turn(&thread_id, &format!("{WITHIN}{turn_id}"), &turn_id).await;
+        if self.holds_turns {
+            self.held.push((thread_id, turn_id));
+        } else {
+            self.finish(&thread_id, &turn_id, "Reviewed.").await;
+        }
+    }
+
+    /// Takes a compaction, of which it is told only when it begins, and ends it.
+    async fn compact_usually(&mut self, asked: &Asked) {
+        let thread_id = asked.params["threadId"].as_str().unwrap().to_owned();
+        let turn_id = format!("u{}", self.turns.len() + 1);
+        self.turns.push((thread_id.clone(), turn_id.clone()));
+        self.answer(asked, json!({})).await;
+        self.begin_turn(&thread_id, &turn_id, &turn_id).await;
+        if self.holds_turns {
+            self.held.push((thread_id, turn_id));
+        } else {
+            self.end_turn(&thread_id, &turn_id).await;
         }
     }
 

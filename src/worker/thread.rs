@@ -13,7 +13,7 @@ use crate::model::event::TurnSettings;
 use crate::model::fingerprint::Fingerprint;
 use crate::model::id::ThreadId;
 use crate::model::options::ThreadOptions;
-use crate::model::request::UserInput;
+use crate::model::request::{UserInput, Work};
 use crate::model::workspace::Workspace;
 use crate::registry::threads::Loaded;
 use crate::worker::{Worker, WorkerId};
@@ -67,6 +67,7 @@ impl LoadedThread {
     /// Takes over from what was loaded before what its turns have set: Codex keeps it with the thread.
     pub(crate) fn succeed(&mut self, before: &LoadedThread) {
         self.lingering.summary = before.lingering.summary;
+        self.lingering.service_tier = before.lingering.service_tier;
     }
 
     /// What lets nothing of a turn with these options pass before it is known that no more came into
@@ -173,7 +174,11 @@ impl Worker {
                 worker: self.id().clone(),
                 load: Fingerprint::of(&load),
                 // What the summary is it does not say.
-                lingering: Lingering { effort: !opened.has_effort_of(&baseline), summary: true },
+                lingering: Lingering {
+                    effort: !opened.has_effort_of(&baseline),
+                    summary: true,
+                    service_tier: false,
+                },
                 baseline: baseline.clone(),
                 directory: directory.clone(),
                 in_force: Some(granted.clone()),
@@ -362,13 +367,71 @@ impl Worker {
         };
         // Before it is known whether Codex takes it.
         thread.granted = turn.settings();
+        let lingering = Lingering::after(options, turn.baseline);
         let before = self.expects_turn(thread_id, task.root_turn_id);
-        let started = self.client.turn_start(&turn).await?;
-        if !self.is_new(&started, task.root_turn_id, &before) {
-            return Err(ThreadError::Steered(started.id));
+        let codex_turn_id = match task.work {
+            Work::Inputs => {
+                let started = self.client.turn_start(&turn).await?;
+                if !self.is_new(&started, task.root_turn_id, &before) {
+                    return Err(ThreadError::Steered(started.id));
+                }
+                started.id
+            }
+            // These go by the settings of the thread, and take none with them.
+            Work::Review(target) => {
+                self.set(&turn).await?;
+                thread.lingering = lingering;
+                self.client.review_start(turn.thread_id, target).await?.id
+            }
+            Work::Compact => {
+                self.set(&turn).await?;
+                thread.lingering = lingering;
+                self.client.compact_start(turn.thread_id).await?;
+                self.begun_since(&before, thread_id).await?
+            }
+        };
+        thread.lingering = lingering;
+        Ok(codex_turn_id)
+    }
+
+    /// Sets the thread's settings to those of a turn that is not told them itself.
+    async fn set(&self, turn: &StartTurn<'_>) -> Result<(), ThreadError> {
+        if !self.defaults().tells_settings {
+            return Err(ThreadError::Refused(format!(
+                "the Codex CLI {} can't be given the settings of a review or a compaction; 0.150 and \
+                 newer ones can",
+                self.cli_version()
+            )));
         }
-        thread.lingering = Lingering::after(options, &thread.baseline);
-        Ok(started.id)
+        let set = self.client.thread_settings_update(turn).await;
+        set.map_err(|error| ThreadError::from(error).before_the_turn())
+    }
+
+    /// Looks whether Codex knows the skills of these inputs: it drops others without a word.
+    ///
+    /// # Errors
+    /// [`ThreadError::UnknownSkill`]; see [`ThreadError`].
+    pub(crate) async fn check_skills(
+        &self,
+        inputs: &[UserInput],
+        workspace: &Workspace,
+    ) -> Result<(), ThreadError> {
+        if !inputs.iter().any(|input| matches!(input, UserInput::Skill { .. })) {
+            return Ok(());
+        }
+        let directory = &workspace.working_directory;
+        let known = self.client.skills(directory).await?;
+        for (at, input) in inputs.iter().enumerate() {
+            let UserInput::Skill { path, .. } = input else { continue };
+            if !known.contains(path) {
+                let directory = directory.display();
+                let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+                let cause =
+                    format!("{path} is no skill that Codex knows in {directory}; it knows {known}");
+                return Err(ThreadError::UnknownSkill { at, cause });
+            }
+        }
+        Ok(())
     }
 
     /// Adds input to a running turn.

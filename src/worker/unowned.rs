@@ -19,6 +19,7 @@ use crate::app_server::client::TurnRef;
 use crate::app_server::decode::{News, Scope};
 use crate::app_server::message::Told;
 use crate::app_server::peer::RequestError;
+use crate::app_server::thread_error::ThreadError;
 use crate::model::event::Usage;
 use crate::model::id::ThreadId;
 use crate::worker::Worker;
@@ -371,6 +372,32 @@ impl Worker {
             Some(_) if repeats_roots.load(Ordering::Relaxed) => false,
             // An older CLI: a turn that was there before is all that can be told.
             Some(_) | None => !self.kin().ownership().had_begun(before, &turn.id),
+        }
+    }
+
+    /// Codex's id of the next turn that begins on a thread.
+    ///
+    /// # Errors
+    /// [`ThreadError::Lost`]: the worker ends first.
+    pub(super) async fn begun_since(
+        &self,
+        before: &Before,
+        thread_id: &ThreadId,
+    ) -> Result<String, ThreadError> {
+        let mut changed = self.kin().changed.subscribe();
+        loop {
+            let begun = self.kin().ownership().begun_since(before, thread_id.as_str());
+            if let Some(begun) = begun {
+                return Ok(begun);
+            }
+            tokio::select! {
+                biased;
+                _ = changed.changed() => {}
+                exit = self.exited() => {
+                    let cause = exit.cause.clone();
+                    return Err(ThreadError::Lost { cause, written: true });
+                }
+            }
         }
     }
 

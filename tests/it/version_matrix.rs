@@ -15,7 +15,7 @@ use codex_sidecar::parts::app_server::peer::{Peer, PeerLimits};
 use codex_sidecar::parts::model::options::{
     ApprovalPolicy, DynamicTool, SandboxMode, ThreadOptions,
 };
-use codex_sidecar::parts::model::request::UserInput;
+use codex_sidecar::parts::model::request::{ReviewTarget, UserInput, Work};
 use codex_sidecar::parts::model::workspace::Workspace;
 use codex_sidecar::pb;
 use rustix::process::Signal;
@@ -309,17 +309,26 @@ async fn ask_everything(client: &Client) {
     ] {
         let _ = client.load_thread(&thread).await;
     }
-    let inputs = [UserInput::Text("hello".to_owned())];
+    let inputs = [
+        UserInput::Text("hello".to_owned()),
+        UserInput::External { source: "web".to_owned(), text: "hello".to_owned() },
+    ];
     for baseline in [&usual, &baseline(None, None), &baseline(Some("high"), Some("p"))] {
         let turn = StartTurn {
             thread_id: "t",
-            task: Task { root_turn_id: "r", inputs: &inputs, output_schema: Some(&json!({})) },
+            task: Task {
+                root_turn_id: "r",
+                work: &Work::Inputs,
+                inputs: &inputs,
+                output_schema: Some(&json!({})),
+            },
             options: &options,
             baseline,
             workspace: &workspace,
-            lingering: Lingering { effort: true, summary: true },
+            lingering: Lingering { effort: true, summary: true, service_tier: true },
         };
         let _ = client.turn_start(&turn).await;
+        let _ = client.thread_settings_update(&turn).await;
     }
     let _ = client.initialize().await;
     let _ = client.ping().await;
@@ -330,6 +339,9 @@ async fn ask_everything(client: &Client) {
     let _ = client.mcp_server_status("t", "s").await;
     let _ = client.turn_steer("t", "u", &inputs).await;
     let _ = client.turn_interrupt("t", "u").await;
+    let _ = client.review_start("t", &ReviewTarget::UncommittedChanges).await;
+    let _ = client.compact_start("t").await;
+    let _ = client.skills(directory).await;
     let _ = client.thread_read("t").await;
     let _ = client.thread_archive("t").await;
     let _ = client.thread_unarchive("t").await;

@@ -18,7 +18,7 @@ use crate::model::options::{
     ApprovalPolicy, ApprovalsReviewer, DynamicTool, ReasoningSummary, SandboxMode, ThreadOptions,
     WebSearchMode,
 };
-use crate::model::request::UserInput;
+use crate::model::request::{ReviewTarget, UserInput, Work};
 use crate::model::workspace::Workspace;
 
 /// The method and the parameters of the first request of a call.
@@ -80,6 +80,7 @@ fn all_options() -> ThreadOptions {
         permission_profile: None,
         reasoning_summary: Some(ReasoningSummary::Concise),
         approvals_reviewer: Some(ApprovalsReviewer::AutoReview),
+        service_tier: Some("flex".to_owned()),
     }
 }
 
@@ -167,20 +168,38 @@ async fn a_turn_is_asked_for_with_all_that_its_options_and_the_defaults_say() {
         UserInput::Text("a".to_owned()),
         UserInput::LocalImage("/i.png".to_owned()),
         UserInput::Text(String::new()),
+        UserInput::Skill { name: "s".to_owned(), path: "/s/SKILL.md".to_owned() },
+        UserInput::External { source: "GitHub:issue/12".to_owned(), text: "one".to_owned() },
+        UserInput::External { source: "1@b".to_owned(), text: "two".to_owned() },
+        UserInput::Mention { name: "m".to_owned(), path: "app://m".to_owned() },
     ];
     let input = json!([
         { "type": "text", "text": "a\n\n" },
         { "type": "image", "url": "data:i" },
         { "type": "localImage", "path": "/i.png" },
+        { "type": "skill", "name": "s", "path": "/s/SKILL.md" },
+        { "type": "mention", "name": "m", "path": "app://m" },
     ]);
+    let external = |number: usize, name: &str, value: &str| {
+        (format!("r/{number:06}"), json!({ "kind": "untrusted", "name": name, "value": value }))
+    };
+    let external: serde_json::Map<_, _> =
+        [external(5, "github_issue_12", "one"), external(6, "from_1_b", "two")]
+            .into_iter()
+            .collect();
     let starting = async |options: &ThreadOptions, baseline: &Baseline, schema: Option<&Value>| {
         let turn = StartTurn {
             thread_id: "t",
-            task: Task { root_turn_id: "r", inputs: &inputs, output_schema: schema },
+            task: Task {
+                root_turn_id: "r",
+                work: &Work::Inputs,
+                inputs: &inputs,
+                output_schema: schema,
+            },
             options,
             baseline,
             workspace: &workspace,
-            lingering: Lingering { effort: true, summary: true },
+            lingering: Lingering { effort: true, summary: true, service_tier: true },
         };
         asked(async |client| {
             let _ = client.turn_start(&turn).await;
@@ -201,6 +220,7 @@ async fn a_turn_is_asked_for_with_all_that_its_options_and_the_defaults_say() {
                 "threadId": "t",
                 "rootTurnId": "r",
                 "input": input,
+                "additionalContext": external,
                 "cwd": "/w",
                 "approvalPolicy": "on-request",
                 "approvalsReviewer": "auto_review",
@@ -212,7 +232,7 @@ async fn a_turn_is_asked_for_with_all_that_its_options_and_the_defaults_say() {
                     "excludeSlashTmp": false,
                 },
                 "model": "m",
-                "serviceTier": null,
+                "serviceTier": "flex",
                 "effort": "high",
                 "summary": "concise",
                 "outputSchema": { "type": "object" },
@@ -230,10 +250,12 @@ async fn a_turn_is_asked_for_with_all_that_its_options_and_the_defaults_say() {
                 "threadId": "t",
                 "rootTurnId": "r",
                 "input": input,
+                "additionalContext": external,
                 "cwd": "/w",
                 "approvalPolicy": { "granular": {} },
                 "permissions": "p",
                 "model": "m0",
+                "serviceTier": null,
                 "collaborationMode": {
                     "mode": "default",
                     "settings": {
@@ -246,11 +268,67 @@ async fn a_turn_is_asked_for_with_all_that_its_options_and_the_defaults_say() {
             })
         )
     );
-    let steered = asked(async |client| {
-        let _ = client.turn_steer("t", "u", &inputs).await;
+    // A key that was there before would make Codex leave the text out.
+    let mut keys = Vec::new();
+    for _ in 0..2 {
+        let steered = asked(async |client| {
+            let _ = client.turn_steer("t", "u", &inputs).await;
+        });
+        let (method, mut params) = steered.await;
+        let told = params.as_object_mut().unwrap().remove("additionalContext").unwrap();
+        assert_eq!(
+            (method, params),
+            says("turn/steer", json!({ "threadId": "t", "expectedTurnId": "u", "input": input }))
+        );
+        let told = told.as_object().unwrap();
+        assert!(told.values().eq(external.values()));
+        keys.extend(told.keys().cloned());
+    }
+    assert_eq!(keys.iter().collect::<std::collections::HashSet<_>>().len(), 4);
+}
+
+#[tokio::test]
+async fn a_review_and_a_compaction_go_by_settings_that_are_set_before() {
+    let workspace = Workspace { working_directory: "/w".into(), additional_directories: vec![] };
+    let options = all_options();
+    let baseline = Baseline::of(opened(json!({})), &CliDefaults::default());
+    let turn = StartTurn {
+        thread_id: "t",
+        task: Task { root_turn_id: "r", work: &Work::Compact, inputs: &[], output_schema: None },
+        options: &options,
+        baseline: &baseline,
+        workspace: &workspace,
+        lingering: Lingering::default(),
+    };
+    let (_, mut started) = asked(async |client| {
+        let _ = client.turn_start(&turn).await;
+    })
+    .await;
+    for task in ["input", "rootTurnId"] {
+        started.as_object_mut().unwrap().remove(task).unwrap();
+    }
+    let set = asked(async |client| {
+        let _ = client.thread_settings_update(&turn).await;
     });
-    let params = json!({ "threadId": "t", "expectedTurnId": "u", "input": input });
-    assert_eq!(steered.await, says("turn/steer", params));
+    assert_eq!(set.await, says("thread/settings/update", started));
+    for (target, said) in [
+        (ReviewTarget::UncommittedChanges, json!({ "type": "uncommittedChanges" })),
+        (ReviewTarget::BaseBranch("b".to_owned()), json!({ "type": "baseBranch", "branch": "b" })),
+        (
+            ReviewTarget::Commit("c".to_owned()),
+            json!({ "type": "commit", "sha": "c", "title": null }),
+        ),
+        (
+            ReviewTarget::Instructions("i".to_owned()),
+            json!({ "type": "custom", "instructions": "i" }),
+        ),
+    ] {
+        let review = asked(async |client| {
+            let _ = client.review_start("t", &target).await;
+        });
+        let params = json!({ "threadId": "t", "target": said, "delivery": "inline" });
+        assert_eq!(review.await, says("review/start", params));
+    }
 }
 
 #[tokio::test]
@@ -284,6 +362,8 @@ async fn every_other_request_says_this_and_no_more() {
         client => client.mcp_reload(), "config/mcpServer/reload", Value::Null;
         client => client.mcp_server_status("t", "s"), "mcpServerStatus/list",
             json!({ "threadId": "t", "serverName": "s", "detail": "toolsAndAuthOnly" });
+        client => client.compact_start("t"), "thread/compact/start", thread.clone();
+        client => client.skills(directory), "skills/list", json!({ "cwds": ["/d"] });
         client => client.thread_read("t"), "thread/read", read.clone();
         client => client.thread_parent("t"), "thread/read", read.clone();
         client => client.thread_archive("t"), "thread/archive", thread.clone();

@@ -1,5 +1,6 @@
 //! Turns: started, steered, interrupted.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -10,7 +11,7 @@ use crate::app_server::client::Client;
 use crate::app_server::peer::RequestError;
 use crate::app_server::settings::Settings;
 use crate::model::options::{ReasoningSummary, ThreadOptions};
-use crate::model::request::UserInput;
+use crate::model::request::{ReviewTarget, UserInput, Work};
 use crate::model::workspace::Workspace;
 
 /// A turn to be started. All of it is sent, always, because whatever one turn sets holds for all later
@@ -37,6 +38,8 @@ pub struct Task<'a> {
     /// A name that no other turn has, for the look at the answer: Codex takes it for a new turn, and
     /// not where it takes the request as steering of a turn that runs.
     pub root_turn_id: &'a str,
+    /// What is to be done.
+    pub work: &'a Work,
     /// What is said.
     pub inputs: &'a [UserInput],
     /// The schema of its final response.
@@ -49,19 +52,29 @@ struct Params<'a> {
     thread_id: &'a str,
     root_turn_id: &'a str,
     input: Vec<Input<'a>>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    additional_context: BTreeMap<String, External<'a>>,
+    #[serde(flatten)]
+    settings: ThreadSettings<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output_schema: Option<&'a Value>,
+}
+
+/// What holds for the turn, and for all later ones until it is set anew.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ThreadSettings<'a> {
     #[serde(flatten)]
     rights: Rights<'a>,
     model: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    service_tier: Option<&'a Value>,
+    service_tier: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     effort: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     collaboration_mode: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     summary: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    output_schema: Option<&'a Value>,
 }
 
 #[derive(Serialize)]
@@ -70,24 +83,59 @@ enum Input<'a> {
     Text { text: String },
     LocalImage { path: &'a Path },
     Image { url: &'a str },
+    Skill { name: &'a str, path: &'a str },
+    Mention { name: &'a str, path: &'a str },
 }
 
-/// The texts joined with a blank line, then the images, as `codex exec` receives them from its SDKs.
+/// Text from outside. Codex gives it to the model as the output of a tool of this name.
+#[derive(Serialize)]
+struct External<'a> {
+    kind: &'static str,
+    name: String,
+    value: &'a str,
+}
+
+/// The texts joined with a blank line, then the rest, as `codex exec` receives them from its SDKs.
 fn input(inputs: &[UserInput]) -> Vec<Input<'_>> {
     let texts: Vec<&str> = inputs
         .iter()
         .filter_map(|input| match input {
             UserInput::Text(text) => Some(text.as_str()),
-            UserInput::LocalImage(_) | UserInput::ImageUrl(_) => None,
+            _ => None,
         })
         .collect();
     let text = (!texts.is_empty()).then(|| Input::Text { text: texts.join("\n\n") });
-    let images = inputs.iter().filter_map(|input| match input {
-        UserInput::Text(_) => None,
+    let rest = inputs.iter().filter_map(|input| match input {
+        UserInput::Text(_) | UserInput::External { .. } => None,
         UserInput::LocalImage(path) => Some(Input::LocalImage { path: path.as_ref() }),
         UserInput::ImageUrl(url) => Some(Input::Image { url }),
+        UserInput::Skill { name, path } => Some(Input::Skill { name, path }),
+        UserInput::Mention { name, path } => Some(Input::Mention { name, path }),
     });
-    text.into_iter().chain(images).collect()
+    text.into_iter().chain(rest).collect()
+}
+
+/// The texts from outside, by keys of which Codex keeps the order. It does not repeat one that has the
+/// key and the text of one of the turn before, so `unique` must be another one each time.
+fn external<'a>(unique: &str, inputs: &'a [UserInput]) -> BTreeMap<String, External<'a>> {
+    let texts = inputs.iter().enumerate().filter_map(|(at, input)| match input {
+        UserInput::External { source, text } => {
+            let external = External { kind: "untrusted", name: tool_name(source), value: text };
+            Some((format!("{unique}/{at:06}"), external))
+        }
+        _ => None,
+    });
+    texts.collect()
+}
+
+/// The source as Codex takes it for a tool's name: `[a-z][a-z0-9_]{0,63}`.
+fn tool_name(source: &str) -> String {
+    const LONGEST: usize = 64;
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' };
+    let name: String = source.chars().map(plain).collect();
+    let begins_well = name.starts_with(|c: char| c.is_ascii_lowercase());
+    let name = if begins_well { name } else { format!("from_{name}") };
+    name.chars().take(LONGEST).collect()
 }
 
 impl<'a> StartTurn<'a> {
@@ -96,9 +144,21 @@ impl<'a> StartTurn<'a> {
         self.baseline.settings(self.options, self.workspace)
     }
 
+    fn params(&self) -> Params<'a> {
+        let Task { root_turn_id, work: _, inputs, output_schema } = self.task;
+        Params {
+            thread_id: self.thread_id,
+            root_turn_id,
+            input: input(inputs),
+            additional_context: external(root_turn_id, inputs),
+            settings: self.thread_settings(),
+            output_schema,
+        }
+    }
+
     /// An effort that lingers can be replaced, but only a collaboration mode can take it away (its
     /// empty instructions add nothing to the history). A summary can only be replaced.
-    fn params(&self) -> Params<'a> {
+    fn thread_settings(&self) -> ThreadSettings<'a> {
         let StartTurn { options, baseline, lingering, .. } = *self;
         let model = options.model.as_ref().unwrap_or(&baseline.model);
         let effort = options.model_reasoning_effort.as_ref().or(baseline.effort.as_ref());
@@ -113,17 +173,15 @@ impl<'a> StartTurn<'a> {
         });
         let summary = options.summary().map(ReasoningSummary::as_str);
         let summary = summary.or(baseline.reasoning_summary.as_deref());
-        Params {
-            thread_id: self.thread_id,
-            root_turn_id: self.task.root_turn_id,
-            input: input(self.task.inputs),
+        let tier = options.service_tier.as_ref().map(|tier| json!(tier));
+        let tier = tier.or_else(|| baseline.service_tier.clone());
+        ThreadSettings {
             rights: baseline.rights(options, self.workspace),
             model,
-            service_tier: baseline.service_tier.as_ref(),
+            service_tier: tier.or(lingering.service_tier.then_some(Value::Null)),
             effort: effort.map(String::as_str),
             collaboration_mode,
             summary: summary.or(lingering.summary.then(|| ReasoningSummary::Auto.as_str())),
-            output_schema: self.task.output_schema,
         }
     }
 }
@@ -154,6 +212,85 @@ impl Client {
         Ok(turn)
     }
 
+    /// Sets what holds for the thread's turns from now on. Codex answers before it does so, but does it
+    /// before whatever it is asked next.
+    ///
+    /// # Errors
+    /// See [`RequestError`]; a CLI before 0.150 does not know it.
+    pub async fn thread_settings_update(&self, turn: &StartTurn<'_>) -> Result<(), RequestError> {
+        #[derive(Serialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Params<'a> {
+            thread_id: &'a str,
+            #[serde(flatten)]
+            settings: ThreadSettings<'a>,
+        }
+        let params = Params { thread_id: turn.thread_id, settings: turn.thread_settings() };
+        self.order("thread/settings/update", &params).await
+    }
+
+    /// Starts a review on a thread, by the thread's settings; a turn that runs there is interrupted.
+    ///
+    /// # Errors
+    /// See [`RequestError`].
+    pub async fn review_start(
+        &self,
+        thread_id: &str,
+        target: &ReviewTarget,
+    ) -> Result<TurnRef, RequestError> {
+        #[derive(Deserialize)]
+        struct Started {
+            turn: TurnRef,
+        }
+        let target = match target {
+            ReviewTarget::UncommittedChanges => json!({ "type": "uncommittedChanges" }),
+            ReviewTarget::BaseBranch(branch) => json!({ "type": "baseBranch", "branch": branch }),
+            ReviewTarget::Commit(sha) => json!({ "type": "commit", "sha": sha, "title": null }),
+            ReviewTarget::Instructions(words) => json!({ "type": "custom", "instructions": words }),
+        };
+        // On the thread itself; CLIs differ in what they do without it.
+        let params = json!({ "threadId": thread_id, "target": target, "delivery": "inline" });
+        let Started { turn } = self.ask("review/start", &params).await?;
+        Ok(turn)
+    }
+
+    /// Has Codex sum up a thread's history, by the thread's settings, in a turn of which it tells only
+    /// when it begins; a turn that runs there is interrupted.
+    ///
+    /// # Errors
+    /// See [`RequestError`].
+    pub async fn compact_start(&self, thread_id: &str) -> Result<(), RequestError> {
+        self.order("thread/compact/start", &json!({ "threadId": thread_id })).await
+    }
+
+    /// The skills that Codex knows in this directory: the paths of their files, where they are not
+    /// switched off.
+    ///
+    /// # Errors
+    /// See [`RequestError`].
+    pub async fn skills(&self, directory: &Path) -> Result<Vec<String>, RequestError> {
+        #[derive(Deserialize)]
+        struct Listed {
+            data: Vec<OfDirectory>,
+        }
+        #[derive(Deserialize)]
+        struct OfDirectory {
+            skills: Vec<Skill>,
+        }
+        #[derive(Deserialize)]
+        struct Skill {
+            path: String,
+            #[serde(default = "is_on")]
+            enabled: bool,
+        }
+        fn is_on() -> bool {
+            true
+        }
+        let Listed { data } = self.ask("skills/list", &json!({ "cwds": [directory] })).await?;
+        let skills = data.into_iter().flat_map(|of_directory| of_directory.skills);
+        Ok(skills.filter(|skill| skill.enabled).map(|skill| skill.path).collect())
+    }
+
     /// Adds input to a running turn.
     ///
     /// # Errors
@@ -170,10 +307,16 @@ impl Client {
             thread_id: &'a str,
             expected_turn_id: &'a str,
             input: Vec<Input<'a>>,
+            #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+            additional_context: BTreeMap<String, External<'a>>,
         }
-        let input = input(inputs);
-        self.order("turn/steer", &Params { thread_id, expected_turn_id: codex_turn_id, input })
-            .await
+        let params = Params {
+            thread_id,
+            expected_turn_id: codex_turn_id,
+            input: input(inputs),
+            additional_context: external(&uuid::Uuid::now_v7().to_string(), inputs),
+        };
+        self.order("turn/steer", &params).await
     }
 
     /// Asks for the end of a turn; `turn/completed` tells when it has come.
@@ -212,7 +355,11 @@ mod tests {
     }
 
     fn params(options: &ThreadOptions, lingers: bool) -> Value {
-        params_over(&baseline(), options, Lingering { effort: lingers, summary: lingers })
+        params_over(
+            &baseline(),
+            options,
+            Lingering { effort: lingers, summary: lingers, service_tier: lingers },
+        )
     }
 
     fn params_over(baseline: &Baseline, options: &ThreadOptions, lingering: Lingering) -> Value {
@@ -227,7 +374,12 @@ mod tests {
         };
         let turn = StartTurn {
             thread_id: "t",
-            task: Task { root_turn_id: "r", inputs: &inputs, output_schema: None },
+            task: Task {
+                root_turn_id: "r",
+                work: &Work::Inputs,
+                inputs: &inputs,
+                output_schema: None,
+            },
             options,
             baseline,
             workspace: &workspace,
@@ -289,7 +441,7 @@ mod tests {
             CliConfig { model_reasoning_summary: Some("none".to_owned()), ..Default::default() };
         let defaults = CliDefaults { config, ..CliDefaults::default() };
         let configured = Baseline::of(opened(json!({})), &defaults);
-        let lingering = Lingering { effort: false, summary: true };
+        let lingering = Lingering { summary: true, ..Lingering::default() };
         assert_eq!(params_over(&configured, &nobody, lingering)["summary"], "none");
         let config = [("model_reasoning_summary".to_owned(), json!("detailed"))];
         let asked =

@@ -9,6 +9,7 @@
 
 mod answer;
 mod image_url;
+mod inputs;
 mod options;
 mod request;
 #[cfg(test)]

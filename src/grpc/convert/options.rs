@@ -15,7 +15,9 @@ use crate::model::options::{
     ReasoningSummary, SandboxMode, ThreadOptions, ToolDefaults, TurnOptions, WebSearchMode,
     config_depth,
 };
-use crate::model::request::{BusyPolicy, DisconnectPolicy, MissingThreadPolicy, QuestionPolicy};
+use crate::model::request::{
+    BusyPolicy, ContextPolicy, DisconnectPolicy, MissingThreadPolicy, QuestionPolicy,
+};
 use crate::output_schema;
 use crate::pb;
 use crate::turn::timeouts::Timeouts;
@@ -29,6 +31,8 @@ const MOST_CONFIG_VALUES: usize = 10_000;
 /// The deepest nesting of JSON that is passed on to Codex. Its parser gives up at 128 levels of the
 /// whole message, and drops the message without an answer.
 const DEEPEST_JSON: usize = 100;
+
+pub(super) const CONTEXT_POLICY: &str = "context_policy";
 
 const SANDBOX_MODE: &str = "thread_options.sandbox_mode";
 
@@ -60,7 +64,7 @@ pub(super) fn thread_options(
         permission_profile,
         reasoning_summary,
         approvals_reviewer,
-        service_tier: _,
+        service_tier,
     } = options;
 
     let model = model.and_then(|name| model_name(&name, faults));
@@ -95,6 +99,7 @@ pub(super) fn thread_options(
         permission_profile: profile(&permission_profile, sandbox_mode, faults),
         reasoning_summary: summary(reasoning_summary, faults).or(configured_summary),
         approvals_reviewer: reviewer(approvals_reviewer, faults),
+        service_tier: tier(&service_tier, faults),
     }
 }
 
@@ -171,6 +176,15 @@ pub(super) fn question_policy(number: i32, faults: &mut Faults) -> QuestionPolic
     match value_of("question_policy", number, Pb::as_str_name, faults) {
         Pb::Unspecified | Pb::Decline => QuestionPolicy::Decline,
         Pb::Ask => QuestionPolicy::Ask,
+    }
+}
+
+pub(super) fn context_policy(number: i32, faults: &mut Faults) -> ContextPolicy {
+    use pb::ContextPolicy as Pb;
+    match value_of(CONTEXT_POLICY, number, Pb::as_str_name, faults) {
+        Pb::Unspecified | Pb::Any => ContextPolicy::Any,
+        Pb::MustExist => ContextPolicy::MustExist,
+        Pb::MustBeNew => ContextPolicy::MustBeNew,
     }
 }
 
@@ -260,6 +274,21 @@ fn profile(name: &str, sandbox: Option<SandboxMode>, faults: &mut Faults) -> Opt
     }
     if name.len() > 256 || name.chars().any(char::is_control) {
         faults.add(FIELD, format!("{} is no profile's name; use at most 256 bytes", show(name)));
+    }
+    Some(name.to_owned())
+}
+
+fn tier(name: &str, faults: &mut Faults) -> Option<String> {
+    let name = name.trim();
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+    if name.is_empty() {
+        return None;
+    }
+    if name.len() > 64 || !name.bytes().all(plain) {
+        faults.add(
+            "thread_options.service_tier",
+            format!("{} is no tier's name; use 1 to 64 of A-Z a-z 0-9 _ -", show(name)),
+        );
     }
     Some(name.to_owned())
 }

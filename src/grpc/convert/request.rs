@@ -4,23 +4,22 @@
 use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 
+use super::inputs::{check_beside_work, inputs_of, work_of};
 use super::options::{
-    absolute_path, busy_policy, disconnect_policy, missing_thread_policy, question_policy,
-    thread_options, turn_options,
+    CONTEXT_POLICY, busy_policy, context_policy, disconnect_policy, missing_thread_policy,
+    question_policy, thread_options, turn_options,
 };
-use super::{Faults, image_url, show};
+use super::{Faults, show};
 use crate::grpc::limits::RequestLimits;
 use crate::model::id::{CallerId, ContextKey, Tenant, ThreadId, is_hidden};
 use crate::model::options::ToolDefaults;
 use crate::model::refusal::Refusal;
-use crate::model::request::{RequestId, TurnRequest, UserInput};
+use crate::model::request::{BusyPolicy, ContextPolicy, RequestId, TurnRequest, UserInput, Work};
 use crate::pb;
 use crate::turn::timeouts::Timeouts;
 
 /// Most bytes of a context id, a tool name and a thread key.
 const LONGEST_KEY: usize = 256;
-/// Most inputs of one turn.
-const MOST_INPUTS: usize = 256;
 /// Most characters of a request id.
 const LONGEST_REQUEST_ID: usize = 36;
 
@@ -58,10 +57,10 @@ pub(crate) fn turn_request(
         missing_thread_policy: missing_thread,
         include_raw_events,
         unbound,
-        context_policy: _,
+        context_policy: for_context,
         question_policy: question,
-        review: _,
-        compact: _,
+        review,
+        compact,
     } = request;
 
     let tool_name = tool_of("tool_name", &tool_name, &mut faults);
@@ -100,11 +99,27 @@ pub(crate) fn turn_request(
         );
     }
     check_key("context_id", context_id, &mut faults);
+    let context_policy = context_policy(for_context, &mut faults);
+    if context_policy != ContextPolicy::Any && context_id.is_empty() {
+        faults.add(
+            CONTEXT_POLICY,
+            "is about the context's binding, and the turn has no context; give a context_id, or \
+             leave it out",
+        );
+    }
 
-    let inputs = inputs_of(inputs, limits, &mut faults);
+    let work = work_of(review, compact, &inputs, limits, &mut faults);
+    let inputs = match work {
+        Work::Inputs => inputs_of(inputs, limits, &mut faults),
+        // They have had their fault.
+        Work::Review(_) | Work::Compact => Vec::new(),
+    };
     let thread_options = thread_options(options, &mut faults).or(&tool.thread_options);
+    if work != Work::Inputs {
+        check_beside_work(&work, options_of_turn.as_ref(), ephemeral, unbound, &mut faults);
+    }
     let question_policy = question_policy(question, &mut faults);
-    let turn_options = turn_options(
+    let mut turn_options = turn_options(
         options_of_turn,
         tool_name.as_deref().unwrap_or(DEFAULT_TOOL),
         &tool,
@@ -113,6 +128,16 @@ pub(crate) fn turn_request(
         &mut faults,
     );
     let busy_policy = busy_policy(busy, &mut faults);
+    if work != Work::Inputs {
+        // The tool's schema is for what it is asked in words.
+        turn_options.output_schema = None;
+        if busy_policy == BusyPolicy::Steer {
+            faults.add(
+                "busy_policy",
+                "STEER adds inputs to the running turn, and this turn has none; use another policy",
+            );
+        }
+    }
     let disconnect_policy = disconnect_policy(disconnect, &mut faults);
     let missing_thread_policy = missing_thread_policy(missing_thread, &mut faults);
 
@@ -130,6 +155,7 @@ pub(crate) fn turn_request(
         // Known by the connection, and not by what the request says.
         caller: CallerId::default(),
         context,
+        work,
         inputs,
         ephemeral,
         explicit_thread,
@@ -137,6 +163,7 @@ pub(crate) fn turn_request(
         thread_options,
         turn_options,
         request_id,
+        context_policy,
         busy_policy,
         question_policy,
         disconnect_policy,
@@ -321,77 +348,4 @@ fn thread_id_of(field: &str, id: &str, faults: &mut Faults) -> Option<ThreadId> 
         );
     }
     parsed
-}
-
-fn inputs_of(
-    inputs: Vec<pb::UserInput>,
-    limits: &RequestLimits,
-    faults: &mut Faults,
-) -> Vec<UserInput> {
-    const FIELD: &str = "inputs";
-    if inputs.is_empty() {
-        faults.add(FIELD, "is empty; give at least one input");
-    }
-    if inputs.len() > MOST_INPUTS {
-        faults.add(FIELD, format!("{} are too many; give at most {MOST_INPUTS}", inputs.len()));
-        return Vec::new();
-    }
-    let inputs: Vec<UserInput> = inputs
-        .into_iter()
-        .enumerate()
-        .filter_map(|(at, input)| input_of(&format!("{FIELD}[{at}]"), input, faults))
-        .collect();
-
-    // Codex counts what it is sent, the blank lines between the texts included.
-    let texts = inputs.iter().filter_map(|input| match input {
-        UserInput::Text(text) => Some(text.chars().count()),
-        UserInput::LocalImage(_) | UserInput::ImageUrl(_) => None,
-    });
-    let joined = texts.reduce(|before, text| before + "\n\n".len() + text).unwrap_or_default();
-    if joined > limits.max_input_characters {
-        faults.add(
-            FIELD,
-            format!(
-                "{joined} characters of text are too many; give at most {}, or put the text into \
-                 a file of the working directory",
-                limits.max_input_characters
-            ),
-        );
-    }
-    inputs
-}
-
-fn input_of(path: &str, input: pb::UserInput, faults: &mut Faults) -> Option<UserInput> {
-    let pb::UserInput { input } = input;
-    match input {
-        Some(pb::user_input::Input::Text(text)) => {
-            let text = text.trim();
-            if text.is_empty() {
-                faults.add(format!("{path}.text"), "is blank; say something, or leave it out");
-                return None;
-            }
-            Some(UserInput::Text(text.to_owned()))
-        }
-        Some(pb::user_input::Input::LocalImage(pb::LocalImage { path: image })) => {
-            absolute_path(&format!("{path}.local_image.path"), &image, faults)
-                .map(UserInput::LocalImage)
-        }
-        Some(pb::user_input::Input::ImageUrl(url)) => {
-            let url = url.trim();
-            if let Some(fault) = image_url::fault(url) {
-                faults.add(format!("{path}.image_url"), fault);
-                return None;
-            }
-            Some(UserInput::ImageUrl(url.to_owned()))
-        }
-        Some(
-            pb::user_input::Input::Skill(_)
-            | pb::user_input::Input::Mention(_)
-            | pb::user_input::Input::ExternalMessage(_),
-        )
-        | None => {
-            faults.add(path, "says nothing; set one of text, local_image and image_url");
-            None
-        }
-    }
 }

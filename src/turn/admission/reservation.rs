@@ -71,6 +71,7 @@ impl Drop for Reservation {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Weak;
     use std::time::Duration;
 
     use super::*;
@@ -102,6 +103,7 @@ mod tests {
             thread: None,
             follows_context: true,
             policy,
+            turn: Weak::new(),
             bytes: 0,
         };
         admission.admit(|_| Ok(entrant), || ())

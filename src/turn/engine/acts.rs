@@ -186,6 +186,7 @@ impl Driver {
         self.begin(async move {
             let task = Task {
                 root_turn_id: &turn.id.0,
+                work: &request.work,
                 inputs: &request.inputs,
                 output_schema: request.turn_options.output_schema.as_ref(),
             };

@@ -279,6 +279,7 @@ impl Driver {
                 let eviction = context.and_then(|key| self.engine.contexts.eviction(key));
                 let opened = Opened { thread_id: thread_id.clone(), origin, eviction, warnings };
                 let lease = Arc::new(lease);
+                self.turn.note_worker(lease.worker().id().slot_name());
                 self.held = Some(Held { thread_id, began_at, loaded, route, lease, thread });
                 Some(Input::Opened(Ok(opened)))
             }

@@ -33,6 +33,7 @@ use crate::turn::admission::{Admission, QueuePosition, Ticket};
 use crate::turn::claims::RequestIdUse;
 use crate::turn::contexts::{ContextLimits, Contexts};
 use crate::turn::readers::{ReaderLimits, Readers};
+use crate::turn::revision;
 use crate::turn::timeouts::Timeouts;
 use crate::turn::turn::{Caller, Mailbox, Phase, Turn};
 use crate::turn::turns::Turns;
@@ -158,9 +159,11 @@ impl Engine {
             &self.settings.default_directory,
         )
         .await?;
+        revision::check(&request.work, &workspace.working_directory).await?;
         let request = Arc::new(request);
         let mut claim = claim;
         if request.busy_policy == BusyPolicy::Steer {
+            self.contexts.check(&request)?;
             let (engine, request) = (Arc::clone(self), Arc::clone(&request));
             // In a task of its own: a call that is cut off here, and repeated, must not steer twice.
             let steering = self.tasks.spawn(async move {
@@ -187,7 +190,8 @@ impl Engine {
         turn.count_images(images);
         // Before the engine starts: a turn without a caller would be interrupted at once.
         let caller = turn.join();
-        let ticket = self.contexts.admit(&request, || self.turns.enter(&turn))?;
+        let weak = Arc::downgrade(&turn);
+        let ticket = self.contexts.admit(&request, &weak, || self.turns.enter(&turn))?;
         if *ticket.position().borrow() == QueuePosition::Running {
             turn.set_phase(Phase::Running);
         }
@@ -208,6 +212,10 @@ impl Engine {
         turn: &Turn,
         inputs: Vec<UserInput>,
     ) -> Result<String, Refusal> {
+        if let Some(at) = inputs.iter().position(|input| matches!(input, UserInput::Skill { .. })) {
+            let fault = "comes too late: Codex takes a skill with the start of a turn alone";
+            return Err(Refusal::field(format!("inputs[{at}].skill"), fault));
+        }
         let before = turn.images();
         let images = workspace::check_images(&inputs, before).await?.without(before);
         turn.steer(inputs, images).await

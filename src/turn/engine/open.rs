@@ -13,7 +13,7 @@ use crate::model::fingerprint::Fingerprint;
 use crate::model::id::{ThreadId, WorkerId};
 use crate::model::options::ThreadOptions;
 use crate::model::refusal::Refusal;
-use crate::model::request::{MissingThreadPolicy, TurnRequest};
+use crate::model::request::{MissingThreadPolicy, TurnRequest, Work};
 use crate::model::workspace::Workspace;
 use crate::pool::{Entering, Lease};
 use crate::registry::threads::{SeenTurn, ThreadFacts, ThreadLock, ThreadState, TurnsSeen};
@@ -307,8 +307,10 @@ impl Engine {
         };
         match self.open_existing(request, workspace, &thread_id, origin, ties).await {
             Err(OpenError::Refused(Refusal::ThreadNotFound { thread_id, cause }))
-                if request.missing_thread_policy == MissingThreadPolicy::StartNew
-                    || self.is_blank(&thread_id) =>
+                // A new one has nothing to sum up.
+                if request.work != Work::Compact
+                    && (request.missing_thread_policy == MissingThreadPolicy::StartNew
+                        || self.is_blank(&thread_id)) =>
             {
                 let mut opened = self.open_new(request, workspace, ties).await?;
                 let message = format!(
@@ -335,6 +337,8 @@ impl Engine {
     ) -> Result<Opened, OpenError> {
         let options = &request.thread_options;
         let lease = ties.lease(self, None).await?;
+        let known = lease.worker().check_skills(&request.inputs, workspace).await;
+        known.map_err(|error| open_error(error, None))?;
         let mut patience = PATIENCE.iter();
         let (thread_id, loaded) = loop {
             match lease.worker().start_thread(options, workspace, request.ephemeral).await {
@@ -382,6 +386,8 @@ impl Engine {
         // Not before: a turn that gets no worker leaves it to the next one.
         thread.asked = None;
         let worker = lease.worker();
+        let known = worker.check_skills(&request.inputs, workspace).await;
+        known.map_err(|error| open_error(error, Some(thread_id)))?;
 
         let before = thread.loaded.clone();
         let mut held = before.clone().filter(|loaded| {
@@ -649,6 +655,9 @@ pub(super) fn open_error(error: ThreadError, thread_id: Option<&ThreadId>) -> Op
         }
         (ThreadError::UnknownProfile(cause), _) => {
             Refusal::field("thread_options.permission_profile", cause).into()
+        }
+        (ThreadError::UnknownSkill { at, cause }, _) => {
+            Refusal::field(format!("inputs[{at}].skill.path"), cause).into()
         }
         (ThreadError::OutOfResources(cause), _) => {
             Refusal::OutOfResources { cause, retry_after: OUT_OF_RESOURCES_FOR }.into()

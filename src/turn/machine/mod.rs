@@ -50,7 +50,7 @@ use crate::model::id::ThreadId;
 use crate::model::outcome::Outcome;
 use crate::model::question::{Answer, Given, Unanswerable};
 use crate::model::refusal::Refusal;
-use crate::model::request::TurnRequest;
+use crate::model::request::{TurnRequest, Work};
 use crate::redact::Redactor;
 use crate::turn::clocks::{Cause, Clocks};
 use crate::turn::turn::HAS_ENDED;
@@ -71,6 +71,8 @@ pub(super) struct Terms {
     /// The name under which Codex's turn is started.
     pub(super) root: String,
     pub(super) is_ephemeral: bool,
+    /// Why it takes no more input, where it does not.
+    pub(super) takes_no_input: Option<&'static str>,
     pub(super) include_raw_events: bool,
     pub(super) omit_final_response: bool,
     pub(super) max_total_tokens: Option<NonZeroU64>,
@@ -321,6 +323,11 @@ impl Terms {
         Terms {
             root: root.to_owned(),
             is_ephemeral: request.ephemeral,
+            takes_no_input: match request.work {
+                Work::Inputs => None,
+                Work::Review(_) => Some("it is a review, which takes no input"),
+                Work::Compact => Some("it is a compaction, which takes no input"),
+            },
             include_raw_events: request.include_raw_events,
             omit_final_response: request.turn_options.omit_final_response,
             max_total_tokens: request.turn_options.max_total_tokens,
@@ -344,7 +351,11 @@ impl Machine {
         let input = match input {
             // What is over has said its last word.
             _ if matches!(stage, Stage::Over) => return,
-            Input::Steer(to) => return step.steering.take(to, &target(stage), step.acts),
+            Input::Steer(to) => {
+                let nowhere = step.terms.takes_no_input.map(Target::Nowhere);
+                let target = nowhere.unwrap_or_else(|| target(stage));
+                return step.steering.take(to, &target, step.acts);
+            }
             Input::Steered(to, ref outcome) => {
                 step.steering.note_steered(to, outcome, step.acts);
                 input

@@ -118,6 +118,7 @@ pub(super) fn refused_by_codex(error: &ThreadError) -> Outcome {
         | ThreadError::BadConfig(_)
         | ThreadError::Refused(_)
         | ThreadError::UnknownProfile(_)
+        | ThreadError::UnknownSkill { .. }
         | ThreadError::NotApplied(_)
         | ThreadError::Unreadable(_)
         | ThreadError::Lost { .. } => (FailureReason::BadRequest, false),

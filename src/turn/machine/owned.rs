@@ -30,6 +30,8 @@ pub(super) struct Owned {
     // Codex's ids of the turns that are the caller's one turn, and of those within them.
     turns: Vec<String>,
     current: Option<String>,
+    // The turn within that one in which a reviewer works: by then Codex interrupts no other.
+    within: Option<String>,
     // The threads with a goal that Codex goes on with by itself.
     goals: BTreeSet<String>,
     // Until when Codex may go on with the turn's own.
@@ -112,6 +114,7 @@ impl Owned {
             root: root.to_owned(),
             turns: vec![codex_turn_id.to_owned()],
             current: Some(codex_turn_id.to_owned()),
+            within: None,
             goals: BTreeSet::new(),
             continues_by: None,
             agents: BTreeMap::new(),
@@ -140,6 +143,7 @@ impl Owned {
             // there before, and its begin is told late.
             if root.is_some_and(is_own) {
                 self.turns.push(turn_id.to_owned());
+                self.within = Some(turn_id.to_owned());
             }
             return Begun::Known;
         }
@@ -160,6 +164,7 @@ impl Owned {
             return false;
         }
         self.current = None;
+        self.within = None;
         let goes_on = went_well && self.goals.contains(&self.thread_id);
         self.continues_by = goes_on.then(|| now + GOES_ON_WITHIN);
         true
@@ -197,7 +202,8 @@ impl Owned {
 
     /// The turns that run, with their threads.
     pub(super) fn running(&self) -> Vec<(String, String)> {
-        let own = self.current.iter().map(|turn| (self.thread_id.clone(), turn.clone()));
+        let own = self.current.iter().chain(&self.within);
+        let own = own.map(|turn| (self.thread_id.clone(), turn.clone()));
         let agents = self.agents.iter().filter_map(|(thread, agent)| {
             agent.turn.as_ref().map(|turn| (thread.clone(), turn.clone()))
         });

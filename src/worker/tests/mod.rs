@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::model::id::ThreadId;
 use crate::model::options::ThreadOptions;
-use crate::model::request::UserInput;
+use crate::model::request::{UserInput, Work};
 use crate::model::workspace::Workspace;
 use crate::worker::testing::Codex;
 use crate::worker::thread::{LoadedThread, Task, ThreadError};
@@ -81,7 +81,8 @@ impl Worker {
         options: &ThreadOptions,
     ) -> Result<String, ThreadError> {
         let inputs = [UserInput::Text("hello".to_owned())];
-        let task = Task { root_turn_id: ROOT, inputs: &inputs, output_schema: None };
+        let task =
+            Task { root_turn_id: ROOT, work: &Work::Inputs, inputs: &inputs, output_schema: None };
         self.start_turn(&thread(id), loaded, task, options, &workspace()).await
     }
 

@@ -162,7 +162,8 @@ fn a_form_is_answered_with_its_content() {
     let said = answer(&asked.question, &accepted(json!({ "name": "x" })));
     let expected = |action: Action, content: &str| {
         let (action, content_json) = (action.into(), content.to_owned());
-        Some(Answer::Elicitation(pb::ElicitationAnswer { action, content_json }))
+        let persist = String::new();
+        Some(Answer::Elicitation(pb::ElicitationAnswer { action, content_json, persist }))
     };
     assert_eq!(said, expected(Action::Accept, r#"{"name":"x"}"#));
     assert_eq!(answer(&asked.question, &Reply::declined()), expected(Action::Decline, ""));
