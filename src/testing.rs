@@ -21,7 +21,7 @@ use crate::grpc::api::pool_service_server::PoolService as _;
 use crate::grpc::codex_service::CodexApi;
 use crate::grpc::limits::{ConnectionLimits, RequestLimits};
 use crate::grpc::pool_service::PoolApi;
-use crate::model::id::{CallerId, CallerName};
+use crate::model::id::{CallerId, CallerName, TurnId};
 use crate::model::question::Answer;
 use crate::pb;
 use crate::pb::turn_event::Event;
@@ -279,6 +279,11 @@ impl Sidecar {
         let mut request = Request::new(pb::AnswerRequestRequest { turn_id, request_id, answer });
         request.extensions_mut().insert(CallerName(name.into()));
         self.api.answer_request(request).await.map(drop).map_err(Refused::from)
+    }
+
+    /// What a turn asks and nobody has answered yet.
+    pub(crate) fn pending(&self, turn_id: &str) -> Vec<String> {
+        self.engine.turn(&TurnId(turn_id.to_owned())).unwrap().log.pending_requests()
     }
 
     /// Joins a turn from its first event on.

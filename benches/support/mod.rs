@@ -218,6 +218,15 @@ impl Sidecar {
         cpu(self.child.id().ok_or("the sidecar has ended")?)
     }
 
+    /// The memory that it has resident, in bytes, that of its workers not counted.
+    pub(crate) fn resident(&self) -> Result<u64, Fault> {
+        let pid = self.child.id().ok_or("the sidecar has ended")?;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let resident = resident.and_then(|text| text.split_whitespace().next());
+        Ok(resident.ok_or("no VmRSS in /proc/PID/status")?.parse::<u64>()? * 1024)
+    }
+
     /// Ends it as an orchestrator would.
     pub(crate) async fn stop(mut self) -> Result<(), Fault> {
         let pid = self.child.id().and_then(|pid| i32::try_from(pid).ok());

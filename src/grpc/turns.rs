@@ -43,8 +43,7 @@ fn info(turn: &Turn) -> pb::TurnInfo {
     // How far it is first: what is told of it afterwards can't be from before.
     let start_time = turn.started_at();
     let ending = turn.log.ending();
-    let Summary { thread_id, queue_position, usage, pending_requests, last, reason } =
-        turn.log.summary();
+    let Summary { thread_id, queue_position, usage, last, reason } = turn.log.summary();
     let (last_sequence, last_event_time, last_event) = match last {
         Some((sequence, at, name)) => (sequence, Some(at), name),
         None => (0, None, ""),
@@ -75,7 +74,7 @@ fn info(turn: &Turn) -> pb::TurnInfo {
         last_event_time: last_event_time.map(Into::into),
         last_event: last_event.to_owned(),
         usage,
-        pending_request_ids: pending_requests,
+        pending_request_ids: turn.log.pending_requests(),
         reason,
     }
 }

@@ -7,7 +7,8 @@
 //!
 //! Invariants: sequences are 1, 2, 3… without a hole; a reader is given every sequence after its
 //! start exactly once, as an event or within one gap; `thread_started` and the terminal event are
-//! never given up; nothing is appended after the end.
+//! never given up, and what waits for an answer only where there is nothing else; nothing is appended
+//! after the end.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,7 +19,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use tokio::sync::watch;
 
-use crate::model::event::{Event, Gap, TurnEvent, Usage};
+use crate::model::event::{Event, Gap, RequestRaised, RequestResolved, TurnEvent, Usage};
 use crate::model::id::TurnId;
 use crate::model::outcome::Outcome;
 use crate::model::refusal::Refusal;
@@ -112,8 +113,6 @@ pub(crate) struct Summary {
     pub queue_position: u32,
     /// What it used, as far as Codex has said.
     pub usage: Option<Usage>,
-    /// What Codex asks in it and what is not settled, by the ids of the questions.
-    pub pending_requests: Vec<String>,
     /// The last event: its number, when it was, and its name.
     pub last: Option<(u64, SystemTime, &'static str)>,
     /// The reason of its failure or interruption.
@@ -127,13 +126,6 @@ impl Summary {
             Event::ThreadStarted(started) => self.thread_id = Some(started.thread_id.clone()),
             Event::Queued(queued) => self.queue_position = queued.position,
             Event::TokenUsageUpdated(told) => self.usage = told.usage.or(self.usage),
-            Event::RequestRaised(raised) => {
-                let request = raised.request.iter().map(|request| request.request_id.clone());
-                self.pending_requests.extend(request);
-            }
-            Event::RequestResolved(resolved) => {
-                self.pending_requests.retain(|id| *id != resolved.request_id);
-            }
             Event::TurnCompleted(end) => self.usage = end.usage.or(self.usage),
             Event::TurnFailed(end) => {
                 self.usage = end.usage.or(self.usage);
@@ -157,7 +149,33 @@ struct State {
     events: VecDeque<Entry>,
     bytes: u64,
     last: u64,
+    // The ids of the questions that wait for an answer, and where they were told.
+    questions: Vec<(String, u64)>,
     end: Option<End>,
+}
+
+impl State {
+    /// Notes what an event asks or settles, and tells how much it is worth.
+    fn keeping(&mut self, sequence: u64, event: &Event) -> Keeping {
+        match event {
+            Event::RequestRaised(RequestRaised { request: Some(question) }) => {
+                self.questions.push((question.request_id.clone(), sequence));
+                Keeping::Pending
+            }
+            Event::RequestResolved(RequestResolved { request_id, .. }) => {
+                for (_, asked) in self.questions.extract_if(.., |(id, _)| id == request_id) {
+                    let index = self.events.partition_point(|entry| entry.sequence < asked);
+                    let entry = self.events.get_mut(index).filter(|one| one.sequence == asked);
+                    if let Some(entry) = entry {
+                        entry.keeping = Keeping::Usual;
+                    }
+                }
+                Keeping::Usual
+            }
+            event if event.is_pinned() => Keeping::Pinned,
+            _ => Keeping::Usual,
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -173,8 +191,17 @@ enum End {
 struct Entry {
     sequence: u64,
     emitted_at: SystemTime,
-    is_pinned: bool,
+    keeping: Keeping,
     encoded: Bytes,
+}
+
+/// How much an event is worth when there is no room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Keeping {
+    Usual,
+    // It waits for an answer, which whoever joins late may give.
+    Pending,
+    Pinned,
 }
 
 impl Entry {
@@ -236,10 +263,11 @@ impl Log {
 
     fn push(&self, state: &mut State, event: Event) {
         state.last += 1;
-        let (sequence, emitted_at, is_pinned) = (state.last, SystemTime::now(), event.is_pinned());
+        let (sequence, emitted_at) = (state.last, SystemTime::now());
         state.summary.note(sequence, emitted_at, &event);
+        let keeping = state.keeping(sequence, &event);
         let encoded = self.encode(sequence, emitted_at, event);
-        let entry = Entry { sequence, emitted_at, is_pinned, encoded };
+        let entry = Entry { sequence, emitted_at, keeping, encoded };
         state.bytes += entry.bytes();
         self.retained.bytes.fetch_add(entry.bytes(), Ordering::Relaxed);
         state.events.push_back(entry);
@@ -294,6 +322,11 @@ impl Log {
         self.state().summary.clone()
     }
 
+    /// The ids of what waits for an answer.
+    pub(crate) fn pending_requests(&self) -> Vec<String> {
+        self.state().questions.iter().map(|(request_id, _)| request_id.clone()).collect()
+    }
+
     /// Whether it has ended.
     pub(crate) fn has_ended(&self) -> bool {
         self.state().end.is_some()
@@ -337,8 +370,11 @@ impl Log {
 
     fn give_up_oldest(&self, state: &mut State, keep_newest: usize) -> bool {
         let candidates = state.events.len().saturating_sub(keep_newest);
-        // The pinned ones are few and stand at the ends, so that this finds one at once.
-        let oldest = state.events.iter().take(candidates).position(|entry| !entry.is_pinned);
+        let oldest = |keeping: Keeping| {
+            state.events.iter().take(candidates).position(|entry| entry.keeping == keeping)
+        };
+        // The others are few, so that this finds one soon.
+        let oldest = oldest(Keeping::Usual).or_else(|| oldest(Keeping::Pending));
         let Some(entry) = oldest.and_then(|index| state.events.remove(index)) else {
             return false;
         };
@@ -415,6 +451,7 @@ impl Reader {
 mod tests {
     use super::*;
     use crate::model::event::{InterruptReason, ThreadOrigin, Usage};
+    use crate::model::question::{Question, QuestionKind, Resolution, ToolCall};
     use proptest::prelude::*;
 
     fn delta(bytes: usize) -> Event {
@@ -466,7 +503,7 @@ mod tests {
     proptest! {
         #[test]
         fn every_reader_gets_every_sequence_once_and_the_pinned_events_survive(
-            steps in proptest::collection::vec((0_usize..3000, 0_u8..6), 1..200),
+            steps in proptest::collection::vec((0_usize..3000, 0_u8..8), 1..200),
             max_per_turn in 1_u64..20_000,
             max in 1_u64..40_000,
         ) {
@@ -474,11 +511,17 @@ mod tests {
             let log = log(&retained);
             log.append(thread_started());
             let mut readers = vec![(log.read_after(0), 0_u64)];
+            let mut questions = 0;
             for (bytes, action) in steps {
                 match action {
                     0 => for (reader, seen) in &mut readers { drain(reader, seen); },
                     1 => { let last = log.last_sequence() / 2; readers.push((log.read_after(last), last)); }
                     2 => log.shrink(),
+                    3 => {
+                        questions += 1;
+                        log.append(question(questions, bytes));
+                    }
+                    4 => log.append(settled(questions)),
                     _ => log.append(delta(bytes)),
                 }
                 let held = log.state().bytes;
@@ -505,6 +548,43 @@ mod tests {
             drop(log);
             prop_assert_eq!(retained.bytes(), 0);
         }
+    }
+
+    fn question(id: u32, bytes: usize) -> Event {
+        let call = ToolCall { arguments_json: "x".repeat(bytes), ..Default::default() };
+        let question = Question::new(None, QuestionKind::ToolCall(call));
+        Event::request_raised(Question { request_id: id.to_string(), ..question })
+    }
+
+    fn settled(id: u32) -> Event {
+        Event::request_resolved(id.to_string(), Resolution::Answered, "")
+    }
+
+    #[test]
+    fn a_question_is_there_for_who_joins_late_as_long_as_it_waits() {
+        let log = log(&Retained::new(1 << 20, 10_000));
+        log.append(thread_started());
+        log.append(question(1, 1000));
+        let has_question = || {
+            let events = drain(&mut log.read_after(0), &mut 0);
+            events.iter().any(|event| event.event == Some(question(1, 1000)))
+        };
+        for _ in 0..20 {
+            log.append(delta(1000));
+        }
+        assert!(has_question());
+        log.append(settled(1));
+        log.append(delta(1000));
+        assert!(!has_question());
+        // Questions alone are held to the bound as well.
+        for id in 2..20 {
+            log.append(question(id, 1000));
+        }
+        assert!(log.state().bytes <= 10_000);
+        for id in 2..20 {
+            log.append(settled(id));
+        }
+        assert_eq!(log.pending_requests(), [""; 0]);
     }
 
     #[test]

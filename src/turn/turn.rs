@@ -12,7 +12,7 @@ use std::time::SystemTime;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::model::event::{Event, InterruptReason, RequestRaised};
+use crate::model::event::InterruptReason;
 use crate::model::id::{CallerName, ContextKey, Tenant, TurnId};
 use crate::model::question::{Answer, Given, Unanswerable};
 use crate::model::refusal::Refusal;
@@ -42,8 +42,6 @@ pub(crate) struct Turn {
     // turn is kept, and it would be the largest part of a small one.
     mailbox: Mutex<Option<mpsc::UnboundedSender<Command>>>,
     phase: Mutex<Phase>,
-    // What Codex asks and nobody has answered yet.
-    pending: Mutex<Vec<String>>,
     // What became of Codex's questions, once it has ended.
     questions: OnceLock<Record>,
     // How many read it and keep it alive.
@@ -121,7 +119,6 @@ impl Turn {
             disconnect_policy: request.disconnect_policy,
             mailbox: Mutex::new(Some(mailbox)),
             phase: Mutex::new(Phase::Waiting),
-            pending: Mutex::default(),
             questions: OnceLock::new(),
             callers: Mutex::default(),
             steered: Mutex::default(),
@@ -231,29 +228,6 @@ impl Turn {
     pub(super) fn keep_questions(&self, record: Record) {
         // It ends once.
         let _ = self.questions.set(record);
-    }
-
-    /// Tells an event of it, and keeps the questions that it leaves open.
-    pub(super) fn tell(&self, event: Event) {
-        match &event {
-            Event::RequestRaised(RequestRaised { request: Some(question) }) => {
-                self.pending().push(question.request_id.clone());
-            }
-            Event::RequestResolved(resolved) => {
-                self.pending().retain(|request_id| *request_id != resolved.request_id);
-            }
-            _ => {}
-        }
-        self.log.append(event);
-    }
-
-    /// The ids of what Codex asks and nobody has answered yet, in the order of its asking.
-    pub(crate) fn pending_requests(&self) -> Vec<String> {
-        self.pending().clone()
-    }
-
-    fn pending(&self) -> MutexGuard<'_, Vec<String>> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// When it left the queue, once it has.

@@ -73,11 +73,15 @@ impl Expected {
         }
     }
 
-    /// Takes an answer, with what it leaves to Codex's proposal filled in.
+    /// Takes an answer to the question of this id, with what it leaves to Codex's proposal filled in.
     ///
     /// # Errors
     /// Each of its faults, by its path in the request.
-    pub(crate) fn take(&self, answer: Answer) -> Result<Answer, Vec<FieldViolation>> {
+    pub(crate) fn take(
+        &self,
+        request_id: &str,
+        answer: Answer,
+    ) -> Result<Answer, Vec<FieldViolation>> {
         let mut faults = Faults::default();
         let taken = match (self, answer) {
             (Expected::Approval(offer), Answer::Approval(answer)) => {
@@ -108,7 +112,7 @@ impl Expected {
             }
             (expected, answer) => {
                 let wanted = expected.answered_with();
-                faults.add(field_of(&answer), format!("does not fit; the request is {wanted}"));
+                faults.add(field_of(&answer), format!("request {request_id:?} is {wanted}"));
                 answer
             }
         };

@@ -139,7 +139,7 @@ fn expected(method: &str, params: Value) -> Expected {
 /// The paths of an answer's faults.
 #[track_caller]
 fn faults(expected: &Expected, answer: Answer) -> Vec<String> {
-    let faults = match expected.take(answer) {
+    let faults = match expected.take("1", answer) {
         Ok(_) => Vec::new(),
         Err(faults) => faults,
     };
@@ -190,7 +190,7 @@ fn a_command_is_decided_by_what_is_on_offer_and_amended_by_no_more_than_was_prop
     let rule = decided(Decision::ApplyNetworkPolicyAmendment);
     assert_eq!(faults(&asked, Answer::Approval(rule)), [DECISION, NETWORK]);
     // What is left out is what was proposed.
-    let Ok(Answer::Approval(taken)) = asked.take(Answer::Approval(amended(Vec::new()))) else {
+    let Ok(Answer::Approval(taken)) = asked.take("1", Answer::Approval(amended(Vec::new()))) else {
         panic!()
     };
     assert_eq!(taken.exec_policy_amendment, ["touch", "/r1"]);

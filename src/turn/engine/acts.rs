@@ -25,7 +25,7 @@ const COMMANDS_WITHIN: Duration = Duration::from_secs(2);
 impl Driver {
     pub(super) fn perform(&mut self, act: Act) {
         match act {
-            Act::Tell(event) => self.turn.tell(event),
+            Act::Tell(event) => self.turn.log.append(event),
             Act::Open { after } => self.open(after),
             Act::ReplySteered { to, outcome } => self.replies.reply_steered(to, outcome),
             Act::ReplyAnswered { to, outcome } => self.replies.reply_answered(to, outcome),

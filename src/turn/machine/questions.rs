@@ -109,7 +109,7 @@ impl Questions {
         let pending = self.pending.iter().position(|known| Some(known.id) == id);
         let outcome = match pending {
             None => self.record.look_up(request_id, digest),
-            Some(index) => self.pending[index].expected.take(answer).map_or_else(
+            Some(index) => self.pending[index].expected.take(request_id, answer).map_or_else(
                 |faults| Err(Unanswerable::Unfit(faults)),
                 |answer| {
                     let Pending { id, call, bytes, .. } = self.pending.remove(index);

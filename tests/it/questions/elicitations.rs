@@ -1,5 +1,8 @@
 //! What MCP servers ask their user, and the approvals of their tools.
 
+use std::path::Path;
+use std::process::{Command, Stdio};
+
 use codex_sidecar::pb;
 use codex_sidecar::pb::ElicitationAction::{Accept, Cancel, Decline};
 use codex_sidecar::pb::McpToolCallStatus::{Completed, Failed};
@@ -10,6 +13,15 @@ use tonic::Code;
 
 use super::{answer, asked, asking, elicit, run_answering, with_desk};
 use crate::support::{Place, Sidecar, Told};
+
+/// The path of a program for Node: the MCP project's own reference server.
+fn reference_server() -> String {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/mcp/install.sh");
+    let output = Command::new(script).stdin(Stdio::null()).stderr(Stdio::inherit()).output();
+    let output = output.expect("tests/mcp/install.sh can be run");
+    assert!(output.status.success(), "the reference server could not be installed");
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
 
 async fn start() -> Sidecar {
     let place = Place::new();
@@ -104,6 +116,74 @@ async fn a_tool_that_may_change_something_is_called_or_not_as_its_approval_says(
         assert_eq!(told.final_response(), "went on");
         assert_eq!(called(&told), (Failed, Value::Null));
     }
+
+    sidecar.stop().await;
+}
+
+/// What a call of the reference server gave back, as one text.
+fn text(told: &Told) -> String {
+    let (_, call) = told.item("mcp_tool_call", |kind| match kind {
+        Kind::McpToolCall(call) => Some(call),
+        _ => None,
+    });
+    assert_eq!(call.status(), Completed, "{call:#?}");
+    let result: Value = serde_json::from_str(&call.result_json).unwrap();
+    let parts = result["content"].as_array().unwrap().iter();
+    parts.filter_map(|part| part["text"].as_str()).collect()
+}
+
+#[tokio::test]
+async fn the_reference_server_of_mcp_is_approved_and_answered_end_to_end() {
+    let place = Place::new();
+    let config = format!(
+        "[mcp_servers.everything]\ncommand = \"node\"\nargs = [{:?}, \"stdio\"]\nrequired = true\n\
+         startup_timeout_sec = 60\n",
+        reference_server()
+    );
+    std::fs::write(place.codex_home().join("config.toml"), config).unwrap();
+    let sidecar = Sidecar::in_place(place, |_, _| {}).await;
+
+    // A form with every kind of field that MCP has.
+    let words = "[[tool everything.trigger_elicitation_request]]";
+    let mut turn = sidecar.begin(asking("form", words)).await;
+    let request = asked(&mut turn).await;
+    let wrong =
+        r#"{"name": "Bo", "integer": 101, "email": "nobody", "untitledSingleSelectEnum": "x"}"#;
+    let wrong = answer(&sidecar, turn.turn_id(), &request.request_id, elicit(Accept, wrong)).await;
+    wrong.unwrap_err().assert(Code::InvalidArgument, "INVALID_INPUT");
+    let filled = json!({
+        "name": "Bo", "check": true, "email": "bo@example.test", "birthdate": "2000-02-29",
+        "homepage": "https://example.test", "integer": 7, "number": 2.5,
+        "titledSingleSelectEnum": "hero-2", "titledMultipleSelectEnum": ["fish-1", "fish-3"],
+        "legacyTitledEnum": "pet-2",
+    });
+    let filled = elicit(Accept, &filled.to_string());
+    answer(&sidecar, turn.turn_id(), &request.request_id, filled).await.unwrap();
+    let told = turn.rest().await;
+    assert!(
+        text(&told).contains("Name: Bo") && text(&told).contains("\"fish-3\""),
+        "{}",
+        text(&told)
+    );
+
+    let told = run_answering(&sidecar, asking("no", words), [elicit(Decline, "")]).await;
+    assert!(text(&told).contains("\"action\": \"decline\""), "{}", text(&told));
+
+    // An approval, and then the address that the tool itself asks to be visited.
+    let words =
+        r#"[[tool everything.trigger_url_elicitation {"url": "https://example.test/login"}]]"#;
+    let mut turn = sidecar.begin(asking("address", words)).await;
+    let mut modes = Vec::new();
+    for _ in 0..2 {
+        let request = super::asked(&mut turn).await;
+        let Some(Asked::Elicitation(asked)) = &request.kind else { panic!("{request:#?}") };
+        modes.push((asked.mode.clone(), asked.url.clone()));
+        let yes = elicit(Accept, "");
+        answer(&sidecar, turn.turn_id(), &request.request_id, yes).await.unwrap();
+    }
+    let mode = |mode: &str, url: &str| (mode.to_owned(), url.to_owned());
+    assert_eq!(modes, [mode("form", ""), mode("url", "https://example.test/login")]);
+    assert!(text(&turn.rest().await).contains("accept"));
 
     sidecar.stop().await;
 }

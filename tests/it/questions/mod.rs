@@ -138,51 +138,9 @@ fn lending(context: &str, words: &str) -> pb::RunTurnRequest {
     request
 }
 
-/// An MCP server that asks its user, or may change something, as its tool's name says.
-const SERVER: &str = r#"
-import json, sys
-
-ASKS = {
-    "form": {"mode": "form", "message": "Who are you?", "requestedSchema": {
-        "type": "object", "required": ["name"],
-        "properties": {"name": {"type": "string", "minLength": 2}, "age": {"type": "integer"}}}},
-    "address": {"mode": "url", "message": "Log in", "url": "https://example.test/login",
-                "elicitationId": "e1"},
-}
-calls = {}
-
-def send(**message):
-    print(json.dumps({"jsonrpc": "2.0", **message}), flush=True)
-
-def text(id, value):
-    send(id=id, result={"content": [{"type": "text", "text": json.dumps(value)}]})
-
-for line in sys.stdin:
-    message = json.loads(line)
-    method, params, id = message.get("method"), message.get("params") or {}, message.get("id")
-    if method == "initialize":
-        send(id=id, result={"protocolVersion": params["protocolVersion"], "capabilities": {"tools": {}},
-                            "serverInfo": {"name": "desk", "version": "1"}})
-    elif method == "tools/list":
-        schema = {"type": "object", "properties": {}}
-        reads = {"annotations": {"readOnlyHint": True}}
-        tools = [{"name": name, "description": name, "inputSchema": schema} for name in [*ASKS, "ring"]]
-        send(id=id, result={"tools": [{**tool, **(reads if tool["name"] in ASKS else {})} for tool in tools]})
-    elif method == "tools/call" and params["name"] in ASKS:
-        calls[len(calls) + 100] = id
-        send(id=len(calls) + 99, method="elicitation/create", params=ASKS[params["name"]])
-    elif method == "tools/call":
-        text(id, "rang")
-    elif method is None and id in calls:
-        text(calls[id], message["result"])
-    elif id is not None:
-        send(id=id, result={})
-"#;
-
-/// Configures that server, as `desk`.
-fn with_desk(place: &Place) {
-    let script = place.path().join("desk.py");
-    std::fs::write(&script, SERVER).unwrap();
+/// Configures an MCP server that asks its user, `tests/mcp/desk.py`.
+pub(crate) fn with_desk(place: &Place) {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/mcp/desk.py");
     let config = format!(
         "[mcp_servers.desk]\ncommand = \"python3\"\nargs = [{script:?}]\nrequired = true\n"
     );

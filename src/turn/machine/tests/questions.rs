@@ -2,8 +2,9 @@
 
 use super::*;
 use crate::app_server::message::CallId;
+use crate::model::item::{ChangedFile, FileChange};
 use crate::model::question::Resolution;
-use crate::model::question::{ApprovalAnswer, ToolCallAnswer};
+use crate::model::question::{ApprovalAnswer, FileChangeApproval, ToolCallAnswer};
 use crate::pb::ToolContent;
 
 const WITHIN: Duration = Duration::from_secs(60);
@@ -57,6 +58,82 @@ fn asking() -> Sim {
     let mut sim = Sim::live(|request| request.turn_options.idle_timeout = Some(SECOND));
     assert_eq!(sim.on(Input::Asked(tool_call(7), ask())), [raised("1", true)]);
     sim
+}
+
+/// A question about a patch.
+fn patch_question(thread_id: &str, turn_id: &str, call: u64) -> Asked {
+    let kind = QuestionKind::FileChangeApproval(FileChangeApproval::default());
+    let scope = Scope { thread_id: Some(thread_id.to_owned()), turn_id: Some(turn_id.to_owned()) };
+    let question = Question::new(Some("patch".to_owned()), kind);
+    Asked { scope, call: call_id(call), question, bytes: 0 }
+}
+
+fn patch(path: &str) -> Item {
+    let changes = vec![ChangedFile { path: path.to_owned(), ..Default::default() }];
+    Item::new("patch", ItemKind::FileChange(FileChange { changes, ..Default::default() }))
+}
+
+/// What is asked about, and the paths that a patch would change.
+fn asked_about(acts: &[Act]) -> (&str, Vec<&str>) {
+    let Act::Tell(Event::RequestRaised(raised)) = &acts[0] else { panic!("{acts:#?}") };
+    let question = raised.request.as_ref().unwrap();
+    let Some(QuestionKind::FileChangeApproval(asked)) = &question.kind else { panic!() };
+    (&question.item_id, asked.changes.iter().map(|change| change.path.as_str()).collect())
+}
+
+#[test]
+fn the_question_of_a_patch_brings_the_patch_as_it_was_told_last() {
+    let mut sim = Sim::live(|_| {});
+    let ask =
+        |sim: &mut Sim, call| sim.on(Input::Asked(patch_question(THREAD, FIRST, call), ask()));
+    assert_eq!(asked_about(&ask(&mut sim, 1)), ("patch", vec![]));
+    sim.tell(News::Event(Event::item_started(patch("a"))));
+    assert_eq!(asked_about(&ask(&mut sim, 2)), ("patch", vec!["a"]));
+    sim.tell(News::Event(Event::item_updated(patch("b"))));
+    assert_eq!(asked_about(&ask(&mut sim, 3)), ("patch", vec!["b"]));
+    sim.tell(News::Event(Event::item_completed(patch("b"))));
+    assert_eq!(asked_about(&ask(&mut sim, 4)), ("patch", vec![]));
+}
+
+#[test]
+fn what_a_sub_agent_asks_is_asked_of_its_item_and_what_anothers_turn_asks_is_declined() {
+    let mut sim = Sim::live(|_| {});
+    sim.begins("child", "child-turn");
+    // The item of the same name on the turn's own thread is another one.
+    sim.tell(News::Event(Event::item_started(patch("own"))));
+    let told = News::Event(Event::item_started(patch("childs")));
+    sim.tell_of("child", Some("child-turn"), told);
+    let acts = sim.on(Input::Asked(patch_question("child", "child-turn", 1), ask()));
+    assert_eq!(asked_about(&acts), ("child-turn", vec!["childs"]));
+    assert_eq!(acts.len(), 1, "it waits");
+    let acts = sim.on(Input::Asked(patch_question(THREAD, "nobodys", 2), ask()));
+    assert_eq!(acts[1..], [Act::Decline(call_id(2)), resolved("2", Resolution::Declined)]);
+    // Both end with the turn, wherever they are from.
+    let acts = sim.on(Input::Stop(InterruptReason::InterruptRequested));
+    assert_eq!(acts[2..], [Act::Decline(call_id(1)), resolved("1", Resolution::Withdrawn)]);
+}
+
+#[test]
+fn so_many_questions_wait_at_once_and_what_is_more_is_declined() {
+    let mut sim = Sim::live(|_| {});
+    let asks = |sim: &mut Sim, call, bytes| {
+        sim.on(Input::Asked(Asked { bytes, ..tool_call(call) }, ask())).len() == 1
+    };
+    let (most, most_bytes) = (1024, 64 << 20);
+    for call in 1..=most {
+        assert!(asks(&mut sim, call, 1), "{call}");
+    }
+    assert!(!asks(&mut sim, most + 1, 1));
+    // There is room again for each that is settled.
+    sim.on(answer(1, "7", "yes"));
+    assert!(asks(&mut sim, most + 2, 1));
+    assert!(!asks(&mut sim, most + 3, 1));
+    assert_eq!(sim.later(WITHIN).len(), 2 * most as usize);
+    assert!(asks(&mut sim, most + 4, most_bytes));
+    assert!(!asks(&mut sim, most + 5, 1));
+    sim.on(answer(2, &(most + 4).to_string(), "yes"));
+    assert!(asks(&mut sim, most + 6, most_bytes - 1));
+    assert!(asks(&mut sim, most + 7, 1));
 }
 
 #[test]

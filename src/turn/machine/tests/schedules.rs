@@ -10,7 +10,7 @@ use super::*;
 use crate::app_server::message::{CallId, SkippedLine};
 use crate::model::event::RequestResolved;
 use crate::model::failure::TurnError;
-use crate::model::question::{Resolution, ToolCallAnswer};
+use crate::model::question::{ApprovalAnswer, ApprovalDecision, Resolution, ToolCallAnswer};
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -21,7 +21,8 @@ enum Step {
     /// A result that nobody asked for.
     Stray(u8),
     Tell(u8, u8),
-    Ask(bool),
+    /// A question of a kind, asked of the caller or not.
+    Ask(u8, bool),
     Answer(u8, u8),
     Skip(u8),
     LoseWorker,
@@ -38,8 +39,8 @@ fn step() -> impl Strategy<Value = Step> {
         30 => (any::<Index>(), 0_u8..8).prop_map(|(which, how)| Step::Finish(which, how)),
         2 => (0_u8..12).prop_map(Step::Stray),
         20 => (0_u8..14, 0_u8..4).prop_map(|(what, whose)| Step::Tell(what, whose)),
-        3 => any::<bool>().prop_map(Step::Ask),
-        3 => (0_u8..4, 0_u8..2).prop_map(|(id, what)| Step::Answer(id, what)),
+        6 => (0_u8..3, any::<bool>()).prop_map(|(kind, is_asked)| Step::Ask(kind, is_asked)),
+        6 => (0_u8..6, 0_u8..4).prop_map(|(id, what)| Step::Answer(id, what)),
         1 => (0_u8..4).prop_map(Step::Skip),
         1 => Just(Step::LoseWorker),
         2 => Just(Step::Stop),
@@ -59,6 +60,9 @@ struct World {
     turns: u32,
     calls: u64,
     asks: u64,
+    // What was asked, by id less one, and answered.
+    kinds: Vec<u8>,
+    answered: BTreeMap<u8, u8>,
     // Whether the machine has to be told nothing more of the worker.
     is_lost: bool,
     gave_up: bool,
@@ -149,6 +153,27 @@ impl Seen {
     }
 }
 
+fn question_of(kind: u8) -> QuestionKind {
+    match kind {
+        0 => QuestionKind::ToolCall(ToolCall::default()),
+        1 => QuestionKind::FileChangeApproval(Default::default()),
+        _ => QuestionKind::UserQuestions(Default::default()),
+    }
+}
+
+/// An answer that fits the question of the same number; the last one fits none.
+fn answer_of(what: u8) -> Answer {
+    match what {
+        0 => Answer::ToolCall(ToolCallAnswer::default()),
+        1 => {
+            let decision = ApprovalDecision::AcceptForSession.into();
+            Answer::Approval(ApprovalAnswer { decision, ..Default::default() })
+        }
+        2 => Answer::UserQuestions(Default::default()),
+        _ => Answer::Approval(ApprovalAnswer::default()),
+    }
+}
+
 const THREADS: [&str; 4] = [THREAD, "child", "grandchild", THREAD];
 
 impl World {
@@ -167,6 +192,8 @@ impl World {
             turns: 0,
             calls: 0,
             asks: 0,
+            kinds: Vec::new(),
+            answered: BTreeMap::new(),
             is_lost: false,
             gave_up: false,
             seen: Seen::default(),
@@ -254,7 +281,7 @@ impl World {
             Step::Finish(..) => {}
             Step::Stray(what) => self.stray(what),
             Step::Tell(what, whose) => self.tell(what, whose),
-            Step::Ask(is_asked) => self.ask(is_asked),
+            Step::Ask(kind, is_asked) => self.ask(kind, is_asked),
             Step::Answer(id, what) => self.answer(id, what),
             Step::Skip(what) => self.skip(what),
             // Nothing is heard of a worker before there is one.
@@ -409,7 +436,7 @@ impl World {
         self.on(Input::Told(input));
     }
 
-    fn ask(&mut self, is_asked: bool) {
+    fn ask(&mut self, kind: u8, is_asked: bool) {
         // Before, there is no thread to ask of.
         if !matches!(self.sim.machine.stage, Stage::Starting(_) | Stage::Live(_)) {
             return;
@@ -420,17 +447,41 @@ impl World {
             true => Policy::Ask { until: None, within: SECOND, most_bytes: 1 << 20 },
             false => Policy::Decline,
         };
-        self.on(Input::Asked(tool_call(self.calls), policy));
+        let question = Question::new(None, question_of(kind));
+        let asked = Asked { question, ..tool_call(self.calls) };
+        let before = self.seen.raised.len();
+        self.on(Input::Asked(asked, policy));
+        // One that is not told of has no id.
+        if self.seen.raised.len() > before {
+            self.kinds.push(kind);
+        }
     }
 
     fn answer(&mut self, id: u8, what: u8) {
-        let to = self.next_ask();
-        let answer = match what {
-            0 => Answer::ToolCall(ToolCallAnswer::default()),
-            _ => Answer::Permissions(Default::default()),
-        };
-        let given = Box::new(Given::new(answer, CallerName::default()));
-        self.on(Input::Answer { to, request_id: id.to_string(), given });
+        let (to, request_id) = (self.next_ask(), id.to_string());
+        let is_over = self.sim.is_over();
+        let is_raised = self.seen.raised.contains(&request_id);
+        let waits = self.seen.pending.contains(&request_id);
+        let fits = self.kinds.get(usize::from(id).wrapping_sub(1)) == Some(&what);
+        let given = Box::new(Given::new(answer_of(what), CallerName::default()));
+        let acts = self.sim.on(Input::Answer { to, request_id: request_id.clone(), given });
+        if !is_over {
+            let Some(Act::ReplyAnswered { outcome, .. }) = acts.last() else { panic!("{acts:#?}") };
+            let is_the_same = self.answered.get(&id) == Some(&what);
+            match outcome {
+                Ok(()) => assert!((waits && fits) || (!waits && is_the_same)),
+                Err(Unanswerable::Unfit(_)) => assert!(waits && !fits),
+                Err(Unanswerable::Resolved) => assert!(is_raised && !waits && !is_the_same),
+                Err(Unanswerable::Unknown) => assert!(!is_raised),
+            }
+            if waits && fits {
+                self.answered.insert(id, what);
+                assert!(matches!(acts[..], [Act::Answer(..), Act::Tell(_), _]), "{acts:#?}");
+            } else {
+                assert_eq!(acts.len(), 1, "{acts:#?}");
+            }
+        }
+        self.note(acts);
     }
 
     fn skip(&mut self, what: u8) {
