@@ -5,6 +5,7 @@ use std::ops::Deref;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -48,6 +49,32 @@ pub(crate) struct Setup {
     pub(crate) readers: ReaderLimits,
     pub(crate) contexts: ContextLimits,
     pub(crate) timeouts: Timeouts,
+}
+
+/// The disk of a CODEX_HOME, full as long as the test says so.
+#[derive(Debug, Default)]
+pub(crate) struct Disk(Arc<AtomicBool>);
+
+impl Disk {
+    /// Told whenever the CODEX_HOME is looked at and full.
+    pub(crate) const TROUBLE: &str = "the disk is full";
+
+    /// Puts the CODEX_HOME on it.
+    pub(crate) fn hold_home(&self, setup: &mut Setup) {
+        let is_full = Arc::clone(&self.0);
+        setup.spec.check_home = Arc::new(move || match is_full.load(Ordering::Relaxed) {
+            true => Err(Disk::TROUBLE.to_owned()),
+            false => Ok(()),
+        });
+    }
+
+    pub(crate) fn fill(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn empty(&self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
 }
 
 /// A sidecar.
@@ -312,6 +339,14 @@ impl Sidecar {
         let response = self.api.run_turn(request).await.map_err(Refused::from)?;
         let stream = response.into_inner().map(|read| read.map(|read| read.event)).boxed();
         Ok(Turn { stream, events: Vec::new() })
+    }
+
+    /// Begins a turn that Codex takes, and ends when it is told to, as all that it takes after it.
+    pub(crate) async fn hold(&self, codex: &mut Codex, request: pb::RunTurnRequest) -> Turn {
+        codex.holds_turns = true;
+        let mut turn = codex.during(self.begin(request)).await.unwrap();
+        codex.during(turn.until("turn_started")).await;
+        turn
     }
 
     /// Runs a turn to its terminal event.

@@ -17,9 +17,7 @@ use crate::worker::testing::HOLD;
 async fn who_falls_behind_what_is_retained_is_told_of_the_gap() {
     let (sidecar, mut codex) =
         sidecar_with(|setup| setup.retention.max_bytes_per_turn = 64 << 10).await;
-    codex.holds_turns = true;
-    let mut live = codex.during(sidecar.begin(prompt("a", "hello"))).await.unwrap();
-    codex.during(live.until("turn_started")).await;
+    let mut live = sidecar.hold(&mut codex, prompt("a", "hello")).await;
     for number in 0..64 {
         let item =
             json!({ "type": "agentMessage", "id": number.to_string(), "text": "x".repeat(4096) });
@@ -130,9 +128,7 @@ async fn a_client_of_the_contract_reads_a_turn_from_both_streams() {
 async fn the_body_of_a_stream_holds_the_events_as_they_are_and_its_status() {
     let (sidecar, mut codex) =
         sidecar_with(|setup| setup.retention.max_bytes_per_turn = 16 << 20).await;
-    codex.holds_turns = true;
-    let mut live = codex.during(sidecar.begin(prompt("a", "hello"))).await.unwrap();
-    codex.during(live.until("turn_started")).await;
+    let mut live = sidecar.hold(&mut codex, prompt("a", "hello")).await;
     for bytes in [0, 1, 127, 16_000, 16_384, 40_000, 3_000_000] {
         let text = "x".repeat(bytes);
         let item = json!({ "type": "agentMessage", "id": bytes.to_string(), "text": text });
@@ -219,9 +215,7 @@ async fn what_is_retained_is_counted_with_all_texts_of_all_items() {
         json!({ "type": "nobodyKnows", "what": large }),
     ];
     let (sidecar, mut codex) = sidecar_with(|_| {}).await;
-    codex.holds_turns = true;
-    let mut live = codex.during(sidecar.begin(prompt("a", "hello"))).await.unwrap();
-    codex.during(live.until("turn_started")).await;
+    let mut live = sidecar.hold(&mut codex, prompt("a", "hello")).await;
     for (number, mut item) in items.into_iter().enumerate() {
         item["id"] = json!(number.to_string());
         let before = sidecar.counts().await.retained_bytes;

@@ -34,14 +34,6 @@ async fn impatient() -> (Sidecar, Codex) {
     sidecar_with(|setup| setup.timeouts.interrupt_grace = GRACE).await
 }
 
-/// Begins a turn that is the test's to go on with.
-async fn begin(sidecar: &Sidecar, codex: &mut Codex, request: pb::RunTurnRequest) -> Turn {
-    codex.holds_turns = true;
-    let mut turn = codex.during(sidecar.begin(request)).await.unwrap();
-    codex.during(turn.until("turn_started")).await;
-    turn
-}
-
 /// Runs a turn as usual.
 async fn say(sidecar: &Sidecar, codex: &mut Codex, context: &str) -> Turn {
     codex.holds_turns = false;
@@ -53,7 +45,7 @@ async fn only_the_turns_own_events_are_progress() {
     let (sidecar, mut codex) = sidecar().await;
     let pause = Duration::from_millis(500);
     // Longer than the timeout, but never silent for it.
-    let mut turn = begin(&sidecar, &mut codex, within_idle(600, prompt("a", "x"))).await;
+    let mut turn = sidecar.hold(&mut codex, within_idle(600, prompt("a", "x"))).await;
     for _ in 0..10 {
         tokio::time::sleep(pause).await;
         codex.say_in_turn("still here").await;
@@ -69,7 +61,7 @@ async fn only_the_turns_own_events_are_progress() {
         ("item/agentMessage/delta", other, false),
         ("thread/name/updated", json!({ "threadId": turn.thread_id() }), false),
     ] {
-        let mut turn = begin(&sidecar, &mut codex, within_idle(600, prompt("a", "x"))).await;
+        let mut turn = sidecar.hold(&mut codex, within_idle(600, prompt("a", "x"))).await;
         let began = tokio::time::Instant::now();
         let talk = async {
             loop {
@@ -102,7 +94,7 @@ async fn only_the_turns_own_events_are_progress() {
 async fn a_flood_of_events_does_not_drown_the_clocks() {
     let (sidecar, mut codex) =
         sidecar_with(|setup| setup.retention.max_bytes_per_turn = 64 << 10).await;
-    let mut turn = begin(&sidecar, &mut codex, within_turn(500, prompt("a", "x"))).await;
+    let mut turn = sidecar.hold(&mut codex, within_turn(500, prompt("a", "x"))).await;
     let (thread_id, turn_id) = codex.turns[0].clone();
     let params = json!({ "threadId": thread_id, "turnId": turn_id, "itemId": "i", "delta": "x" });
     let delta = json!({ "method": "item/agentMessage/delta", "params": params });
@@ -130,7 +122,7 @@ async fn a_flood_of_events_does_not_drown_the_clocks() {
 #[tokio::test(start_paused = true)]
 async fn a_worker_that_does_not_end_a_turn_loses_its_thread_and_nobody_else_does() {
     let (sidecar, mut codex) = impatient().await;
-    let mut other = begin(&sidecar, &mut codex, prompt("other", "x")).await;
+    let mut other = sidecar.hold(&mut codex, prompt("other", "x")).await;
     // It refuses to be interrupted, and it says that it is but is not.
     for is_refused in [true, false] {
         codex.is_deaf_to_interrupts = true;
@@ -138,7 +130,7 @@ async fn a_worker_that_does_not_end_a_turn_loses_its_thread_and_nobody_else_does
             true => vec![("turn/interrupt", usize::MAX, -32600, "no")],
             false => Vec::new(),
         };
-        let mut first = begin(&sidecar, &mut codex, within_turn(2000, prompt("a", "x"))).await;
+        let mut first = sidecar.hold(&mut codex, within_turn(2000, prompt("a", "x"))).await;
         let began = tokio::time::Instant::now();
         codex.during(first.rest()).await;
         let error = first.failed();
@@ -165,7 +157,7 @@ async fn a_worker_that_does_not_end_a_turn_loses_its_thread_and_nobody_else_does
 async fn a_worker_that_is_silent_altogether_is_replaced() {
     let (sidecar, mut codex) = impatient().await;
     let first = say(&sidecar, &mut codex, "a").await;
-    let mut turn = begin(&sidecar, &mut codex, within_turn(2000, prompt("a", "x"))).await;
+    let mut turn = sidecar.hold(&mut codex, within_turn(2000, prompt("a", "x"))).await;
     let began = tokio::time::Instant::now();
     // From now on nobody answers.
     turn.rest().await;
@@ -182,10 +174,10 @@ async fn a_worker_that_is_silent_altogether_is_replaced() {
 
 /// Two turns on a worker that answers, of which the second one was to end and was not let go of.
 async fn stuck_beside_another(sidecar: &Sidecar, codex: &mut Codex) -> (Turn, Turn) {
-    let other = begin(sidecar, codex, prompt("other", "x")).await;
+    let other = sidecar.hold(codex, prompt("other", "x")).await;
     codex.is_deaf_to_interrupts = true;
     codex.mutes = vec!["thread/archive"];
-    let mut stuck = begin(sidecar, codex, within_turn(2000, prompt("a", "x"))).await;
+    let mut stuck = sidecar.hold(codex, within_turn(2000, prompt("a", "x"))).await;
     let began = tokio::time::Instant::now();
     codex.during(stuck.rest()).await;
     let error = stuck.failed();
@@ -266,8 +258,8 @@ async fn a_worker_that_never_ends_a_turn_does_not_live_on_for_ever() {
 #[tokio::test(start_paused = true)]
 async fn a_worker_that_answers_nothing_after_an_interruption_is_killed_with_all_its_turns() {
     let (sidecar, mut codex) = impatient().await;
-    let mut other = begin(&sidecar, &mut codex, prompt("other", "x")).await;
-    let mut stuck = begin(&sidecar, &mut codex, within_turn(2000, prompt("a", "x"))).await;
+    let mut other = sidecar.hold(&mut codex, prompt("other", "x")).await;
+    let mut stuck = sidecar.hold(&mut codex, within_turn(2000, prompt("a", "x"))).await;
     let began = tokio::time::Instant::now();
     // From now on nobody answers.
     stuck.rest().await;
@@ -385,7 +377,7 @@ async fn a_turn_that_waits_for_an_answer_is_not_idle() {
     let (sidecar, mut codex) = sidecar().await;
     let mut request = within_idle(1000, within_turn(2_000_000, prompt("a", "x")));
     request.turn_options.get_or_insert_default().answer_timeout = duration(1_800_000);
-    let mut turn = begin(&sidecar, &mut codex, request).await;
+    let mut turn = sidecar.hold(&mut codex, request).await;
     let (thread_id, turn_id) = codex.turns[0].clone();
     let params = json!({ "threadId": thread_id, "turnId": turn_id, "tool": "lookup" });
     codex.ask(7, "item/tool/call", params).await;
@@ -404,7 +396,7 @@ async fn a_turn_that_hangs_is_ended_by_default_and_warned_of_before() {
     let command = json!({ "type": "commandExecution", "id": "c", "command": "sleep", "cwd": "/",
         "status": "inProgress", "commandActions": [] });
     for (item, minutes) in [(None, 10), (Some(command), 60)] {
-        let mut turn = begin(&sidecar, &mut codex, prompt("a", "x")).await;
+        let mut turn = sidecar.hold(&mut codex, prompt("a", "x")).await;
         let began = tokio::time::Instant::now();
         if let Some(item) = item {
             codex.tell_in_turn("item/started", json!({ "item": item })).await;

@@ -56,9 +56,7 @@ fn begun(sidecar: &Sidecar) -> TurnId {
 
 /// Begins a turn that is the test's to go on with.
 async fn begin(sidecar: &Sidecar, codex: &mut Codex, context: &str) -> (Turn, TurnId) {
-    codex.holds_turns = true;
-    let mut turn = codex.during(sidecar.begin(prompt(context, "x"))).await.unwrap();
-    codex.during(turn.until("turn_started")).await;
+    let turn = sidecar.hold(codex, prompt(context, "x")).await;
     let id = TurnId(turn.events[0].turn_id.clone());
     (turn, id)
 }

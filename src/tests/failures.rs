@@ -13,9 +13,7 @@ async fn failing(
     item: Option<Value>,
     (info, message): (Value, &str),
 ) -> Turn {
-    codex.holds_turns = true;
-    let mut turn = codex.during(sidecar.begin(prompt("a", "hello"))).await.unwrap();
-    codex.during(turn.until("turn_started")).await;
+    let mut turn = sidecar.hold(codex, prompt("a", "hello")).await;
     if let Some(item) = item {
         codex.tell_in_turn("item/started", json!({ "item": item })).await;
     }
@@ -70,9 +68,7 @@ async fn a_failure_says_what_may_have_been_done_and_when_to_try_again() {
 #[tokio::test(start_paused = true)]
 async fn an_item_of_a_newer_cli_is_passed_on_whole() {
     let (sidecar, mut codex) = sidecar().await;
-    codex.holds_turns = true;
-    let mut turn = codex.during(sidecar.begin(prompt("a", "hello"))).await.unwrap();
-    codex.during(turn.until("turn_started")).await;
+    let mut turn = sidecar.hold(&mut codex, prompt("a", "hello")).await;
     let item = json!({ "type": "hologram", "id": "h1", "depth": 3 });
     codex.tell_in_turn("item/completed", json!({ "item": item })).await;
     codex.say_in_turn("done").await;

@@ -2,7 +2,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -14,7 +14,7 @@ use tonic::Code;
 use crate::pb;
 use crate::pb::turn_event::Event;
 use crate::pool::Readiness;
-use crate::testing::{Played, Setup, Sidecar, meanwhile, prompt, sidecar, sidecar_with};
+use crate::testing::{Disk, Played, Setup, Sidecar, meanwhile, prompt, sidecar, sidecar_with};
 use crate::worker::testing::{HOLD, Playing};
 
 /// Row 11.
@@ -274,9 +274,7 @@ async fn a_stuck_worker_is_given_up_and_killed() {
 #[tokio::test(start_paused = true)]
 async fn a_worker_that_only_tells_of_its_turn_keeps_it_and_gets_no_other() {
     let (sidecar, mut codex) = sidecar().await;
-    codex.holds_turns = true;
-    let mut turn = codex.during(sidecar.begin(prompt("a", "hello"))).await.unwrap();
-    codex.during(turn.until("turn_started")).await;
+    let mut turn = sidecar.hold(&mut codex, prompt("a", "hello")).await;
     for (mutes, state) in [
         (vec!["thread/loaded/list"], pb::WorkerState::Unresponsive),
         (vec![], pb::WorkerState::Ready),
@@ -302,9 +300,7 @@ async fn a_worker_that_only_tells_of_its_turn_keeps_it_and_gets_no_other() {
 async fn a_turn_whose_thread_a_stuck_worker_holds_does_not_wait_for_that_one_s_turns() {
     let (sidecar, mut codex) = sidecar().await;
     codex.during(sidecar.say("b", "hello")).await.completed();
-    codex.holds_turns = true;
-    let mut turn = codex.during(sidecar.begin(prompt("a", "hello"))).await.unwrap();
-    codex.during(turn.until("turn_started")).await;
+    let mut turn = sidecar.hold(&mut codex, prompt("a", "hello")).await;
     codex.mutes = vec!["thread/loaded/list"];
     while sidecar.worker().await.state() != pb::WorkerState::Unresponsive {
         codex.say_in_turn("still here").await;
@@ -397,20 +393,14 @@ async fn a_worker_that_is_out_of_file_descriptors_refuses_for_a_while_and_not_fo
 /// Row 40. Codex tells it before anybody would look.
 #[tokio::test(start_paused = true)]
 async fn a_home_that_codex_can_not_save_in_is_looked_at_at_once() {
-    let is_full = Arc::new(AtomicBool::new(false));
+    let disk = Disk::default();
     let (sidecar, mut codex) = sidecar_with(|setup| {
         setup.pool.liveness_interval = Duration::from_secs(3600);
-        let is_full = Arc::clone(&is_full);
-        setup.spec.check_home = Arc::new(move || match is_full.load(Ordering::Relaxed) {
-            true => Err("the disk is full".to_owned()),
-            false => Ok(()),
-        });
+        disk.hold_home(setup);
     })
     .await;
-    codex.holds_turns = true;
-    let mut turn = codex.during(sidecar.begin(prompt("a", "hello"))).await.unwrap();
-    codex.during(turn.until("turn_started")).await;
-    is_full.store(true, Ordering::Relaxed);
+    let mut turn = sidecar.hold(&mut codex, prompt("a", "hello")).await;
+    disk.fill();
     let began = Instant::now();
     let unsaved = "Failed to save the conversation transcript; Codex will continue retrying. Error: \
                    thread-store internal error: No space left on device (os error 28)";
@@ -420,8 +410,8 @@ async fn a_home_that_codex_can_not_save_in_is_looked_at_at_once() {
     let not_ready = |readiness: &_| matches!(readiness, Readiness::NotReady { .. });
     codex.during(readiness.wait_for(not_ready)).await.unwrap();
     let refused = codex.during(sidecar.refused(prompt("b", "hello"))).await;
-    assert!(refused.message.contains("the disk is full"), "{refused:#?}");
-    is_full.store(false, Ordering::Relaxed);
+    assert!(refused.message.contains(Disk::TROUBLE), "{refused:#?}");
+    disk.empty();
     codex.during(sidecar.is_ready()).await;
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
     // The turn goes on meanwhile, and is told.
@@ -480,14 +470,10 @@ async fn what_was_lost_of_a_thread_is_told_before_it_goes_on() {
 /// No other worker could have the thread, if that one has loaded it by now.
 #[tokio::test(start_paused = true)]
 async fn a_worker_that_may_have_loaded_a_thread_gets_it_also_after_a_turn_that_got_no_worker() {
-    let is_home_gone = Arc::new(AtomicBool::new(false));
+    let disk = Disk::default();
     let sidecar = Sidecar::start(|setup| {
         setup.workers = 2;
-        let is_gone = Arc::clone(&is_home_gone);
-        setup.spec.check_home = Arc::new(move || match is_gone.load(Ordering::Relaxed) {
-            true => Err("no home".to_owned()),
-            false => Ok(()),
-        });
+        disk.hold_home(setup);
     });
     let mut a = sidecar.codex().await;
     let mut b = a.during(sidecar.codex()).await;
@@ -504,11 +490,11 @@ async fn a_worker_that_may_have_loaded_a_thread_gets_it_also_after_a_turn_that_g
     assert_eq!(resume.params["threadId"], known.as_str());
     let refused = asked.during(other.during(refused)).await;
     refused.assert(Code::Unavailable, "WORKER_UNAVAILABLE");
-    is_home_gone.store(true, Ordering::Relaxed);
+    disk.fill();
     asked.during(other.during(sleep(Duration::from_secs(11)))).await;
     let refused = asked.during(other.during(sidecar.refused(prompt("a", "hello")))).await;
-    assert!(refused.message.contains("no home"), "{refused:#?}");
-    is_home_gone.store(false, Ordering::Relaxed);
+    assert!(refused.message.contains(Disk::TROUBLE), "{refused:#?}");
+    disk.empty();
     asked.during(other.during(sleep(Duration::from_secs(11)))).await;
 
     let next = asked.during(other.during(sidecar.say("a", "again"))).await;

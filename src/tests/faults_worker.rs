@@ -9,15 +9,13 @@ use tokio::io::AsyncWriteExt as _;
 
 use crate::pb;
 use crate::pb::turn_event::Event;
-use crate::testing::{Turn, meanwhile, prompt, sidecar, sidecar_with};
+use crate::testing::{Setup, Turn, meanwhile, prompt, sidecar, sidecar_with};
 
 /// Rows 5 and 6.
 #[tokio::test(start_paused = true)]
 async fn unknown_requests_are_refused_and_garbage_is_skipped_until_it_is_too_much() {
     let (sidecar, mut codex) = sidecar().await;
-    codex.holds_turns = true;
-    let mut turn = codex.during(sidecar.begin(prompt("a", "hello"))).await.unwrap();
-    codex.during(turn.until("turn_started")).await;
+    let mut turn = sidecar.hold(&mut codex, prompt("a", "hello")).await;
     let (thread_id, turn_id) = codex.turns[0].clone();
     let params = json!({ "threadId": thread_id, "turnId": turn_id, "x": 1 });
     codex.ask(1, "mystery/request", params).await;
@@ -66,17 +64,17 @@ async fn lines_and_characters_may_be_split_at_any_byte() {
     }
 }
 
+/// Lines of 64 KiB at the most, also those that tell back what was put in.
+fn short_lines(setup: &mut Setup) {
+    setup.spec.limits.peer.max_line_bytes = 64 << 10;
+    setup.spec.limits.peer.max_echo_bytes = 64 << 10;
+}
+
 /// A line of which nobody can say whose it was is told to every turn of its worker, and ends none.
 #[tokio::test(start_paused = true)]
 async fn a_lost_line_of_nobody_is_told_to_all() {
-    let (sidecar, mut codex) = sidecar_with(|setup| {
-        setup.spec.limits.peer.max_line_bytes = 64 << 10;
-        setup.spec.limits.peer.max_echo_bytes = 64 << 10;
-    })
-    .await;
-    codex.holds_turns = true;
-    let mut b = codex.during(sidecar.begin(prompt("b", "hello"))).await.unwrap();
-    codex.during(b.until("turn_started")).await;
+    let (sidecar, mut codex) = sidecar_with(short_lines).await;
+    let mut b = sidecar.hold(&mut codex, prompt("b", "hello")).await;
     let mut a = codex.during(sidecar.begin(prompt("a", "hello"))).await.unwrap();
     codex.during(a.until("turn_started")).await;
     // One that names its thread, and is answered although it can't be read.
@@ -112,9 +110,7 @@ async fn a_line_at_the_limit_is_told_and_one_above_it_is_warned_of() {
         setup.spec.limits.peer.max_echo_bytes = LIMIT;
     })
     .await;
-    codex.holds_turns = true;
-    let mut turn = codex.during(sidecar.begin(prompt("a", "hello"))).await.unwrap();
-    codex.during(turn.until("turn_started")).await;
+    let mut turn = sidecar.hold(&mut codex, prompt("a", "hello")).await;
     let (thread_id, turn_id) = codex.turns[0].clone();
     let line = |diff: &str| {
         let params = json!({ "threadId": thread_id, "turnId": turn_id, "diff": diff });
@@ -143,9 +139,7 @@ async fn a_worker_that_stops_reading_is_replaced() {
         let told = codex.during(sidecar.say(context, "hello")).await;
         threads.push((context, told.thread_id().to_owned()));
     }
-    codex.holds_turns = true;
-    let mut deaf = codex.during(sidecar.begin(prompt("a", "again"))).await.unwrap();
-    codex.during(deaf.until("turn_started")).await;
+    let mut deaf = sidecar.hold(&mut codex, prompt("a", "again")).await;
     // More than a pipe holds. Only what was being written may have been seen; the others never know.
     let long = "x".repeat(900_000);
     let mut turns = pin!(join_all(["b", "c", "d"].map(|context| sidecar.say(context, &long))));
@@ -208,14 +202,8 @@ async fn a_death_before_the_turn_was_written_is_not_seen_and_one_after_it_is_tol
 /// Row 38: what waits for a turn that does not read is bounded, and costs that turn alone.
 #[tokio::test(start_paused = true)]
 async fn a_turn_that_is_told_more_than_may_wait_for_it_fails_alone() {
-    let (sidecar, mut codex) = sidecar_with(|setup| {
-        setup.spec.limits.peer.max_line_bytes = 64 << 10;
-        setup.spec.limits.peer.max_echo_bytes = 64 << 10;
-    })
-    .await;
-    codex.holds_turns = true;
-    let mut other = codex.during(sidecar.begin(prompt("b", "hello"))).await.unwrap();
-    codex.during(other.until("turn_started")).await;
+    let (sidecar, mut codex) = sidecar_with(short_lines).await;
+    let mut other = sidecar.hold(&mut codex, prompt("b", "hello")).await;
     // Nothing is read of a turn before it is known that Codex took it.
     let mut turn = pin!(sidecar.begin(prompt("a", "hello")));
     let start = meanwhile(turn.as_mut(), codex.asked("turn/start")).await;

@@ -2,7 +2,6 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::FutureExt as _;
@@ -13,7 +12,7 @@ use tonic::Request;
 
 use crate::grpc::api::codex_service_server::CodexService as _;
 use crate::pb;
-use crate::testing::{Setup, Sidecar, meanwhile, prompt, sidecar_with};
+use crate::testing::{Disk, Setup, Sidecar, meanwhile, prompt, sidecar_with};
 use crate::worker::SpawnError;
 use crate::worker::conversation::{Conversation, Launch};
 use crate::worker::testing::Codex;
@@ -35,9 +34,7 @@ fn released(codex: &Codex) -> Vec<&str> {
 #[tokio::test(start_paused = true)]
 async fn idle_threads_are_released_the_oldest_first_and_their_worker_stays() {
     let (sidecar, mut codex) = swept(|setup| setup.pool.max_idle_threads = Some(2)).await;
-    codex.holds_turns = true;
-    let mut long = codex.during(sidecar.begin(prompt("long", "hello"))).await.unwrap();
-    codex.during(long.until("turn_started")).await;
+    let mut long = sidecar.hold(&mut codex, prompt("long", "hello")).await;
     codex.holds_turns = false;
     for context in ["a", "b", "c", "a"] {
         codex.during(sidecar.say(context, "hello")).await.completed();
@@ -70,26 +67,20 @@ async fn idle_threads_are_released_the_oldest_first_and_their_worker_stays() {
 
 #[tokio::test(start_paused = true)]
 async fn nothing_is_released_while_it_can_not_be_written_down() {
-    let is_full = Arc::new(AtomicBool::new(false));
+    let disk = Disk::default();
     let (sidecar, mut codex) = swept(|setup| {
         setup.pool.max_idle_threads = Some(0);
-        let is_full = Arc::clone(&is_full);
-        setup.spec.check_home = Arc::new(move || match is_full.load(Ordering::Relaxed) {
-            true => Err("it is full".to_owned()),
-            false => Ok(()),
-        });
+        disk.hold_home(setup);
     })
     .await;
-    codex.holds_turns = true;
-    let mut turn = codex.during(sidecar.begin(prompt("a", "hello"))).await.unwrap();
-    codex.during(turn.until("turn_started")).await;
-    is_full.store(true, Ordering::Relaxed);
+    let mut turn = sidecar.hold(&mut codex, prompt("a", "hello")).await;
+    disk.fill();
     codex.during(sleep(Duration::from_secs(11))).await;
     codex.end_last_turn().await;
     codex.during(turn.rest()).await;
     codex.during(sleep(Duration::from_secs(5))).await;
     assert_eq!(released(&codex), Vec::<&str>::new());
-    is_full.store(false, Ordering::Relaxed);
+    disk.empty();
     codex.during(sleep(Duration::from_secs(11))).await;
     assert_eq!(released(&codex), ["t1"]);
 }
@@ -204,9 +195,7 @@ async fn a_turn_that_must_not_wait_for_others_waits_for_the_release_of_its_idle_
 #[tokio::test(start_paused = true)]
 async fn a_blank_thread_that_another_one_has_replaced_is_forgotten() {
     let (sidecar, mut codex) = swept(|_| {}).await;
-    codex.holds_turns = true;
-    let mut turn = codex.during(sidecar.begin(prompt("a", "hello"))).await.unwrap();
-    codex.during(turn.until("turn_started")).await;
+    let mut turn = sidecar.hold(&mut codex, prompt("a", "hello")).await;
     codex.exit("signal 9");
     turn.rest().await;
     assert_eq!((turn.thread_id(), &*turn.failed().reason), ("t1", "WORKER_LOST"));

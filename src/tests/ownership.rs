@@ -130,9 +130,7 @@ async fn a_worker_that_does_not_end_what_nobody_asked_for_is_given_up() {
 #[tokio::test(start_paused = true)]
 async fn what_was_told_before_an_answer_is_heard_before_it() {
     let (sidecar, mut codex) = sidecar().await;
-    codex.holds_turns = true;
-    let mut turn = codex.during(sidecar.begin(prompt("a", "x"))).await.unwrap();
-    codex.during(turn.until("turn_started")).await;
+    let mut turn = sidecar.hold(&mut codex, prompt("a", "x")).await;
     let (thread_id, turn_id) = codex.turns[0].clone();
     let goal = json!({ "threadId": thread_id, "goal": { "status": "active" } });
     codex.tell("thread/goal/updated", goal).await;

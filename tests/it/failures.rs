@@ -1,9 +1,10 @@
-//! Failed turns: every kind of failure that Codex knows has its reason here.
+//! Failed turns: every kind of failure that Codex knows has its reason here, arrives with it, and leaves
+//! its context bound.
 
 use std::collections::BTreeMap;
 use std::process::Command;
 
-use crate::support::{Sidecar, codex_path, prompt};
+use crate::support::{Sidecar, codex_path, prompt, unsandboxed};
 use codex_sidecar::parts::app_server::decode::News;
 use codex_sidecar::parts::app_server::message::{self, Inbound, Line};
 use codex_sidecar::parts::model::event::Event;
@@ -131,5 +132,99 @@ async fn failures_of_the_provider_arrive_as_they_are_through_the_real_cli() {
     let error: &pb::TurnError = told.failed();
     assert_eq!(error.reason, "RATE_LIMIT_EXCEEDED", "{error:#?}");
     assert_eq!(error.retry_after.map(|after| (after.seconds, after.nanos)), Some((119, 0)));
+    sidecar.stop().await;
+}
+
+#[tokio::test]
+async fn a_turn_that_fails_says_why_and_its_context_stays_bound() {
+    struct Row {
+        words: &'static str,
+        reason: &'static str,
+        http_status: Option<i32>,
+        retryable: bool,
+        side_effects_possible: bool,
+    }
+    let row = |words, reason, http_status, retryable| Row {
+        words,
+        reason,
+        http_status,
+        retryable,
+        side_effects_possible: false,
+    };
+    let rows = [
+        row("[[status 401]]", "UNAUTHORIZED", Some(401), false),
+        row("[[status 429]]", "RATE_LIMIT_EXCEEDED", Some(429), true),
+        row("[[status 500]]", "INTERNAL_SERVER_ERROR", None, true),
+        row("[[status 400]]", "BAD_REQUEST", Some(400), false),
+        row("[[fail context_length_exceeded]]", "CONTEXT_WINDOW_EXCEEDED", None, false),
+        row("[[fail insufficient_quota]]", "USAGE_LIMIT_EXCEEDED", None, false),
+        row(
+            "[[fail rate_limit_exceeded Please try again in 7.5s]]",
+            "RATE_LIMIT_EXCEEDED",
+            None,
+            true,
+        ),
+        row("[[cut]]", "RESPONSE_STREAM_DISCONNECTED", None, true),
+        Row {
+            words: "[[run true]] [[status 503]]",
+            reason: "HTTP_CONNECTION_FAILED",
+            http_status: Some(503),
+            retryable: true,
+            side_effects_possible: true,
+        },
+    ];
+    let sidecar = Sidecar::start().await;
+    for Row { words, reason, http_status, retryable, side_effects_possible } in rows {
+        // The context's first turn: it is bound although it never had a good one.
+        let told = sidecar.run(unsandboxed(words, words)).await;
+        let error = told.failed();
+        let seen = (error.reason.as_str(), error.http_status, error.retryable);
+        assert_eq!(seen, (reason, http_status, retryable), "{words}: {error:#?}");
+        assert_eq!(error.side_effects_possible, side_effects_possible, "{words}: {error:#?}");
+        assert!(!error.message.is_empty(), "{words}");
+        if words.contains("7.5s") {
+            let wait = error.retry_after.expect("the provider said when");
+            assert_eq!((wait.seconds, wait.nanos), (7, 500_000_000));
+        }
+        let thread_error = told.all().find_map(|event| match event {
+            Event::ThreadError(pb::ThreadError { error, will_retry }) => Some((error, will_retry)),
+            _ => None,
+        });
+        let (thread_error, will_retry) = thread_error.expect("the error is told when it happens");
+        assert!(!will_retry, "{words}");
+        assert_eq!(thread_error.as_ref().unwrap().reason, reason, "{words}");
+
+        assert_eq!(sidecar.context(words).await.unwrap().thread_id, told.thread_id());
+        let next = sidecar.say(words, "and now?").await;
+        assert_eq!(
+            (next.thread_id(), next.origin()),
+            (told.thread_id(), pb::ThreadOrigin::Resumed)
+        );
+        assert!(next.final_response().starts_with("You said: and now?"), "{words}");
+    }
+    sidecar.stop().await;
+}
+
+#[tokio::test]
+async fn a_retry_of_codex_is_told_and_is_not_the_end() {
+    // With retries, unlike in the other tests: the model breaks off once per request.
+    let sidecar = Sidecar::with(|config| {
+        let retries = "model_providers.offline.stream_max_retries = 1";
+        let table: toml::Table = toml::from_str(retries).unwrap();
+        let providers = config.worker.config["model_providers"]["offline"].as_table_mut().unwrap();
+        let retries = table["model_providers"]["offline"].as_table().unwrap().clone();
+        providers.extend(retries);
+    })
+    .await;
+    let told = sidecar.say("a", "[[cut]]").await;
+    let will_retry: Vec<bool> = told
+        .all()
+        .filter_map(|event| match event {
+            Event::ThreadError(error) => Some(error.will_retry),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(will_retry, [true, false], "{:?}", told.kinds());
+    assert!(told.failed().retryable);
     sidecar.stop().await;
 }

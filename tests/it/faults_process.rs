@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::support;
 use crate::support::binary::{Binary, through};
 use crate::support::turn::until_there;
-use crate::support::{Client, Place, eventually, processes, prompt, scripted};
+use crate::support::{Client, Place, eventually, processes, prompt, scripted, unsandboxed};
 use codex_sidecar::parts::app::READINESS_SERVICE;
 use codex_sidecar::pb;
 use rustix::process::{Pid, Resource, Rlimit, Signal};
@@ -73,11 +73,7 @@ async fn with_commands(client: &Client) -> Vec<support::Turn> {
         ("b", "[[run sleep 301 & sleep 302]]"),
         ("c", "[[run setsid -f sleep 303; sleep 304]]"),
     ] {
-        // Not the sandbox: what it runs dies with it by itself.
-        let mut request = prompt(context, words);
-        let options = request.thread_options.get_or_insert_default();
-        options.sandbox_mode = pb::SandboxMode::DangerFullAccess.into();
-        let mut turn = client.begin(request).await;
+        let mut turn = client.begin(unsandboxed(context, words)).await;
         turn.command_started().await;
         turns.push(turn);
     }
@@ -157,10 +153,7 @@ async fn an_interrupted_turn_takes_its_commands_along_and_a_worker_all_that_it_s
 
     // One that does not show which turn started it goes with its worker.
     let hidden = "[[run setsid -f env -u CODEX_THREAD_ID sleep 303; true]] [[say left it behind]]";
-    let mut request = prompt("d", hidden);
-    let options = request.thread_options.get_or_insert_default();
-    options.sandbox_mode = pb::SandboxMode::DangerFullAccess.into();
-    sidecar.run(request).await.completed();
+    sidecar.run(unsandboxed("d", hidden)).await.completed();
     assert_eq!(naps(&[303]), 1);
     let pid = sidecar.workers().await[0].pid;
     processes::signal(pid, Signal::KILL);
@@ -184,10 +177,8 @@ async fn as_pid_1_it_reaps_what_nobody_else_does() {
     for number in 0..5 {
         // Orphans, which PID 1 inherits, and which end at once.
         let words = "[[run for i in 1 2 3 4 5; do setsid -f sleep 0.01; done; true]] [[say done]]";
-        let mut request = prompt(&format!("c{number}"), words);
-        let options = request.thread_options.get_or_insert_default();
-        options.sandbox_mode = pb::SandboxMode::DangerFullAccess.into();
-        assert_eq!(sidecar.run(request).await.final_response(), "done");
+        let told = sidecar.run(unsandboxed(&format!("c{number}"), words)).await;
+        assert_eq!(told.final_response(), "done");
     }
     let zombies = || {
         let children = std::fs::read_to_string(format!("/proc/{one}/task/{one}/children"));
@@ -257,22 +248,28 @@ async fn a_codex_home_that_cannot_be_made_is_told_and_used_once_it_can() {
     sidecar.stop().await;
 }
 
-/// A sidecar whose CODEX_HOME is a disk of 48 MiB, looked at so often, and that disk as it is seen from
-/// here; none where this machine does not let us.
-async fn with_a_small_disk(look: &str) -> Option<(Binary, std::path::PathBuf)> {
+/// A sidecar whose CODEX_HOME is a disk of its own, mounted with these options, and which has these
+/// flags; none where this machine does not let us.
+async fn on_a_disk(place: Place, options: &str, flags: &[&str]) -> Option<Binary> {
     if !permitted("a disk of its own", &["unshare", "--mount", "true"]) {
         return None;
     }
+    let mount = format!("mount -t tmpfs -o {options} tmpfs \"$CODEX_HOME\" && exec \"$@\"");
+    let sidecar = Binary::cold(place, |command| {
+        command.args(flags);
+        through(command, &["unshare", "--mount", "sh", "-c", &mount, "sh"]);
+    });
+    Some(sidecar.await)
+}
+
+/// One of 48 MiB, looked at so often, and that disk as it is seen from here.
+async fn with_a_small_disk(look: &str) -> Option<(Binary, std::path::PathBuf)> {
     let place = Place::new();
     let home = place.codex_home();
     let config = place.path().join("sidecar.toml");
     std::fs::write(&config, format!("[pool]\nliveness_interval = \"{look}\"\n")).unwrap();
-    let mount = "mount -t tmpfs -o size=48m tmpfs \"$CODEX_HOME\" && exec \"$@\"";
-    let sidecar = Binary::cold(place, |command| {
-        command.arg("--config").arg(&config);
-        through(command, &["unshare", "--mount", "sh", "-c", mount, "sh"]);
-    })
-    .await;
+    let flags = ["--config", config.to_str().unwrap()];
+    let sidecar = on_a_disk(place, "size=48m", &flags).await?;
     sidecar.ready().await;
     let disk = std::path::PathBuf::from(format!("/proc/{}/root{}", sidecar.pid(), home.display()));
     assert!(!home.join("config.toml").exists() && disk.is_dir());
@@ -300,11 +297,7 @@ async fn a_full_and_a_read_only_codex_home_are_told_and_survived() {
     // One that finds it read-only, until it no longer is.
     let place = Place::new();
     let home = place.codex_home();
-    let mount = "mount -t tmpfs -o ro tmpfs \"$CODEX_HOME\" && exec \"$@\"";
-    let sidecar = Binary::cold(place, |command| {
-        through(command, &["unshare", "--mount", "sh", "-c", mount, "sh"]);
-    })
-    .await;
+    let Some(sidecar) = on_a_disk(place, "ro", &[]).await else { return };
     home_is_unusable(&sidecar, "Read-only").await;
     let mut remount = std::process::Command::new("nsenter");
     remount.args(["--mount", "--target", &sidecar.pid().to_string()]);

@@ -8,7 +8,7 @@ use crate::support;
 use crate::support::binary::Binary;
 use crate::support::turn::until_there;
 use crate::support::{
-    Client, PATIENCE, Place, Sidecar, Turn, eventually, processes, prompt, within,
+    Client, PATIENCE, Place, Sidecar, Turn, eventually, processes, prompt, unsandboxed, within,
 };
 use codex_sidecar::parts::app::READINESS_SERVICE;
 use codex_sidecar::parts::config::ListenAddress;
@@ -20,10 +20,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 
 /// A turn that runs `sleep` for longer than any test waits, outside every sandbox.
 fn sleeping(context: &str) -> pb::RunTurnRequest {
-    let mut request = prompt(context, "[[run sleep 600]]");
-    let options = request.thread_options.get_or_insert_default();
-    options.set_sandbox_mode(pb::SandboxMode::DangerFullAccess);
-    request
+    unsandboxed(context, "[[run sleep 600]]")
 }
 
 fn sleeps(codex_home: &Path) -> Vec<processes::Process> {
@@ -42,6 +39,29 @@ async fn begin_sleeping(client: &Client, context: &str, codex_home: &Path) -> Tu
 async fn command_is_gone(codex_home: &Path) {
     eventually("the end of the command", || async { sleeps(codex_home).is_empty().then_some(()) })
         .await;
+}
+
+/// The services that reflection lists, in this version of its protocol.
+macro_rules! services {
+    ($client:expr, $version:ident) => {{
+        use tonic_reflection::pb::$version::ServerReflectionRequest;
+        use tonic_reflection::pb::$version::server_reflection_client::ServerReflectionClient;
+        use tonic_reflection::pb::$version::server_reflection_request::MessageRequest;
+        use tonic_reflection::pb::$version::server_reflection_response::MessageResponse;
+        let asked = ServerReflectionRequest {
+            host: String::new(),
+            message_request: Some(MessageRequest::ListServices(String::new())),
+        };
+        let mut reflection = ServerReflectionClient::new($client.channel());
+        let answers = reflection.server_reflection_info(tokio_stream::once(asked)).await;
+        let answer = within(PATIENCE, "reflection", answers.unwrap().into_inner().message()).await;
+        match answer.unwrap().unwrap().message_response {
+            Some(MessageResponse::ListServicesResponse(list)) => {
+                list.service.into_iter().map(|service| service.name).collect::<Vec<String>>()
+            }
+            other => panic!("{other:?}"),
+        }
+    }};
 }
 
 #[tokio::test]
@@ -121,7 +141,7 @@ async fn health_and_reflection_tell_what_is_served() {
 
     let expected =
         ["codex.sidecar.v1.CodexService", "codex.sidecar.v1.PoolService", "grpc.health.v1.Health"];
-    for services in [services_v1(&sidecar).await, services_v1alpha(&sidecar).await] {
+    for services in [services!(sidecar, v1), services!(sidecar, v1alpha)] {
         for service in expected {
             assert!(services.iter().any(|name| name == service), "{service}: {services:?}");
         }
@@ -135,48 +155,6 @@ async fn health_and_reflection_tell_what_is_served() {
     sidecar.say("a", "hello").await.completed();
     sidecar.stop().await;
     assert!(!socket.exists(), "the socket is left behind");
-}
-
-async fn services_v1(client: &Client) -> Vec<String> {
-    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
-    use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
-    use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
-    use tonic_reflection::pb::v1::{ServerReflectionRequest, ServerReflectionResponse};
-    let asked = ServerReflectionRequest {
-        host: String::new(),
-        message_request: Some(MessageRequest::ListServices(String::new())),
-    };
-    let mut reflection = ServerReflectionClient::new(client.channel());
-    let answers = reflection.server_reflection_info(tokio_stream::once(asked)).await;
-    let answer = within(PATIENCE, "reflection", answers.unwrap().into_inner().message()).await;
-    match answer.unwrap() {
-        Some(ServerReflectionResponse {
-            message_response: Some(MessageResponse::ListServicesResponse(list)),
-            ..
-        }) => list.service.into_iter().map(|service| service.name).collect(),
-        other => panic!("{other:?}"),
-    }
-}
-
-async fn services_v1alpha(client: &Client) -> Vec<String> {
-    use tonic_reflection::pb::v1alpha::server_reflection_client::ServerReflectionClient;
-    use tonic_reflection::pb::v1alpha::server_reflection_request::MessageRequest;
-    use tonic_reflection::pb::v1alpha::server_reflection_response::MessageResponse;
-    use tonic_reflection::pb::v1alpha::{ServerReflectionRequest, ServerReflectionResponse};
-    let asked = ServerReflectionRequest {
-        host: String::new(),
-        message_request: Some(MessageRequest::ListServices(String::new())),
-    };
-    let mut reflection = ServerReflectionClient::new(client.channel());
-    let answers = reflection.server_reflection_info(tokio_stream::once(asked)).await;
-    let answer = within(PATIENCE, "reflection", answers.unwrap().into_inner().message()).await;
-    match answer.unwrap() {
-        Some(ServerReflectionResponse {
-            message_response: Some(MessageResponse::ListServicesResponse(list)),
-            ..
-        }) => list.service.into_iter().map(|service| service.name).collect(),
-        other => panic!("{other:?}"),
-    }
 }
 
 #[tokio::test]

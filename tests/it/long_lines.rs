@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use crate::support::{Client, Sidecar, Told, prompt, text};
+use crate::support::{Client, Sidecar, Told, prompt, text, unsandboxed, with_options};
 use codex_sidecar::pb;
 use pb::item::Kind;
 use pb::turn_event::Event;
@@ -11,12 +11,10 @@ use pb::turn_event::Event;
 const MIB: usize = 1 << 20;
 
 /// A turn that may write.
-fn unsandboxed(context: &str, words: &str) -> pb::RunTurnRequest {
-    let mut request = prompt(context, words);
-    let options = request.thread_options.get_or_insert_default();
-    options.sandbox_mode = pb::SandboxMode::DangerFullAccess.into();
-    options.approval_policy = pb::ApprovalPolicy::Never.into();
-    request
+fn writing(context: &str, words: &str) -> pb::RunTurnRequest {
+    with_options(unsandboxed(context, words), |options| {
+        options.set_approval_policy(pb::ApprovalPolicy::Never);
+    })
 }
 
 /// Runs a turn beside another one on the only worker, which must end well and on the same process.
@@ -50,7 +48,7 @@ async fn a_file_of_9_mb_is_deleted_and_the_turn_goes_on_with_a_warning() {
     let work = sidecar.place.work();
     write_big_file(&work, 9_000_000);
     let told =
-        beside_another(&sidecar, unsandboxed("a", &format!("{DELETE} [[say it is gone]]"))).await;
+        beside_another(&sidecar, writing("a", &format!("{DELETE} [[say it is gone]]"))).await;
     assert!(!work.join("big.txt").exists());
     assert_eq!(told.final_response(), "it is gone");
     let lost = skipped(&told);
@@ -63,7 +61,7 @@ async fn a_file_of_9_mb_is_deleted_and_the_turn_goes_on_with_a_warning() {
 
     // The model's next request fails: nobody may promise that nothing was done.
     write_big_file(&work, 9_000_000);
-    let failing = unsandboxed("a", &format!("{DELETE} [[status 500]]"));
+    let failing = writing("a", &format!("{DELETE} [[status 500]]"));
     let told = beside_another(&sidecar, failing).await;
     assert!(!work.join("big.txt").exists());
     let error = told.failed();
@@ -107,14 +105,7 @@ async fn a_message_whose_item_is_lost_is_known_from_its_deltas() {
     let told =
         beside_another(&sidecar, prompt("a", "[[bytes 300000]] [[say and that was all]]")).await;
     assert_eq!(told.final_response(), "and that was all");
-    let texts: Vec<&str> = told
-        .items()
-        .into_iter()
-        .filter_map(|(_, kind)| match kind {
-            Kind::AgentMessage(message) => Some(message.text.as_str()),
-            _ => None,
-        })
-        .collect();
+    let texts = told.messages();
     assert_eq!(texts.len(), 2);
     assert_eq!(texts[0], "0123456789abcdef".repeat(300_000 / 16));
     let lost = skipped(&told);

@@ -12,12 +12,14 @@
 
 mod support;
 
+mod asked;
 mod attach;
 #[cfg(target_os = "linux")]
 mod attacks;
 mod cli;
 mod clocks;
 mod configuration_file;
+mod events;
 mod exec;
 mod failures;
 #[cfg(target_os = "linux")]
@@ -29,10 +31,12 @@ mod faults_worker;
 mod history;
 mod idempotency;
 mod idle_threads;
+mod inputs;
 mod lifecycle;
 mod long_lines;
 mod mcp;
 mod mcp_server;
+mod options;
 mod ownership;
 mod policies;
 #[cfg(target_os = "linux")]
@@ -42,12 +46,12 @@ mod questions;
 mod queueing;
 mod registry;
 mod review;
-mod run_turn;
 mod schedules;
 mod secrets;
 mod settings;
 mod soak;
 mod structure;
+mod threads;
 mod unary;
 mod validation;
 mod version_matrix;

@@ -6,21 +6,15 @@ use std::time::Duration;
 
 use crate::support;
 use crate::support::binary::{self, Binary};
-use crate::support::{PATIENCE, Sidecar, Told, Turn, eventually, processes, prompt, within};
+use crate::support::{
+    PATIENCE, Sidecar, Told, Turn, eventually, processes, prompt, unsandboxed, within,
+};
 use codex_sidecar::parts::config::Config;
 use codex_sidecar::pb;
 use codex_sidecar::pb::item::Kind;
 use codex_sidecar::pb::turn_event::Event;
 use rustix::process::Signal;
 use serde_json::{Value, json};
-
-/// A turn without the sandbox: what it runs there dies with it by itself.
-fn free(context: &str, words: &str) -> pb::RunTurnRequest {
-    let mut request = prompt(context, words);
-    let options = request.thread_options.get_or_insert_default();
-    options.sandbox_mode = pb::SandboxMode::DangerFullAccess.into();
-    request
-}
 
 fn with_timeout(seconds: i64, mut request: pb::RunTurnRequest) -> pb::RunTurnRequest {
     let timeout = Some(prost_types::Duration { seconds, nanos: 0 });
@@ -107,15 +101,7 @@ async fn continuations_of_a_goal_are_the_turns_own_until_the_goal_is_done() {
     let completed = told.completed();
     assert!(completed.usage.is_some(), "{completed:?}");
     assert_eq!(completed.usage, completed.thread_usage);
-    let said: Vec<&str> = told
-        .items()
-        .into_iter()
-        .filter_map(|(_, kind)| match kind {
-            Kind::AgentMessage(message) => Some(message.text.as_str()),
-            _ => None,
-        })
-        .collect();
-    assert_eq!(said, ["one", "two", "three"]);
+    assert_eq!(told.messages(), ["one", "two", "three"]);
     assert_quiet(&sidecar, "a", 2).await;
 
     // A sub-agent's goal is waited for as well.
@@ -204,7 +190,8 @@ async fn a_goal_that_a_dead_worker_left_takes_no_turn_over() {
 async fn a_turn_ends_when_its_sub_agents_have_and_counts_what_they_used() {
     let sidecar = Sidecar::start().await;
     let child = "[[wait 1s]] [[run echo hi > child.txt]] [[say child done]]";
-    let told = sidecar.run(free("a", &format!("{} [[say parent done]]", spawn(child)))).await;
+    let told =
+        sidecar.run(unsandboxed("a", &format!("{} [[say parent done]]", spawn(child)))).await;
     assert_eq!(told.final_response(), "parent done");
     let file = sidecar.place.work().join("child.txt");
     assert!(file.exists(), "the terminal event came before the sub-agent's command");
@@ -238,7 +225,8 @@ async fn a_turn_ends_when_its_sub_agents_have_and_counts_what_they_used() {
     // It stays with the thread: a later turn may use it again, and is charged for that alone.
     let id = &state.thread_id;
     let again = json!({ "target": id, "message": "[[say once more]]" });
-    let told = sidecar.run(free("a", &format!("[[tool send_input {again}]] [[say sent]]"))).await;
+    let told =
+        sidecar.run(unsandboxed("a", &format!("[[tool send_input {again}]] [[say sent]]"))).await;
     assert_eq!(told.final_response(), "sent");
     let agents = told.sub_agents();
     let said = agents.iter().find(|agent| agent.action() == pb::SubAgentAction::Work);
@@ -281,7 +269,7 @@ async fn whatever_stops_a_turn_stops_its_sub_agents_and_their_commands() {
     let sidecar = Sidecar::with(|config| config.drain_grace = Duration::ZERO).await;
     // While the turn's own part goes on, and when it is over.
     for (context, nap, then) in [("busy", 5501, "[[hang]]"), ("done", 5502, "[[say done]]")] {
-        let turn = with_busy_agent(&sidecar, free, context, nap, then).await;
+        let turn = with_busy_agent(&sidecar, unsandboxed, context, nap, then).await;
         sidecar.interrupt(turn.turn_id()).await.unwrap();
         let told = turn.rest().await;
         assert_eq!(told.interrupted(), pb::InterruptReason::InterruptRequested, "{context}");
@@ -292,7 +280,7 @@ async fn whatever_stops_a_turn_stops_its_sub_agents_and_their_commands() {
         assert_quiet(&sidecar, context, 2).await;
     }
 
-    let late = |context: &str, words: &str| with_timeout(3, free(context, words));
+    let late = |context: &str, words: &str| with_timeout(3, unsandboxed(context, words));
     let turn = with_busy_agent(&sidecar, late, "late", 5503, "[[say done]]").await;
     let told = turn.rest().await;
     let error = told.failed();
@@ -301,7 +289,7 @@ async fn whatever_stops_a_turn_stops_its_sub_agents_and_their_commands() {
     assert_quiet(&sidecar, "late", 2).await;
 
     // The caller goes.
-    let turn = with_busy_agent(&sidecar, free, "left", 5504, "[[say done]]").await;
+    let turn = with_busy_agent(&sidecar, unsandboxed, "left", 5504, "[[say done]]").await;
     drop(turn);
     eventually("no running turn", async || {
         (sidecar.counts().await.running_turns == 0).then_some(())
@@ -311,13 +299,14 @@ async fn whatever_stops_a_turn_stops_its_sub_agents_and_their_commands() {
     assert_quiet(&sidecar, "left", 2).await;
 
     // Its own part fails: nobody waits for what its sub-agents would have found.
-    let turn = with_busy_agent(&sidecar, free, "failed", 5505, "[[wait 1s]] [[status 400]]").await;
+    let turn =
+        with_busy_agent(&sidecar, unsandboxed, "failed", 5505, "[[wait 1s]] [[status 400]]").await;
     assert!(!turn.rest().await.failed().message.is_empty());
     assert_gone(&sidecar, 5505);
     assert_quiet(&sidecar, "failed", 2).await;
 
     // The drain waits for them, and ends them with the turn.
-    let turn = with_busy_agent(&sidecar, free, "drained", 5506, "[[say done]]").await;
+    let turn = with_busy_agent(&sidecar, unsandboxed, "drained", 5506, "[[say done]]").await;
     sidecar.begin_shutdown();
     assert_eq!(turn.rest().await.interrupted(), pb::InterruptReason::Draining);
     assert_gone(&sidecar, 5506);
@@ -406,7 +395,7 @@ async fn commands_that_still_run_at_the_end_of_a_turn_are_ended_and_told() {
     let sidecar = Sidecar::start().await;
     let words = r#"[[tool exec_command {"cmd": "sleep 5521", "yield_time_ms": 250, "login": false}]]
         [[run setsid -f sleep 5522 < /dev/null > /dev/null 2>&1]] [[say done]]"#;
-    let told = sidecar.run(free("a", words)).await;
+    let told = sidecar.run(unsandboxed("a", words)).await;
     assert_eq!(told.final_response(), "done");
     for nap in ["sleep 5521", "sleep 5522"] {
         assert_eq!(running(&sidecar, nap), 0, "{nap}");
@@ -417,14 +406,14 @@ async fn commands_that_still_run_at_the_end_of_a_turn_are_ended_and_told() {
     // Both commands are told to their ends.
     assert_eq!(told.commands().len(), 2, "{:#?}", told.items());
     // One that has ended by itself is no matter.
-    let told = sidecar.run(free("a", "[[run echo hi]] [[say done]]")).await;
+    let told = sidecar.run(unsandboxed("a", "[[run echo hi]] [[say done]]")).await;
     assert_eq!(warnings(&told, "COMMANDS_ENDED"), 0, "{:#?}", told.warnings());
     assert_quiet(&sidecar, "a", 3).await;
 
     // A sub-agent's command is the turn's own, too.
     let child = r#"[[tool exec_command {"cmd": "sleep 5523", "yield_time_ms": 250, "login": false}]]
         [[say child done]]"#;
-    let told = sidecar.run(free("b", &format!("{} [[say done]]", spawn(child)))).await;
+    let told = sidecar.run(unsandboxed("b", &format!("{} [[say done]]", spawn(child)))).await;
     assert_eq!(told.final_response(), "done");
     assert_eq!(running(&sidecar, "sleep 5523"), 0);
     assert_eq!(warnings(&told, "COMMANDS_ENDED"), 1, "{:#?}", told.warnings());

@@ -1,7 +1,7 @@
 //! Which thread a context continues, over real gRPC: the calls of the registry, and the order of
 //! the turns of one context.
 
-use crate::support::{Client, Refused, Sidecar, Turn, prompt};
+use crate::support::{Client, Refused, Sidecar, Turn, prompt, unsandboxed};
 use codex_sidecar::pb;
 use codex_sidecar::pb::turn_event::Event;
 use futures::future::join_all;
@@ -214,14 +214,8 @@ async fn turns_of_different_contexts_run_side_by_side() {
     let sidecar = Sidecar::with(|config| config.workers = 2).await;
     // Neither can end before both have begun: each waits for a file that the test makes.
     let script = "[[run until [ -e go ]; do sleep 0.05; done]] [[say done]]";
-    let unsandboxed = |context: &str| {
-        let mut request = prompt(context, script);
-        let options = request.thread_options.get_or_insert_default();
-        options.set_sandbox_mode(pb::SandboxMode::DangerFullAccess);
-        request
-    };
-    let mut a = sidecar.begin(unsandboxed("a")).await;
-    let mut b = sidecar.begin(unsandboxed("b")).await;
+    let mut a = sidecar.begin(unsandboxed("a", script)).await;
+    let mut b = sidecar.begin(unsandboxed("b", script)).await;
     a.command_started().await;
     b.command_started().await;
     let workers = sidecar.workers().await;

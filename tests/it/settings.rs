@@ -3,24 +3,17 @@
 
 use std::path::Path;
 
-use crate::support::{Place, Sidecar, Told, processes, prompt};
+use crate::support::{Place, Sidecar, Told, desk, processes, prompt, with_options};
 use codex_sidecar::parts::config::ToolDefaults;
 use codex_sidecar::parts::model::options::ThreadOptions;
 use codex_sidecar::pb;
 use codex_sidecar::pb::item::Kind;
+use serde_json::json;
 use tonic::Code;
-
-fn asking(
-    mut request: pb::RunTurnRequest,
-    change: impl FnOnce(&mut pb::ThreadOptions),
-) -> pb::RunTurnRequest {
-    change(request.thread_options.get_or_insert_default());
-    request
-}
 
 /// A turn that is never asked for approval, in this sandbox.
 fn never(context: &str, words: &str, sandbox: pb::SandboxMode) -> pb::RunTurnRequest {
-    asking(prompt(context, words), |options| {
+    with_options(prompt(context, words), |options| {
         options.set_sandbox_mode(sandbox);
         options.set_approval_policy(pb::ApprovalPolicy::Never);
     })
@@ -29,7 +22,7 @@ fn never(context: &str, words: &str, sandbox: pb::SandboxMode) -> pb::RunTurnReq
 /// A turn that is never asked for approval, under this profile; under the configuration's where the
 /// name is empty.
 fn under(context: &str, words: &str, profile: &str) -> pb::RunTurnRequest {
-    asking(prompt(context, words), |options| {
+    with_options(prompt(context, words), |options| {
         options.permission_profile = profile.to_owned();
         options.set_approval_policy(pb::ApprovalPolicy::Never);
     })
@@ -43,38 +36,18 @@ fn with_config_toml(text: &str) -> Place {
 
 // ---- MCP tools ----
 
-/// The smallest MCP server with a tool that says of itself that it destroys.
-const WIPER: &str = r#"
-import json, sys
-for line in sys.stdin:
-    message = json.loads(line)
-    method, params = message.get("method"), message.get("params") or {}
-    if method == "initialize":
-        result = {"protocolVersion": params["protocolVersion"], "capabilities": {"tools": {}},
-                  "serverInfo": {"name": "desk", "version": "1"}}
-    elif method == "tools/list":
-        result = {"tools": [{"name": "wipe", "description": "Wipes",
-                             "inputSchema": {"type": "object", "properties": {}},
-                             "annotations": {"destructiveHint": True}}]}
-    elif method == "tools/call":
-        result = {"content": [{"type": "text", "text": "wiped"}]}
-    else:
-        result = {}
-    if "id" in message:
-        print(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}), flush=True)
-"#;
-
 const WIPE: &str = "[[tool desk.wipe {}]] [[say done]]";
 
-/// A sidecar whose CODEX_HOME has the server, and besides this configuration.
+/// A sidecar whose CODEX_HOME has a server with a tool that says of itself that it destroys, and
+/// besides this configuration.
 async fn with_wiper(config: &str) -> Sidecar {
     let place = Place::new();
-    let server = place.path().join("server.py");
-    std::fs::write(&server, WIPER).unwrap();
-    let server = server.display().to_string();
-    let text =
-        format!("{config}\n[mcp_servers.desk]\ncommand = \"python3\"\nargs = [{server:?}]\n");
-    std::fs::write(place.codex_home().join("config.toml"), text).unwrap();
+    let wipe = json!({
+        "name": "wipe", "description": "Wipes", "annotations": { "destructiveHint": true },
+        "inputSchema": { "type": "object", "properties": {} },
+    });
+    let desk = desk(&place, &wipe, "wiped");
+    std::fs::write(place.codex_home().join("config.toml"), format!("{config}\n{desk}")).unwrap();
     Sidecar::in_place(place, |_, _| {}).await
 }
 
@@ -220,7 +193,7 @@ async fn a_profile_of_the_configuration_stays_in_force_and_one_of_the_request_ta
     // Of a tool; by one of Codex's own names; from a thread's first turn on.
     let tool = pb::RunTurnRequest { tool_name: "codex_desk".to_owned(), ..under("b", WRITE, "") };
     assert_eq!(run(tool.clone()).await, ["desk"]);
-    let beaten = asking(tool, |options| options.set_sandbox_mode(ReadOnly));
+    let beaten = with_options(tool, |options| options.set_sandbox_mode(ReadOnly));
     assert!(run(beaten).await.is_empty(), "the request beats the tool");
     assert_eq!(run(under("c", WRITE, ":workspace")).await, [".", "desk", "out"]);
     assert!(run(under("c", WRITE, ":read-only")).await.is_empty());
@@ -246,7 +219,7 @@ async fn a_profile_that_is_not_there_is_refused_by_its_name() {
         .assert(Code::InvalidArgument, "INVALID_INPUT");
     assert_eq!(sidecar.run(under("a", "again", "desk")).await.thread_id(), thread);
 
-    let both = asking(under("a", "hello", "desk"), |options| {
+    let both = with_options(under("a", "hello", "desk"), |options| {
         options.set_sandbox_mode(pb::SandboxMode::ReadOnly);
     });
     let refused = sidecar.refused(both).await;
@@ -264,7 +237,7 @@ async fn options_of_the_sandbox_are_told_to_be_ignored_under_a_profile() {
     let elsewhere = sidecar.place.path().join("elsewhere");
     std::fs::create_dir(&elsewhere).unwrap();
     for (profile, words) in [("", "first"), ("desk", "second")] {
-        let request = asking(under("a", words, profile), |options| {
+        let request = with_options(under("a", words, profile), |options| {
             options.network_access_enabled = Some(true);
             options.additional_directories = vec![elsewhere.display().to_string()];
         });
@@ -310,7 +283,7 @@ async fn the_server_tells_whether_settings_are_verified() {
 async fn developer_instructions_of_a_later_turn_are_told_to_be_ignored() {
     let sidecar = Sidecar::start().await;
     let with = |context: &str, instructions: &str| {
-        asking(prompt(context, "[[show /input]]"), |options| {
+        with_options(prompt(context, "[[show /input]]"), |options| {
             options.developer_instructions = Some(instructions.to_owned());
         })
     };
@@ -353,10 +326,10 @@ async fn a_summary_of_one_turn_is_not_the_next_ones_also_not_after_a_restart() {
         sidecar.shown("/reasoning/summary", request).await
     };
     let field = |context: &str, value: pb::ReasoningSummary| {
-        asking(prompt(context, ""), |options| options.set_reasoning_summary(value))
+        with_options(prompt(context, ""), |options| options.set_reasoning_summary(value))
     };
     let key = |context: &str, value: &str| {
-        asking(prompt(context, ""), |options| {
+        with_options(prompt(context, ""), |options| {
             let value = prost_types::value::Kind::StringValue(value.to_owned());
             let value = prost_types::Value { kind: Some(value) };
             let fields = [("model_reasoning_summary".to_owned(), value)].into();

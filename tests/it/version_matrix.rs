@@ -170,36 +170,23 @@ const REQUESTS: &[&str] = &[
     "mcpServer/elicitation/request",
 ];
 
+/// What is read of a thread that was opened.
+const OPENED: &[&str] = &[
+    "thread.id",
+    "model",
+    "reasoningEffort",
+    "approvalPolicy",
+    "approvalsReviewer",
+    "sandbox",
+    "activePermissionProfile",
+    "serviceTier",
+    "cwd",
+];
+
 /// What is read of the answers.
 const ANSWERS: &[(&str, &[&str])] = &[
-    (
-        "ThreadStartResponse",
-        &[
-            "thread.id",
-            "model",
-            "reasoningEffort",
-            "approvalPolicy",
-            "approvalsReviewer",
-            "sandbox",
-            "activePermissionProfile",
-            "serviceTier",
-            "cwd",
-        ],
-    ),
-    (
-        "ThreadResumeResponse",
-        &[
-            "thread.id",
-            "model",
-            "reasoningEffort",
-            "approvalPolicy",
-            "approvalsReviewer",
-            "sandbox",
-            "activePermissionProfile",
-            "serviceTier",
-            "cwd",
-        ],
-    ),
+    ("ThreadStartResponse", OPENED),
+    ("ThreadResumeResponse", OPENED),
     ("TurnStartResponse", &["turn.id", "turn.rootTurnId"]),
     ("ThreadReadResponse", &["thread.id", "thread.status"]),
     ("ThreadGoalGetResponse", &["goal.status"]),

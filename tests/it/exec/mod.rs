@@ -577,7 +577,7 @@ async fn the_last_message_goes_to_a_file_and_what_cant_be_honoured_is_refused() 
     assert!(ran.status.success(), "{ran:?}");
     assert_eq!(std::fs::read_to_string(side.work.join("last.txt")).unwrap(), "last\nof all");
 
-    let lines: [(&[&str], &str); 5] = [
+    let lines: [(&[&str], &str); 4] = [
         (&["--json", "--oss", "-"], "--oss can't be honoured"),
         (&["--json", "resume", "a name", "-"], "not by names"),
         (

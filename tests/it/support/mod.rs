@@ -17,6 +17,7 @@
 pub mod app_server;
 pub mod attached;
 pub mod binary;
+pub mod desk;
 pub mod processes;
 pub mod scripted;
 pub mod turn;
@@ -45,7 +46,8 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-pub use turn::{Refused, Told, Turn, ephemeral, prompt, text};
+pub use desk::desk;
+pub use turn::{Refused, Told, Turn, ephemeral, prompt, text, unsandboxed, with_options};
 
 /// How long anything may take that has no better bound. Long, because a loaded machine is slow;
 /// short enough that a hang is told before the test runner is killed.

@@ -29,15 +29,29 @@ pub fn ephemeral(words: &str) -> pb::RunTurnRequest {
     pb::RunTurnRequest { ephemeral: true, ..prompt("", words) }
 }
 
+/// The same with other options.
+pub fn with_options(
+    mut request: pb::RunTurnRequest,
+    change: impl FnOnce(&mut pb::ThreadOptions),
+) -> pb::RunTurnRequest {
+    change(request.thread_options.get_or_insert_default());
+    request
+}
+
+/// A turn of a context whose commands run outside every sandbox: CI containers often allow none, and
+/// what runs in one dies with it by itself.
+pub fn unsandboxed(context: &str, words: &str) -> pb::RunTurnRequest {
+    with_options(prompt(context, words), |options| {
+        options.set_sandbox_mode(pb::SandboxMode::DangerFullAccess);
+    })
+}
+
 /// A turn whose command runs until this file is there, outside every sandbox; then it says these words.
 /// For what must happen while a turn runs, however long it takes.
 pub fn until_there(context: &str, file: &std::path::Path, words: &str) -> pb::RunTurnRequest {
     let file = file.display();
     let script = format!("[[run until [ -e '{file}' ]; do sleep 0.05; done]] [[say {words}]]");
-    let mut request = prompt(context, &script);
-    let options = request.thread_options.get_or_insert_default();
-    options.set_sandbox_mode(pb::SandboxMode::DangerFullAccess);
-    request
+    unsandboxed(context, &script)
 }
 
 /// A stream that is open. Dropping it is the caller's leave.
@@ -255,6 +269,17 @@ impl Told {
             .collect();
         assert_eq!(found.len(), 1, "{what}: {:#?}", self.events);
         found.remove(0)
+    }
+
+    /// What the model said: the texts of its messages, as they were when they ended.
+    pub fn messages(&self) -> Vec<&str> {
+        self.items()
+            .into_iter()
+            .filter_map(|(_, kind)| match kind {
+                Kind::AgentMessage(message) => Some(message.text.as_str()),
+                _ => None,
+            })
+            .collect()
     }
 
     pub fn commands(&self) -> Vec<&pb::CommandExecution> {

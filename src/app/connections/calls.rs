@@ -1,0 +1,80 @@
+//! The calls of one connection: each is in the books from its first byte to the last one of its
+//! response, also when its client vanishes.
+//!
+//! Says which calls only wait for something to be told, by their path. Never reads a message: what a
+//! request holds while it arrives, and how long it may take, is `grpc::call`'s matter.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tonic::Status;
+use tonic::service::Routes;
+
+use super::books::{CallOnDrop, Connection};
+use crate::grpc::call;
+use crate::model::id::CallerName;
+
+/// The services for one connection.
+#[derive(Debug)]
+pub(super) struct Calls {
+    pub(super) connection: Arc<Connection>,
+    pub(super) name: CallerName,
+    pub(super) routes: Routes,
+}
+
+impl hyper::service::Service<Request<Incoming>> for Calls {
+    type Response = Response<Counted>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Counted>, Infallible>> + Send>>;
+
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        let path = request.uri().path();
+        let waits = path == "/grpc.health.v1.Health/Watch" || path.starts_with("/grpc.reflection.");
+        let open = self.connection.begin_call(waits);
+        request.extensions_mut().insert(self.connection.caller);
+        request.extensions_mut().insert(self.name.clone());
+        let (connection, routes) = (Arc::clone(&self.connection), self.routes.clone());
+        Box::pin(async move {
+            let patience = connection.limits().request_timeout;
+            let response = call::answer(routes, request, patience, connection.arrivals()).await;
+            Ok(response.map(|body| Counted { body, call: open }))
+        })
+    }
+}
+
+/// A response, whose call is open until all of it is sent.
+#[derive(Debug)]
+pub(super) struct Counted {
+    body: tonic::body::Body,
+    call: CallOnDrop,
+}
+
+impl Body for Counted {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        if frame.is_ready() {
+            self.call.carried();
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

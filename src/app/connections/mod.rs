@@ -1,0 +1,133 @@
+//! The connections of clients, from the listener's queue to their end.
+//!
+//! Here they are accepted, held and said goodbye to; [`books`] knows how many there are and who makes
+//! room for whom, [`calls`] keeps the books' count of calls, [`handshake`] sees a client's begin. Never
+//! looks into a call, which is the services' matter. A connection begins with its handshake,
+//! which has a clock; it is idle while no call is open on it. It ends when its client closes it or
+//! answers no ping, when it has been idle for longest and another one needs its room, or with its
+//! listener. In each case calls that are open go on to their end, but for those that only wait for
+//! something to be told (`Watch` of the health service, reflection): one that has nothing else, and
+//! carries nothing, makes room where no idle one can.
+
+mod books;
+mod calls;
+mod handshake;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustix::io::Errno;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+
+use self::books::Connection;
+pub(super) use self::books::Connections;
+use self::calls::Calls;
+use self::handshake::Handshake;
+use super::listen::{Listener, Socket};
+use crate::model::id::CallerName;
+
+/// How long a connection that is told to leave, and has no call, is there for one that is on its way.
+const LEAVE_GRACE: Duration = Duration::from_millis(200);
+/// How long nobody is accepted after the system had nothing to accept with.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+
+/// Serves whoever connects until `close` is cancelled and the connections have ended. Dropping it cuts
+/// them.
+///
+/// # Errors
+/// What the system says where the listener is of no use any more.
+pub(super) async fn serve(
+    listener: Listener,
+    routes: Routes,
+    connections: Connections,
+    close: CancellationToken,
+) -> io::Result<()> {
+    let mut open = JoinSet::new();
+    loop {
+        tokio::select! {
+            biased;
+            () = close.cancelled() => break,
+            Some(_) = open.join_next() => {}
+            accepted = listener.accept() => match accepted {
+                Ok((socket, name)) => {
+                    // Else it is closed here and now.
+                    if let Some(connection) = connections.admit(&close) {
+                        open.spawn(hold(socket, name, connection, routes.clone()));
+                    }
+                }
+                Err(error) => match Errno::from_io_error(&error) {
+                    // That client is gone already.
+                    Some(Errno::CONNABORTED | Errno::CONNRESET | Errno::INTR) => {}
+                    Some(Errno::BADF | Errno::INVAL | Errno::NOTSOCK | Errno::OPNOTSUPP) => {
+                        return Err(error);
+                    }
+                    // Most often no descriptor is free. The client waits in the listener's queue:
+                    // to ask for it again at once would be a spin.
+                    _ => {
+                        connections.short_of_descriptors(&error);
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+            }
+        }
+    }
+    // Who comes now is told at once that nobody is here.
+    drop(listener);
+    while open.join_next().await.is_some() {}
+    Ok(())
+}
+
+async fn hold(socket: Socket, name: CallerName, connection: Connection, routes: Routes) {
+    let connection = Arc::new(connection);
+    let (limits, close) = (connection.limits(), &connection.close);
+    let shaken = CancellationToken::new();
+    let socket = Handshake::new(socket, shaken.clone());
+    let calls = Calls { connection: Arc::clone(&connection), name, routes };
+    let mut http = http2::Builder::new(TokioExecutor::new());
+    http.timer(TokioTimer::new())
+        // Neither is bounded by default: a client could open streams, or reset them, without end.
+        .max_concurrent_streams(limits.max_streams_per_connection)
+        .max_pending_accept_reset_streams(64)
+        // What a stream holds for a client that does not read; by default six times that.
+        .max_send_buf_size(64 << 10)
+        .keep_alive_interval(Duration::from_secs(20))
+        .keep_alive_timeout(Duration::from_secs(20));
+    let mut http = pin!(http.serve_connection(TokioIo::new(socket), calls));
+
+    let told_to_leave = async {
+        tokio::select! {
+            // Without a handshake there is nobody to say goodbye to.
+            () = close.cancelled() => shaken.is_cancelled(),
+            in_time = timeout(limits.handshake_timeout, shaken.cancelled()) => {
+                if in_time.is_ok() {
+                    close.cancelled().await;
+                }
+                in_time.is_ok()
+            }
+        }
+    };
+    tokio::select! {
+        ended = http.as_mut() => {
+            if let Err(error) = ended {
+                tracing::debug!(%error, "a connection broke");
+            }
+            return;
+        }
+        told = told_to_leave => if !told {
+            tracing::debug!("a connection without a handshake is closed");
+            return;
+        }
+    }
+    http.as_mut().graceful_shutdown();
+    // A client that doesn't read keeps its calls, and nothing else.
+    while timeout(LEAVE_GRACE, http.as_mut()).await.is_err() && !connection.is_idle() {}
+}
