@@ -81,9 +81,9 @@ pub(super) fn is_of_lost_history(warning: &str) -> bool {
     warning.starts_with("Failed to save the conversation transcript")
 }
 
-/// Whether it says that the thread does not have a turn.
+/// Whether it says that the thread does not have a turn. The second is that of the CLIs before 0.153.
 pub(super) fn is_unknown_turn(message: &str) -> bool {
-    message.starts_with("turn not found")
+    message.starts_with("turn not found") || message.ends_with("was not found in the source thread")
 }
 
 /// Whether it says that a place in its lists is none of the thread's.
@@ -142,6 +142,9 @@ mod tests {
         assert_eq!(meaning("thread 1 already has an active writer"), Meaning::HeldElsewhere);
         assert_eq!(meaning("session 1 is archived. Run unarchive"), Meaning::Archived);
         assert_eq!(meaning("the model said no"), Meaning::Other);
+        for unknown in ["turn not found: 1", "lastTurnId '1' was not found in the source thread"] {
+            assert!(is_unknown_turn(unknown) && meaning(unknown) == Meaning::Other, "{unknown}");
+        }
         for gone in [
             "thread not loaded: 1",
             "ephemeral threads do not support thread/turns/list",

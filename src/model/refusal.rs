@@ -61,7 +61,7 @@ pub enum Refusal {
     InvalidInput(Vec<FieldViolation>),
     /// Codex has no rollout of this thread, or can't read it.
     #[error(
-        "thread {thread_id} was not found by Codex: {cause}; check the id, or let missing_thread_policy START_NEW begin a new thread"
+        "thread {thread_id} was not found by Codex: {cause}; check the id (a turn may begin a new thread in its place: missing_thread_policy START_NEW)"
     )]
     ThreadNotFound {
         thread_id: ThreadId,
@@ -240,8 +240,9 @@ pub enum Refusal {
         "request_id {request_id:?} was already used for a different request; use a new id for new content"
     )]
     RequestIdReused { request_id: String },
-    /// Codex refuses to open the thread for a reason of its own, most often a wrong option.
-    #[error("Codex refused to open the thread: {cause}")]
+    /// Codex refuses what it was asked for a reason of its own; to open a thread most often for a wrong
+    /// option.
+    #[error("Codex refused: {cause}")]
     CodexRefused {
         /// What Codex said.
         cause: String,

@@ -181,14 +181,19 @@ async fn a_copy_that_kills_whatever_worker_makes_it_is_refused_after_the_second_
 async fn a_worker_that_never_makes_the_copy_holds_its_contexts_for_a_bounded_time() {
     let (sidecar, mut codex) = sidecar().await;
     codex.during(sidecar.say("a", "hello")).await.completed();
-    codex.mutes = vec!["thread/fork"];
     let began = Instant::now();
-    let refused = codex.during(fork(&sidecar, copying("a", "b"))).await.unwrap_err();
+    let mut forking = pin!(fork(&sidecar, copying("a", "b")));
+    let asked = meanwhile(forking.as_mut(), codex.asked("thread/fork")).await;
+    let refused = codex.during(forking).await.unwrap_err();
     refused.assert(Code::Unavailable, "WORKER_UNAVAILABLE");
     assert!(refused.retry_after.is_some());
     assert!(began.elapsed() < Duration::from_secs(90), "{:?}", began.elapsed());
     codex.during(sidecar.say("a", "hello")).await.completed();
     codex.during(sidecar.say("b", "hello")).await.completed();
+    // What it makes after all is nobody's.
+    codex.answer(&asked, asked.opened("late")).await;
+    let deleted = codex.asked("thread/delete").await;
+    assert_eq!(deleted.params, json!({ "threadId": "late" }));
 }
 
 #[tokio::test(start_paused = true)]
@@ -275,19 +280,21 @@ async fn answer_history(codex: &mut Codex, sizes: &[usize]) {
 
 #[tokio::test(start_paused = true)]
 async fn a_page_is_as_large_as_clients_take_by_default_and_a_line_may_be() {
-    const LINE: usize = 1 << 20;
+    const MIB: usize = 1 << 20;
     let (sidecar, mut codex) =
-        sidecar_with(|setup| setup.spec.limits.peer.max_line_bytes = 3 * LINE).await;
-    let sizes: Vec<usize> =
-        [100, 7, LINE, LINE / 2, LINE, LINE, 5, 2 * LINE + LINE / 2, 9, 30, LINE].to_vec();
+        sidecar_with(|setup| setup.spec.limits.peer.max_line_bytes = 5 * MIB / 2).await;
+    // Three are asked for: of the first, a page has no room for the third; those from there on are more
+    // than a line has room for.
+    let sizes = [7, MIB, 6 * MIB / 5, 5, 3 * MIB / 2, 9];
     let reading = async {
         let mut seen = Vec::new();
         let mut page_token = String::new();
         loop {
-            let page = read(&sidecar, &page_token, 100).await.unwrap();
+            let page = read(&sidecar, &page_token, 3).await.unwrap();
             let bytes = prost::Message::encoded_len(&page);
-            assert!(page.turns.len() == 1 || bytes < 2 * LINE + 1000, "{bytes}");
-            seen.extend(page.turns.into_iter().map(|turn| turn.codex_turn_id));
+            assert!(page.turns.len() == 1 || bytes < 2 * MIB + 1000, "{bytes}");
+            let ids = page.turns.into_iter().map(|turn| turn.codex_turn_id);
+            seen.push(ids.collect::<Vec<_>>());
             page_token = page.next_page_token;
             if page_token.is_empty() {
                 return seen;
@@ -298,7 +305,7 @@ async fn a_page_is_as_large_as_clients_take_by_default_and_a_line_may_be() {
         seen = reading => seen,
         () = answer_history(&mut codex, &sizes) => unreachable!(),
     };
-    let expected: Vec<String> = (0..sizes.len()).map(|number| format!("u{number}")).collect();
+    let expected: [&[&str]; 3] = [&["u0", "u1"], &["u2"], &["u3", "u4", "u5"]];
     assert_eq!(seen, expected);
 }
 

@@ -146,14 +146,16 @@ impl Worker {
         Ok((directory, configured))
     }
 
-    /// Deletes a thread that nobody knows of.
+    /// Deletes a thread that nobody knows of. A CLI that can't has it in its archive.
     async fn delete_thread(&self, thread_id: &ThreadId) {
-        match self.client.thread_delete(thread_id.as_str()).await {
+        let thread = thread_id.as_str();
+        let deleted = match self.client.thread_delete(thread).await {
+            Err(RequestError::Server { .. }) => self.client.thread_archive(thread).await,
+            other => other,
+        };
+        match deleted {
             Ok(()) => self.note_thread_released(thread_id),
-            Err(error) => {
-                tracing::debug!(%thread_id, %error, "a thread could not be deleted");
-                self.unload_thread(thread_id).await;
-            }
+            Err(error) => tracing::debug!(%thread_id, %error, "a thread could not be deleted"),
         }
     }
 

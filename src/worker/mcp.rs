@@ -388,8 +388,13 @@ impl Worker {
                 return;
             }
             tracing::info!(worker = %id, thread_id, "a thread was loaded when nobody wanted it any more; it is let go");
-            if let Err(error) = client.thread_unsubscribe(&thread_id).await {
-                tracing::debug!(worker = %id, thread_id, %error, "a thread could not be unsubscribed");
+            // A copy that nobody knows of is no use to anybody.
+            let letting_go = match thread.is_copy() {
+                true => client.thread_delete(&thread_id).await,
+                false => client.thread_unsubscribe(&thread_id).await,
+            };
+            if let Err(error) = letting_go {
+                tracing::debug!(worker = %id, thread_id, %error, "a thread could not be let go");
             }
         });
         answered

@@ -407,6 +407,28 @@ async fn a_thread_that_another_process_holds_is_read_and_copied_and_not_taken_ba
 }
 
 #[tokio::test]
+async fn a_copy_without_its_beginning_is_a_thread_that_is_gone() {
+    let sidecar = Sidecar::start().await;
+    say_all(&sidecar, "a", &["one"]).await;
+    let source = sidecar.context("a").await.unwrap().thread_id;
+    let copy = fork(&sidecar, "a", "b").await.thread_id;
+    let place = sidecar.stop().await;
+    let of_source = |path: &std::path::PathBuf| path.display().to_string().contains(&source);
+    std::fs::remove_file(place.rollouts().into_iter().find(of_source).unwrap()).unwrap();
+
+    let sidecar = Sidecar::in_place(place, |_, _| {}).await;
+    bind(&sidecar, "b", &copy).await;
+    let read = try_read(&sidecar, of_thread(&copy)).await;
+    read.unwrap_err().assert(Code::NotFound, "THREAD_NOT_FOUND");
+    sidecar.refused(prompt("b", "on")).await.assert(Code::NotFound, "THREAD_NOT_FOUND");
+    let refused = try_fork(&sidecar, copying("b", "c")).await.unwrap_err();
+    refused.assert(Code::NotFound, "THREAD_NOT_FOUND");
+    let refused = revert(&sidecar, "b", NOWHERE).await.unwrap_err();
+    refused.assert(Code::NotFound, "THREAD_NOT_FOUND");
+    sidecar.stop().await;
+}
+
+#[tokio::test]
 async fn a_history_tells_each_turn_with_its_items_and_its_end() {
     let sidecar = Sidecar::start().await;
     let script = "[[reason why]] [[run echo hello]] [[say done]]";

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::support::{PATIENCE, Sidecar, eventually, processes, prompt};
+use crate::support::{PATIENCE, Refused, Sidecar, eventually, processes, prompt};
 use codex_sidecar::parts::app_server::baseline::{Baseline, Lingering};
 use codex_sidecar::parts::app_server::client::{
     CliDefaults, Client, LoadOptions, LoadThread, StartTurn, Task, Terminal,
@@ -21,6 +21,7 @@ use codex_sidecar::pb;
 use rustix::process::Signal;
 use serde_json::{Map, Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tonic::Code;
 
 /// The binary of this version, installed through npm if it is not there.
 async fn installed(version: &'static str) -> PathBuf {
@@ -73,6 +74,28 @@ async fn serves(version: &'static str) {
 
     let failed = sidecar.say("a", "[[status 400]]").await;
     assert!(!failed.failed().message.is_empty(), "{failed:#?}");
+
+    // All of them copy a thread; those that can list turns tell its past, with the turns that failed.
+    let context = |context_id: &str| {
+        Some(pb::ContextRef { context_id: context_id.to_owned(), ..Default::default() })
+    };
+    let copying =
+        pb::ForkContextRequest { source: context("a"), target: context("b"), ..Default::default() };
+    let copy = sidecar.codex().fork_context(copying).await.unwrap().into_inner().context.unwrap();
+    let of_copy = pb::ReadThreadRequest {
+        target: Some(pb::read_thread_request::Target::ThreadId(copy.thread_id.clone())),
+        ..Default::default()
+    };
+    match sidecar.codex().read_thread(of_copy).await {
+        Ok(page) => assert_eq!(page.into_inner().turns.len(), 5),
+        Err(status) => {
+            Refused::from(status).assert(Code::FailedPrecondition, "CODEX_REFUSED");
+            assert!(["0.100.0", "0.115.0"].contains(&version));
+        }
+    }
+    let told = sidecar.say("b", "on").await;
+    assert_eq!((told.thread_id(), told.origin()), (&*copy.thread_id, pb::ThreadOrigin::Forked));
+    assert!(told.final_response().ends_with("so far: 6)"), "{}", told.final_response());
 
     processes::signal(sidecar.workers().await[0].pid, Signal::KILL);
     let last = sidecar.say("a", "still there?").await;
@@ -212,7 +235,10 @@ const ANSWERS: &[(&str, &[&str])] = &[
             "threadSettings.cwd",
         ],
     ),
-    ("ModelListResponse", &["data.model", "data.isDefault"]),
+    ("ModelListResponse", &["data.model", "data.isDefault", "data.hidden", "nextCursor"]),
+    ("ThreadForkResponse", &["thread.id"]),
+    ("ThreadTurnsListResponse", &["data.id", "data.status", "data.items", "nextCursor"]),
+    ("ThreadItemsListResponse", &["data.item", "nextCursor"]),
     ("ThreadBackgroundTerminalsListResponse", &["data.itemId", "data.processId"]),
     ("TurnCompletedNotification", &["threadId", "turn.id", "turn.status", "turn.error"]),
     ("ItemStartedNotification", &["threadId", "turnId", "item"]),
@@ -293,6 +319,8 @@ async fn ask_everything(client: &Client) {
         LoadThread::new(&narrowed, &load, directory, true),
         LoadThread::probe(&load, directory, &mcp::ConfigRead::default()),
         LoadThread::from_rollout("t", &options, &usual, &load, directory),
+        LoadThread::copy("t", Some("u"), directory, &mcp::ConfigRead::default()),
+        LoadThread::without_turns("t", directory, &mcp::ConfigRead::default()),
     ] {
         let _ = client.load_thread(&thread).await;
     }
@@ -330,6 +358,11 @@ async fn ask_everything(client: &Client) {
     let _ = client.compact_start("t").await;
     let _ = client.skills(directory).await;
     let _ = client.thread_read("t").await;
+    let _ = client.thread_history("t", Some("c"), 1, true).await;
+    let _ = client.turn_items("t", "u", Some("c"), 1).await;
+    let _ = client.thread_revert("t", "u").await;
+    let _ = client.thread_delete("t").await;
+    let _ = client.models().await;
     let _ = client.thread_archive("t").await;
     let _ = client.thread_unarchive("t").await;
     let _ = client.thread_unsubscribe("t").await;
@@ -442,6 +475,18 @@ async fn every_schema_has_what_the_sidecar_uses() {
     let roots = ["TurnStartResponse: field turn.rootTurnId", "turn/start: parameter rootTurnId"]
         .map(str::to_owned);
     let statuses = ["ThreadReadResponse: field thread.status"].map(str::to_owned);
+    // They copy whole threads only, and neither take one back nor read the items of one turn.
+    let parts = [
+        "method thread/delete",
+        "method thread/items/list",
+        "method thread/revert",
+        "thread/fork: parameter lastTurnId",
+    ]
+    .map(str::to_owned);
+    let turns =
+        ["method thread/turns/list", "thread/fork: parameter excludeTurns"].map(str::to_owned);
+    let hidden = ["ModelListResponse: field data.hidden", "model/list: parameter includeHidden"]
+        .map(str::to_owned);
     let known: [(&'static str, Vec<&[String]>); 5] = [
         (
             "0.100.0",
@@ -457,6 +502,9 @@ async fn every_schema_has_what_the_sidecar_uses() {
                 &goals,
                 &roots,
                 &statuses,
+                &parts,
+                &turns,
+                &hidden,
             ],
         ),
         (
@@ -471,9 +519,14 @@ async fn every_schema_has_what_the_sidecar_uses() {
                 &server_news,
                 &goals,
                 &roots,
+                &parts,
+                &turns,
             ],
         ),
-        ("0.130.0", vec![&terminals, &settings, &one_server, &servers, &server_threads, &roots]),
+        (
+            "0.130.0",
+            vec![&terminals, &settings, &one_server, &servers, &server_threads, &roots, &parts],
+        ),
         ("0.150.0", vec![&one_server, &roots]),
         ("0.169.0", vec![]),
     ];

@@ -13,11 +13,11 @@ use crate::pb::ThreadTurn;
 
 /// A part of a list, and where it goes on.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct ListPart<T> {
+pub struct ListPart<T> {
     /// Its entries, the oldest first.
-    pub(crate) entries: Vec<T>,
+    pub entries: Vec<T>,
     /// Codex's name of the place after them; `None` at the end.
-    pub(crate) next: Option<String>,
+    pub next: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -51,7 +51,7 @@ impl Client {
     ///
     /// # Errors
     /// See [`RequestError`]; CLIs before 0.130 can't list them.
-    pub(crate) async fn thread_history(
+    pub async fn thread_history(
         &self,
         thread_id: &str,
         from: Option<&str>,
@@ -73,7 +73,7 @@ impl Client {
     ///
     /// # Errors
     /// See [`RequestError`].
-    pub(crate) async fn turn_items(
+    pub async fn turn_items(
         &self,
         thread_id: &str,
         codex_turn_id: &str,
@@ -95,7 +95,7 @@ impl Client {
     ///
     /// # Errors
     /// See [`RequestError`]; [`is_unknown_turn`] tells one that the thread does not have.
-    pub(crate) async fn thread_revert(
+    pub async fn thread_revert(
         &self,
         thread_id: &str,
         before_turn_id: &str,
@@ -108,7 +108,7 @@ impl Client {
     ///
     /// # Errors
     /// See [`RequestError`]; one that others are copies of is refused.
-    pub(crate) async fn thread_delete(&self, thread_id: &str) -> Result<(), RequestError> {
+    pub async fn thread_delete(&self, thread_id: &str) -> Result<(), RequestError> {
         self.order("thread/delete", &json!({ "threadId": thread_id })).await
     }
 }

@@ -76,7 +76,7 @@ impl Client {
     ///
     /// # Errors
     /// See [`RequestError`].
-    pub(crate) async fn models(&self) -> Result<Vec<Model>, RequestError> {
+    pub async fn models(&self) -> Result<Vec<Model>, RequestError> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
         struct Part {

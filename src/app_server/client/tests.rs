@@ -366,6 +366,20 @@ async fn every_other_request_says_this_and_no_more() {
         client => client.skills(directory), "skills/list", json!({ "cwds": ["/d"] });
         client => client.thread_read("t"), "thread/read", read.clone();
         client => client.thread_parent("t"), "thread/read", read.clone();
+        client => client.thread_history("t", Some("c"), 7, true), "thread/turns/list", json!({
+            "threadId": "t", "cursor": "c", "limit": 7, "sortDirection": "asc", "itemsView": "full",
+        });
+        client => client.thread_history("t", None, 1, false), "thread/turns/list", json!({
+            "threadId": "t", "cursor": null, "limit": 1, "sortDirection": "asc",
+            "itemsView": "notLoaded",
+        });
+        client => client.turn_items("t", "u", Some("c"), 7), "thread/items/list", json!({
+            "threadId": "t", "turnId": "u", "cursor": "c", "limit": 7, "sortDirection": "asc",
+        });
+        client => client.thread_revert("t", "u"), "thread/revert",
+            json!({ "threadId": "t", "beforeTurnId": "u" });
+        client => client.thread_delete("t"), "thread/delete", thread.clone();
+        client => client.models(), "model/list", json!({ "includeHidden": true, "cursor": null });
         client => client.thread_archive("t"), "thread/archive", thread.clone();
         client => client.thread_unarchive("t"), "thread/unarchive", thread.clone();
         client => client.thread_unsubscribe("t"), "thread/unsubscribe", thread.clone();

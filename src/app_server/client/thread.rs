@@ -231,6 +231,11 @@ impl LoadThread {
         self.thread_id.as_deref()
     }
 
+    /// Whether it is a copy of another one.
+    pub fn is_copy(&self) -> bool {
+        self.copied.is_some()
+    }
+
     /// Where it works.
     pub fn working_directory(&self) -> &Path {
         &self.cwd
