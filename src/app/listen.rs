@@ -298,6 +298,22 @@ mod tests {
         bound.await.unwrap();
     }
 
+    #[tokio::test]
+    async fn a_client_is_named_by_its_address_or_its_user() {
+        let listener = Listener::Tcp(bind_tcp("127.0.0.1", 0).await.unwrap());
+        let Listener::Tcp(bound) = &listener else { panic!() };
+        let client = TcpStream::connect(bound.local_addr().unwrap()).await.unwrap();
+        let (_socket, CallerName(name)) = listener.accept().await.unwrap();
+        assert_eq!(*name, *client.local_addr().unwrap().to_string());
+
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("socket");
+        let listener = bind_unix(&path, &UnixSockets::default()).await.unwrap();
+        let _client = UnixStream::connect(&path).await.unwrap();
+        let (_socket, CallerName(name)) = listener.accept().await.unwrap();
+        assert_eq!(*name, *format!("unix:uid={}", rustix::process::geteuid().as_raw()));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_port_that_stays_taken_is_told() {
         let other = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -205,6 +205,16 @@ impl Route {
         Some(message)
     }
 
+    /// Hears no more; what is here already can still be read.
+    pub(crate) fn close(&mut self) {
+        if let Some(table) = self.routes.table().as_mut() {
+            // Not one that came after it.
+            table.retain(|thread_id, listener| {
+                *thread_id != self.thread_id || !Arc::ptr_eq(&listener.unread, &self.unread)
+            });
+        }
+    }
+
     /// Why it ended, where the worker did not: so much may wait in it.
     pub(crate) fn overflowed(&self) -> String {
         let most = self.routes.most_unread;
@@ -214,12 +224,7 @@ impl Route {
 
 impl Drop for Route {
     fn drop(&mut self) {
-        if let Some(table) = self.routes.table().as_mut() {
-            // Not one that came after it.
-            table.retain(|thread_id, listener| {
-                *thread_id != self.thread_id || !Arc::ptr_eq(&listener.unread, &self.unread)
-            });
-        }
+        self.close();
         if let Some(used_at) =
             self.routes.loaded().get_mut(&ThreadId::from_codex(self.thread_id.clone()))
         {

@@ -6,11 +6,19 @@ use serde_json::Value;
 /// How many faults are told.
 const MOST: usize = 16;
 
+/// Largest form and content, in bytes. A form has a few fields, and a large one could take its time.
+const LARGEST_FORM: usize = 64 << 10;
+const LARGEST_CONTENT: usize = 1 << 20;
+
 /// Longest text about one of them, in characters: it may hold what was given.
 const LONGEST: usize = 256;
 
 /// What is wrong with content for a schema, each as the end of a sentence about the content.
 pub(super) fn faults(content_json: &str, schema_json: &str) -> Vec<String> {
+    if content_json.len() > LARGEST_CONTENT {
+        let bytes = content_json.len();
+        return vec![format!("has {bytes} bytes; give at most {LARGEST_CONTENT}")];
+    }
     let content: Value = match serde_json::from_str(content_json) {
         Ok(content @ Value::Object(_)) => content,
         Ok(_) => return vec!["is no JSON object; a form is filled in with one".to_owned()],
@@ -22,7 +30,13 @@ pub(super) fn faults(content_json: &str, schema_json: &str) -> Vec<String> {
 }
 
 fn form(schema_json: &str) -> Option<Validator> {
+    if schema_json.len() > LARGEST_FORM {
+        return None;
+    }
     let schema: Value = serde_json::from_str(schema_json).ok()?;
+    if has_references(&schema) {
+        return None;
+    }
     jsonschema::options()
         .should_validate_formats(true)
         // Takes a time that goes with the length of the text, whatever the server's pattern is.
@@ -30,6 +44,17 @@ fn form(schema_json: &str) -> Option<Validator> {
         .build(&schema)
         .inspect_err(|error| tracing::debug!(%error, "the schema of a form can't be read"))
         .ok()
+}
+
+/// Whether a schema refers to something, itself included: with that it can be endless, or as good as.
+fn has_references(schema: &Value) -> bool {
+    match schema {
+        Value::Object(parts) => parts.iter().any(|(name, part)| {
+            matches!(&**name, "$ref" | "$dynamicRef" | "$recursiveRef") || has_references(part)
+        }),
+        Value::Array(parts) => parts.iter().any(has_references),
+        _ => false,
+    }
 }
 
 fn fault(error: &ValidationError<'_>) -> String {
@@ -95,9 +120,13 @@ mod tests {
     fn content_is_an_object_also_where_its_form_cannot_be_read() {
         let remote = json!({ "$ref": "https://example.test/schema.json" }).to_string();
         let local = json!({ "$ref": "file:///etc/passwd" }).to_string();
-        for schema in ["", "null", "7", r#"{"type":"sphinx"}"#, &remote, &local] {
+        let endless = json!({ "allOf": [{ "$ref": "#" }] }).to_string();
+        let large = json!({ "description": "x".repeat(LARGEST_FORM), "type": "null" }).to_string();
+        let sphinx = r#"{"type":"sphinx"}"#;
+        for schema in ["", "null", "7", sphinx, &remote, &local, &endless, &large] {
             assert_eq!(faults(r#"{"x":1}"#, schema), Vec::<String>::new(), "{schema}");
-            for other in ["", "7", "[1]", "null", "{"] {
+            let much = json!({ "x": "x".repeat(LARGEST_CONTENT) }).to_string();
+            for other in ["", "7", "[1]", "null", "{", &much] {
                 assert_eq!(faults(other, schema).len(), 1, "{schema}: {other}");
             }
         }

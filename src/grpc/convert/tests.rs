@@ -549,6 +549,68 @@ fn the_images_of_an_answer_are_looked_at_and_added_up() {
     }
 }
 
+#[test]
+fn what_a_function_gives_back_is_inline() {
+    let answered = |content: Content| {
+        let content = vec![pb::ToolContent { content: Some(content) }];
+        let answer = Answer::ToolCall(pb::ToolCallAnswer { content, success: true });
+        super::answer("1".to_owned(), Some(answer)).map(drop)
+    };
+    for good in [
+        Content::Text(String::new()),
+        Content::ImageUrl("data:image/png;base64,QUJD".to_owned()),
+        Content::AudioUrl("DATA:audio/wav;base64,QUJD".to_owned()),
+    ] {
+        assert!(answered(good).is_ok());
+    }
+    let image = |url: &str| (Content::ImageUrl(url.to_owned()), "image_url");
+    let audio = |url: &str| (Content::AudioUrl(url.to_owned()), "audio_url");
+    let bad = [
+        image("https://example.com/x.png"),
+        image("/srv/x.png"),
+        image("data:image/png;base64,?"),
+        image(""),
+        audio("https://example.com/x.wav"),
+        audio("data"),
+        audio("é"),
+    ];
+    for (content, field) in bad {
+        let Err(Refusal::InvalidInput(violations)) = answered(content.clone()) else {
+            panic!("{content:?}");
+        };
+        assert_eq!(violations[0].field, format!("tool_call.content[0].{field}"), "{content:?}");
+    }
+    for (id, answer) in [("", Some(Answer::Approval(Default::default()))), ("1", None)] {
+        assert!(super::answer(id.to_owned(), answer).is_err());
+    }
+}
+
+#[test]
+fn who_is_asked_has_longer_to_answer_than_who_only_lends() {
+    let asking = |policy: i32| pb::RunTurnRequest {
+        context_id: "c".to_owned(),
+        inputs: vec![text("hello")],
+        question_policy: policy,
+        ..Default::default()
+    };
+    let settled = |policy: pb::QuestionPolicy, timeouts: &Timeouts| {
+        let defaults = |_: &str| ToolDefaults::default();
+        let (limits, tenant) = (RequestLimits::default(), Tenant::default());
+        let turn = turn_request(asking(policy.into()), &defaults, &limits, timeouts, tenant);
+        turn.unwrap().turn_options.answer_timeout.unwrap().as_secs()
+    };
+    let usual = Timeouts::default();
+    assert_eq!(settled(pb::QuestionPolicy::Unspecified, &usual), 60);
+    assert_eq!(settled(pb::QuestionPolicy::Decline, &usual), 60);
+    assert_eq!(settled(pb::QuestionPolicy::Ask, &usual), 600);
+    let configured = Timeouts { answer: Some(Duration::from_secs(7)), ..Timeouts::default() };
+    assert_eq!(settled(pb::QuestionPolicy::Ask, &configured), 7);
+    let bounded = Timeouts { max_answer: Some(Duration::from_secs(90)), ..Timeouts::default() };
+    assert_eq!(settled(pb::QuestionPolicy::Ask, &bounded), 90);
+    let faults = validate(asking(77)).unwrap_err();
+    assert_eq!(faults[0].0, "question_policy");
+}
+
 proptest! {
     /// Bytes that happen to be a request, however mad, are a turn or a list of faults.
     #[test]

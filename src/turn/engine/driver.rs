@@ -344,6 +344,8 @@ impl Held {
     /// Says no to what Codex asked when the turn did not listen any more.
     fn decline_unheard(&mut self) {
         let Some(route) = &mut self.route else { return };
+        // First, or what comes while the rest is looked at would be dropped with the route.
+        route.close();
         while let Some(message) = route.try_recv() {
             if let ThreadMessage::Asked(asked) = message {
                 self.lease.worker().decline(&asked.call);

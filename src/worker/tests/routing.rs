@@ -42,6 +42,33 @@ async fn a_question_that_no_turn_waits_for_is_declined() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_route_that_is_closed_leaves_no_question_without_somebody_to_answer_it() {
+    let (worker, mut codex) = worker().await;
+    let mut route = worker.route("t").unwrap();
+    codex.ask(1, "item/tool/call", json!({ "threadId": "t" })).await;
+    settle().await;
+    route.close();
+    codex.ask(2, "item/tool/call", json!({ "threadId": "t" })).await;
+    assert_eq!(codex.answered(2).await["result"]["success"], false);
+    assert_eq!(all(&mut route).await, ["a question: item/tool/call"]);
+    // Another one may listen, and keeps its route when the closed one goes.
+    let mut next = worker.route("t").unwrap();
+    drop(route);
+    codex.begin_turn("t", "u", "r").await;
+    assert_eq!(all(&mut next).await, ["turn/started"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_about_the_process_is_no_turns_question() {
+    let (worker, mut codex) = worker().await;
+    let mut route = worker.route("t").unwrap();
+    codex.ask(1, "currentTime/read", json!({ "threadId": "t" })).await;
+    let now = codex.answered(1).await["result"]["currentTimeAt"].as_u64().unwrap();
+    assert!(now > 1_700_000_000, "{now}");
+    assert!(all(&mut route).await.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_a_sub_agent_says_goes_to_the_turn_of_its_elder() {
     let (worker, mut codex) = worker().await;
     let mut elder = worker.route("t").unwrap();
