@@ -47,7 +47,9 @@ pub mod model {
         pub use crate::model::id::TurnId;
     }
     pub mod options {
-        pub use crate::model::options::{ApprovalPolicy, DynamicTool, SandboxMode, ThreadOptions};
+        pub use crate::model::options::{
+            ApprovalPolicy, ApprovalsReviewer, DynamicTool, SandboxMode, ThreadOptions,
+        };
     }
     pub mod request {
         pub use crate::model::request::{ReviewTarget, UserInput, Work};

@@ -13,7 +13,7 @@ use codex_sidecar::parts::app_server::client::{
 use codex_sidecar::parts::app_server::mcp;
 use codex_sidecar::parts::app_server::peer::{Peer, PeerLimits};
 use codex_sidecar::parts::model::options::{
-    ApprovalPolicy, DynamicTool, SandboxMode, ThreadOptions,
+    ApprovalPolicy, ApprovalsReviewer, DynamicTool, SandboxMode, ThreadOptions,
 };
 use codex_sidecar::parts::model::request::{ReviewTarget, UserInput, Work};
 use codex_sidecar::parts::model::workspace::Workspace;
@@ -181,6 +181,8 @@ const NOTIFICATIONS: &[&str] = &[
     "error",
     "warning",
     "mcpServer/startupStatus/updated",
+    "item/autoApprovalReview/started",
+    "item/autoApprovalReview/completed",
 ];
 
 /// What Codex asks, and is answered with more than an error.
@@ -242,6 +244,20 @@ const ANSWERS: &[(&str, &[&str])] = &[
     ("ThreadBackgroundTerminalsListResponse", &["data.itemId", "data.processId"]),
     ("TurnCompletedNotification", &["threadId", "turn.id", "turn.status", "turn.error"]),
     ("ItemStartedNotification", &["threadId", "turnId", "item"]),
+    (
+        "ItemGuardianApprovalReviewCompletedNotification",
+        &[
+            "threadId",
+            "turnId",
+            "reviewId",
+            "targetItemId",
+            "action",
+            "review.status",
+            "review.riskLevel",
+            "review.userAuthorization",
+            "review.rationale",
+        ],
+    ),
     ("ErrorNotification", &["threadId", "turnId", "error", "willRetry"]),
     ("ThreadTokenUsageUpdatedNotification", &["tokenUsage.total", "tokenUsage.last"]),
     ("McpServerStatusUpdatedNotification", &["threadId", "name", "status", "error"]),
@@ -312,6 +328,7 @@ async fn ask_everything(client: &Client) {
     let narrowed = ThreadOptions {
         sandbox_mode: Some(SandboxMode::ReadOnly),
         approval_policy: Some(ApprovalPolicy::Never),
+        approvals_reviewer: Some(ApprovalsReviewer::User),
         ..options.clone()
     };
     let usual = baseline(Some("high"), None);
@@ -434,10 +451,20 @@ async fn every_schema_has_what_the_sidecar_uses() {
         "ThreadStartResponse: field approvalsReviewer",
         "ThreadStartResponse: field serviceTier",
         "turn/start: parameter approvalsReviewer",
+        "thread/start: parameter approvalsReviewer",
+        "thread/resume: parameter approvalsReviewer",
+        "notification item/autoApprovalReview/started",
+        "notification item/autoApprovalReview/completed",
         "turn/start: parameter serviceTier",
         "method thread/unsubscribe",
         "server request item/permissions/requestApproval",
         "server request mcpServer/elicitation/request",
+    ]
+    .map(str::to_owned);
+    // Its reviews have no id, and its reviewer another name.
+    let reviews = [
+        "ItemGuardianApprovalReviewCompletedNotification: field reviewId",
+        "ItemGuardianApprovalReviewCompletedNotification: field review.userAuthorization",
     ]
     .map(str::to_owned);
     // They tell no settings.
@@ -521,6 +548,7 @@ async fn every_schema_has_what_the_sidecar_uses() {
                 &roots,
                 &parts,
                 &turns,
+                &reviews,
             ],
         ),
         (

@@ -4,7 +4,8 @@
 #     CODEX_SIDECAR_ADDR=127.0.0.1:50061 CODEX_SIDECAR_SOCKET=/run/sidecar.sock tests/python/run.sh
 #
 # The sidecar must be one with the offline model, whose answers the tests know. Without
-# CODEX_SIDECAR_SOCKET, where it must listen too, the tests of Unix sockets are left out.
+# CODEX_SIDECAR_SOCKET, where it must listen too, the tests of Unix sockets are left out, and without the
+# MCP server `desk` (tests/mcp/desk.py) in the config.toml of its CODEX_HOME those of elicitations.
 # The environment is made in target/python-venv, once; the second run starts at once.
 set -eu
 

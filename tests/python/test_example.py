@@ -122,7 +122,7 @@ class ExampleTest(unittest.TestCase):
 
     def test_the_readme_shows_it_and_what_it_prints(self) -> None:
         readme = (stubs.REPOSITORY / "README.md").read_text(encoding="utf-8")
-        blocks = re.findall(r"^```python\n(.*?)^```\n\n```text\n(.*?)^```\n", readme, re.DOTALL | re.MULTILINE)
+        blocks = re.findall(r"^```python\n((?:(?!```).*\n)*)```\n\n```text\n((?:(?!```).*\n)*)```\n", readme, re.MULTILINE)
         self.assertEqual(len(blocks), 1, "one example in Python with its output")
         code, output = blocks[0]
         self.assertEqual(code.splitlines(), EXAMPLE.read_text(encoding="utf-8").splitlines())

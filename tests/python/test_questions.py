@@ -40,13 +40,13 @@ ASK = {"question_policy": "QUESTION_POLICY_ASK"}
 
 
 def setUpModule() -> None:
-    global api
+    global api, turn_event
     made = tempfile.TemporaryDirectory(prefix="codex-sidecar-stubs-")
     unittest.addModuleCleanup(made.cleanup)
     stubs.generate(made.name)
     # For the example as a process of its own.
     os.environ["PYTHONPATH"] = made.name
-    from codex.sidecar.v1 import codex_service_pb2 as api
+    from codex.sidecar.v1 import codex_service_pb2 as api, turn_event_pb2 as turn_event
 
 
 def details(error: grpc.RpcError, kind):
@@ -74,13 +74,13 @@ GRANT = '{"network": {"enabled": true}}'
 # By its name in the contract: what has Codex ask, two answers, and one that does not fit with its path.
 KINDS = {
     "command_approval": (
-        "[[escalate touch {file}]]",
+        "[[escalate touch FILE]]",
         approval("ACCEPT"),
         approval("DECLINE"),
         (approval("ACCEPT_FOR_SESSION"), "approval.decision"),
     ),
     "file_change_approval": (
-        "[[write {file} x]]",
+        "[[write FILE x]]",
         approval("ACCEPT"),
         approval("DECLINE"),
         (approval("ACCEPT_WITH_EXEC_POLICY_AMENDMENT"), "approval.decision"),
@@ -104,7 +104,7 @@ KINDS = {
         (elicitation("ACCEPT", '{"name": 7}'), "elicitation.content_json"),
     ),
     "tool_call": (
-        '[[tool look {{"n": 1}}]]',
+        '[[tool look {"n": 1}]]',
         given_back("found"),
         given_back("not there", success=False),
         ({"approval": {}}, "approval"),
@@ -126,8 +126,8 @@ class QuestionsTest(unittest.TestCase):
         self.work = work.name
         self.file = pathlib.Path(work.name, "touched")
 
-    def kinds(self):
-        """All kinds that this sidecar can be made to ask, each in a subtest."""
+    def of_each_kind(self, test) -> None:
+        """Runs a test of all kinds that this sidecar can be made to ask."""
         has_desk = "mcp__desk" in self.final("[[show /tools]]")
         for kind, (words, *answers) in KINDS.items():
             if kind == "elicitation" and not has_desk:
@@ -135,7 +135,7 @@ class QuestionsTest(unittest.TestCase):
                 continue
             self.file.unlink(missing_ok=True)
             with self.subTest(kind):
-                yield kind, words.format(file=self.file) + " [[say went on]]", *answers
+                test(kind, words.replace("FILE", str(self.file)) + " [[say went on]]", *answers)
 
     def begin(self, words: str, **more):
         request = {
@@ -183,7 +183,7 @@ class QuestionsTest(unittest.TestCase):
         events = [response.event for response in call]
         settled = [event.request_resolved for event in events if event.HasField("request_resolved")]
         self.assertEqual(len(settled), 1, events)
-        name = api.turn__event__pb2.RequestResolution.Name(settled[0].resolution)
+        name = turn_event.RequestResolution.Name(settled[0].resolution)
         self.assertEqual(name, f"REQUEST_RESOLUTION_{resolution}")
         return events
 
@@ -191,42 +191,49 @@ class QuestionsTest(unittest.TestCase):
         self.assertEqual(events[-1].turn_completed.final_response, "went on", events[-1])
 
     def test_every_kind_is_answered(self) -> None:
-        for kind, words, yes, no, (unfit, path) in self.kinds():
-            for answer in (yes, no):
+        def test(kind, words, yes, no, unfit) -> None:
+            for answer, other in ((yes, no), (no, yes)):
                 call = self.begin(words, **ASK)
                 turn_id, request = self.asked(call, kind)
-                error = self.assert_refused("INVALID_ARGUMENT", "INVALID_INPUT", turn_id, request.request_id, unfit)
+                wrong, path = unfit
+                error = self.assert_refused("INVALID_ARGUMENT", "INVALID_INPUT", turn_id, request.request_id, wrong)
                 paths = {violation.field for violation in details(error, BadRequest).field_violations}
                 self.assertEqual(paths, {path}, error.details())
                 self.answer(turn_id, request.request_id, answer)
                 self.assert_went_on(self.rest(call, "ANSWERED"))
                 # The same again is no other answer; another one comes too late.
                 self.answer(turn_id, request.request_id, answer)
-                self.assert_too_late(turn_id, request.request_id, no if answer is yes else yes)
+                self.assert_too_late(turn_id, request.request_id, other)
                 may_write = kind in ("command_approval", "file_change_approval") and answer is yes
                 self.assertEqual(self.file.exists(), may_write)
                 self.file.unlink(missing_ok=True)
 
+        self.of_each_kind(test)
+
     def test_who_knows_nothing_of_questions_never_waits(self) -> None:
-        for kind, words, yes, *_ in self.kinds():
+        def test(kind, words, yes, *_) -> None:
             if kind == "tool_call":
-                continue  # Who lends a function answers for it.
+                return  # Who lends a function answers for it.
             call = self.begin(words)
             turn_id, request = self.asked(call, kind)
             self.assert_went_on(self.rest(call, "DECLINED"))
             self.assert_too_late(turn_id, request.request_id, yes)
             self.assertFalse(self.file.exists())
 
+        self.of_each_kind(test)
+
     def test_what_nobody_answers_in_time_is_declined(self) -> None:
-        for kind, words, yes, *_ in self.kinds():
+        def test(kind, words, yes, *_) -> None:
             call = self.begin(words, turn_options={"answer_timeout": {"nanos": 300_000_000}}, **ASK)
             turn_id, request = self.asked(call, kind)
             self.assert_went_on(self.rest(call, "TIMED_OUT"))
             self.assert_too_late(turn_id, request.request_id, yes)
             self.assertFalse(self.file.exists())
 
+        self.of_each_kind(test)
+
     def test_an_interruption_takes_a_question_back(self) -> None:
-        for kind, words, yes, *_ in self.kinds():
+        def test(kind, words, yes, *_) -> None:
             call = self.begin(words, **ASK)
             turn_id, request = self.asked(call, kind)
             self.codex.InterruptTurn(api.InterruptTurnRequest(turn_id=turn_id), timeout=PATIENCE)
@@ -235,8 +242,10 @@ class QuestionsTest(unittest.TestCase):
             self.assert_too_late(turn_id, request.request_id, yes)
             self.assertFalse(self.file.exists())
 
+        self.of_each_kind(test)
+
     def test_a_question_is_lost_with_its_worker(self) -> None:
-        for kind, words, yes, *_ in self.kinds():
+        def test(kind, words, yes, *_) -> None:
             call = self.begin(words, **ASK)
             turn_id, request = self.asked(call, kind)
             for worker in self.pool.ListWorkers(self.list_workers, timeout=PATIENCE).workers:
@@ -247,8 +256,10 @@ class QuestionsTest(unittest.TestCase):
             self.assertFalse(self.file.exists())
             self.wait_for_a_worker()
 
+        self.of_each_kind(test)
+
     def test_a_question_outlives_its_caller_and_anybody_answers(self) -> None:
-        for kind, words, yes, *_ in self.kinds():
+        def test(kind, words, yes, *_) -> None:
             call = self.begin(words, disconnect_policy="DISCONNECT_POLICY_CONTINUE", **ASK)
             turn_id, request = self.asked(call, kind)
             call.cancel()
@@ -257,8 +268,10 @@ class QuestionsTest(unittest.TestCase):
             self.answer(turn_id, request.request_id, yes)
             self.assert_went_on(self.rest(attached, "ANSWERED"))
 
+        self.of_each_kind(test)
+
     def test_a_function_is_called_several_times_at_once(self) -> None:
-        words = ' [[and]] '.join(f'[[tool look {{"n": {n}}}]]' for n in (1, 2, 3)) + " [[say went on]]"
+        words = " [[and]] ".join(f'[[tool look {{"n": {n}}}]]' for n in (1, 2, 3)) + " [[say went on]]"
         call = self.begin(words)
         waiting = [self.asked(call, "tool_call") for _ in range(3)]
         numbers = [json.loads(request.tool_call.arguments_json)["n"] for _, request in waiting]
@@ -286,7 +299,7 @@ class QuestionsTest(unittest.TestCase):
 class ApproverTest(unittest.TestCase):
     def test_the_readme_shows_it_and_what_it_does(self) -> None:
         readme = (stubs.REPOSITORY / "README.md").read_text(encoding="utf-8")
-        shown = re.findall(r"^```python\n(.*?)^```\n\n```console\n(.*?)^```\n", readme, re.DOTALL | re.MULTILINE)
+        shown = re.findall(r"^```python\n((?:(?!```).*\n)*)```\n\n```console\n((?:(?!```).*\n)*)```\n", readme, re.MULTILINE)
         self.assertEqual(len(shown), 1, "one example that asks")
         code, session = shown[0]
         self.assertEqual(code, APPROVER.read_text(encoding="utf-8"))

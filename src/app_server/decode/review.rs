@@ -16,7 +16,8 @@ pub(super) fn review(params: &Parts<'_>) -> Option<ApprovalReviewed> {
         _ => ApprovalReviewStatus::Unspecified,
     };
     Some(ApprovalReviewed {
-        review_id: params.read("reviewId")?,
+        // CLIs before 0.130 have none.
+        review_id: params.text("reviewId")?,
         item_id: params.text("targetItemId")?,
         status: status.into(),
         risk_level: review.text("riskLevel")?,
@@ -28,18 +29,22 @@ pub(super) fn review(params: &Parts<'_>) -> Option<ApprovalReviewed> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
     use crate::app_server::decode::{News, Scope, notification};
     use crate::model::event::Event;
 
+    fn action() -> Value {
+        json!({"type": "applyPatch", "cwd": "/w", "files": ["/w/a"]})
+    }
+
     /// As 0.169.0 tells it.
-    fn told(method: &str, review: serde_json::Value, target: serde_json::Value) -> (Scope, News) {
+    fn told(method: &str, review: Value, target: Value) -> (Scope, News) {
         let params = json!({
             "threadId": "t", "turnId": "u", "startedAtMs": 1, "completedAtMs": 2, "reviewId": "r",
             "targetItemId": target, "decisionSource": "agent", "review": review,
-            "action": {"type": "applyPatch", "cwd": "/w", "files": ["/w/a"]},
+            "action": action(),
         });
         notification(method, &serde_json::value::to_raw_value(&params).unwrap())
     }
@@ -54,7 +59,7 @@ mod tests {
             review_id: "r".to_owned(),
             item_id: "i".to_owned(),
             status: ApprovalReviewStatus::InProgress.into(),
-            action_json: r#"{"cwd":"/w","files":["/w/a"],"type":"applyPatch"}"#.to_owned(),
+            action_json: action().to_string(),
             ..ApprovalReviewed::default()
         };
         assert_eq!(news, News::Event(Event::ApprovalReviewed(expected.clone())));

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use codex_sidecar::pb;
 use codex_sidecar::pb::ElicitationAction::{Accept, Cancel, Decline};
 use codex_sidecar::pb::McpToolCallStatus::{Completed, Failed};
+use codex_sidecar::pb::answer_request_request::Answer;
 use codex_sidecar::pb::codex_request::Kind as Asked;
 use codex_sidecar::pb::item::Kind;
 use serde_json::{Value, json};
@@ -107,8 +108,24 @@ async fn a_tool_that_may_change_something_is_called_or_not_as_its_approval_says(
     let params: Value = serde_json::from_str(&approval.params_json).unwrap();
     assert_eq!(params["_meta"]["codex_approval_kind"], "mcp_tool_call", "{params}");
     assert!(approval.message.contains("ring"), "{approval:#?}");
+    assert_eq!(approval.persist, ["session", "always"]);
     answer(&sidecar, turn.turn_id(), &request.request_id, elicit(Accept, "")).await.unwrap();
     assert_eq!(called(&turn.rest().await), (Completed, json!("rang")));
+
+    // That was this once. For the session, the next call is not asked about.
+    let mut turn = sidecar.begin(ring("accepted")).await;
+    let request = asked(&mut turn).await;
+    let persist = |word: &str| {
+        let (action, persist) = (Accept.into(), word.to_owned());
+        Answer::Elicitation(pb::ElicitationAnswer { action, persist, ..Default::default() })
+    };
+    let unfit = answer(&sidecar, turn.turn_id(), &request.request_id, persist("ever")).await;
+    assert_eq!(unfit.unwrap_err().field_paths(), ["elicitation.persist"]);
+    let session = persist("session");
+    answer(&sidecar, turn.turn_id(), &request.request_id, session).await.unwrap();
+    assert_eq!(called(&turn.rest().await), (Completed, json!("rang")));
+    let told = run_answering(&sidecar, ring("accepted"), []).await;
+    assert_eq!(called(&told), (Completed, json!("rang")));
 
     for action in [Decline, Cancel] {
         let word = action.as_str_name();

@@ -1,6 +1,7 @@
 //! What becomes of a question of each kind that its caller does not answer: declined, too late,
 //! interrupted, lost with its worker, and answered by somebody else.
 
+use codex_sidecar::parts::config::ListenAddress;
 use codex_sidecar::pb;
 use codex_sidecar::pb::RequestResolution::{Answered, Declined, TimedOut, Withdrawn};
 use codex_sidecar::pb::answer_request_request::Answer;
@@ -12,7 +13,7 @@ use super::{
     resolved, say, with_desk,
 };
 use crate::support::attached::by_id;
-use crate::support::{Client, Place, Sidecar, Told, processes};
+use crate::support::{Client, Place, Sidecar, Told, processes, short_directory};
 
 async fn start() -> Sidecar {
     let place = Place::new();
@@ -171,6 +172,27 @@ async fn a_question_outlives_its_caller_and_the_first_answer_counts_whoever_give
         answer(&sidecar, &turn_id, &raised.request_id, first).await.unwrap();
         let unknown = answer(&sidecar, &turn_id, "777", two_answers(kind).0).await.unwrap_err();
         unknown.assert(Code::NotFound, "REQUEST_NOT_FOUND");
+    }
+
+    sidecar.stop().await;
+}
+
+#[tokio::test]
+async fn who_answered_is_told_by_his_address_or_over_a_unix_socket_by_his_user() {
+    let sockets = short_directory();
+    let socket = sockets.path().join("sidecar.sock");
+    let path = socket.clone();
+    let sidecar = Sidecar::with(|config| config.listen.push(ListenAddress::Unix(path))).await;
+    let address = format!("unix:{}", socket.display());
+    let neighbour = Client::connect(&address, sidecar.place.work()).await;
+    let user = format!("unix:uid={}", rustix::process::getuid().as_raw());
+    let answerers: [(&Client, &str); 2] = [(&sidecar, "127.0.0.1:"), (&neighbour, &user)];
+    for (answerer, by) in answerers {
+        let mut turn = sidecar.begin(lending("a", "[[tool look]]")).await;
+        let raised = asked(&mut turn).await;
+        answer(answerer, turn.turn_id(), &raised.request_id, give_back("x")).await.unwrap();
+        let resolved = only(&turn.rest().await);
+        assert!(resolved.resolved_by.starts_with(by), "{resolved:#?}");
     }
 
     sidecar.stop().await;

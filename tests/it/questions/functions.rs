@@ -57,7 +57,7 @@ async fn calls_that_are_made_at_once_wait_at_once_and_are_answered_in_any_order(
 
 #[tokio::test]
 async fn a_function_gives_back_texts_and_images_or_fails() {
-    let sidecar = Sidecar::start().await;
+    let sidecar = Sidecar::with(|config| config.retention.max_bytes_per_turn = 16 << 20).await;
     let content = |content: Content| pb::ToolContent { content: Some(content) };
     // Six megabytes in one answer: far more than a gRPC message has by default, and less than a line.
     let long = "x".repeat(6 << 20);
