@@ -76,9 +76,9 @@ enum Command {
     /// Run one turn and print what it does
     Run(Box<run::RunArgs>),
     /// Run one turn as `codex exec` does, for the SDKs that start that
-    // For the list of subcommands; `main` sees to it before this is parsed.
-    #[command(visible_alias = "e", disable_help_flag = true)]
-    Exec,
+    // For the list of subcommands and for completions; `main` sees to it before this is parsed.
+    #[command(visible_alias = "e")]
+    Exec(Box<exec::ExecArgs>),
     /// Serve Codex to an MCP client on stdin and stdout, as `codex mcp-server` did
     Mcp(mcp::McpArgs),
     /// What a worker of Codex is started with
@@ -142,7 +142,7 @@ pub fn main() -> ExitCode {
         match command {
             Command::Serve(args) => serve::serve(*args).await,
             // Seen to above.
-            Command::Exec | Command::AppServer { .. } => Ok(0),
+            Command::Exec(_) | Command::AppServer { .. } => Ok(0),
             Command::Run(args) => run::run(*args).await,
             Command::Mcp(args) => mcp::mcp(args).await,
             Command::Attach(args) => attach::attach(*args).await,

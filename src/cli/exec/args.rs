@@ -24,7 +24,7 @@ use super::last::ResumeLast;
                   registry. Paths are those of the sidecar's machine, relative ones are taken \
                   from here."
 )]
-pub(super) struct ExecArgs {
+pub(in crate::cli) struct ExecArgs {
     #[command(subcommand)]
     pub(super) command: Option<Command>,
     #[command(flatten)]

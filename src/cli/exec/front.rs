@@ -26,49 +26,54 @@ enum Word {
     Exec(Box<ExecArgs>),
 }
 
-/// What may stand before the word. None of it is global: `exec` has its own.
+/// What may stand before the word. `exec` has its own of nearly all, and they are global: of the same
+/// id, they would take the place of these.
 #[derive(Debug, Default, clap::Args)]
 struct Before {
-    #[arg(short, long, value_name = "KEY=VALUE")]
+    #[arg(id = "before-config", short = 'c', long = "config", value_name = "KEY=VALUE")]
     config: Vec<String>,
-    #[arg(long, value_name = "FEATURE")]
+    #[arg(id = "before-enable", long = "enable", value_name = "FEATURE")]
     enable: Vec<String>,
-    #[arg(long, value_name = "FEATURE")]
+    #[arg(id = "before-disable", long = "disable", value_name = "FEATURE")]
     disable: Vec<String>,
-    #[arg(short, long, value_name = "FILE", num_args = 1.., value_delimiter = ',')]
+    #[arg(id = "before-image", short = 'i', long = "image", value_name = "FILE", num_args = 1.., value_delimiter = ',')]
     image: Vec<PathBuf>,
-    #[arg(short, long)]
+    #[arg(id = "before-model", short = 'm', long = "model")]
     model: Option<String>,
-    #[arg(short, long, value_parser = PossibleValuesParser::new(["read-only", "workspace-write", "danger-full-access"]))]
+    #[arg(id = "before-sandbox", short = 's', long = "sandbox", value_parser = PossibleValuesParser::new(["read-only", "workspace-write", "danger-full-access"]))]
     sandbox: Option<String>,
-    #[arg(long, alias = "yolo")]
+    #[arg(
+        id = "before-dangerously-bypass-approvals-and-sandbox",
+        long = "dangerously-bypass-approvals-and-sandbox",
+        alias = "yolo"
+    )]
     dangerously_bypass_approvals_and_sandbox: bool,
-    #[arg(short = 'C', long, value_name = "DIR")]
+    #[arg(id = "before-cd", short = 'C', long = "cd", value_name = "DIR")]
     cd: Option<PathBuf>,
-    #[arg(long, value_name = "DIR")]
+    #[arg(id = "before-add-dir", long = "add-dir", value_name = "DIR")]
     add_dir: Vec<PathBuf>,
-    #[arg(long)]
+    #[arg(id = "before-search", long = "search")]
     search: bool,
     // Of no effect on `exec`, as with the real one: the terminal's own.
-    #[arg(short, long, value_parser = PossibleValuesParser::new(["on-request", "never"]))]
+    #[arg(id = "before-ask-for-approval", short = 'a', long = "ask-for-approval", value_parser = PossibleValuesParser::new(["on-request", "never"]))]
     ask_for_approval: Option<String>,
-    #[arg(long)]
+    #[arg(id = "before-no-alt-screen", long = "no-alt-screen")]
     no_alt_screen: bool,
-    #[arg(long)]
+    #[arg(id = "before-no-daemon", long = "no-daemon")]
     no_daemon: bool,
-    #[arg(long)]
+    #[arg(id = "before-strict-config", long = "strict-config")]
     strict_config: bool,
-    #[arg(long)]
+    #[arg(id = "before-oss", long = "oss")]
     oss: bool,
-    #[arg(long)]
+    #[arg(id = "before-local-provider", long = "local-provider")]
     local_provider: Option<String>,
-    #[arg(short, long)]
+    #[arg(id = "before-profile", short = 'p', long = "profile")]
     profile: Option<String>,
-    #[arg(long)]
+    #[arg(id = "before-approve-for-me", long = "approve-for-me")]
     approve_for_me: bool,
-    #[arg(long)]
+    #[arg(id = "before-dangerously-bypass-hook-trust", long = "dangerously-bypass-hook-trust")]
     dangerously_bypass_hook_trust: bool,
-    #[arg(long)]
+    #[arg(id = "before-worktree", long = "worktree")]
     worktree: bool,
 }
 

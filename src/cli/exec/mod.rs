@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 
-use self::args::ExecArgs;
+pub(super) use self::args::ExecArgs;
 use self::credentials::Wanted;
 use self::human::{Header, Paint};
 use self::output::{Display, Form};
@@ -80,11 +80,11 @@ fn exec(args: &ExecArgs) -> CommandResult {
         .map_err(|error| failed(format!("can't start the runtime: {error}")))?;
     let ran = runtime.block_on(async {
         let connecting = client::connect_within(&addr, CONNECT_TIMEOUT, "CODEX_SIDECAR_ADDR");
-        let caller = connecting.await.map_err(exit_1)?;
+        let caller = connecting.await?;
         run(args, asked, &caller, &env).await
     });
     runtime.shutdown_background();
-    ran
+    ran.map_err(exit_1)
 }
 
 async fn run(

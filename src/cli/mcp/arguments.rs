@@ -277,7 +277,7 @@ mod tests {
         }
         for (arguments, why) in [
             (json!({ "prompt": "x" }), "either threadId or conversationId must be provided"),
-            (json!({ "prompt": "x", "threadId": "y" }), "Failed to parse thread_id: invalid"),
+            (json!({ "prompt": "x", "threadId": "y" }), "Failed to parse thread_id: "),
             (json!({ "threadId": ID }), "missing field `prompt`"),
         ] {
             let ending = codex_reply(object(arguments), &Sessions::default(), here).unwrap_err();

@@ -33,7 +33,7 @@ fn cases() -> Vec<Case> {
                 [[plan a; b; c]] [[write notes.txt one\ntwo]] \
                 [[patch *** Update File: notes.txt\n@@\n-one\n+three\n]] [[say first]] [[say last]]";
     vec![
-        case("a plain turn", "hello\n", "-", "tokens used\n"),
+        case("a plain turn", "hello", "-", "tokens used\n"),
         case("all that a turn does", work, "-", "@@ -0,0 +1,2 @@"),
         case("the same in colours", work, "--color always -", "\u{1b}[35m\u{1b}[3mcodex"),
         case("without colours", "hello", "--color never", "Reading prompt from stdin...\n"),
@@ -80,7 +80,6 @@ fn cases() -> Vec<Case> {
             "-c model_providers.offline.stream_max_retries=2 -",
             "ERROR: Reconnecting... 2/2",
         ),
-        failing("a full window", "[[fail context_length_exceeded]]", "-", "ran out of room"),
     ]
 }
 

@@ -275,6 +275,34 @@ class McpServer(unittest.IsolatedAsyncioTestCase):
             # The others are not touched.
             self.assertIn("hello", self.said(await self.call(client, "codex", prompt="hello")))
 
+    async def test_a_question_of_a_cancelled_call_is_taken_back(self) -> None:
+        asked, taken_back = asyncio.Event(), asyncio.Event()
+
+        async def elicited(context, params) -> ElicitResult:
+            asked.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                taken_back.set()
+
+        async with self.client(elicitation_callback=elicited) as client:
+            calling = asyncio.create_task(
+                self.call(
+                    client,
+                    "codex",
+                    prompt=escalated(f"touch {self.work}/allowed"),
+                    sandbox="read-only",
+                    approval_policy="on-request",
+                )
+            )
+            async with asyncio.timeout(PATIENCE):
+                await asked.wait()
+                calling.cancel()
+                await taken_back.wait()
+            await asyncio.gather(calling, return_exceptions=True)
+            self.assertIn("hello", self.said(await self.call(client, "codex", prompt="hello")))
+        self.assertFalse((self.work / "allowed").exists())
+
     async def test_a_client_that_goes_away_leaves_nothing_running(self) -> None:
         async with self.client() as client:
             sleeping = asyncio.create_task(

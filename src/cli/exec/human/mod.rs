@@ -78,8 +78,8 @@ impl Renderer {
             }
             // The others wait for the turn's beginning, which tells what it runs with.
             event => {
-                let header = self.header();
-                return header + &self.of_running(event);
+                let text = self.of_running(event);
+                return if text.is_empty() { text } else { self.header() + &text };
             }
         };
         if self.header.is_some() {

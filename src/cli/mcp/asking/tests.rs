@@ -162,8 +162,11 @@ fn a_form_is_answered_with_its_content() {
     let said = answer(&asked.question, &accepted(json!({ "name": "x" })));
     let expected = |action: Action, content: &str| {
         let (action, content_json) = (action.into(), content.to_owned());
-        let persist = String::new();
-        Some(Answer::Elicitation(pb::ElicitationAnswer { action, content_json, persist }))
+        Some(Answer::Elicitation(pb::ElicitationAnswer {
+            action,
+            content_json,
+            ..Default::default()
+        }))
     };
     assert_eq!(said, expected(Action::Accept, r#"{"name":"x"}"#));
     assert_eq!(answer(&asked.question, &Reply::declined()), expected(Action::Decline, ""));
