@@ -1,5 +1,6 @@
 //! What arguments of several subcommands have in common.
 
+use std::ffi::OsString;
 use std::io::{self, IsTerminal as _, Read as _};
 use std::path::Path;
 use std::time::Duration;
@@ -23,6 +24,40 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     }
     humantime::parse_duration(text)
         .map_err(|error| format!("{error}; write seconds, or 500ms, 30s, 10m"))
+}
+
+/// One that must not be zero.
+pub(super) fn positive_duration(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err("must be above zero".to_owned()),
+        duration => Ok(duration),
+    }
+}
+
+/// The command line with the values of `run`'s flags that need none joined to them, so that
+/// `--web-search live` and `--web-search=live` are the same, and `--web-search PROMPT` has a prompt.
+pub(super) fn joined(words: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    const VALUES: [(&str, &[&str]); 2] =
+        [("--network", &["true", "false"]), ("--web-search", &["disabled", "cached", "live"])];
+    let mut joined: Vec<OsString> = Vec::new();
+    let mut is_over = false;
+    for word in words {
+        // Behind it everything is an argument of its own.
+        is_over |= word == "--";
+        let is_run = joined.get(1).is_some_and(|name| name == "run");
+        if let Some(flag) = joined.last_mut().filter(|_| is_run && !is_over) {
+            let takes = |(name, values): &(&str, &[&str])| {
+                flag == name && values.iter().any(|value| word == *value)
+            };
+            if VALUES.iter().any(takes) {
+                flag.push("=");
+                flag.push(&word);
+                continue;
+            }
+        }
+        joined.push(word);
+    }
+    joined
 }
 
 /// The duration as the contract has it.
@@ -141,6 +176,8 @@ pub(super) fn parts(flag: &str, form: &str, text: &str) -> Result<(String, Strin
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
+
     use super::*;
 
     #[test]
@@ -150,8 +187,28 @@ mod tests {
         for (text, millis) in cases {
             assert_eq!(duration(text), Ok(Duration::from_millis(millis)), "{text}");
         }
+        assert!(positive_duration("0").is_err() && positive_duration("1").is_ok());
         for wrong in ["", "soon", "-1", ".", "1.2.3", "30 parsecs"] {
             assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_value_that_need_not_be_there_may_follow_its_flag() {
+        let join = |line: &str| {
+            let words = joined(line.split(' ').map(OsString::from));
+            words.join(OsStr::new(" ")).into_string().unwrap()
+        };
+        let cases = [
+            ("x run --web-search live hi", "x run --web-search=live hi"),
+            ("x run --web-search hi", "x run --web-search hi"),
+            ("x run --network --web-search hi", "x run --network --web-search hi"),
+            ("x run --network false hi", "x run --network=false hi"),
+            ("x run -- --network false", "x run -- --network false"),
+            ("x exec --network false", "x exec --network false"),
+        ];
+        for (line, expected) in cases {
+            assert_eq!(join(line), expected);
         }
     }
 

@@ -81,7 +81,7 @@ fn text(info: &pb::GetServerInfoResponse) -> String {
                 "idle {}, turn {}, answer {}",
                 time(limits.default_idle_timeout.as_ref()),
                 time(limits.default_turn_timeout.as_ref()),
-                time(limits.default_answer_timeout.as_ref())
+                time(limits.default_ask_timeout.as_ref())
             ),
         ),
     ];

@@ -119,7 +119,7 @@ pub fn main() -> ExitCode {
     if let Some(code) = exec::main(std::env::args_os().skip(1)) {
         return code;
     }
-    let command = match CommandLine::try_parse() {
+    let command = match CommandLine::try_parse_from(args::joined(std::env::args_os())) {
         Ok(CommandLine { command }) => command,
         Err(error) => return ExitCode::from(wrong_command_line(&error)),
     };

@@ -47,6 +47,10 @@ pub(super) struct Printer<W> {
     printed: Instant,
     /// What the turn does, as far as it said.
     doing: String,
+    /// The same before it asked.
+    doing_before: Option<String>,
+    /// The line that shows the time, as it is.
+    time_line: String,
 }
 
 /// How a piece of text looks.
@@ -98,6 +102,8 @@ impl<W: Write> Printer<W> {
             began: Instant::now(),
             printed: Instant::now(),
             doing: "waiting for the sidecar".to_owned(),
+            doing_before: None,
+            time_line: String::new(),
         }
     }
 
@@ -122,7 +128,11 @@ impl<W: Write> Printer<W> {
         let text = format!("[{}] {}", humantime::format_duration(elapsed), self.doing);
         // One less: the last column would break the line.
         let text: String = text.chars().take(width.saturating_sub(1)).collect();
+        if self.shows_time && self.time_line == text {
+            return Ok(());
+        }
         self.shows_time = true;
+        self.time_line.clone_from(&text);
         let (dim, plain) = if self.colours { ("\x1b[2m", "\x1b[0m") } else { ("", "") };
         write!(self.out, "\r\x1b[2K{dim}{text}{plain}")?;
         self.out.flush()
@@ -149,7 +159,14 @@ impl<W: Write> Printer<W> {
                 Kind::DynamicToolCall(call) => format!("calling {}", call.tool),
                 _ => "thinking".to_owned(),
             },
-            Event::RequestRaised(_) => "waiting for an answer".to_owned(),
+            Event::RequestRaised(_) => {
+                self.doing_before.get_or_insert_with(|| self.doing.clone());
+                "waiting for an answer".to_owned()
+            }
+            Event::RequestResolved(_) => match self.doing_before.take() {
+                Some(before) => before,
+                None => return,
+            },
             Event::TokenUsageUpdated(_)
             | Event::TurnDiffUpdated(_)
             | Event::CommandOutputDelta(_) => {

@@ -119,7 +119,7 @@ impl Words {
             }
         }
         told.push_str(rest);
-        told
+        told.replace("or set --", "or give --")
     }
 
     fn is_known(&self, field: &str) -> bool {
@@ -235,7 +235,7 @@ mod tests {
                         that is, or set thread_options.skip_git_repo_check";
         let field = [("thread_options.working_directory", sentence)];
         let one = refused("FAILED_PRECONDITION", "NOT_A_GIT_REPOSITORY", sentence, &field);
-        let expected = "--cd /x is not inside a git repository; name one that is, or set \
+        let expected = "--cd /x is not inside a git repository; name one that is, or give \
                         --skip-git-repo-check (NOT_A_GIT_REPOSITORY)";
         assert_eq!(told(one), (expected.to_owned(), REFUSED));
 

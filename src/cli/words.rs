@@ -76,13 +76,18 @@ pub(super) fn show_error(error: &pb::TurnError) -> String {
     plain(&text)
 }
 
+/// What is asked, in one line.
 pub(super) fn show_question(question: &pb::CodexRequest) -> String {
-    match &question.kind {
-        Some(Question::CommandApproval(asked)) => {
-            format!("may {:?} run? {}", asked.command, asked.reason)
-        }
+    let text = match &question.kind {
+        Some(Question::CommandApproval(asked)) => match &asked.network_access {
+            Some(network) if asked.command.is_empty() => {
+                format!("may it reach {} by {}? {}", network.host, network.protocol, asked.reason)
+            }
+            _ => format!("may `{}` run? {}", asked.command, asked.reason),
+        },
         Some(Question::FileChangeApproval(asked)) => {
-            format!("may {} files be changed? {}", asked.changes.len(), asked.reason)
+            let paths: Vec<&str> = asked.changes.iter().map(|file| file.path.as_str()).collect();
+            format!("may these files be changed: {}? {}", paths.join(", "), asked.reason)
         }
         Some(Question::PermissionsApproval(asked)) => {
             format!("may it have {}? {}", asked.permissions_json, asked.reason)
@@ -95,5 +100,6 @@ pub(super) fn show_question(question: &pb::CodexRequest) -> String {
         Some(Question::ToolCall(asked)) => format!("call {} {}", asked.tool, asked.arguments_json),
         Some(Question::Unknown(asked)) => format!("{} {}", asked.method, asked.json),
         None => "something that this client does not know".to_owned(),
-    }
+    };
+    plain(text.trim_end())
 }

@@ -22,6 +22,11 @@ fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).expect("UTF-8")
 }
 
+fn stderr(output: &Output) -> String {
+    assert!(output.status.success(), "{output:#?}");
+    String::from_utf8(output.stderr.clone()).expect("UTF-8")
+}
+
 fn json_lines(text: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
 }
@@ -118,6 +123,14 @@ fn wrong_usage_is_told_apart_from_failure() {
     bare().args(["run", "--addr", "nowhere", "--context", "a", "hello"]).assert().code(64);
     bare().arg("--help").assert().success();
     bare().arg("--version").assert().success();
+    // What follows a turn has the CLI's status for that, and a script reads why.
+    bare().args(["run", "--no-such-flag"]).assert().code(2);
+    bare().args(["attach"]).assert().code(2);
+    let assert = bare().args(["run", "--json", "--ephemeral", "--turn-timeout", "0", "x"]).assert();
+    let told = String::from_utf8(assert.code(2).get_output().stderr.clone()).unwrap();
+    let told: Value = serde_json::from_str(&told).expect(&told);
+    assert_eq!(told["error"]["exit_status"], 2, "{told}");
+    assert!(told["error"]["message"].as_str().unwrap().contains("--turn-timeout"), "{told}");
     // Nobody listens there.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let address = format!("127.0.0.1:{port}");
@@ -127,7 +140,7 @@ fn wrong_usage_is_told_apart_from_failure() {
         &["contexts", "list"],
         &["run", "--context", "a", "hello"],
     ] {
-        let assert = bare().args(arguments).env("CODEX_SIDECAR_ADDR", &address).assert().code(1);
+        let assert = bare().args(arguments).env("CODEX_SIDECAR_ADDR", &address).assert().code(69);
         let told = String::from_utf8(assert.get_output().stderr.clone()).unwrap();
         assert!(told.contains(&address), "{arguments:?}: {told}");
     }
@@ -163,9 +176,12 @@ async fn the_subcommands_work_with_a_running_sidecar() {
         let fixed = ["run", "--context", "cli", "--cd", work.as_str()];
         [fixed.as_slice(), more].concat()
     };
-    let shown = stdout(&client(&sidecar, &run(&["hello"])).await);
-    assert!(shown.contains("You said: hello (user messages so far: 1)"), "{shown}");
-    assert!(!shown.contains('\u{1b}'), "colours without a terminal: {shown:?}");
+    let output = client(&sidecar, &run(&["hello"])).await;
+    // The answer alone is on stdout.
+    assert_eq!(stdout(&output), "You said: hello (user messages so far: 1)\n");
+    let shown = stderr(&output);
+    assert!(shown.contains("turn ") && shown.contains("completed; tokens"), "{shown}");
+    assert!(!shown.contains('\u{1b}'), "colours or a clock without a terminal: {shown:?}");
     // A script reads it: the same events as over gRPC.
     let lines = json_lines(&stdout(&client(&sidecar, &run(&["--json", "again"])).await));
     let last = lines.last().unwrap();
@@ -178,7 +194,7 @@ async fn the_subcommands_work_with_a_running_sidecar() {
     let unconfined = ["--sandbox", "danger-full-access"];
     let command = "[[run echo start; sleep 1; echo end]]";
     let arguments = [run(&[]), unconfined.to_vec(), vec![command]].concat();
-    let shown = stdout(&client(&sidecar, &arguments).await);
+    let shown = stderr(&client(&sidecar, &arguments).await);
     for word in ["start", "end"] {
         let lines = shown.lines().filter(|line| line.trim() == word).count();
         assert_eq!(lines, 1, "{word} in {shown}");
@@ -188,9 +204,11 @@ async fn the_subcommands_work_with_a_running_sidecar() {
     assert!(String::from_utf8_lossy(&failed.stderr).contains("BAD_REQUEST"), "{failed:#?}");
     let missing = sidecar.place.path().join("missing").display().to_string();
     let refused = client(&sidecar, &["run", "--context", "x", "--cd", &missing, "hello"]).await;
-    assert_eq!(refused.status.code(), Some(1), "{refused:#?}");
+    assert_eq!(refused.status.code(), Some(3), "{refused:#?}");
     let told = String::from_utf8_lossy(&refused.stderr);
     assert!(told.contains("WORKING_DIRECTORY_MISSING") && told.contains(&missing), "{told}");
+    assert!(told.starts_with("error: --cd ") && !told.contains("thread_options"), "{told}");
+    assert_eq!(told.matches(&missing).count(), 1, "told twice: {told}");
 
     let bound = json_lines(&stdout(&client(&sidecar, &["contexts", "get", "cli", "--json"]).await));
     assert_eq!((&bound[0]["context_id"], &bound[0]["turn_count"]), (&"cli".into(), &4.into()));

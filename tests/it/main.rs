@@ -17,6 +17,8 @@ mod attach;
 #[cfg(target_os = "linux")]
 mod attacks;
 mod cli;
+mod cli_questions;
+mod cli_terminal;
 mod clocks;
 mod configuration_file;
 mod events;

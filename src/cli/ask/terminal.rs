@@ -39,6 +39,11 @@ impl Terminal {
         } else {
             return None;
         };
+        Terminal::on(input)
+    }
+
+    /// The one behind a descriptor.
+    fn on(input: OwnedFd) -> Option<Terminal> {
         let (wants, wanted) = blocking::channel::<()>();
         let (sender, lines) = mpsc::unbounded_channel();
         let reader = input.try_clone().ok()?;
@@ -116,5 +121,72 @@ impl Drop for Silence {
         if let Some(before) = &self.before {
             let _ = rustix::termios::tcsetattr(&self.input, OptionalActions::Now, before);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+
+    use super::*;
+
+    /// A terminal and its other side.
+    fn terminal() -> (Terminal, pty_process::blocking::Pty) {
+        let (pty, pts) = pty_process::blocking::open().unwrap();
+        let input = pts.as_fd().try_clone_to_owned().unwrap();
+        (Terminal::on(input).unwrap(), pty)
+    }
+
+    fn is_echoed(terminal: &Terminal) -> bool {
+        let modes = rustix::termios::tcgetattr(&terminal.input).unwrap().local_modes;
+        modes.contains(LocalModes::ECHO)
+    }
+
+    #[tokio::test]
+    async fn a_secret_is_hidden_while_it_is_typed_and_nothing_is_afterwards() {
+        let (terminal, mut pty) = terminal();
+        let reading = terminal.line("", true);
+        let typing = async {
+            while is_echoed(&terminal) {
+                tokio::task::yield_now().await;
+            }
+            pty.write_all(b"hush\n").unwrap();
+        };
+        let (line, ()) = tokio::join!(reading, typing);
+        assert_eq!(line.unwrap(), Some("hush".to_owned()));
+        assert!(is_echoed(&terminal));
+        let (line, ()) = tokio::join!(terminal.line("", false), async {
+            pty.write_all(b"open\n").unwrap();
+        });
+        assert_eq!(line.unwrap(), Some("open".to_owned()));
+        let mut echo = [0; 100];
+        let count = pty.read(&mut echo).unwrap();
+        let echo = String::from_utf8_lossy(&echo[..count]);
+        assert!(echo.contains("open") && !echo.contains("hush"), "{echo:?}");
+    }
+
+    #[tokio::test]
+    async fn a_prompt_that_is_withdrawn_gives_the_echo_back_and_its_line_to_the_next() {
+        let (terminal, mut pty) = terminal();
+        {
+            let reading = terminal.line("", true);
+            let seen = tokio::time::timeout(std::time::Duration::from_millis(50), reading).await;
+            assert!(seen.is_err());
+        }
+        assert!(is_echoed(&terminal));
+        pty.write_all(b"later\n").unwrap();
+        assert_eq!(terminal.line("", false).await.unwrap(), Some("later".to_owned()));
+    }
+
+    #[tokio::test]
+    async fn what_was_typed_before_the_question_does_not_count() {
+        let (terminal, mut pty) = terminal();
+        pty.write_all(b"y\n").unwrap();
+        // It has come when it is echoed.
+        let mut echo = [0; 100];
+        assert!(pty.read(&mut echo).unwrap() > 0);
+        terminal.begin();
+        pty.write_all(b"n\n").unwrap();
+        assert_eq!(terminal.line("", false).await.unwrap(), Some("n".to_owned()));
     }
 }

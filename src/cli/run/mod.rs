@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::builder::PossibleValuesParser;
 
-use super::args::{InputArgs, duration};
+use super::args::{InputArgs, positive_duration};
 use super::client::{self, AddrArgs};
 use super::failure::CommandResult;
 use super::refusal::Words;
@@ -73,13 +73,13 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "FILE", help_heading = "What the turn is held to")]
     output_schema: Option<PathBuf>,
     /// Longest time for the turn: seconds, or like 10m
-    #[arg(long, value_name = "DURATION", value_parser = duration, help_heading = "What the turn is held to")]
+    #[arg(long, value_name = "DURATION", value_parser = positive_duration, help_heading = "What the turn is held to")]
     turn_timeout: Option<Duration>,
     /// Longest time without progress
-    #[arg(long, value_name = "DURATION", value_parser = duration, help_heading = "What the turn is held to")]
+    #[arg(long, value_name = "DURATION", value_parser = positive_duration, help_heading = "What the turn is held to")]
     idle_timeout: Option<Duration>,
     /// Longest time that a question waits for its answer
-    #[arg(long, value_name = "DURATION", value_parser = duration, help_heading = "What the turn is held to")]
+    #[arg(long, value_name = "DURATION", value_parser = positive_duration, help_heading = "What the turn is held to")]
     answer_timeout: Option<Duration>,
     /// Most tokens of the turn, in and out, sub-agents included; more stop it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), help_heading = "What the turn is held to")]

@@ -308,6 +308,8 @@ impl<'a, S: Sidecar, O: Output, P: Person> Follower<'a, S, O, P> {
             Ok(Some(answer)) => self.answer(question, answer, true),
             // Whether nobody is there any more or the terminal is gone comes to the same.
             Ok(None) | Err(_) => {
+                // Behind the prompt.
+                let _ = self.person.show("\n");
                 self.output.note("nobody answers here any more: declined")?;
                 if let Some(answer) = ask::no(&question) {
                     self.declined.insert(question.request_id.clone());

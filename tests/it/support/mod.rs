@@ -20,6 +20,7 @@ pub mod binary;
 pub mod desk;
 pub mod processes;
 pub mod scripted;
+pub mod terminal;
 pub mod turn;
 
 use std::ffi::OsString;
