@@ -450,9 +450,43 @@ impl Reader {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::event::{InterruptReason, ThreadOrigin, Usage};
+    use crate::model::event::{InterruptReason, ThreadOrigin, TokenUsageUpdated, Usage};
     use crate::model::question::{Question, QuestionKind, Resolution, ToolCall};
     use proptest::prelude::*;
+
+    #[test]
+    fn what_is_known_of_a_turn_outlives_the_events_that_told_it() {
+        let log = log(&Retained::new(1 << 20, 1));
+        assert_eq!(log.summary(), Summary::default());
+        let raised = |id: &str| {
+            let request_id = id.to_owned();
+            let question = crate::model::question::Question { request_id, ..Default::default() };
+            Event::request_raised(question)
+        };
+        let usage = Usage { input_tokens: 3, ..Usage::default() };
+        let used = TokenUsageUpdated { usage: Some(usage), ..TokenUsageUpdated::default() };
+        let resolved = crate::pb::RequestResolution::Answered;
+        for event in [
+            Event::queued(2),
+            thread_started(),
+            raised("one"),
+            raised("two"),
+            Event::TokenUsageUpdated(used),
+            Event::request_resolved("one".to_owned(), resolved, ""),
+        ] {
+            log.append(event);
+        }
+        let known = log.summary();
+        assert_eq!((known.thread_id.as_deref(), known.queue_position), (Some("t"), 2));
+        assert_eq!((known.usage, log.pending_requests()), (Some(usage), vec!["two".to_owned()]));
+        let (number, _, name) = known.last.unwrap();
+        assert_eq!((number, name), (6, "request_resolved"));
+        log.end(interrupted());
+        let known = log.summary();
+        // Codex said no more of it.
+        assert_eq!((known.usage, known.reason.as_str()), (Some(usage), "CODEX"));
+        assert_eq!(known.last.unwrap().2, "turn_interrupted");
+    }
 
     fn delta(bytes: usize) -> Event {
         Event::agent_message_delta(String::new(), "x".repeat(bytes))

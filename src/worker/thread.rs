@@ -407,15 +407,17 @@ impl Worker {
         set.map_err(|error| ThreadError::from(error).before_the_turn())
     }
 
-    /// Looks whether Codex knows the skills of these inputs: it drops others without a word.
+    /// Looks whether Codex can give these inputs to the model. It drops a skill that it does not know
+    /// without a word, and where it is old, texts from outside.
     ///
     /// # Errors
     /// [`ThreadError::UnknownSkill`]; see [`ThreadError`].
-    pub(crate) async fn check_skills(
+    pub(crate) async fn check_inputs(
         &self,
         inputs: &[UserInput],
         workspace: &Workspace,
     ) -> Result<(), ThreadError> {
+        self.check_external(inputs)?;
         if !inputs.iter().any(|input| matches!(input, UserInput::Skill { .. })) {
             return Ok(());
         }
@@ -434,6 +436,18 @@ impl Worker {
         Ok(())
     }
 
+    fn check_external(&self, inputs: &[UserInput]) -> Result<(), ThreadError> {
+        let has_any = inputs.iter().any(|input| matches!(input, UserInput::External { .. }));
+        if has_any && !self.defaults().tells_settings {
+            return Err(ThreadError::Refused(format!(
+                "the Codex CLI {} can't tell external messages from what the user says; 0.150 and \
+                 newer ones can",
+                self.cli_version()
+            )));
+        }
+        Ok(())
+    }
+
     /// Adds input to a running turn.
     ///
     /// # Errors
@@ -444,6 +458,7 @@ impl Worker {
         codex_turn_id: &str,
         inputs: &[UserInput],
     ) -> Result<(), ThreadError> {
+        self.check_external(inputs)?;
         Ok(self.client.turn_steer(thread_id.as_str(), codex_turn_id, inputs).await?)
     }
 

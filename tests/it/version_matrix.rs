@@ -472,6 +472,9 @@ async fn every_schema_has_what_the_sidecar_uses() {
         "method permissionProfile/list",
         "method thread/settings/update",
         "notification thread/settings/updated",
+        // Nor do they take texts from outside.
+        "turn/start: parameter additionalContext",
+        "turn/steer: parameter additionalContext",
     ]
     .map(str::to_owned);
     // Nor do they know profiles.

@@ -1,3 +1,4 @@
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use crate::model::options::{
 };
 use crate::model::question::Answer;
 use crate::model::refusal::Refusal;
-use crate::model::request::{BusyPolicy, TurnRequest, UserInput};
+use crate::model::request::{BusyPolicy, TurnRequest, UserInput, Work};
 use crate::pb;
 use crate::pb::tool_content::Content;
 use crate::turn::timeouts::Timeouts;
@@ -380,6 +381,74 @@ fn inputs_are_bounded_in_number_and_in_joined_length() {
         the_fault("inputs", inputs(vec![text(&half), image("/i.png"), text(&half), text("x")]));
     assert!(fault.starts_with("1048579 characters"), "{fault}");
     the_fault("inputs", inputs(vec![text(&"x".repeat(2 << 20))]));
+}
+
+#[test]
+fn whatever_a_request_says_makes_another_one_of_it_for_its_id() {
+    let fingerprint = |request: pb::RunTurnRequest| {
+        let request = pb::RunTurnRequest { request_id: "r".to_owned(), ..request };
+        validate(request).unwrap().request_id.unwrap().fingerprint
+    };
+    let other = |input| {
+        let mut request = plain();
+        request.inputs.push(pb::UserInput { input: Some(input) });
+        request
+    };
+    use pb::user_input::Input;
+    let (name, path) = ("n".to_owned(), "/a".to_owned());
+    let review = |target| {
+        let review = Some(pb::ReviewTarget { target: Some(target) });
+        pb::RunTurnRequest { review, inputs: Vec::new(), ..plain() }
+    };
+    let requests = [
+        plain(),
+        pb::RunTurnRequest { context_policy: pb::ContextPolicy::MustExist.into(), ..plain() },
+        pb::RunTurnRequest { busy_policy: pb::BusyPolicy::Interrupt.into(), ..plain() },
+        pb::RunTurnRequest { compact: true, inputs: Vec::new(), ..plain() },
+        review(pb::review_target::Target::UncommittedChanges(true)),
+        review(pb::review_target::Target::BaseBranch("main".to_owned())),
+        review(pb::review_target::Target::Commit("main".to_owned())),
+        review(pb::review_target::Target::Instructions("main".to_owned())),
+        other(Input::Skill(pb::Skill { name: name.clone(), path: path.clone() })),
+        other(Input::Mention(pb::Mention { name, path })),
+        other(Input::ExternalMessage(pb::ExternalMessage {
+            source: "n".to_owned(),
+            text: "/a".to_owned(),
+        })),
+        with_options(|options| options.service_tier = "flex".to_owned()),
+    ];
+    let different: HashSet<_> = requests.iter().cloned().map(fingerprint).collect();
+    assert_eq!(different.len(), requests.len());
+    for request in requests {
+        assert_eq!(fingerprint(request.clone()), fingerprint(request));
+    }
+}
+
+#[test]
+fn a_turn_that_is_no_words_takes_nothing_of_what_words_take() {
+    let tool = ToolDefaults {
+        output_schema: Some(json!({"properties": {"a": {"type": "string"}}})),
+        ..ToolDefaults::default()
+    };
+    let compact = || pb::RunTurnRequest { compact: true, inputs: Vec::new(), ..plain() };
+    let turn = validate_with(compact(), tool).unwrap();
+    assert_eq!((turn.work, turn.inputs), (Work::Compact, Vec::new()));
+    assert_eq!(turn.turn_options.output_schema, None);
+    the_fault("inputs", pb::RunTurnRequest { compact: true, ..plain() });
+    let steering = pb::RunTurnRequest { busy_policy: pb::BusyPolicy::Steer.into(), ..compact() };
+    the_fault("busy_policy", steering);
+    let nowhere = |request| pb::RunTurnRequest { context_id: String::new(), ..request };
+    the_fault("compact", pb::RunTurnRequest { ephemeral: true, ..nowhere(compact()) });
+    the_fault("compact", pb::RunTurnRequest { unbound: true, ..nowhere(compact()) });
+    let review = pb::RunTurnRequest {
+        review: Some(pb::ReviewTarget::default()),
+        inputs: Vec::new(),
+        ..plain()
+    };
+    the_fault("review", review);
+    let new = pb::ContextPolicy::MustBeNew.into();
+    let named = pb::RunTurnRequest { thread_id: THREAD.to_owned(), ..nowhere(plain()) };
+    the_fault("context_policy", pb::RunTurnRequest { context_policy: new, ..named });
 }
 
 #[test]

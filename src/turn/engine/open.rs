@@ -337,7 +337,7 @@ impl Engine {
     ) -> Result<Opened, OpenError> {
         let options = &request.thread_options;
         let lease = ties.lease(self, None).await?;
-        let known = lease.worker().check_skills(&request.inputs, workspace).await;
+        let known = lease.worker().check_inputs(&request.inputs, workspace).await;
         known.map_err(|error| open_error(error, None))?;
         let mut patience = PATIENCE.iter();
         let (thread_id, loaded) = loop {
@@ -386,7 +386,7 @@ impl Engine {
         // Not before: a turn that gets no worker leaves it to the next one.
         thread.asked = None;
         let worker = lease.worker();
-        let known = worker.check_skills(&request.inputs, workspace).await;
+        let known = worker.check_inputs(&request.inputs, workspace).await;
         known.map_err(|error| open_error(error, Some(thread_id)))?;
 
         let before = thread.loaded.clone();

@@ -71,6 +71,7 @@ pub(super) struct Terms {
     /// The name under which Codex's turn is started.
     pub(super) root: String,
     pub(super) is_ephemeral: bool,
+    pub(super) is_review: bool,
     /// Why it takes no more input, where it does not.
     pub(super) takes_no_input: Option<&'static str>,
     pub(super) include_raw_events: bool,
@@ -323,6 +324,7 @@ impl Terms {
         Terms {
             root: root.to_owned(),
             is_ephemeral: request.ephemeral,
+            is_review: matches!(request.work, Work::Review(_)),
             takes_no_input: match request.work {
                 Work::Inputs => None,
                 Work::Review(_) => Some("it is a review, which takes no input"),

@@ -32,6 +32,8 @@ pub(super) struct Owned {
     current: Option<String>,
     // The turn within that one in which a reviewer works: by then Codex interrupts no other.
     within: Option<String>,
+    // Whether there is a reviewer, whose turn is told by its chain of work only by newer CLIs.
+    is_review: bool,
     // The threads with a goal that Codex goes on with by itself.
     goals: BTreeSet<String>,
     // Until when Codex may go on with the turn's own.
@@ -115,12 +117,18 @@ impl Owned {
             turns: vec![codex_turn_id.to_owned()],
             current: Some(codex_turn_id.to_owned()),
             within: None,
+            is_review: false,
             goals: BTreeSet::new(),
             continues_by: None,
             agents: BTreeMap::new(),
             commands: BTreeMap::new(),
             mcp_calls: BTreeSet::new(),
         }
+    }
+
+    /// The same of a turn that is a review.
+    pub(super) fn of_review(self, is_review: bool) -> Owned {
+        Owned { is_review, ..self }
     }
 
     /// Whose a message of this scope is.
@@ -141,7 +149,7 @@ impl Owned {
         if self.current.is_some() {
             // A reviewer's, within the turn that runs: no end of its own is told. Any other one was
             // there before, and its begin is told late.
-            if root.is_some_and(is_own) {
+            if root.map_or(self.is_review, is_own) {
                 self.turns.push(turn_id.to_owned());
                 self.within = Some(turn_id.to_owned());
             }
@@ -461,12 +469,29 @@ mod tests {
         // A turn within the turn is its own, and does not take its place.
         assert_eq!(owned.turn_begins("inner", Some("r")), Begun::Known);
         assert_eq!(owned.whose(&scope("t", Some("inner"))), Whose::Own);
+        // Codex interrupts the one or the other, as far as it has come.
+        let both = ["1", "inner"].map(|turn| ("t".to_owned(), turn.to_owned()));
+        assert_eq!(owned.running(), both);
         assert!(!owned.turn_ends(Some("inner"), true, Instant::now()));
         // One that was there before is told late.
         assert_eq!(owned.turn_begins("before", Some("before")), Begun::Known);
         assert_eq!(owned.whose(&scope("t", Some("before"))), Whose::Another);
         assert!(owned.turn_ends(Some("1"), true, Instant::now()));
         assert_eq!(owned.rest(Instant::now()), Rest::Over);
+    }
+
+    #[test]
+    fn a_reviewers_turn_is_known_also_where_codex_does_not_say_whose_it_is() {
+        let now = Instant::now();
+        let mut other = Owned::new("t", "r", "1");
+        assert_eq!(other.turn_begins("inner", None), Begun::Known);
+        assert_eq!(other.whose(&scope("t", Some("inner"))), Whose::Another);
+        let mut review = Owned::new("t", "r", "1").of_review(true);
+        assert_eq!(review.turn_begins("inner", None), Begun::Known);
+        assert_eq!(review.whose(&scope("t", Some("inner"))), Whose::Own);
+        assert_eq!(review.running().len(), 2);
+        assert!(review.turn_ends(Some("1"), true, now));
+        assert_eq!((review.running().len(), review.rest(now)), (0, Rest::Over));
     }
 
     #[test]

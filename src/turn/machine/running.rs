@@ -75,7 +75,8 @@ impl Run {
             tell_mcp_server(status, step.acts);
         }
         Run {
-            owned: Owned::new(thread_id.as_str(), &step.terms.root, &codex_turn_id),
+            owned: Owned::new(thread_id.as_str(), &step.terms.root, &codex_turn_id)
+                .of_review(step.terms.is_review),
             thread_id,
             current_turn_id: codex_turn_id.clone(),
             codex_turn_id,
