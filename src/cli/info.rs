@@ -43,7 +43,7 @@ fn text(info: &pb::GetServerInfoResponse) -> String {
         "" => "none in its environment".to_owned(),
         fingerprint => format!("fingerprint {}", words::plain(fingerprint)),
     };
-    let limits = info.limits.clone().unwrap_or_default();
+    let limits = info.limits.unwrap_or_default();
     let counts = info.counts.unwrap_or_default();
     let of = |most: u32| if most == 0 { String::new() } else { format!(" of {most}") };
     let lines = [

@@ -105,7 +105,8 @@ async fn a_question_can_be_answered_from_elsewhere_and_a_turn_watched_steered_an
     let (answer, told) = texts(&output);
     assert_eq!(output.status.code(), Some(0), "{told}");
     assert!(answer.starts_with("You said: ") && told.contains("touch elsewhere"), "{told}");
-    let unknown = client(&sidecar, &["attach", "no-such-turn", "--json"]).await;
+    let unknown =
+        client(&sidecar, &["attach", "01a221bd-95c1-709a-a61e-358e99718fc0", "--json"]).await;
     assert_eq!(unknown.status.code(), Some(3), "{unknown:#?}");
     assert!(texts(&unknown).1.contains(r#""reason":"TURN_NOT_FOUND""#), "{unknown:#?}");
 
@@ -200,7 +201,7 @@ async fn what_a_sidecar_is_and_how_it_does_can_be_read_and_waited_for() {
     for shell in ["bash", "zsh", "fish"] {
         let script = client(&sidecar, &["completions", shell]).await;
         let (script, told) = texts(&script);
-        assert!(script.contains("--on-question"), "{shell}: {told}");
+        assert!(script.contains("on-question"), "{shell}: {told}");
     }
     sidecar.stop().await;
 }

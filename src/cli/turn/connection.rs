@@ -32,7 +32,7 @@ pub(in crate::cli) enum Begin {
 /// What comes of a turn.
 #[derive(Debug)]
 pub(super) enum Next {
-    Event(pb::TurnEvent),
+    Event(Box<pb::TurnEvent>),
     /// The connection broke; it is being made again.
     Lost,
     /// It was made again.
@@ -99,7 +99,7 @@ impl<S: Sidecar> Connection<S> {
                 Ok(Some(event)) => {
                     self.turn_id.clone_from(&event.turn_id);
                     self.seen = event.sequence;
-                    return Ok(Next::Event(event));
+                    return Ok(Next::Event(Box::new(event)));
                 }
                 Ok(None) => return Ok(Next::End),
                 Err(refused) => {

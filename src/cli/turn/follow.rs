@@ -64,7 +64,7 @@ pub(super) struct Follower<'a, S: Sidecar, O, P> {
 /// What came of a call beside the stream.
 enum Called {
     Interrupted(Result<(), Refused>),
-    Answered { question: pb::CodexRequest, by_person: bool, result: Result<(), Refused> },
+    Answered { question: Box<pb::CodexRequest>, by_person: bool, result: Result<(), Refused> },
 }
 
 /// What the loop does next.
@@ -156,7 +156,7 @@ impl<'a, S: Sidecar, O: Output, P: Person> Follower<'a, S, O, P> {
                 }
                 Step::Next(Ok(Next::Event(event))) => {
                     replay_end = Instant::now() + REPLAY;
-                    self.event(event)?;
+                    self.event(*event)?;
                 }
                 Step::Next(Ok(Next::Lost)) => {
                     self.told.was_cut = true;
@@ -362,7 +362,7 @@ impl<'a, S: Sidecar, O: Output, P: Person> Follower<'a, S, O, P> {
                     result => break result,
                 }
             };
-            Called::Answered { question, by_person, result }
+            Called::Answered { question: Box::new(question), by_person, result }
         };
         self.calls.push(call.boxed_local());
     }
@@ -375,7 +375,7 @@ impl<'a, S: Sidecar, O: Output, P: Person> Follower<'a, S, O, P> {
                 self.output.note(&text)
             }
             Called::Answered { question, by_person, result: Err(refused) } => {
-                self.answer_refused(question, by_person, &refused)
+                self.answer_refused(*question, by_person, &refused)
             }
         }
     }
