@@ -402,12 +402,13 @@ pub(super) async fn terminal(turn: &Turn) -> Result<TurnEvent, Refusal> {
 fn turn_id_of(text: &str) -> Result<TurnId, Refusal> {
     match uuid::Uuid::try_parse(text.trim()) {
         Ok(id) => Ok(TurnId(id.to_string())),
-        Err(_) if text.trim().is_empty() => {
-            Err(Refusal::field("turn_id", "is empty; every event of a turn bears its turn_id"))
-        }
+        Err(_) if text.trim().is_empty() => Err(Refusal::field(
+            "turn_id",
+            "is empty; give the id that every event of the turn bears",
+        )),
         Err(_) => Err(Refusal::field(
             "turn_id",
-            format!("{text:?} is not a turn id; every event of a turn bears its turn_id"),
+            format!("{text:?} is not a turn id; give the one that every event of the turn bears"),
         )),
     }
 }
