@@ -75,6 +75,17 @@ pub(super) fn meaning(message: &str) -> Meaning {
     }
 }
 
+/// What a text means that says of a missing thread only what it is not: `None` of one that says more.
+pub(super) fn cause_of_missing(message: &str) -> Option<&'static str> {
+    if ["thread not loaded", "thread not found"].iter().any(|text| message.starts_with(text)) {
+        Some("there is none of this id")
+    } else if message.starts_with("ephemeral threads do not support") {
+        Some("it is ephemeral, and kept nowhere")
+    } else {
+        None
+    }
+}
+
 /// Whether a warning says that what was said on a thread could not be written down. Codex tries again,
 /// as long as its process lives.
 pub(super) fn is_of_lost_history(warning: &str) -> bool {

@@ -70,15 +70,22 @@ impl From<RequestError> for ThreadError {
             RequestError::Server { code: OVERLOADED, message, .. } => {
                 ThreadError::Overloaded(message)
             }
-            // The protocol has no codes for these.
-            RequestError::Server { message, .. } => match refusal_text::meaning(&message) {
-                Meaning::ThreadNotFound => ThreadError::NotFound(message),
-                Meaning::HeldElsewhere => ThreadError::HeldElsewhere(message),
-                Meaning::Archived => ThreadError::Archived(message),
-                Meaning::BadConfig => ThreadError::BadConfig(message),
-                Meaning::OutOfResources => ThreadError::OutOfResources(text),
-                Meaning::Other => ThreadError::Refused(text),
-            },
+            // The protocol has no codes for these. Callers are told what Codex says, without the names and
+            // numbers of its protocol.
+            RequestError::Server { message, .. } => {
+                tracing::debug!(error = text, "Codex refuses a request");
+                match refusal_text::meaning(&message) {
+                    Meaning::ThreadNotFound => {
+                        let cause = refusal_text::cause_of_missing(&message);
+                        ThreadError::NotFound(cause.map_or(message, str::to_owned))
+                    }
+                    Meaning::HeldElsewhere => ThreadError::HeldElsewhere(message),
+                    Meaning::Archived => ThreadError::Archived(message),
+                    Meaning::BadConfig => ThreadError::BadConfig(message),
+                    Meaning::OutOfResources => ThreadError::OutOfResources(message),
+                    Meaning::Other => ThreadError::Refused(message),
+                }
+            }
         }
     }
 }

@@ -40,7 +40,7 @@ impl From<Refusal> for Status {
 pub(crate) fn status(refusal: &Refusal) -> Status {
     match refusal {
         Refusal::InvalidInput(violations) => invalid_input(violations),
-        Refusal::ThreadNotFound { thread_id, cause: _ } => {
+        Refusal::ThreadNotFound { thread_id, cause: _, can_be_new: _ } => {
             says(Code::NotFound, "THREAD_NOT_FOUND", refusal).with("thread_id", thread_id).status()
         }
         Refusal::NoLatestThread(directory) => says(Code::NotFound, "THREAD_NOT_FOUND", refusal)
@@ -60,7 +60,7 @@ pub(crate) fn status(refusal: &Refusal) -> Status {
                 .with("thread_id", thread_id)
                 .status()
         }
-        Refusal::NotAGitRepository { field, path } => {
+        Refusal::NotAGitRepository { field, path, can_be_skipped: _ } => {
             says(Code::FailedPrecondition, "NOT_A_GIT_REPOSITORY", refusal)
                 .with("path", path.display())
                 .about(field, refusal)
@@ -347,7 +347,11 @@ mod tests {
         vec![
             (Refusal::field(cause(), cause()), Code::InvalidArgument, "INVALID_INPUT"),
             (
-                Refusal::ThreadNotFound { thread_id: thread_id(), cause: cause() },
+                Refusal::ThreadNotFound {
+                    thread_id: thread_id(),
+                    cause: cause(),
+                    can_be_new: true,
+                },
                 Code::NotFound,
                 "THREAD_NOT_FOUND",
             ),
@@ -364,6 +368,7 @@ mod tests {
                 Refusal::NotAGitRepository {
                     field: "thread_options.working_directory".to_owned(),
                     path: path(),
+                    can_be_skipped: true,
                 },
                 Code::FailedPrecondition,
                 "NOT_A_GIT_REPOSITORY",

@@ -62,8 +62,8 @@ fn within(refusal: Refusal) -> Refusal {
         Refusal::WorkingDirectoryMissing { field, path: directory, cause } => {
             Refusal::WorkingDirectoryMissing { field: path(field), path: directory, cause }
         }
-        Refusal::NotAGitRepository { field, path: directory } => {
-            Refusal::NotAGitRepository { field: path(field), path: directory }
+        Refusal::NotAGitRepository { field, path: directory, can_be_skipped } => {
+            Refusal::NotAGitRepository { field: path(field), path: directory, can_be_skipped }
         }
         other => other,
     }

@@ -31,9 +31,14 @@ pub(crate) struct Faults(pub(crate) Vec<FieldViolation>);
 impl Faults {
     const MOST: usize = 256;
 
+    /// Whether no further one is kept.
+    pub(crate) fn is_full(&self) -> bool {
+        self.0.len() >= Faults::MOST
+    }
+
     /// Another one, of `field`.
     pub(crate) fn add(&mut self, field: impl Into<String>, description: impl Into<String>) {
-        if self.0.len() < Faults::MOST {
+        if !self.is_full() {
             self.0.push(FieldViolation::new(field, description));
         }
     }
@@ -53,6 +58,19 @@ pub(crate) fn show(value: &str) -> String {
     }
 }
 
+/// The same for JSON, which has quotation marks of its own: as it is, cut where it is long.
+pub(crate) fn show_json(json: &str) -> String {
+    const MOST: usize = 96;
+    let (shown, rest) = match json.char_indices().nth(MOST) {
+        None => (json, String::new()),
+        Some((end, _)) => (&json[..end], format!("… ({} bytes)", json.len())),
+    };
+    // JSON that is none may have them.
+    let shown: String =
+        shown.chars().map(|char| if char.is_control() { ' ' } else { char }).collect();
+    shown + &rest
+}
+
 /// Why a call was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -61,12 +79,15 @@ pub enum Refusal {
     InvalidInput(Vec<FieldViolation>),
     /// Codex has no rollout of this thread, or can't read it.
     #[error(
-        "thread {thread_id} was not found by Codex: {cause}; check the id (a turn may begin a new thread in its place: missing_thread_policy START_NEW)"
+        "thread {thread_id} was not found by Codex: {cause}; check the id{}",
+        if *.can_be_new { ", or let the turn begin a new thread in its place: missing_thread_policy START_NEW" } else { "" }
     )]
     ThreadNotFound {
         thread_id: ThreadId,
         /// What Codex said.
         cause: String,
+        /// Whether the caller can have a new one instead.
+        can_be_new: bool,
     },
     /// No turn without a context has run in this directory, or in any where it is empty.
     #[error(
@@ -95,12 +116,19 @@ pub enum Refusal {
         cause: String,
     },
     /// The working directory lies outside a git repository.
-    #[error("{field} {} is not inside a git repository; name one that is, or set thread_options.skip_git_repo_check, which does for all but a review of changes", .path.display())]
+    #[error(
+        "{field} {} is not inside a git repository; {}",
+        .path.display(),
+        if *.can_be_skipped { "name one that is, or set thread_options.skip_git_repo_check" }
+        else { "name one that is in thread_options.working_directory: changes are git's" }
+    )]
     NotAGitRepository {
         /// The field's path.
         field: String,
         /// Its value.
         path: PathBuf,
+        /// Whether the turn would do without one: not a review of changes.
+        can_be_skipped: bool,
     },
     /// A directory does not exist.
     #[error("{field} {} {cause}", .path.display())]

@@ -34,7 +34,7 @@ pub(crate) async fn check(work: &Work, directory: &Path) -> Result<(), Refusal> 
     };
     if !workspace::is_in_git_repository(directory) {
         let (field, path) = ("review".to_owned(), directory.to_owned());
-        return Err(Refusal::NotAGitRepository { field, path });
+        return Err(Refusal::NotAGitRepository { field, path, can_be_skipped: false });
     }
     match named {
         Some((field, name)) if is_missing(name, directory).await => {

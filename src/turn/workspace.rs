@@ -154,6 +154,7 @@ impl Look {
             return Err(Refusal::NotAGitRepository {
                 field: DIRECTORY.to_owned(),
                 path: working_directory.clone(),
+                can_be_skipped: true,
             });
         }
         for (at, directory) in additional_directories.iter().enumerate() {
@@ -409,7 +410,7 @@ mod tests {
         let mut options = options(&directory);
         let refusal = check(&options, &[], Path::new("/")).await.unwrap_err();
         assert!(
-            matches!(&refusal, Refusal::NotAGitRepository { field, path }
+            matches!(&refusal, Refusal::NotAGitRepository { field, path, .. }
                 if *field == "thread_options.working_directory" && *path == directory),
             "{refusal}"
         );

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use prost::Message as _;
 
-use crate::app_server::client::{ListPart, LoadThread, is_invalid_place, is_unknown_turn};
+use crate::app_server::client::{ListPart, LoadThread, is_invalid_place, unknown_turn};
 use crate::app_server::mcp::ConfigRead;
 use crate::app_server::peer::RequestError;
 use crate::app_server::thread_error::ThreadError;
@@ -28,10 +28,10 @@ pub(crate) enum PastError {
 
 impl From<RequestError> for PastError {
     fn from(error: RequestError) -> PastError {
-        if is_unknown_turn(&error) {
-            PastError::UnknownTurn(error.to_string())
+        if let Some(said) = unknown_turn(&error) {
+            PastError::UnknownTurn(said)
         } else if is_invalid_place(&error) {
-            PastError::InvalidPlace(error.to_string())
+            PastError::InvalidPlace("names no place in the thread's history".to_owned())
         } else {
             PastError::Thread(error.into())
         }

@@ -73,7 +73,7 @@ async fn what_a_review_can_not_look_at_is_refused_before_codex_sees_it() {
         (Target::Commit("deadbeef".to_owned()), "review.commit"),
         (Target::Commit("a b".to_owned()), "review.commit"),
         (words(" "), "review.instructions"),
-        (Target::UncommittedChanges(false), "review"),
+        (Target::UncommittedChanges(false), "review.uncommitted_changes"),
     ] {
         let refused = sidecar.refused(review("a", target)).await;
         refused.assert(Code::InvalidArgument, "INVALID_INPUT");

@@ -1,9 +1,11 @@
 //! What may be answered to whether a command may run, or a patch be applied.
 
+use serde_json::json;
+
 use crate::model::question::{
     ApprovalAnswer, ApprovalDecision, CommandApproval, NetworkPolicyAmendment,
 };
-use crate::model::refusal::{Faults, show};
+use crate::model::refusal::{Faults, show, show_json};
 
 /// What is on offer for a command or a patch.
 #[derive(Debug, Default)]
@@ -72,8 +74,8 @@ impl Offer {
         } else if answer.exec_policy_amendment.is_empty() {
             answer.exec_policy_amendment = proposed.to_vec();
         } else if !answer.exec_policy_amendment.starts_with(proposed) {
-            let given = show(&format!("{:?}", answer.exec_policy_amendment));
-            let proposed = show(&format!("{proposed:?}"));
+            let as_json = |words: &[String]| show_json(&json!(words).to_string());
+            let (given, proposed) = (as_json(&answer.exec_policy_amendment), as_json(proposed));
             faults.add(
                 FIELD,
                 format!(

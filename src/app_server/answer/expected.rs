@@ -143,7 +143,6 @@ fn field_of(answer: &Answer) -> &'static str {
 }
 
 fn check_permissions(asked: &str, answer: &PermissionsAnswer, faults: &mut Faults) {
-    const FIELD: &str = "permissions.permissions_json";
     if PermissionGrantScope::try_from(answer.scope).is_err() {
         let known = [PermissionGrantScope::Turn, PermissionGrantScope::Session];
         let known = known.map(|scope| scope.as_str_name()).join(" or ");
@@ -155,16 +154,7 @@ fn check_permissions(asked: &str, answer: &PermissionsAnswer, faults: &mut Fault
             "can't be combined with PERMISSION_GRANT_SCOPE_SESSION; leave one of the two out",
         );
     }
-    match permissions::granted(&answer.permissions_json) {
-        Ok(granted) => {
-            for excess in permissions::excess(&granted, asked) {
-                faults.add(FIELD, excess);
-            }
-        }
-        Err(fault) => {
-            faults.add(FIELD, format!("{} {fault}", show(&answer.permissions_json)));
-        }
-    }
+    permissions::check(&answer.permissions_json, asked, faults);
 }
 
 impl Choice {

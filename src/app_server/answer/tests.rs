@@ -299,6 +299,30 @@ fn no_more_is_granted_than_was_asked_for() {
             "access": "read" }] })),
         files(json!({ "read": ["/etc"], "globScanMaxDepth": 9 })),
         json!({ "camera": { "enabled": true } }),
+        // What Codex can't read.
+        json!({ "network": true }),
+        json!({ "network": { "enabled": "yes" } }),
+        json!({ "network": { "enabled": true, "hosts": [] } }),
+        files(json!(true)),
+        files(json!("all")),
+        files(json!([])),
+        files(json!({ "write": "/w" })),
+        files(json!({ "read": [null] })),
+        files(json!({ "read": { "0": "/etc" } })),
+        files(json!({ "everything": true })),
+        files(json!({ "entries": file("/w", "write") })),
+        files(json!({ "entries": ["/w"] })),
+        files(json!({ "entries": [{ "path": "/w", "access": "write" }] })),
+        files(json!({ "entries": [{ "path": "/w", "access": "deny" }] })),
+        files(json!({ "entries": [{ "path": { "type": "path", "path": "/w", "way": 1 },
+            "access": "write" }] })),
+        files(json!({ "entries": [{ "path": { "type": "dream" }, "access": "deny" }] })),
+        files(json!({ "entries": [{ "path": { "type": "path", "path": "/w" }, "access": "write",
+            "until": "noon" }] })),
+        files(json!({ "globScanMaxDepth": 3 })),
+        files(json!({ "globScanMaxDepth": false })),
+        json!({ "fileSystem": {}, "file_system": { "read": ["/etc"] } }),
+        json!({ "padding": "x".repeat(100_000) }),
         json!([]),
         json!("all"),
     ] {
@@ -318,6 +342,60 @@ fn no_more_is_granted_than_was_asked_for() {
     let no_network = expected("item/permissions/requestApproval", params);
     let network = json!({ "network": { "enabled": true } });
     assert_eq!(faults(&no_network, grant(network)), [FIELD]);
+}
+
+#[test]
+fn what_a_request_of_a_newer_cli_asks_for_can_be_granted_as_it_stands() {
+    let permissions = json!({
+        "camera": { "enabled": true },
+        "network": { "enabled": true, "hosts": ["example.test"] },
+        "fileSystem": {
+            "entries": [
+                { "path": { "type": "star", "name": "sun" }, "access": "visit" },
+                { "path": { "type": "special", "value": { "kind": "tmpdir" } }, "access": "write" },
+            ],
+            "links": "follow",
+        },
+    });
+    let asked = expected("item/permissions/requestApproval", json!({ "permissions": permissions }));
+    let grant = |permissions: &Value| {
+        let permissions_json = permissions.to_string();
+        Answer::Permissions(PermissionsAnswer { permissions_json, ..Default::default() })
+    };
+    assert_eq!(faults(&asked, grant(&permissions)), [""; 0]);
+    let special = |access: &str| {
+        json!({ "fileSystem": { "entries": [{ "access": access,
+            "path": { "type": "special", "value": { "kind": "tmpdir" } } }] } })
+    };
+    assert_eq!(faults(&asked, grant(&special("read"))), [""; 0]);
+    for (at, other) in
+        [("/camera", json!({ "enabled": false })), ("/network/hosts", json!(["example.org"]))]
+    {
+        let mut permissions = permissions.clone();
+        *permissions.pointer_mut(at).unwrap() = other;
+        let Err(faults) = asked.take("1", grant(&permissions)) else { panic!("{at}") };
+        let told: Vec<_> = faults.iter().map(|fault| fault.description.as_str()).collect();
+        assert!(told.len() == 1 && told[0].contains(at), "{told:?}");
+    }
+}
+
+#[test]
+fn a_fault_shows_json_as_it_was_given_and_where() {
+    let asked = expected(
+        "item/permissions/requestApproval",
+        json!({ "permissions": { "network": { "enabled": true }, "fileSystem": { "read": ["/w"] } } }),
+    );
+    let grant = json!({ "network": { "enabled": "yes" }, "fileSystem": { "write": ["/w", 7] } });
+    let answer = Answer::Permissions(PermissionsAnswer {
+        permissions_json: grant.to_string(),
+        ..Default::default()
+    });
+    let Err(faults) = asked.take("1", answer) else { panic!() };
+    let begins: Vec<_> = faults.iter().map(|fault| fault.description.as_str()).collect();
+    assert_eq!(begins.len(), 3);
+    assert!(begins[0].starts_with(r#""yes" at /network/enabled"#), "{begins:?}");
+    assert!(begins[1].starts_with(r#""/w" at /fileSystem/write/0"#), "{begins:?}");
+    assert!(begins[2].starts_with("7 at /fileSystem/write/1"), "{begins:?}");
 }
 
 #[test]

@@ -35,9 +35,15 @@ impl Listed {
     }
 }
 
-/// Whether Codex refuses a request because the thread does not have the turn that it names.
-pub(crate) fn is_unknown_turn(error: &RequestError) -> bool {
-    matches!(error, RequestError::Server { message, .. } if refusal_text::is_unknown_turn(message))
+/// What Codex says where it refuses a request because the thread does not have the turn that it names.
+pub(crate) fn unknown_turn(error: &RequestError) -> Option<String> {
+    match error {
+        RequestError::Server { message, .. } if refusal_text::is_unknown_turn(message) => {
+            // Its name for it is none of the contract's.
+            Some(message.replace("lastTurnId", "turn"))
+        }
+        _ => None,
+    }
 }
 
 /// Whether Codex refuses a request because the place that it names is none of the thread's.
@@ -94,7 +100,7 @@ impl Client {
     /// Takes a loaded thread back to before a turn.
     ///
     /// # Errors
-    /// See [`RequestError`]; [`is_unknown_turn`] tells one that the thread does not have.
+    /// See [`RequestError`]; [`unknown_turn`] tells one that the thread does not have.
     pub async fn thread_revert(
         &self,
         thread_id: &str,

@@ -113,7 +113,12 @@ fn review_of(
             }
             None
         }
-        Some(Target::UncommittedChanges(false)) | None => {
+        Some(Target::UncommittedChanges(false)) => {
+            let fault = "is false; set it to true, or base_branch, commit or instructions";
+            faults.add("review.uncommitted_changes", fault);
+            None
+        }
+        None => {
             faults.add(
                 "review",
                 "names nothing; set one of uncommitted_changes, base_branch, commit and instructions",

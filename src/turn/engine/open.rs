@@ -306,7 +306,7 @@ impl Engine {
             return self.open_new(request, workspace, ties).await;
         };
         match self.open_existing(request, workspace, &thread_id, origin, ties).await {
-            Err(OpenError::Refused(Refusal::ThreadNotFound { thread_id, cause }))
+            Err(OpenError::Refused(Refusal::ThreadNotFound { thread_id, cause, .. }))
                 // A new one has nothing to sum up.
                 if request.work != Work::Compact
                     && (request.missing_thread_policy == MissingThreadPolicy::StartNew
@@ -318,6 +318,10 @@ impl Engine {
                 );
                 opened.warnings.push(Event::warning(WarningCode::ThreadReplaced, message, ""));
                 Ok(opened)
+            }
+            Err(OpenError::Refused(Refusal::ThreadNotFound { thread_id, cause, .. })) => {
+                let can_be_new = request.work != Work::Compact;
+                Err(Refusal::ThreadNotFound { thread_id, cause, can_be_new }.into())
             }
             other => other,
         }
@@ -651,7 +655,8 @@ fn developer_instructions_ignored(
 pub(super) fn open_error(error: ThreadError, thread_id: Option<&ThreadId>) -> OpenError {
     match (error, thread_id) {
         (ThreadError::NotFound(cause), Some(thread_id)) => {
-            Refusal::ThreadNotFound { thread_id: thread_id.clone(), cause }.into()
+            Refusal::ThreadNotFound { thread_id: thread_id.clone(), cause, can_be_new: false }
+                .into()
         }
         (ThreadError::UnknownProfile(cause), _) => {
             Refusal::field("thread_options.permission_profile", cause).into()
