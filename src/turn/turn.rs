@@ -7,7 +7,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -86,6 +86,10 @@ pub(super) enum Command {
         reply: oneshot::Sender<Result<(), Unanswerable>>,
     },
 }
+
+/// How long before its deadline a caller that goes goes for it: a client's clock started earlier than
+/// ours. Of a short time, no more than a quarter.
+const DEADLINE_MARGIN: Duration = Duration::from_millis(100);
 
 /// Where a turn's task finds what is wanted of the turn.
 pub(super) type Mailbox = mpsc::UnboundedReceiver<Command>;
@@ -289,7 +293,11 @@ impl Turn {
     pub(crate) fn join(self: &Arc<Turn>) -> Caller {
         *self.callers() += 1;
         Caller {
-            presence: Arc::new(Presence { turn: Arc::clone(self), left: AtomicBool::new(false) }),
+            presence: Arc::new(Presence {
+                turn: Arc::clone(self),
+                left: AtomicBool::new(false),
+                deadline_from: OnceLock::new(),
+            }),
         }
     }
 }
@@ -304,6 +312,8 @@ pub(crate) struct Caller {
 struct Presence {
     turn: Arc<Turn>,
     left: AtomicBool,
+    // From when on who leaves leaves because of its deadline.
+    deadline_from: OnceLock<Instant>,
 }
 
 impl Caller {
@@ -311,9 +321,13 @@ impl Caller {
         &self.presence.turn
     }
 
-    /// Counts the caller as gone when its deadline passes, even while nobody polls its stream
+    /// Counts the caller as gone when its deadline passes, and for its deadline where it goes shortly
+    /// before, even while nobody polls its stream
     /// because the other side does not read.
     pub(crate) fn leave_at(&self, deadline: Instant) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        // A call has one.
+        let _ = self.presence.deadline_from.set(deadline - DEADLINE_MARGIN.min(left / 4));
         let presence = Arc::clone(&self.presence);
         tokio::spawn(async move {
             tokio::select! {
@@ -348,7 +362,11 @@ impl Presence {
 
 impl Drop for Caller {
     fn drop(&mut self) {
-        self.presence.leave(InterruptReason::CallerDisconnected);
+        let deadline_from = self.presence.deadline_from.get();
+        self.presence.leave(match deadline_from {
+            Some(from) if Instant::now() >= *from => InterruptReason::DeadlineExceeded,
+            _ => InterruptReason::CallerDisconnected,
+        });
     }
 }
 
@@ -393,6 +411,35 @@ mod tests {
         assert!(matches!(full, Refusal::SteeringFull { steered: MOST_STEERED, .. }), "{full}");
         drop(turn);
         assert_eq!(answering.await.unwrap(), 10 + MOST_STEERED);
+    }
+
+    /// The client's clock strikes before ours, as a rule.
+    #[tokio::test(start_paused = true)]
+    async fn who_goes_shortly_before_its_deadline_goes_for_it() {
+        use InterruptReason::{CallerDisconnected, DeadlineExceeded};
+        for (deadline, stays, reason) in [
+            (Some(1000), 999, DeadlineExceeded),
+            (Some(1000), 901, DeadlineExceeded),
+            (Some(1000), 899, CallerDisconnected),
+            (Some(1000), 2000, DeadlineExceeded),
+            // Of a short time not much is short.
+            (Some(40), 31, DeadlineExceeded),
+            (Some(40), 20, CallerDisconnected),
+            (Some(0), 0, DeadlineExceeded),
+            (None, 999, CallerDisconnected),
+        ] {
+            let retained = Retained::new(1 << 20, 1 << 20);
+            let (turn, mut mailbox) = Turn::new(&TurnRequest::default(), retained);
+            let caller = turn.join();
+            if let Some(deadline) = deadline {
+                caller.leave_at(Instant::now() + Duration::from_millis(deadline));
+            }
+            tokio::time::sleep(Duration::from_millis(stays)).await;
+            drop(caller);
+            let command = mailbox.recv().await;
+            let is_told = matches!(command, Some(Command::Stop(told)) if told == reason);
+            assert!(is_told, "{deadline:?}, {stays}: {command:?}");
+        }
     }
 
     #[tokio::test]
