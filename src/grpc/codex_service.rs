@@ -8,6 +8,7 @@ use prost::Message as _;
 use tokio::sync::{AcquireError, Semaphore, SemaphorePermit};
 use tonic::{Request, Response, Status};
 
+use crate::grpc::all_of::all_of;
 use crate::grpc::api::codex_service_server::CodexService;
 use crate::grpc::api::{AttachTurnResponse, RunTurnResponse};
 use crate::grpc::limits::RequestLimits;
@@ -17,7 +18,7 @@ use crate::grpc::{convert, deadline, page_size, page_token, turns, unary};
 use crate::model::event::{InterruptReason, TurnEvent};
 use crate::model::id::{CallerId, CallerName, ContextKey, Tenant, ThreadId, TurnId};
 use crate::model::options::ToolDefaults;
-use crate::model::refusal::Refusal;
+use crate::model::refusal::{Refusal, show};
 use crate::model::request::TurnRequest;
 use crate::pb;
 use crate::registry::bindings::{Binding, Bound};
@@ -238,8 +239,9 @@ impl CodexService for CodexApi {
     ) -> Result<Response<pb::SteerTurnResponse>, Status> {
         let deadline = deadline::of(request.metadata());
         let pb::SteerTurnRequest { turn_id, inputs } = request.into_inner();
-        let inputs = convert::user_inputs(inputs, &self.limits)?;
-        let turn = self.engine.turn(&turn_id_of(&turn_id)?)?;
+        let inputs = convert::user_inputs(inputs, &self.limits);
+        let (turn_id, inputs, ()) = all_of(turn_id_of(&turn_id), inputs, Ok(()))?;
+        let turn = self.engine.turn(&turn_id)?;
         let codex_turn_id = deadline::answer(deadline, self.engine.steer(&turn, inputs)).await?;
         Ok(Response::new(pb::SteerTurnResponse { codex_turn_id }))
     }
@@ -251,8 +253,9 @@ impl CodexService for CodexApi {
         let deadline = deadline::of(request.metadata());
         let by = request.extensions().get::<CallerName>().cloned().unwrap_or_default();
         let pb::AnswerRequestRequest { turn_id, request_id, answer } = request.into_inner();
-        let (request_id, answer) = convert::answer(request_id, answer)?;
-        let turn = self.engine.turn(&turn_id_of(&turn_id)?)?;
+        let answer = convert::answer(request_id, answer);
+        let (turn_id, (request_id, answer), ()) = all_of(turn_id_of(&turn_id), answer, Ok(()))?;
+        let turn = self.engine.turn(&turn_id)?;
         deadline::answer(deadline, turn.answer(request_id, answer, by)).await?;
         Ok(Response::new(pb::AnswerRequestResponse {}))
     }
@@ -272,11 +275,11 @@ impl CodexService for CodexApi {
         request: Request<pb::ListContextsRequest>,
     ) -> Result<Response<pb::ListContextsResponse>, Status> {
         let pb::ListContextsRequest { page_size, page_token, context_id } = request.into_inner();
-        let limit = page_size::of(page_size, DEFAULT_PAGE, MAX_PAGE)?;
+        let limit = page_size::of(page_size, DEFAULT_PAGE, MAX_PAGE);
         let filter = Some(context_id.trim()).filter(|context_id| !context_id.is_empty());
-        let after = page_token::of_contexts(&page_token, filter)?;
+        let after = page_token::of_contexts(&page_token, filter);
+        let (limit, mut after, ()) = all_of(limit, after, Ok(()))?;
         let _turn = self.turn_to_list().await?;
-        let mut after = after;
         let mut contexts = Vec::new();
         let next_page_token = loop {
             // One more than is left tells whether there is a next page.
@@ -305,13 +308,8 @@ impl CodexService for CodexApi {
     ) -> Result<Response<pb::BindContextResponse>, Status> {
         let pb::BindContextRequest { context_id, tool_name, thread_id_key, thread_id } =
             request.into_inner();
-        let key = self.key(&context_id, &tool_name, &thread_id_key)?;
-        let thread_id = ThreadId::parse(&thread_id).ok_or_else(|| {
-            Refusal::field(
-                "thread_id",
-                format!("{thread_id:?} is not a thread id; Codex's are UUIDs"),
-            )
-        })?;
+        let key = self.key(&context_id, &tool_name, &thread_id_key);
+        let (key, thread_id, ()) = all_of(key, thread_id_of(&thread_id), Ok(()))?;
         let Bound { binding, replaced } = self.engine.bind_context(&key, &thread_id)?;
         Ok(Response::new(pb::BindContextResponse {
             context: Some(self.context(&key, &binding)),
@@ -338,11 +336,10 @@ impl CodexService for CodexApi {
         request: Request<pb::ListTurnsRequest>,
     ) -> Result<Response<pb::ListTurnsResponse>, Status> {
         let pb::ListTurnsRequest { context, page_size, page_token } = request.into_inner();
-        let context = context.map(|context| self.context_of(&context)).transpose()?;
+        let context = context.map(|context| self.context_of(&context)).transpose();
+        let wanted = turns::Wanted::read(context, page_size, &page_token)?;
         let _turn = self.turn_to_list().await?;
-        let turns = self.engine.turns();
-        let page = turns::page(turns, context.as_ref(), page_size, &page_token).await?;
-        Ok(Response::new(page))
+        Ok(Response::new(turns::page(self.engine.turns(), wanted).await))
     }
 
     async fn read_thread(
@@ -399,6 +396,12 @@ pub(super) async fn terminal(turn: &Turn) -> Result<TurnEvent, Refusal> {
     TurnEvent::decode(terminal).map_err(|error| Refusal::Internal(error.to_string()))
 }
 
+/// The field `thread_id` of a request.
+pub(super) fn thread_id_of(text: &str) -> Result<ThreadId, Refusal> {
+    let fault = || format!("{} is not a thread id; Codex's are UUIDs", show(text));
+    ThreadId::parse(text).ok_or_else(|| Refusal::field("thread_id", fault()))
+}
+
 fn turn_id_of(text: &str) -> Result<TurnId, Refusal> {
     match uuid::Uuid::try_parse(text.trim()) {
         Ok(id) => Ok(TurnId(id.to_string())),
@@ -408,7 +411,10 @@ fn turn_id_of(text: &str) -> Result<TurnId, Refusal> {
         )),
         Err(_) => Err(Refusal::field(
             "turn_id",
-            format!("{text:?} is not a turn id; give the one that every event of the turn bears"),
+            format!(
+                "{} is not a turn id; give the one that every event of the turn bears",
+                show(text)
+            ),
         )),
     }
 }

@@ -2,10 +2,11 @@
 
 use tonic::{Request, Response, Status};
 
-use crate::grpc::codex_service::CodexApi;
+use crate::grpc::all_of::all_of;
+use crate::grpc::codex_service::{CodexApi, thread_id_of};
 use crate::grpc::{deadline, page_size, page_token};
-use crate::model::id::ThreadId;
-use crate::model::refusal::{FieldViolation, Refusal};
+use crate::model::id::{ContextKey, ThreadId};
+use crate::model::refusal::Refusal;
 use crate::pb;
 use crate::pb::read_thread_request::Target;
 use crate::turn::engine::Copy;
@@ -17,6 +18,12 @@ const DEFAULT_TURNS: usize = 20;
 
 /// Most bytes of Codex's id of a turn: it makes UUIDs.
 const LONGEST_TURN_ID: usize = 128;
+
+/// The thread that is to be read.
+enum Whose {
+    Context(ContextKey),
+    Thread(ThreadId),
+}
 
 impl CodexApi {
     pub(super) async fn fork(
@@ -69,23 +76,28 @@ impl CodexApi {
     ) -> Result<Response<pb::ReadThreadResponse>, Status> {
         let deadline = deadline::of(request.metadata());
         let pb::ReadThreadRequest { target, page_size, page_token } = request.into_inner();
-        let thread_id = match target {
+        let target = match target {
             Some(Target::Context(context)) => {
-                let key = self.key_of("context", Some(&context))?;
-                self.engine.contexts().get(&key)?.thread_id
+                self.key_of("context", Some(&context)).map(Whose::Context)
             }
-            Some(Target::ThreadId(thread_id)) => ThreadId::parse(&thread_id).ok_or_else(|| {
-                let description = format!("{thread_id:?} is not a thread id; Codex's are UUIDs");
-                Refusal::field("thread_id", description)
-            })?,
-            None => {
-                let description = "is not set; name a context or a thread_id";
-                return Err(Refusal::field("target", description).into());
-            }
+            Some(Target::ThreadId(thread_id)) => thread_id_of(&thread_id).map(Whose::Thread),
+            None => Err(Refusal::field("target", "is not set; name a context or a thread_id")),
         };
         let at_most = page_size::of(page_size, DEFAULT_TURNS, MAX_TURNS);
-        let place = page_token::of_history(&page_token, &thread_id);
-        let (at_most, place, ()) = all_of(at_most, place, Ok(()))?;
+        let known = match &target {
+            Ok(Whose::Thread(thread_id)) => Some(thread_id),
+            Ok(Whose::Context(_)) | Err(_) => None,
+        };
+        let place = page_token::of_history(&page_token, known);
+        let (target, at_most, place) = all_of(target, at_most, place)?;
+        let thread_id = match target {
+            Whose::Thread(thread_id) => thread_id,
+            Whose::Context(key) => {
+                let thread_id = self.engine.contexts().get(&key)?.thread_id;
+                page_token::of_history(&page_token, Some(&thread_id))?;
+                thread_id
+            }
+        };
         let reading = self.engine.read_thread(&thread_id, &place, at_most);
         let HistoryPage { turns, next } = deadline::answer(deadline, reading).await?;
         let next_page_token = next.map(|place| page_token::at_place(&thread_id, place));
@@ -106,27 +118,4 @@ fn codex_turn_id(field: &str, turn_id: &str) -> Result<Option<String>, Refusal> 
         return Err(Refusal::field(field, description));
     }
     Ok((!turn_id.is_empty()).then(|| turn_id.to_owned()))
-}
-
-/// All three, or the faults of all of them.
-fn all_of<A, B, C>(
-    one: Result<A, Refusal>,
-    two: Result<B, Refusal>,
-    three: Result<C, Refusal>,
-) -> Result<(A, B, C), Refusal> {
-    match (one, two, three) {
-        (Ok(one), Ok(two), Ok(three)) => Ok((one, two, three)),
-        (one, two, three) => {
-            let refusals = [one.err(), two.err(), three.err()];
-            let faults: Vec<FieldViolation> = refusals
-                .into_iter()
-                .flatten()
-                .flat_map(|refusal| match refusal {
-                    Refusal::InvalidInput(faults) => faults,
-                    other => vec![FieldViolation::new("", other.to_string())],
-                })
-                .collect();
-            Err(Refusal::InvalidInput(faults))
-        }
-    }
 }

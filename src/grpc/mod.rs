@@ -5,6 +5,7 @@
 //! [`limits`] are their settings, [`call`] holds all calls to the same, the services only put the two around calls of the engine. `caller`
 //! is the other end: it calls a sidecar.
 
+mod all_of;
 pub(crate) mod api;
 pub(crate) mod arrivals;
 pub(crate) mod call;

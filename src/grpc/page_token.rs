@@ -44,14 +44,17 @@ pub(super) fn after_turn(turn_id: &TurnId, context: Option<&ContextKey>) -> Stri
     write(&token)
 }
 
-/// The turn after which the page of turns begins.
+/// The turn after which the page of turns begins, if the token was made for that context, or for all; or
+/// for whatever, where nothing is said.
 pub(super) fn of_turns(
     token: &str,
-    context: Option<&ContextKey>,
+    whose: Option<Option<&ContextKey>>,
 ) -> Result<Option<TurnId>, Refusal> {
     match read::<Turns>(token)? {
         None => Ok(None),
-        Some((after, of)) if of == named(context) => Ok(Some(TurnId(after))),
+        Some((after, of)) if whose.is_none_or(|context| of == named(context)) => {
+            Ok(Some(TurnId(after)))
+        }
         Some(_) => Err(refused()),
     }
 }
@@ -65,11 +68,17 @@ pub(super) fn at_place(thread_id: &ThreadId, place: HistoryPlace) -> String {
     write(&token)
 }
 
-/// Where the page of a thread's history begins.
-pub(super) fn of_history(token: &str, thread_id: &ThreadId) -> Result<HistoryPlace, Refusal> {
+/// Where the page of a thread's history begins, if the token was made for that thread or, where it is
+/// not known yet, for any.
+pub(super) fn of_history(
+    token: &str,
+    thread_id: Option<&ThreadId>,
+) -> Result<HistoryPlace, Refusal> {
     match read::<History>(token)? {
         None => Ok(HistoryPlace::default()),
-        Some((made_for, turns, items)) if made_for == thread_id.as_str() => {
+        Some((made_for, turns, items))
+            if thread_id.is_none_or(|thread_id| made_for == thread_id.as_str()) =>
+        {
             Ok(HistoryPlace { turns, items })
         }
         Some(_) => Err(refused()),

@@ -1,7 +1,8 @@
 //! The turns that run, wait or are retained, in pages.
 
+use crate::grpc::all_of::all_of;
 use crate::grpc::{page_size, page_token as token};
-use crate::model::id::ContextKey;
+use crate::model::id::{ContextKey, TurnId};
 use crate::model::refusal::Refusal;
 use crate::pb;
 use crate::turn::log::Summary;
@@ -12,18 +13,35 @@ use crate::turn::turns::Turns;
 const MAX_PAGE: usize = 1000;
 const DEFAULT_PAGE: usize = 50;
 
-/// A page of the turns of this context, or of all.
-///
-/// # Errors
-/// A wrong `page_size` or `page_token`.
-pub(super) async fn page(
-    turns: &Turns,
-    context: Option<&ContextKey>,
-    page_size: i32,
-    page_token: &str,
-) -> Result<pb::ListTurnsResponse, Refusal> {
-    let limit = page_size::of(page_size, DEFAULT_PAGE, MAX_PAGE)?;
-    let mut after = token::of_turns(page_token, context)?;
+/// Which turns are wanted.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    context: Option<ContextKey>,
+    limit: usize,
+    after: Option<TurnId>,
+}
+
+impl Wanted {
+    /// Those of this context, or of all.
+    ///
+    /// # Errors
+    /// That of the context, and a wrong `page_size` or `page_token`.
+    pub(super) fn read(
+        context: Result<Option<ContextKey>, Refusal>,
+        page_size: i32,
+        page_token: &str,
+    ) -> Result<Wanted, Refusal> {
+        let limit = page_size::of(page_size, DEFAULT_PAGE, MAX_PAGE);
+        let after = token::of_turns(page_token, context.as_ref().ok().map(Option::as_ref));
+        let (context, limit, after) = all_of(context, limit, after)?;
+        Ok(Wanted { context, limit, after })
+    }
+}
+
+/// A page of them.
+pub(super) async fn page(turns: &Turns, wanted: Wanted) -> pb::ListTurnsResponse {
+    let Wanted { context, limit, mut after } = wanted;
+    let context = context.as_ref();
     let mut page = Vec::new();
     let next_page_token = loop {
         let is_meant = |turn: &Turn| context.is_none_or(|key| turn.context.as_ref() == Some(key));
@@ -36,7 +54,7 @@ pub(super) async fn page(
         }
         tokio::task::yield_now().await;
     };
-    Ok(pb::ListTurnsResponse { turns: page, next_page_token })
+    pb::ListTurnsResponse { turns: page, next_page_token }
 }
 
 fn info(turn: &Turn) -> pb::TurnInfo {

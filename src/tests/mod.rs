@@ -7,6 +7,7 @@ mod commands;
 mod contexts;
 mod failures;
 mod faults_pool;
+mod faults_together;
 mod faults_worker;
 mod history;
 mod idempotency;
