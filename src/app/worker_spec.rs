@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::grpc::limits::RequestLimits;
 use crate::offline_model::OfflineModel;
 use crate::process;
+use crate::turn::machine::MOST_PENDING;
 use crate::worker::child::{Child, is_out_of_resources};
 use crate::worker::{WorkerLimits, WorkerSpec};
 
@@ -89,7 +90,9 @@ pub(super) fn worker_spec(
             peer: PeerLimits {
                 max_echo_bytes: longest_echo(&config.requests),
                 ..config.worker.limits.peer.clone()
-            },
+            }
+            // All of them may be one worker's.
+            .with_questions(config.limits.max_running_turns.saturating_mul(MOST_PENDING)),
             ..config.worker.limits.clone()
         },
     }

@@ -38,9 +38,22 @@ pub struct PeerLimits {
     pub write_timeout: Duration,
     /// How many requests may wait to be written.
     pub max_queued_writes: usize,
-    /// How many answers may; more close the peer. All questions of all turns may be answered at the same
-    /// moment.
+    /// How many answers may; more close the peer. All questions of all turns may be answered, or
+    /// withdrawn, at the same moment: those of 64 turns, of 1,024 each, have room in the default, beside
+    /// some that are declined at once.
     pub max_queued_answers: usize,
+}
+
+/// How many of the answers that may wait to be written are to questions that never waited.
+const MOST_DECLINED: usize = 16_384;
+
+impl PeerLimits {
+    /// The same with room for the answers to so many questions that wait.
+    pub(crate) fn with_questions(self, most_pending: usize) -> PeerLimits {
+        let max_queued_answers =
+            most_pending.saturating_add(MOST_DECLINED).min(Semaphore::MAX_PERMITS);
+        PeerLimits { max_queued_answers, ..self }
+    }
 }
 
 impl Default for PeerLimits {
@@ -51,7 +64,7 @@ impl Default for PeerLimits {
             max_garbage_lines: 1000,
             write_timeout: Duration::from_secs(10),
             max_queued_writes: 256,
-            max_queued_answers: 16_384,
+            max_queued_answers: 64 * 1024 + MOST_DECLINED,
         }
     }
 }

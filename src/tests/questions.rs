@@ -376,6 +376,26 @@ async fn a_thousand_questions_end_at_once_and_harm_nobody() {
     assert_eq!(answers.len(), QUESTIONS as usize);
 }
 
+/// More than fit in what is usually on its way to a worker.
+#[tokio::test(start_paused = true)]
+async fn the_questions_of_many_turns_are_withdrawn_at_once_and_cost_no_worker() {
+    let (sidecar, mut codex) = sidecar().await;
+    let mut turns = Vec::new();
+    for number in 0..17 {
+        let turn = begin(&sidecar, &mut codex, asking(&format!("c{number}"))).await;
+        for nth in 0..1024 {
+            let id = 1_000_000 + number * 1024 + nth;
+            ask(&mut codex, id, "item/fileChange/requestApproval", json!({ "itemId": "i" })).await;
+        }
+        turns.push(turn);
+    }
+    codex.during(sidecar.engine.drain(Duration::from_millis(1))).await;
+    for mut turn in turns {
+        codex.during(turn.rest()).await;
+        assert_eq!(turn.interrupted(), pb::InterruptReason::Draining);
+    }
+}
+
 /// How often Codex read an answer to each of its questions.
 fn answers(codex: &Codex) -> HashMap<u64, usize> {
     let mut answers = HashMap::new();

@@ -6,9 +6,8 @@
 //! as it goes over the wire; all of its readers share those bytes.
 //!
 //! Invariants: sequences are 1, 2, 3… without a hole; a reader is given every sequence after its
-//! start exactly once, as an event or within one gap; `thread_started` and the terminal event are
-//! never given up, and what waits for an answer only where there is nothing else; nothing is appended
-//! after the end.
+//! start exactly once, as an event or within one gap; `thread_started`, what waits for an answer and the
+//! terminal event are never given up; nothing is appended after the end.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -160,7 +159,8 @@ impl State {
         match event {
             Event::RequestRaised(RequestRaised { request: Some(question) }) => {
                 self.questions.push((question.request_id.clone(), sequence));
-                Keeping::Pending
+                // Whoever joins late may answer it. The turn bounds how much waits.
+                Keeping::Pinned
             }
             Event::RequestResolved(RequestResolved { request_id, .. }) => {
                 for (_, asked) in self.questions.extract_if(.., |(id, _)| id == request_id) {
@@ -199,8 +199,6 @@ struct Entry {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Keeping {
     Usual,
-    // It waits for an answer, which whoever joins late may give.
-    Pending,
     Pinned,
 }
 
@@ -370,11 +368,9 @@ impl Log {
 
     fn give_up_oldest(&self, state: &mut State, keep_newest: usize) -> bool {
         let candidates = state.events.len().saturating_sub(keep_newest);
-        let oldest = |keeping: Keeping| {
-            state.events.iter().take(candidates).position(|entry| entry.keeping == keeping)
-        };
         // The others are few, so that this finds one soon.
-        let oldest = oldest(Keeping::Usual).or_else(|| oldest(Keeping::Pending));
+        let oldest =
+            state.events.iter().take(candidates).position(|entry| entry.keeping == Keeping::Usual);
         let Some(entry) = oldest.and_then(|index| state.events.remove(index)) else {
             return false;
         };
@@ -610,14 +606,18 @@ mod tests {
         log.append(settled(1));
         log.append(delta(1000));
         assert!(!has_question());
-        // Questions alone are held to the bound as well.
+        // All of them, also where there are more than fit beside other events.
         for id in 2..20 {
             log.append(question(id, 1000));
         }
-        assert!(log.state().bytes <= 10_000);
+        log.append(delta(1000));
+        let told = drain(&mut log.read_after(0), &mut 0);
+        let asked = told.iter().filter(|told| matches!(told.event, Some(Event::RequestRaised(_))));
+        assert_eq!(asked.count(), 18);
         for id in 2..20 {
             log.append(settled(id));
         }
+        assert!(log.state().bytes <= 10_000);
         assert_eq!(log.pending_requests(), [""; 0]);
     }
 

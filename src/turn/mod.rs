@@ -10,7 +10,7 @@ mod clocks;
 pub(crate) mod contexts;
 pub(crate) mod engine;
 pub(crate) mod log;
-mod machine;
+pub(crate) mod machine;
 pub(crate) mod pixels;
 pub(crate) mod readers;
 pub(crate) mod retention;

@@ -5,7 +5,8 @@ use std::time::Duration;
 /// What is kept of turns for those who join them late.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Retention {
-    /// Most bytes of events of one turn. Default 4 MiB.
+    /// Most bytes of events of one turn, what waits for an answer not among them: of that there is at most
+    /// 16 MiB beside. Default 4 MiB.
     pub max_bytes_per_turn: usize,
     /// Most bytes of events in all, at least as many as of one turn. Default 256 MiB.
     pub max_bytes: usize,

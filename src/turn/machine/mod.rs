@@ -62,6 +62,7 @@ use questions::Questions;
 use starting::Starting;
 use steering::{Steering, Target};
 
+pub(crate) use questions::MOST_PENDING;
 pub(super) use questions::{Policy, Record};
 pub(super) use starting::{OUT_OF_RESOURCES_FOR, PATIENCE};
 

@@ -16,10 +16,10 @@ use crate::app_server::message::{Asked, Call, CallId};
 use crate::model::event::Event;
 use crate::model::question::{AnswerDigest, Given, Resolution, Unanswerable};
 
-/// Most questions of one turn that wait for an answer, and most bytes of them as Codex wrote them. What
-/// is too much is declined at once.
-const MOST_PENDING: usize = 1024;
-const MOST_PENDING_BYTES: usize = 64 << 20;
+/// Most questions of one turn that wait for an answer, and most bytes of them as Codex wrote them: the
+/// turn's log keeps them meanwhile. What is too much is declined at once.
+pub(crate) const MOST_PENDING: usize = 1024;
+const MOST_PENDING_BYTES: usize = 16 << 20;
 
 /// Who resolves what nobody answers, as callers are told.
 const CODEX: &str = "codex";

@@ -119,7 +119,7 @@ fn so_many_questions_wait_at_once_and_what_is_more_is_declined() {
     let asks = |sim: &mut Sim, call, bytes| {
         sim.on(Input::Asked(Asked { bytes, ..tool_call(call) }, ask())).len() == 1
     };
-    let (most, most_bytes) = (1024, 64 << 20);
+    let (most, most_bytes) = (1024, 16 << 20);
     for call in 1..=most {
         assert!(asks(&mut sim, call, 1), "{call}");
     }
