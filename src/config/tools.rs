@@ -93,6 +93,14 @@ pub(super) fn read(
         for key in unknown {
             faults.push(unknown_key(file.origin(&format!("{path}.{key}")), key, &known));
         }
+        let unreadable = defaults.thread_options.take_rights_from_config().err();
+        for (key, problem) in unreadable.into_iter().flatten() {
+            faults.push(Fault {
+                origin: file.origin(&format!("{path}.config")).to_string(),
+                value: key,
+                problem,
+            });
+        }
         let options = &defaults.thread_options;
         if let Some(profile) = options.permission_profile.as_ref()
             && options.sandbox_mode.is_some()

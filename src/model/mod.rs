@@ -5,6 +5,7 @@
 //! ended, [`refusal`] what is said instead. Nothing here knows anything of the project but the
 //! messages of [`crate::pb`].
 
+mod config_fields;
 pub(crate) mod event;
 pub(crate) mod failure;
 pub(crate) mod fingerprint;

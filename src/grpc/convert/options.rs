@@ -70,7 +70,7 @@ pub(super) fn thread_options(
     let model = model.and_then(|name| model_name(&name, faults));
     let sandbox_mode = sandbox(sandbox_mode, faults);
     let mut configured_summary = None;
-    ThreadOptions {
+    let mut options = ThreadOptions {
         model,
         sandbox_mode,
         working_directory: working_directory.and_then(|path| {
@@ -96,11 +96,16 @@ pub(super) fn thread_options(
         }),
         dynamic_tools: lent_functions(dynamic_tools, faults),
         thread_source: Some(thread_source.trim().to_owned()).filter(|source| !source.is_empty()),
-        permission_profile: profile(&permission_profile, sandbox_mode, faults),
+        permission_profile: None,
         reasoning_summary: summary(reasoning_summary, faults).or(configured_summary),
         approvals_reviewer: reviewer(approvals_reviewer, faults),
         service_tier: tier(&service_tier, faults),
+    };
+    for (key, problem) in options.take_rights_from_config().err().into_iter().flatten() {
+        faults.add(format!("thread_options.config[{}]", show(&key)), problem);
     }
+    options.permission_profile = profile(&permission_profile, options.sandbox_mode, faults);
+    options
 }
 
 /// The turn options of all layers: the request's, the tool's, the server's.
