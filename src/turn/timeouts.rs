@@ -32,12 +32,24 @@ pub struct Timeouts {
 }
 
 impl Timeouts {
-    /// The `answer_timeout` where none is said, under this policy.
+    /// The `answer_timeout` where none is said, under this policy. As with the other defaults, a maximum
+    /// bounds it.
     pub(crate) fn answer_under(&self, policy: QuestionPolicy) -> Duration {
-        self.answer.unwrap_or(match policy {
+        let default = self.answer.unwrap_or(match policy {
             QuestionPolicy::Decline => Duration::from_secs(60),
             QuestionPolicy::Ask => Duration::from_secs(600),
-        })
+        });
+        self.max_answer.map_or(default, |most| default.min(most))
+    }
+
+    /// The `turn_timeout` where none is said.
+    pub(crate) fn default_turn(&self) -> Option<Duration> {
+        [self.turn, self.max_turn].into_iter().flatten().min()
+    }
+
+    /// The `idle_timeout` where none is said.
+    pub(crate) fn default_idle(&self) -> Option<Duration> {
+        [self.idle, self.max_idle].into_iter().flatten().min()
     }
 }
 
@@ -53,5 +65,23 @@ impl Default for Timeouts {
             max_answer: None,
             interrupt_grace: Duration::from_secs(2),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_maximum_bounds_every_default() {
+        let most = Some(Duration::from_secs(20));
+        let bounded =
+            Timeouts { max_turn: most, max_idle: most, max_answer: most, ..Timeouts::default() };
+        let answers = [QuestionPolicy::Ask, QuestionPolicy::Decline];
+        let answers = answers.map(|policy| Some(bounded.answer_under(policy)));
+        assert_eq!(answers, [most; 2]);
+        assert_eq!([bounded.default_turn(), bounded.default_idle()], [most; 2]);
+        let usual = Timeouts::default();
+        assert_eq!((usual.default_turn(), usual.default_idle()), (None, usual.idle));
     }
 }

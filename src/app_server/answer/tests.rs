@@ -205,6 +205,38 @@ fn a_command_is_decided_by_what_is_on_offer_and_amended_by_no_more_than_was_prop
 }
 
 #[test]
+fn what_is_proposed_is_read_from_the_offer_where_it_stands_nowhere_else() {
+    let method = "item/commandExecution/requestApproval";
+    let offer = |amendment: Value, rule: Value| {
+        json!({ "itemId": "i", "command": "touch a", "availableDecisions": [
+            "accept",
+            { "acceptWithExecpolicyAmendment": { "execpolicy_amendment": amendment } },
+            { "applyNetworkPolicyAmendment": { "network_policy_amendment": rule } },
+        ] })
+    };
+    let rule = json!({ "host": "h", "action": "deny" });
+    let asked = expected(method, offer(json!(["touch"]), rule));
+    let amend = |words: &[&str]| {
+        Answer::Approval(ApprovalAnswer {
+            exec_policy_amendment: words.iter().map(|&word| word.to_owned()).collect(),
+            ..decided(ApprovalDecision::AcceptWithExecPolicyAmendment)
+        })
+    };
+    let Ok(Answer::Approval(taken)) = asked.take("1", amend(&[])) else { panic!() };
+    assert_eq!(taken.exec_policy_amendment, ["touch"]);
+    assert_eq!(faults(&asked, amend(&["rm"])), [EXEC]);
+    let mut apply = decided(ApprovalDecision::ApplyNetworkPolicyAmendment);
+    apply.network_policy_amendment =
+        Some(NetworkPolicyAmendment { host: "h".to_owned(), allow: false });
+    assert_eq!(faults(&asked, Answer::Approval(apply.clone())), [""; 0]);
+    // An offer of nothing would allow everything.
+    let nothing = expected(method, offer(json!([]), json!({})));
+    assert_eq!(faults(&nothing, amend(&[]))[..1], [DECISION]);
+    assert_eq!(faults(&nothing, amend(&["rm"]))[..1], [DECISION]);
+    assert_eq!(faults(&nothing, Answer::Approval(apply))[..1], [DECISION]);
+}
+
+#[test]
 fn a_rule_for_a_host_is_one_of_those_that_were_proposed() {
     let asked = expected(
         "item/commandExecution/requestApproval",

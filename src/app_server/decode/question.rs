@@ -36,10 +36,8 @@ pub(super) fn question(method: &str, json: &RawValue, params: &Parts<'_>) -> Que
                     NetworkAccess { host: part("host"), protocol: part("protocol") }
                 }),
                 action: text("kind"),
-                proposed_exec_policy_amendment: texts(params, "proposedExecpolicyAmendment"),
-                proposed_network_policy_amendments: list(params, "proposedNetworkPolicyAmendments")
-                    .filter_map(|amendment| network_rule(&amendment))
-                    .collect(),
+                proposed_exec_policy_amendment: exec_policy_amendment(params),
+                proposed_network_policy_amendments: network_policy_amendments(params),
                 available_decisions: available_decisions(params),
                 additional_permissions_json: params.json("additionalPermissions"),
             })
@@ -87,6 +85,41 @@ pub(super) fn question(method: &str, json: &RawValue, params: &Parts<'_>) -> Que
     Question::new(item_id, kind)
 }
 
+/// How a decision is spelled that brings an amendment with it, and the amendment.
+const WITH_EXEC_POLICY: (&str, &str) = ("acceptWithExecpolicyAmendment", "execpolicy_amendment");
+const WITH_NETWORK_POLICY: (&str, &str) =
+    ("applyNetworkPolicyAmendment", "network_policy_amendment");
+
+/// The words that are proposed; without them, those of the decision that is on offer.
+fn exec_policy_amendment(params: &Parts<'_>) -> Vec<String> {
+    let proposed = texts(params, "proposedExecpolicyAmendment");
+    if !proposed.is_empty() {
+        return proposed;
+    }
+    let (decision, amendment) = WITH_EXEC_POLICY;
+    let mut offered = list(params, "availableDecisions");
+    let words = offered.find_map(|offered| {
+        let words = texts(&offered.parts(decision), amendment);
+        (!words.is_empty()).then_some(words)
+    });
+    words.unwrap_or_default()
+}
+
+/// The rules that are proposed, and those of the decisions that are on offer.
+fn network_policy_amendments(params: &Parts<'_>) -> Vec<NetworkPolicyAmendment> {
+    let (decision, amendment) = WITH_NETWORK_POLICY;
+    let proposed = list(params, "proposedNetworkPolicyAmendments");
+    let offered =
+        list(params, "availableDecisions").map(|offered| offered.parts(decision).parts(amendment));
+    let mut rules = Vec::new();
+    for rule in proposed.chain(offered).filter_map(|rule| network_rule(&rule)) {
+        if !rules.contains(&rule) {
+            rules.push(rule);
+        }
+    }
+    rules
+}
+
 fn network_rule(rule: &Parts<'_>) -> Option<NetworkPolicyAmendment> {
     let allow = rule.read::<String>("action").as_deref() == Some("allow");
     Some(NetworkPolicyAmendment { host: rule.read("host")?, allow })
@@ -97,6 +130,8 @@ fn network_rule(rule: &Parts<'_>) -> Option<NetworkPolicyAmendment> {
 fn available_decisions(params: &Parts<'_>) -> Vec<i32> {
     use ApprovalDecision as Decision;
     let offered: Vec<&RawValue> = params.read("availableDecisions").unwrap_or_default();
+    let can_amend = !exec_policy_amendment(params).is_empty();
+    let can_rule = !network_policy_amendments(params).is_empty();
     let mut decisions: Vec<Decision> = offered
         .into_iter()
         .filter_map(|offered| {
@@ -107,10 +142,11 @@ fn available_decisions(params: &Parts<'_>) -> Vec<i32> {
                 Some("acceptForSession") => Decision::AcceptForSession,
                 Some("decline") => Decision::Decline,
                 Some("cancel") => Decision::Cancel,
-                None if parts.get("acceptWithExecpolicyAmendment").is_some() => {
+                // Without an amendment, nobody knows what it would allow.
+                None if parts.get(WITH_EXEC_POLICY.0).is_some() && can_amend => {
                     Decision::AcceptWithExecPolicyAmendment
                 }
-                None if parts.get("applyNetworkPolicyAmendment").is_some() => {
+                None if parts.get(WITH_NETWORK_POLICY.0).is_some() && can_rule => {
                     Decision::ApplyNetworkPolicyAmendment
                 }
                 // Of a newer CLI.

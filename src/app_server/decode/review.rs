@@ -7,6 +7,10 @@ use crate::model::event::{ApprovalReviewStatus, ApprovalReviewed};
 /// the same.
 pub(super) fn review(params: &Parts<'_>) -> Option<ApprovalReviewed> {
     let review = params.parts("review");
+    // What Codex names there is no item, as in its request.
+    let is_of_permissions =
+        params.parts("action").text("type").as_deref() == Some("requestPermissions");
+    let item_id = params.text("targetItemId")?;
     let status = match review.text("status")?.as_str() {
         "inProgress" => ApprovalReviewStatus::InProgress,
         "approved" => ApprovalReviewStatus::Approved,
@@ -18,7 +22,7 @@ pub(super) fn review(params: &Parts<'_>) -> Option<ApprovalReviewed> {
     Some(ApprovalReviewed {
         // CLIs before 0.130 have none.
         review_id: params.text("reviewId")?,
-        item_id: params.text("targetItemId")?,
+        item_id: if is_of_permissions { String::new() } else { item_id },
         status: status.into(),
         risk_level: review.text("riskLevel")?,
         user_authorization: review.text("userAuthorization")?,
@@ -76,6 +80,25 @@ mod tests {
             ..expected
         };
         assert_eq!(news, News::Event(Event::ApprovalReviewed(expected)));
+    }
+
+    #[test]
+    fn a_review_of_permissions_is_about_no_item() {
+        let mut params = json!({
+            "threadId": "t", "turnId": "u", "reviewId": "r", "targetItemId": "call_1",
+            "review": { "status": "inProgress" },
+            "action": { "type": "requestPermissions", "reason": null, "permissions": {} },
+        });
+        let item_id = |params: &Value| {
+            let params = serde_json::value::to_raw_value(params).unwrap();
+            match notification("item/autoApprovalReview/started", &params).1 {
+                News::Event(Event::ApprovalReviewed(review)) => review.item_id,
+                news => panic!("{news:?}"),
+            }
+        };
+        assert_eq!(item_id(&params), "");
+        params["action"] = action();
+        assert_eq!(item_id(&params), "call_1");
     }
 
     #[test]

@@ -40,6 +40,7 @@ pub(crate) fn turn_request(
     let bytes = request.encoded_len();
     // Before the request is taken apart: the digest is of everything but the id.
     let request_id = std::mem::take(&mut request.request_id);
+    leave_out_defaults(&mut request);
     let request_id = request_id_of(request_id, &request, &mut faults);
 
     let pb::RunTurnRequest {
@@ -231,6 +232,25 @@ fn request_id_of(id: String, rest: &pb::RunTurnRequest, faults: &mut Faults) -> 
     // is (Struct) is kept sorted.
     let fingerprint = Sha256::digest(rest.encode_to_vec()).into();
     Some(RequestId { id, fingerprint })
+}
+
+/// Leaves out what holds anyway: who writes it out makes no other request of it.
+fn leave_out_defaults(request: &mut pb::RunTurnRequest) {
+    let left_out = |value: &mut i32, default: i32| {
+        if *value == default {
+            *value = 0;
+        }
+    };
+    left_out(&mut request.busy_policy, pb::BusyPolicy::Queue.into());
+    left_out(&mut request.disconnect_policy, pb::DisconnectPolicy::Interrupt.into());
+    left_out(&mut request.missing_thread_policy, pb::MissingThreadPolicy::Fail.into());
+    left_out(&mut request.context_policy, pb::ContextPolicy::Any.into());
+    left_out(&mut request.question_policy, pb::QuestionPolicy::Decline.into());
+    if request.tool_name.trim() == "codex" {
+        request.tool_name.clear();
+    }
+    request.thread_options.take_if(|options| *options == pb::ThreadOptions::default());
+    request.turn_options.take_if(|options| *options == pb::TurnOptions::default());
 }
 
 fn key_of(

@@ -528,6 +528,31 @@ fn durations_are_well_formed_and_positive() {
 }
 
 #[test]
+fn a_default_that_is_written_out_makes_no_other_request() {
+    let fingerprint = |request: pb::RunTurnRequest| {
+        let request = pb::RunTurnRequest { request_id: "r".to_owned(), ..request };
+        validate(request).unwrap().request_id.unwrap().fingerprint
+    };
+    let first = fingerprint(plain());
+    for written in [
+        pb::RunTurnRequest { busy_policy: pb::BusyPolicy::Queue.into(), ..plain() },
+        pb::RunTurnRequest { disconnect_policy: pb::DisconnectPolicy::Interrupt.into(), ..plain() },
+        pb::RunTurnRequest {
+            missing_thread_policy: pb::MissingThreadPolicy::Fail.into(),
+            ..plain()
+        },
+        pb::RunTurnRequest { context_policy: pb::ContextPolicy::Any.into(), ..plain() },
+        pb::RunTurnRequest { question_policy: pb::QuestionPolicy::Decline.into(), ..plain() },
+        pb::RunTurnRequest { tool_name: "codex".to_owned(), ..plain() },
+        pb::RunTurnRequest { thread_options: Some(pb::ThreadOptions::default()), ..plain() },
+        pb::RunTurnRequest { turn_options: Some(pb::TurnOptions::default()), ..plain() },
+    ] {
+        assert_ne!(written, plain());
+        assert_eq!(fingerprint(written.clone()), first, "{written:?}");
+    }
+}
+
+#[test]
 fn the_fingerprint_is_of_everything_but_the_id() {
     let fingerprint = |request_id: &str, said: &str| {
         let request = pb::RunTurnRequest {

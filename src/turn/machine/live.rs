@@ -69,7 +69,10 @@ impl Live {
             Input::Skipped(line) if self.listens() => self.run.skip(&line, step),
             Input::Asked(asked, policy) if self.listens() => {
                 let is_over = self.stopping.is_some() || self.ending.is_some();
-                let policy = if is_over { Policy::Decline } else { policy };
+                let policy = match policy {
+                    Policy::Ask { .. } if is_over => Policy::Withdraw,
+                    policy => policy,
+                };
                 self.run.ask(asked, &policy, step);
             }
             // Whoever asks late is answered all the same.

@@ -30,6 +30,8 @@ const SIDECAR: &str = "sidecar";
 pub(crate) enum Policy {
     /// It is declined at once.
     Decline,
+    /// The turn stops, or has ended: nobody can answer it any more.
+    Withdraw,
     /// It waits for an answer, so long, and until then, if that is a time. Of the answer Codex may tell so
     /// many bytes back.
     Ask { until: Option<prost_types::Timestamp>, within: Duration, most_bytes: usize },
@@ -83,10 +85,14 @@ impl Questions {
                 self.pending.push(Pending { id, call, expected, bytes, deadline });
                 self.pending_bytes += bytes;
             }
-            Policy::Ask { .. } | Policy::Decline => {
+            Policy::Ask { .. } | Policy::Decline | Policy::Withdraw => {
+                let resolution = match policy {
+                    Policy::Withdraw => Resolution::Withdrawn,
+                    Policy::Ask { .. } | Policy::Decline => Resolution::Declined,
+                };
                 acts.push(Act::Tell(Event::request_raised(question)));
                 acts.push(Act::Decline(call));
-                acts.push(resolved(id, Resolution::Declined, SIDECAR));
+                acts.push(resolved(id, resolution, SIDECAR));
             }
         }
     }

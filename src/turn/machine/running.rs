@@ -12,7 +12,10 @@ use super::{Act, Begun, Kept, Policy, Step, Terms};
 use crate::app_server::decode::{News, TurnEnd};
 use crate::app_server::message::{Asked, Told};
 use crate::app_server::settings::Gate;
-use crate::model::event::{Event, McpServerStatus, TokenUsageUpdated, Usage, WarningCode};
+use crate::model::event::{
+    ApprovalReviewStatus, ApprovalReviewed, Event, McpServerStatus, TokenUsageUpdated, Usage,
+    WarningCode,
+};
 use crate::model::failure::TurnError;
 use crate::model::id::ThreadId;
 use crate::model::item::{AgentMessage, Item, ItemKind, TodoList};
@@ -21,6 +24,9 @@ use crate::turn::clocks::Cause;
 
 /// The item that stands for the agent's plan; Codex has plans but no item for them.
 const TODO_LIST_ID: &str = "todo_list";
+
+/// Most reviews that are known to be under way: Codex has one at a time for each call of the model.
+const MOST_REVIEWS: usize = 64;
 
 #[derive(Debug)]
 pub(super) struct Run {
@@ -51,6 +57,8 @@ pub(super) struct Run {
     may_have_goal: bool,
     pub(super) meter: Meter,
     plan: Option<TodoList>,
+    // Those that Codex's reviewer has not ended.
+    reviews: Vec<ApprovalReviewed>,
     pub(super) patches: Patches,
     // Nothing of the turn is told before this lets it pass.
     gate: Gate,
@@ -93,6 +101,7 @@ impl Run {
             may_have_goal,
             meter: Meter::from(usage),
             plan: None,
+            reviews: Vec::new(),
             patches: Patches::default(),
             gate,
         }
@@ -290,6 +299,7 @@ impl Run {
                     self.patches.note(self.thread_id.as_str(), item, false);
                 }
             }
+            Event::ApprovalReviewed(review) => self.note_review(review),
             Event::AgentMessageDelta(delta) => self.open_message.add(&delta.item_id, &delta.text),
             Event::ItemCompleted(completed) => {
                 if let Some(item) = &completed.item {
@@ -319,6 +329,14 @@ impl Run {
         self.tell(event, step.acts);
     }
 
+    fn note_review(&mut self, review: &ApprovalReviewed) {
+        self.reviews.retain(|known| known.review_id != review.review_id);
+        if review.status() == ApprovalReviewStatus::InProgress && self.reviews.len() < MOST_REVIEWS
+        {
+            self.reviews.push(review.clone());
+        }
+    }
+
     /// Keeps the first thing that is wrong with what came into force.
     fn hold_back(&mut self, checked: Result<(), String>) {
         if let (Err(wrong), None) = (checked, &self.not_applied) {
@@ -339,6 +357,11 @@ impl Run {
             self.tell(event, acts);
         }
         self.tell_held_error(acts);
+        // Codex says so itself, but as a rule after the turn's end.
+        for mut review in std::mem::take(&mut self.reviews) {
+            review.set_status(ApprovalReviewStatus::Aborted);
+            self.tell(Event::ApprovalReviewed(review), acts);
+        }
         // A plan is final when its turn is.
         if let Some(item) = self.plan_item() {
             self.tell(Event::item_completed(item), acts);

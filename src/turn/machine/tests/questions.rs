@@ -248,8 +248,10 @@ fn what_stops_or_ends_a_turn_withdraws_its_questions() {
     let acts = sim.on(Input::Stop(InterruptReason::InterruptRequested));
     assert_eq!(acts, [interrupts(FIRST), Act::Decline(call_id(7)), withdrawn()]);
     let acts = sim.on(Input::Asked(tool_call(8), ask()));
-    let declined = resolved("2", Resolution::Declined);
-    assert_eq!(acts, [raised("2", false), Act::Decline(call_id(8)), declined], "nobody is asked");
+    let gone = resolved("2", Resolution::Withdrawn);
+    assert_eq!(acts, [raised("2", false), Act::Decline(call_id(8)), gone], "nobody is asked");
+    let acts = sim.on(Input::Asked(tool_call(9), Policy::Decline));
+    assert_eq!(acts[1..], [Act::Decline(call_id(9)), resolved("3", Resolution::Declined)]);
 
     let mut sim = asking();
     let acts = sim.complete();

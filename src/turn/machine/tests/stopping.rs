@@ -28,6 +28,28 @@ fn ends(item: Item) -> News {
     News::Event(Event::item_completed(item))
 }
 
+/// Codex tells it after the turn's end, if it does.
+#[test]
+fn a_review_that_the_turns_end_cuts_off_is_told_as_given_up() {
+    use crate::model::event::{ApprovalReviewStatus, ApprovalReviewed};
+    let review = |id: &str, status: ApprovalReviewStatus| {
+        let review_id = id.to_owned();
+        let review = ApprovalReviewed { review_id, status: status.into(), ..Default::default() };
+        Event::ApprovalReviewed(review)
+    };
+    let mut sim = Sim::live(|_| {});
+    for id in ["1", "2"] {
+        sim.tell(News::Event(review(id, ApprovalReviewStatus::InProgress)));
+    }
+    sim.tell(News::Event(review("1", ApprovalReviewStatus::Approved)));
+    sim.on(stop());
+    let acts = sim.tell(News::TurnEnded(TurnEnd::Interrupted));
+    let reviews = acts.iter().filter(|act| matches!(act, Act::Tell(Event::ApprovalReviewed(_))));
+    let given_up = Act::Tell(review("2", ApprovalReviewStatus::Aborted));
+    assert_eq!(reviews.collect::<Vec<_>>(), [&given_up]);
+    assert_eq!(acts.last(), Some(&interrupted(REQUESTED, tokens(100))));
+}
+
 #[test]
 fn a_stop_interrupts_what_runs_and_the_first_reason_stays() {
     let mut sim = Sim::live(|_| {});
