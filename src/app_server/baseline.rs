@@ -28,7 +28,7 @@ pub struct Baseline {
     approval_policy: Option<Value>,
     /// Who answers what Codex asks, as Codex spells it; null with CLIs that know no reviewers.
     approvals_reviewer: Option<Value>,
-    /// The service tier: `None` with CLIs that do not say, null for none.
+    /// The service tier: `None` with CLIs that do not say, where none is configured; null for none.
     pub(super) service_tier: Option<Value>,
     /// What commands may touch.
     access: Option<Access>,
@@ -62,7 +62,9 @@ impl Baseline {
             reasoning_summary: defaults.config.model_reasoning_summary.clone(),
             approval_policy: Some(opened.approval_policy),
             approvals_reviewer: Some(opened.approvals_reviewer.unwrap_or_default()),
-            service_tier: opened.service_tier,
+            service_tier: opened
+                .service_tier
+                .or_else(|| defaults.config.service_tier.clone().map(Value::String)),
             workspace_write: Some(workspace_write),
             access: Some(Access { sandbox_policy: opened.sandbox, profile }),
         }
@@ -108,6 +110,11 @@ impl Baseline {
             && (options.approvals_reviewer.is_some() || self.approvals_reviewer.is_some())
             && (asks_for_access(options) || self.access.is_some())
             && (!needs_workspace_write(options) || self.workspace_write.is_some())
+    }
+
+    /// Whether the CLI does not say the service tier, and none is configured.
+    pub(crate) fn tells_no_service_tier(&self) -> bool {
+        self.service_tier.is_none()
     }
 
     /// The approval policy of turns with these options.

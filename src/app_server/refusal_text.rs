@@ -97,6 +97,12 @@ pub(super) fn is_unknown_turn(message: &str) -> bool {
     message.starts_with("turn not found") || message.ends_with("was not found in the source thread")
 }
 
+/// Whether it says that a turn has no beginning of its own, as a review, which begins with its reviewer's
+/// turn.
+pub(super) fn is_turn_without_start(message: &str) -> bool {
+    message.ends_with("does not have a persisted start boundary")
+}
+
 /// Whether it says that a place in its lists is none of the thread's.
 pub(super) fn is_invalid_cursor(message: &str) -> bool {
     message.starts_with("invalid cursor")

@@ -91,7 +91,13 @@ impl From<RequestError> for ThreadError {
 }
 
 impl ThreadError {
-    /// The same of a request that went ahead of `turn/start`: whatever was written, no turn was.
+    /// Whether what was asked for may have been done all the same.
+    pub(crate) fn may_have_been_done(&self) -> bool {
+        matches!(self, ThreadError::Lost { written: true, .. } | ThreadError::Unreadable(_))
+    }
+
+    /// The same of a request that went ahead of the one that matters, as `turn/start`: whatever was
+    /// written, that was not.
     pub(crate) fn before_the_turn(self) -> ThreadError {
         match self {
             ThreadError::Lost { cause, written: _ } => ThreadError::Lost { cause, written: false },

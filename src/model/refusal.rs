@@ -186,9 +186,9 @@ pub enum Refusal {
         /// When to try again.
         retry_after: Duration,
     },
-    /// Too many turns of this context wait.
+    /// Too many turns of this context, or calls that are to change it, wait.
     #[error(
-        "{waiting} turns of this context already wait, the limit for one context; try again later"
+        "{waiting} turns or calls of this context already wait, the limit for one context; try again later"
     )]
     ContextQueueFull {
         /// How many wait.

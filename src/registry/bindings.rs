@@ -153,24 +153,26 @@ impl Bindings {
         self.write().remove(key)
     }
 
-    /// Evicts the context that is unused for longest, of those that are not busy; with `since`, only
-    /// one that is unused since then. Leaves a mark of it, and at most so many marks.
-    pub(crate) fn evict(
+    /// The context that is unused for longest, of those that are not busy; with `since`, only one that is
+    /// unused since then.
+    pub(crate) fn unused_longest(
         &self,
         is_busy: impl Fn(&ContextKey) -> bool,
         since: Option<Instant>,
-        most_marks: usize,
-    ) -> Option<ThreadId> {
+    ) -> Option<Arc<ContextKey>> {
+        let all = self.read();
+        let key = all.by_use.values().find(|key| !is_busy(key))?;
+        let used_at = all.by_key.get(key)?.used_at;
+        since.is_none_or(|since| used_at <= since).then(|| Arc::clone(key))
+    }
+
+    /// Evicts a context, and gives its thread. Leaves a mark of it, and at most so many marks.
+    pub(crate) fn evict(&self, key: &Arc<ContextKey>, most_marks: usize) -> Option<ThreadId> {
         let mut all = self.write();
-        let key = all.by_use.values().find(|key| !is_busy(key)).map(Arc::clone)?;
-        let used_at = all.by_key.get(&key)?.used_at;
-        if since.is_some_and(|since| used_at > since) {
-            return None;
-        }
-        let thread_id = all.remove(&key)?.thread_id;
+        let thread_id = all.remove(key)?.thread_id;
         let now = Instant::now();
-        all.marks.insert(Arc::clone(&key), Mark { thread_id: thread_id.clone(), since: now });
-        all.marked.push_back((now, key));
+        all.marks.insert(Arc::clone(key), Mark { thread_id: thread_id.clone(), since: now });
+        all.marked.push_back((now, Arc::clone(key)));
         while all.marked.len() > most_marks {
             all.forget_oldest_mark();
         }
@@ -334,7 +336,8 @@ mod tests {
         }
         let before = Instant::now();
         bindings.note_use(&keys[0]);
-        let evict = |since| bindings.evict(|key| *key == keys[1], since, 2);
+        let unused = |since| bindings.unused_longest(|key| *key == keys[1], since);
+        let evict = |since| unused(since).and_then(|key| bindings.evict(&key, 2));
         // The second is busy, and the others are used later than that.
         assert_eq!(evict(before.checked_sub(std::time::Duration::from_secs(3))), None);
         let evicted: Vec<_> = (0..4).map(|_| evict(None)).collect();

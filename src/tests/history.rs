@@ -251,6 +251,141 @@ async fn a_copy_needs_room_for_its_context() {
     full.assert(Code::ResourceExhausted, "CONTEXTS_FULL");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_copy_takes_the_place_of_a_context_that_nobody_uses_and_a_refused_one_of_none() {
+    let evicting = async || {
+        let (sidecar, mut codex) = sidecar_with(|setup| {
+            setup.contexts.max_contexts = 2;
+            setup.contexts.evict_contexts = true;
+        })
+        .await;
+        codex.number = Some(1);
+        codex.during(sidecar.say("a", "hello")).await.completed();
+        codex.during(sidecar.say("b", "hello")).await.completed();
+        (sidecar, codex)
+    };
+    let (sidecar, mut codex) = evicting().await;
+    codex.during(fork(&sidecar, copying("a", "c"))).await.unwrap();
+    sidecar.context("a").await.unwrap();
+    sidecar.context("b").await.unwrap_err().assert(Code::NotFound, "CONTEXT_NOT_FOUND");
+
+    let (sidecar, mut codex) = evicting().await;
+    let mut running = sidecar.hold(&mut codex, prompt("b", "hello")).await;
+    let refused = codex.during(fork(&sidecar, copying("b", "c"))).await.unwrap_err();
+    refused.assert(Code::Aborted, "CONTEXT_BUSY");
+    // Nor does a turn that is refused: its context would be new, and its thread is busy.
+    let mut rejected = prompt("d", "hello");
+    rejected.thread_id = sidecar.context("b").await.unwrap().thread_id;
+    rejected.set_busy_policy(pb::BusyPolicy::Reject);
+    sidecar.refused(rejected).await.assert(Code::Aborted, "CONTEXT_BUSY");
+    sidecar.context("a").await.unwrap();
+    codex.during(sidecar.interrupt(&running.id())).await;
+    codex.during(running.rest()).await;
+    // One that waits for another one does when it is made.
+    let mut first = pin!(fork(&sidecar, copying("b", "c")));
+    let asked = meanwhile(first.as_mut(), codex.asked("thread/fork")).await;
+    sidecar.context("a").await.unwrap_err().assert(Code::NotFound, "CONTEXT_NOT_FOUND");
+    let mut second = pin!(fork(&sidecar, copying("b", "d")));
+    assert!(futures::poll!(second.as_mut()).is_pending());
+    codex.answer_usually(&asked).await;
+    codex.during(first).await.unwrap();
+    codex.during(second).await.unwrap();
+    sidecar.context("b").await.unwrap();
+    sidecar.context("c").await.unwrap_err().assert(Code::NotFound, "CONTEXT_NOT_FOUND");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thread_whose_worker_dies_once_it_was_taken_back_is_taken_back() {
+    let (sidecar, mut codex) = sidecar().await;
+    codex.history = Some(vec![]);
+    bind(&sidecar, "a").await;
+    codex.history = Some(vec![("u1", "completed")]);
+    codex.during(sidecar.say("a", "one")).await.completed();
+    codex.history = Some(vec![("u2", "completed"), ("u1", "completed")]);
+    codex.during(sidecar.say("a", "two")).await.completed();
+    let mut reverting = pin!(revert(&sidecar, "a", "u2"));
+    meanwhile(reverting.as_mut(), codex.asked("thread/revert")).await;
+    codex.exit("signal 9");
+    let mut successor = sidecar.codex().await;
+    successor.history = Some(vec![("u1", "completed")]);
+    successor.refuses = vec![("thread/revert", 2, -32600, "turn not found: u2")];
+    successor.during(reverting).await.unwrap();
+    // What it has now is all that it should have.
+    let turn = successor.during(sidecar.say("a", "three")).await;
+    assert_eq!(turn.kinds().iter().filter(|kind| **kind == "warning").count(), 0);
+    turn.completed();
+    // Whoever asks once more is told.
+    let refused = successor.during(revert(&sidecar, "a", "u2")).await.unwrap_err();
+    refused.assert(Code::InvalidArgument, "INVALID_INPUT");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_loss_before_a_thread_is_taken_back_makes_no_unknown_turn_a_known_one() {
+    let (sidecar, mut codex) = sidecar().await;
+    bind(&sidecar, "a").await;
+    let mut reverting = pin!(revert(&sidecar, "a", "u2"));
+    meanwhile(reverting.as_mut(), codex.asked("thread/resume")).await;
+    codex.exit("signal 9");
+    let mut successor = sidecar.codex().await;
+    successor.refuses = vec![("thread/revert", 1, -32600, "turn not found: u2")];
+    let refused = successor.during(reverting).await.unwrap_err();
+    refused.assert(Code::InvalidArgument, "INVALID_INPUT");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thread_that_is_taken_back_late_has_lost_nothing() {
+    let (sidecar, mut codex) = sidecar().await;
+    codex.history = Some(vec![]);
+    bind(&sidecar, "a").await;
+    for turns in [vec![("u1", "completed")], vec![("u2", "completed"), ("u1", "completed")]] {
+        codex.history = Some(turns);
+        codex.during(sidecar.say("a", "hello")).await.completed();
+    }
+    codex.mutes = vec!["thread/revert"];
+    let refused = codex.during(revert(&sidecar, "a", "u2")).await.unwrap_err();
+    refused.assert(Code::Unavailable, "WORKER_UNAVAILABLE");
+    codex.history = Some(vec![("u1", "completed")]);
+    let turn = codex.during(sidecar.say("a", "hello")).await;
+    assert_eq!(turn.kinds().iter().filter(|kind| **kind == "warning").count(), 0);
+    turn.completed();
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_is_waited_with_for_a_thread_who_has_gone_and_only_so_many_wait() {
+    let (sidecar, mut codex) = sidecar().await;
+    bind(&sidecar, "a").await;
+    let mut reverting = pin!(revert(&sidecar, "a", "u3"));
+    let asked = meanwhile(reverting.as_mut(), codex.asked("thread/revert")).await;
+    for _ in 0..1000 {
+        let mut gone = pin!(revert(&sidecar, "a", "u2"));
+        assert!(futures::poll!(gone.as_mut()).is_pending());
+    }
+    let mut waiting: Vec<_> = (0..16).map(|_| Box::pin(revert(&sidecar, "a", "u1"))).collect();
+    for one in &mut waiting {
+        assert!(futures::poll!(one).is_pending());
+    }
+    let full = revert(&sidecar, "a", "u1").await.unwrap_err();
+    full.assert(Code::ResourceExhausted, "CONTEXT_QUEUE_FULL");
+    codex.answer(&asked, json!({})).await;
+    codex.during(reverting).await.unwrap();
+    codex.during(join_all(waiting)).await;
+    let named: Vec<&Value> =
+        codex.heard_of("thread/revert").iter().map(|asked| &asked.params["beforeTurnId"]).collect();
+    assert_eq!(named[0], "u3");
+    assert_eq!(named[1..], ["u1"; 16]);
+    // Who waits when it begins to drain is told at once.
+    let mut reverting = pin!(revert(&sidecar, "a", "u3"));
+    let asked = meanwhile(reverting.as_mut(), codex.asked("thread/revert")).await;
+    let mut waiting = pin!(revert(&sidecar, "a", "u1"));
+    assert!(futures::poll!(waiting.as_mut()).is_pending());
+    let mut draining = pin!(sidecar.engine.drain(Duration::from_secs(10)));
+    assert!(futures::poll!(draining.as_mut()).is_pending());
+    waiting.await.unwrap_err().assert(Code::Unavailable, "DRAINING");
+    codex.answer(&asked, json!({})).await;
+    codex.during(reverting).await.unwrap();
+    codex.during(draining).await;
+}
+
 /// A turn of so many bytes.
 fn listed(number: usize, bytes: usize) -> Value {
     let item = json!({ "type": "agentMessage", "id": "m", "text": "x".repeat(bytes) });
@@ -309,6 +444,146 @@ async fn a_page_is_as_large_as_clients_take_by_default_and_a_line_may_be() {
     assert_eq!(seen, expected);
 }
 
+/// What Codex lists of a thread with a review `r` between two turns; of a copy up to it, without the last.
+fn listed_with_a_review(is_copy: bool) -> Vec<Value> {
+    let turn = |id: &str, root: &str, status: &str, items: &[&str]| {
+        let item = |kind: &&str| json!({ "type": kind, "id": format!("{id}-{kind}"), "text": "" });
+        let items: Vec<Value> = items.iter().map(item).collect();
+        json!({ "id": id, "rootTurnId": root, "status": status, "items": items })
+    };
+    let within = turn("within", "r", "interrupted", &["plan"]);
+    let review = turn("r", "r", "completed", &["contextCompaction", "agentMessage"]);
+    let first = turn("u1", "ours", "completed", &["agentMessage"]);
+    match is_copy {
+        true => vec![first, review, within],
+        false => vec![first, within, review, turn("u2", "ours", "completed", &["agentMessage"])],
+    }
+}
+
+/// Answers with the list of a thread, as Codex does.
+async fn answer_list(codex: &mut Codex, turns: &[Value]) {
+    loop {
+        let asked = codex.asked("thread/turns/list").await;
+        let from = asked.params["cursor"].as_str().map_or(0, |cursor| cursor.parse().unwrap());
+        let until = (from + asked.params["limit"].as_u64().unwrap() as usize).min(turns.len());
+        let mut turns = turns.to_vec();
+        if asked.params["sortDirection"] == "desc" {
+            turns.reverse();
+        }
+        let next = (until < turns.len()).then(|| until.to_string());
+        codex.answer(&asked, json!({ "data": turns[from..until], "nextCursor": next })).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_review_is_one_turn_with_what_its_reviewer_did_wherever_a_page_ends() {
+    for (is_copy, page_size) in
+        [(false, 1), (false, 2), (false, 3), (true, 1), (true, 2), (true, 9)]
+    {
+        let (sidecar, mut codex) = sidecar().await;
+        let reading = async {
+            let (mut seen, mut page_token) = (Vec::new(), String::new());
+            loop {
+                let page = read(&sidecar, &page_token, page_size).await.unwrap();
+                assert!(page.turns.len() as i32 <= page_size);
+                seen.extend(page.turns);
+                page_token = page.next_page_token;
+                if page_token.is_empty() {
+                    return seen;
+                }
+            }
+        };
+        let list = listed_with_a_review(is_copy);
+        let seen = tokio::select! {
+            seen = reading => seen,
+            () = answer_list(&mut codex, &list) => unreachable!(),
+        };
+        let ids: Vec<&str> = seen.iter().map(|turn| turn.codex_turn_id.as_str()).collect();
+        assert_eq!(ids, if is_copy { &["u1", "r"][..] } else { &["u1", "r", "u2"] });
+        assert!(seen.iter().all(|turn| turn.status() == pb::ThreadTurnStatus::Completed));
+        let items: Vec<&str> = seen[1].items.iter().map(|item| item.id.as_str()).collect();
+        assert_eq!(items, ["r-contextCompaction", "within-plan", "r-agentMessage"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thread_is_copied_up_to_a_review_and_taken_back_to_before_it() {
+    let (sidecar, mut codex) = sidecar().await;
+    bind(&sidecar, "a").await;
+    let list = listed_with_a_review(true);
+    let request =
+        pb::ForkContextRequest { last_codex_turn_id: "r".to_owned(), ..copying("a", "b") };
+    tokio::select! {
+        forked = fork(&sidecar, request) => drop(forked.unwrap()),
+        () = answer_list(&mut codex, &list) => unreachable!(),
+    }
+    let list = listed_with_a_review(false);
+    let text = "turn r does not have a persisted start boundary";
+    codex.refuses = vec![("thread/revert", 1, -32600, text)];
+    tokio::select! {
+        reverted = revert(&sidecar, "a", "r") => drop(reverted.unwrap()),
+        () = answer_list(&mut codex, &list) => unreachable!(),
+    }
+    let named = codex.heard_of("thread/revert");
+    let named: Vec<&Value> = named.iter().map(|asked| &asked.params["beforeTurnId"]).collect();
+    assert_eq!(named, ["r", "within"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_is_not_held_up_by_a_copy_that_is_not_made() {
+    let (sidecar, mut codex) = sidecar().await;
+    codex.during(sidecar.say("a", "hello")).await.completed();
+    codex.mutes = vec!["thread/fork"];
+    let mut forking = pin!(fork(&sidecar, copying("a", "b")));
+    meanwhile(forking.as_mut(), codex.asked("thread/fork")).await;
+    let began = Instant::now();
+    codex.during(sidecar.engine.drain(Duration::from_secs(1))).await;
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    forking.await.unwrap_err().assert(Code::Unavailable, "DRAINING");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_turn_goes_where_its_thread_may_have_been_loaded_to_be_taken_back() {
+    let sidecar = Sidecar::start(|setup| setup.workers = 2);
+    let mut one = sidecar.codex().await;
+    one.during(sidecar.is_ready()).await;
+    let mut two = one.during(sidecar.codex()).await;
+    let shaking = tokio::time::sleep(Duration::from_secs(5));
+    one.during(two.during(shaking)).await;
+    bind(&sidecar, "a").await;
+    for codex in [&mut one, &mut two] {
+        codex.mutes = vec!["thread/resume"];
+    }
+    let refused = one.during(two.during(revert(&sidecar, "a", "u1"))).await.unwrap_err();
+    refused.assert(Code::Unavailable, "WORKER_UNAVAILABLE");
+    let asked = |one: &Codex, two: &Codex| [one, two].map(|codex| codex.count("thread/resume"));
+    let before = asked(&one, &two);
+    assert_eq!(before.iter().sum::<usize>(), 1);
+    for codex in [&mut one, &mut two] {
+        codex.mutes.clear();
+    }
+    let turn = one.during(two.during(sidecar.say("a", "hello"))).await;
+    turn.completed();
+    let after = asked(&one, &two);
+    let by_turn = [after[0] - before[0], after[1] - before[1]];
+    assert_eq!(by_turn, before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_service_tier_of_an_earlier_turn_is_left_where_a_cli_does_not_tell_it() {
+    let (sidecar, mut codex) = sidecar().await;
+    let mut fast = prompt("a", "hello");
+    fast.thread_options.get_or_insert_default().service_tier = "fast".to_owned();
+    codex.during(sidecar.run(fast)).await.completed();
+    codex.during(fork(&sidecar, copying("a", "b"))).await.unwrap();
+    codex.during(revert(&sidecar, "a", "u2")).await.unwrap();
+    for context in ["a", "b"] {
+        codex.during(sidecar.say(context, "hello")).await.completed();
+        let started = codex.heard_of("turn/start").pop().unwrap();
+        assert_eq!(started.params.get("serviceTier"), Some(&Value::Null), "{context}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn few_pages_are_read_at_once_and_none_is_waited_for_without_end() {
     let (sidecar, mut codex) = sidecar().await;
@@ -324,6 +599,21 @@ async fn few_pages_are_read_at_once_and_none_is_waited_for_without_end() {
     assert!(asked.len() <= 8, "{}", asked.len());
     // Turns are not kept from the worker meanwhile, nor afterwards.
     codex.during(sidecar.say("a", "hello")).await.completed();
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_is_asked_at_once_where_callers_go() {
+    let (sidecar, mut codex) = sidecar().await;
+    let asked_at_start = codex.count("model/list");
+    codex.mutes = vec!["thread/turns/list", "model/list"];
+    for _ in 0..100 {
+        let within = Duration::from_millis(1);
+        let _ = codex.during(tokio::time::timeout(within, read(&sidecar, "", 0))).await;
+        let listing = sidecar.pool.list_models(Request::new(pb::ListModelsRequest::default()));
+        let _ = codex.during(tokio::time::timeout(within, listing)).await;
+    }
+    assert_eq!(codex.count("thread/turns/list"), 4);
+    assert_eq!(codex.count("model/list") - asked_at_start, 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -436,3 +436,23 @@ async fn turns_are_listed_with_how_far_they_are_in_the_order_of_their_calls() {
     assert_eq!(interrupted.reason, "INTERRUPT_REQUESTED");
     assert_eq!(interrupted.state(), pb::TurnState::Interrupted);
 }
+
+#[tokio::test(start_paused = true)]
+async fn input_joins_the_turn_of_its_thread_whatever_context_that_came_by() {
+    let (sidecar, mut codex) = sidecar().await;
+    codex.number = Some(1);
+    codex.during(sidecar.say("a", "hello")).await;
+    let thread_id = sidecar.context("a").await.unwrap().thread_id;
+    let named = |context: &str, text: &str| {
+        let thread_id = thread_id.clone();
+        pb::RunTurnRequest { thread_id, ..prompt(context, text) }
+    };
+    for joining in [prompt("a", "more"), named("c", "more")] {
+        let running = sidecar.hold(&mut codex, named("b", "hold")).await;
+        let steering = pb::RunTurnRequest { busy_policy: pb::BusyPolicy::Steer.into(), ..joining };
+        let joined = codex.during(sidecar.run(steering)).await;
+        assert_eq!(joined.id(), running.id());
+        joined.completed();
+    }
+    assert_eq!(codex.count("turn/steer"), 2);
+}

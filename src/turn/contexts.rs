@@ -7,6 +7,7 @@
 //! many, and may be unused only for so long, and one that goes leaves a mark, by which its next turn is
 //! told.
 
+use std::cell::RefCell;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -100,7 +101,7 @@ impl Contexts {
     /// [`Refusal::ContextInUse`], [`Refusal::ContextsFull`].
     pub(crate) fn bind(&self, key: &ContextKey, thread_id: &ThreadId) -> Result<Bound, Refusal> {
         self.while_idle(key, |busy| {
-            self.make_room(key, busy)?;
+            self.make_room(key, busy, None)?;
             Ok(self.bindings.bind(key, thread_id))
         })?
     }
@@ -117,7 +118,7 @@ impl Contexts {
     /// Keeps a context and its thread free of turns while that is changed, and gives the thread.
     ///
     /// # Errors
-    /// [`Refusal::ContextInUse`], [`Refusal::ContextNotFound`].
+    /// [`Refusal::ContextInUse`], [`Refusal::ContextNotFound`]; see [`Admission::reserve`].
     pub(crate) async fn reserve(
         &self,
         key: &ContextKey,
@@ -126,7 +127,11 @@ impl Contexts {
             let thread_id = self.get(key)?.thread_id;
             Ok((self.lanes_of(key, &thread_id).to_vec(), thread_id))
         };
-        let reserved = self.admission.reserve(look).await?;
+        let settle = |_: &Busy<'_>| {
+            self.bindings.note_use(key);
+            Ok(())
+        };
+        let reserved = self.admission.reserve(look, settle).await?;
         reserved.ok_or_else(|| Refusal::ContextInUse(key.clone()))
     }
 
@@ -134,22 +139,26 @@ impl Contexts {
     ///
     /// # Errors
     /// [`Refusal::ContextInUse`], [`Refusal::ContextNotFound`] of the source,
-    /// [`Refusal::ContextExists`] of the target, [`Refusal::ContextsFull`].
+    /// [`Refusal::ContextExists`] of the target, [`Refusal::ContextsFull`]; see [`Admission::reserve`].
     pub(crate) async fn reserve_copy(
         &self,
         source: &ContextKey,
         target: &ContextKey,
     ) -> Result<(Reservation, ThreadId), Refusal> {
-        let look = |busy: &Busy<'_>| {
+        let look = |_: &Busy<'_>| {
             let thread_id = self.get(source)?.thread_id;
             if self.bindings.contains(target) {
                 return Err(Refusal::ContextExists(target.clone()));
             }
-            self.make_room(target, busy)?;
             let [context, thread] = self.lanes_of(source, &thread_id);
             Ok((vec![context, thread, Lane::Context(target.clone())], thread_id))
         };
-        let reserved = self.admission.reserve(look).await?;
+        let settle = |busy: &Busy<'_>| {
+            self.make_room(target, busy, Some(source))?;
+            self.bindings.note_use(source);
+            Ok(())
+        };
+        let reserved = self.admission.reserve(look, settle).await?;
         reserved.ok_or_else(|| {
             let target_lane = Lane::Context(target.clone());
             let is_target = self.admission.while_idle(&target_lane, |_| ()).is_none();
@@ -211,30 +220,49 @@ impl Contexts {
         turn: &Weak<Turn>,
         enter: impl FnOnce(),
     ) -> Result<Ticket, Refusal> {
+        // One that is refused after all changes nothing.
+        let to_evict = RefCell::new(None);
         let entrant = |busy: &Busy<'_>| {
             self.check_policy(request, busy)?;
             if let Some(key) = &request.context {
-                self.make_room(key, busy)?;
-                self.bindings.note_use(key);
+                to_evict.replace(self.room(key, busy, None)?);
             }
-            let explicit = request.explicit_thread.clone();
-            let bound = request.context.as_ref().and_then(|key| self.bindings.get(key));
-            let thread = explicit
-                .clone()
-                .or(bound.map(|binding| binding.thread_id))
-                .or_else(|| request.configured_thread.clone());
             Ok(Entrant {
                 tenant: request.tenant.clone(),
                 caller: request.caller,
                 context: request.context.clone(),
-                thread,
-                follows_context: explicit.is_none(),
+                thread: self.thread_of(request),
+                follows_context: request.explicit_thread.is_none(),
                 policy: request.busy_policy,
                 turn: Weak::clone(turn),
                 bytes: request.bytes,
             })
         };
+        let enter = || {
+            to_evict.take().iter().for_each(|key| self.evict(key));
+            if let Some(key) = &request.context {
+                self.bindings.note_use(key);
+            }
+            enter();
+        };
         self.admission.admit(entrant, enter)
+    }
+
+    /// The turn that runs where this one would: in its context, or on its thread.
+    pub(crate) fn running_turn(&self, request: &TurnRequest) -> Option<Arc<Turn>> {
+        let context = request.context.clone().map(Lane::Context);
+        let thread = self.thread_of(request);
+        let thread = thread.map(|thread| Lane::Thread(request.tenant.clone(), thread));
+        let lanes: Vec<Lane> = context.into_iter().chain(thread).collect();
+        self.admission.running_in(&lanes)
+    }
+
+    /// The request's thread beats the context's, which beats the tool's.
+    fn thread_of(&self, request: &TurnRequest) -> Option<ThreadId> {
+        let bound = || request.context.as_ref().and_then(|key| self.bindings.get(key));
+        let explicit = request.explicit_thread.clone();
+        let known = explicit.or_else(|| bound().map(|binding| binding.thread_id));
+        known.or_else(|| request.configured_thread.clone())
     }
 
     /// Notes the thread of a turn, which its context goes on with, and gives the one that it went on with
@@ -277,7 +305,11 @@ impl Contexts {
         let now = Instant::now();
         if let Some(since) = self.limits.context_ttl.and_then(|ttl| now.checked_sub(ttl)) {
             for _ in 0..SWEPT_AT_ONCE {
-                if !self.admission.hold(|busy| self.evict(busy, Some(since))) {
+                let evicted = self.admission.hold(|busy| {
+                    let unused = self.bindings.unused_longest(|key| busy.has(key), Some(since));
+                    unused.inspect(|key| self.evict(key))
+                });
+                if evicted.is_none() {
                     break;
                 }
             }
@@ -287,28 +319,42 @@ impl Contexts {
         }
     }
 
-    /// Sees that there is room for a context, which may be bound.
-    fn make_room(&self, key: &ContextKey, busy: &Busy<'_>) -> Result<(), Refusal> {
+    /// Sees that there is room for a context, which may be bound. `spared` is in use, too.
+    fn make_room(
+        &self,
+        key: &ContextKey,
+        busy: &Busy<'_>,
+        spared: Option<&ContextKey>,
+    ) -> Result<(), Refusal> {
+        self.room(key, busy, spared)?.iter().for_each(|key| self.evict(key));
+        Ok(())
+    }
+
+    /// Looks for room for a context, and gives the one that has to go for it.
+    fn room(
+        &self,
+        key: &ContextKey,
+        busy: &Busy<'_>,
+        spared: Option<&ContextKey>,
+    ) -> Result<Option<Arc<ContextKey>>, Refusal> {
         let most = self.limits.max_contexts;
         let is_known = || self.bindings.contains(key) || busy.has(key);
         // Those that are about to be bound are few, but must be looked up one by one.
         if self.bindings.len() + busy.contexts().count() < most || is_known() {
-            return Ok(());
+            return Ok(None);
         }
         let to_be_bound = busy.contexts().filter(|key| !self.bindings.contains(key)).count();
-        if self.bindings.len() + to_be_bound < most
-            || (self.limits.evict_contexts && self.evict(busy, None))
-        {
-            return Ok(());
+        if self.bindings.len() + to_be_bound < most {
+            return Ok(None);
         }
-        Err(Refusal::ContextsFull { max_contexts: most })
+        let is_used = |key: &ContextKey| busy.has(key) || Some(key) == spared;
+        let unused = || self.bindings.unused_longest(is_used, None);
+        let unused = self.limits.evict_contexts.then(unused).flatten();
+        unused.map(Some).ok_or(Refusal::ContextsFull { max_contexts: most })
     }
 
-    fn evict(&self, busy: &Busy<'_>, since: Option<Instant>) -> bool {
-        let evicted = self.bindings.evict(|key| busy.has(key), since, self.limits.max_contexts);
-        let has_evicted = evicted.is_some();
-        self.evicted().extend(evicted);
-        has_evicted
+    fn evict(&self, key: &Arc<ContextKey>) {
+        self.evicted().extend(self.bindings.evict(key, self.limits.max_contexts));
     }
 
     fn evicted(&self) -> MutexGuard<'_, Vec<ThreadId>> {

@@ -122,11 +122,6 @@ impl Turns {
         self.by_context.get(key)?.live().cloned()
     }
 
-    /// The turn of this context that runs.
-    pub(crate) fn running_of(&self, key: &ContextKey) -> Option<Arc<Turn>> {
-        self.by_context.get(key)?.running().cloned()
-    }
-
     /// Every turn that has not ended.
     pub(crate) fn unended(&self) -> Vec<Arc<Turn>> {
         let turns = self.read();

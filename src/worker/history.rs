@@ -4,13 +4,16 @@ use std::path::PathBuf;
 
 use prost::Message as _;
 
-use crate::app_server::client::{ListPart, LoadThread, is_invalid_place, unknown_turn};
+use crate::app_server::client::{
+    KeptTurn, ListPart, LoadThread, is_invalid_place, is_turn_without_start, unknown_turn,
+};
 use crate::app_server::mcp::ConfigRead;
 use crate::app_server::peer::RequestError;
 use crate::app_server::thread_error::ThreadError;
 use crate::model::id::ThreadId;
 use crate::pb::{Model, ThreadTurn};
 use crate::worker::Worker;
+use crate::worker::thread::ListedTurn;
 
 /// Why nothing was done with a thread's past.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -89,7 +92,9 @@ impl Worker {
         if let Some(last_turn_id) = last_turn_id {
             let newest = self.turns_of(&copy, 1).await;
             let newest = newest.and_then(|(turns, _)| turns.into_iter().next());
-            if newest.is_none_or(|newest| newest.id != last_turn_id) {
+            let is_last =
+                |newest: &ListedTurn| newest.id == last_turn_id || newest.is_within(last_turn_id);
+            if !newest.as_ref().is_some_and(is_last) {
                 self.delete_thread(&copy).await;
                 let version = self.cli_version();
                 let cause = format!("the Codex CLI {version} can't copy a part of a thread");
@@ -107,29 +112,49 @@ impl Worker {
     /// when it loads it.
     ///
     /// # Errors
-    /// See [`PastError`].
+    /// See [`PastError`]; a loss tells whether it may have been done.
     pub(crate) async fn revert_thread(
         &self,
         thread_id: &ThreadId,
         before_turn_id: &str,
     ) -> Result<(), PastError> {
         if !self.holds_thread(thread_id) {
-            let (directory, configured) = self.surroundings(thread_id).await?;
-            let load = LoadThread::without_turns(thread_id.as_str(), &directory, &configured);
-            let opened = self.load_thread(&load).await?;
-            let loaded = ThreadId::from_codex(opened.thread_id());
-            self.note_thread_loaded(&loaded);
-            if loaded != *thread_id {
-                // Codex goes by the id that the rollout itself says.
-                self.unload_thread(&loaded).await;
-                let cause = format!("the rollout of thread {thread_id} is that of thread {loaded}");
-                return Err(ThreadError::NotFound(cause).into());
-            }
+            let loading = self.load_to_revert(thread_id).await;
+            loading.map_err(ThreadError::before_the_turn)?;
         }
-        let reverted = self.client.thread_revert(thread_id.as_str(), before_turn_id).await;
+        let thread = thread_id.as_str();
+        let mut reverted = self.client.thread_revert(thread, before_turn_id).await;
+        if reverted.as_ref().is_err_and(is_turn_without_start)
+            && let Some(first) = self.first_within(thread_id, before_turn_id).await
+        {
+            reverted = self.client.thread_revert(thread, &first).await;
+        }
         self.unload_thread(thread_id).await;
         self.kin().ownership().forget_counts(thread_id.as_str());
         Ok(reverted?)
+    }
+
+    /// The first turn within a turn, by Codex's id.
+    async fn first_within(&self, thread_id: &ThreadId, turn_id: &str) -> Option<String> {
+        /// Of those that came last.
+        const MOST: usize = 1000;
+        let (turns, _) = self.turns_of(thread_id, MOST).await?;
+        turns.into_iter().rfind(|turn| turn.is_within(turn_id)).map(|turn| turn.id)
+    }
+
+    async fn load_to_revert(&self, thread_id: &ThreadId) -> Result<(), ThreadError> {
+        let (directory, configured) = self.surroundings(thread_id).await?;
+        let load = LoadThread::without_turns(thread_id.as_str(), &directory, &configured);
+        let opened = self.load_thread(&load).await?;
+        let loaded = ThreadId::from_codex(opened.thread_id());
+        self.note_thread_loaded(&loaded);
+        if loaded != *thread_id {
+            // Codex goes by the id that the rollout itself says.
+            self.unload_thread(&loaded).await;
+            let cause = format!("the rollout of thread {thread_id} is that of thread {loaded}");
+            return Err(ThreadError::NotFound(cause));
+        }
+        Ok(())
     }
 
     /// Where a thread worked last, and the MCP servers that are configured there.
@@ -191,11 +216,13 @@ impl Worker {
             let fitting = that_fit(&entries);
             if fitting < entries.len() {
                 entries.truncate(fitting);
-                let again = self.client.thread_history(thread, from, fitting, false).await?;
+                let listed = entries.iter().map(|turn| turn.listed).sum();
+                let again = self.client.thread_history(thread, from, listed, false).await?;
                 next = again.next;
             }
             let next = next.map(|next| HistoryPlace { turns: Some(next), items: None });
-            return Ok(HistoryPage { turns: entries, next });
+            let turns = entries.into_iter().map(|kept| kept.turn).collect();
+            return Ok(HistoryPage { turns, next });
         }
     }
 
@@ -209,7 +236,7 @@ impl Worker {
         let thread = thread_id.as_str();
         let asking = self.client.thread_history(thread, place.turns.as_deref(), 1, false);
         let ListPart { entries, next: next_turn } = asking.await?;
-        let Some(mut turn) = entries.into_iter().next() else {
+        let Some(KeptTurn { mut turn, .. }) = entries.into_iter().next() else {
             // It was taken back meanwhile.
             return Ok(HistoryPage { turns: Vec::new(), next: None });
         };
@@ -255,10 +282,10 @@ fn fewer(entries: usize, bytes: u64, limit: usize) -> usize {
 }
 
 /// How many of the turns are no more than a page; at least the first.
-fn that_fit(turns: &[ThreadTurn]) -> usize {
+fn that_fit(turns: &[KeptTurn]) -> usize {
     let mut bytes = 0;
-    let fitting = turns.iter().take_while(|turn| {
-        bytes += turn.encoded_len();
+    let fitting = turns.iter().take_while(|kept| {
+        bytes += kept.turn.encoded_len();
         bytes <= PAGE_BYTES
     });
     fitting.count().max(1)

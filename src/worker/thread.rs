@@ -173,11 +173,11 @@ impl Worker {
             let loaded = LoadedThread {
                 worker: self.id().clone(),
                 load: Fingerprint::of(&load),
-                // What the summary is it does not say.
+                // What the summary is it does not say, nor, some CLIs, the service tier.
                 lingering: Lingering {
                     effort: !opened.has_effort_of(&baseline),
                     summary: true,
-                    service_tier: false,
+                    service_tier: baseline.tells_no_service_tier(),
                 },
                 baseline: baseline.clone(),
                 directory: directory.clone(),

@@ -175,3 +175,63 @@ async fn a_compaction_sums_the_thread_up_and_the_next_turn_goes_on_with_less() {
     assert!(!input.contains("w499"), "{input}");
     sidecar.stop().await;
 }
+
+#[tokio::test]
+async fn a_review_is_one_turn_of_its_thread_to_read_copy_and_take_back() {
+    let sidecar = Sidecar::start().await;
+    repository(&sidecar);
+    let context = |id: &str| Some(pb::ContextRef { context_id: id.into(), ..Default::default() });
+    let first = sidecar.say("a", "hello").await;
+    let reviewed = sidecar.run(review("a", Target::UncommittedChanges(true))).await;
+    let last = sidecar.say("a", "bye").await;
+    let [first, reviewed, last] =
+        [&first, &reviewed, &last].map(|told| told.codex_turn_ids()[0].to_owned());
+    let codex = || sidecar.codex();
+    let read = async |context: &str, page_size: i32| {
+        let mut turns: Vec<pb::ThreadTurn> = Vec::new();
+        let mut page_token = String::new();
+        loop {
+            let context = pb::ContextRef { context_id: context.into(), ..Default::default() };
+            let target = Some(pb::read_thread_request::Target::Context(context));
+            let request = pb::ReadThreadRequest { target, page_size, page_token };
+            let page = codex().read_thread(request).await.unwrap().into_inner();
+            turns.extend(page.turns);
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                assert!(
+                    turns.iter().all(|turn| turn.status() == pb::ThreadTurnStatus::Completed),
+                    "{turns:#?}"
+                );
+                return turns;
+            }
+        }
+    };
+    let ids = |turns: &[pb::ThreadTurn]| {
+        turns.iter().map(|turn| turn.codex_turn_id.clone()).collect::<Vec<_>>()
+    };
+    for page_size in [1, 2, 9] {
+        let turns = read("a", page_size).await;
+        assert_eq!(ids(&turns), [first.as_str(), &reviewed, &last], "{page_size}");
+        // What the reviewer was asked is a part of it.
+        assert!(turns[1].items.len() >= 4, "{:#?}", turns[1]);
+    }
+    let request = pb::ForkContextRequest {
+        source: context("a"),
+        target: context("b"),
+        last_codex_turn_id: reviewed.clone(),
+    };
+    codex().fork_context(request).await.unwrap();
+    for page_size in [1, 9] {
+        assert_eq!(ids(&read("b", page_size).await), [first.as_str(), &reviewed], "{page_size}");
+    }
+    for of in ["a", "b"] {
+        let request = pb::RevertContextRequest {
+            context: context(of),
+            before_codex_turn_id: reviewed.clone(),
+        };
+        codex().revert_context(request).await.unwrap();
+        assert_eq!(ids(&read(of, 0).await), [first.as_str()], "{of}");
+        sidecar.say(of, "on").await.completed();
+    }
+    sidecar.stop().await;
+}

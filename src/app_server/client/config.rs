@@ -29,6 +29,7 @@ pub struct CliDefaults {
 pub struct CliConfig {
     pub(in crate::app_server) model: Option<String>,
     pub(in crate::app_server) model_reasoning_summary: Option<String>,
+    pub(in crate::app_server) service_tier: Option<String>,
     pub(in crate::app_server) sandbox_workspace_write: Option<WorkspaceWriteConfig>,
     /// Where the provider is reached, if that is configured.
     pub openai_base_url: Option<String>,

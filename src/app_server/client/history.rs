@@ -9,7 +9,7 @@ use crate::app_server::decode;
 use crate::app_server::peer::RequestError;
 use crate::app_server::refusal_text;
 use crate::model::item::Item;
-use crate::pb::ThreadTurn;
+use crate::pb::{ThreadTurn, ThreadTurnStatus};
 
 /// A part of a list, and where it goes on.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,6 +18,57 @@ pub struct ListPart<T> {
     pub entries: Vec<T>,
     /// Codex's name of the place after them; `None` at the end.
     pub next: Option<String>,
+}
+
+/// A turn as Codex has kept it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KeptTurn {
+    /// The turn; a review with its reviewer's.
+    pub turn: ThreadTurn,
+    /// How many turns of Codex's list it is.
+    pub listed: usize,
+    // The turn that it is within, or a name that its client gave it.
+    root: Option<String>,
+}
+
+impl KeptTurn {
+    fn read(json: &RawValue) -> Option<KeptTurn> {
+        let (turn, root) = (decode::thread_turn(json)?, decode::root_turn_id(json));
+        Some(KeptTurn { turn, listed: 1, root })
+    }
+
+    fn is_within(&self, other: &KeptTurn) -> bool {
+        let id = &other.turn.codex_turn_id;
+        self.turn.codex_turn_id != *id && self.root.as_ref() == Some(id)
+    }
+
+    /// Whether it may be a part of the turn that comes next, or the other way round.
+    fn may_be_half(&self) -> bool {
+        let is_unended = self.turn.status() == ThreadTurnStatus::Interrupted;
+        let is_root = self.root.as_ref() == Some(&self.turn.codex_turn_id);
+        self.listed == 1 && self.root.is_some() && (is_unended || is_root)
+    }
+
+    /// Takes in a turn that is within this one: after the item that begins it.
+    fn take_in(&mut self, within: KeptTurn) {
+        let at = self.turn.items.len().min(1);
+        self.turn.items.splice(at..at, within.turn.items);
+        self.listed += within.listed;
+    }
+}
+
+/// Adds a turn to those that come before it. Of a review and its reviewer's turn, which Codex lists side by
+/// side, a copy of the thread has the review first.
+fn add(turns: &mut Vec<KeptTurn>, mut turn: KeptTurn) {
+    match turns.pop() {
+        Some(before) if before.is_within(&turn) => turn.take_in(before),
+        Some(mut before) if turn.is_within(&before) => {
+            before.take_in(turn);
+            return turns.push(before);
+        }
+        before => turns.extend(before),
+    }
+    turns.push(turn);
 }
 
 #[derive(Deserialize)]
@@ -46,14 +97,20 @@ pub(crate) fn unknown_turn(error: &RequestError) -> Option<String> {
     }
 }
 
+/// Whether Codex refuses a request because the turn that it names begins with another one; see
+/// [`ListedTurn::is_within`](crate::app_server::client::ListedTurn::is_within).
+pub(crate) fn is_turn_without_start(error: &RequestError) -> bool {
+    matches!(error, RequestError::Server { message, .. } if refusal_text::is_turn_without_start(message))
+}
+
 /// Whether Codex refuses a request because the place that it names is none of the thread's.
 pub(crate) fn is_invalid_place(error: &RequestError) -> bool {
     matches!(error, RequestError::Server { message, .. } if refusal_text::is_invalid_cursor(message))
 }
 
 impl Client {
-    /// At most so many of a thread's turns from a place on, the oldest first, with or without their
-    /// items. The thread is not loaded for it.
+    /// At most so many turns of Codex's list from a place on, the oldest first, with or without their
+    /// items; one more where the last would be half of one. The thread is not loaded for it.
     ///
     /// # Errors
     /// See [`RequestError`]; CLIs before 0.130 can't list them.
@@ -63,7 +120,33 @@ impl Client {
         from: Option<&str>,
         at_most: usize,
         with_items: bool,
-    ) -> Result<ListPart<ThreadTurn>, RequestError> {
+    ) -> Result<ListPart<KeptTurn>, RequestError> {
+        let listed = self.listed_turns(thread_id, from, at_most, with_items).await?;
+        let ListPart { entries, mut next } = listed;
+        let mut turns = Vec::with_capacity(entries.len());
+        entries.into_iter().for_each(|turn| add(&mut turns, turn));
+        if let (Some(from), Some(last)) = (&next, turns.last())
+            && last.may_be_half()
+            // It stays by itself where the other half has no room.
+            && let Ok(after) = self.listed_turns(thread_id, Some(from), 1, with_items).await
+        {
+            let before = turns.len();
+            after.entries.into_iter().for_each(|turn| add(&mut turns, turn));
+            if turns.len() == before {
+                next = after.next;
+            }
+            turns.truncate(before);
+        }
+        Ok(ListPart { entries: turns, next })
+    }
+
+    async fn listed_turns(
+        &self,
+        thread_id: &str,
+        from: Option<&str>,
+        at_most: usize,
+        with_items: bool,
+    ) -> Result<ListPart<KeptTurn>, RequestError> {
         let params = json!({
             "threadId": thread_id,
             "cursor": from,
@@ -72,7 +155,7 @@ impl Client {
             "itemsView": if with_items { "full" } else { "notLoaded" },
         });
         let listed: Listed = self.ask("thread/turns/list", &params).await?;
-        Ok(listed.read(decode::thread_turn))
+        Ok(listed.read(KeptTurn::read))
     }
 
     /// At most so many items of a turn from a place on, the oldest first.

@@ -22,7 +22,9 @@ use crate::app_server::peer::{Peer, RequestError};
 
 pub use config::CliDefaults;
 pub(crate) use config::{CliConfig, WorkspaceWriteConfig};
-pub(crate) use history::{ListPart, is_invalid_place, unknown_turn};
+pub(crate) use history::{
+    KeptTurn, ListPart, is_invalid_place, is_turn_without_start, unknown_turn,
+};
 pub(crate) use thread::ListedTurn;
 pub(crate) use thread::ThreadOpened;
 pub use thread::{LoadOptions, LoadThread, Terminal};

@@ -364,14 +364,22 @@ impl ThreadRead {
 
 /// A turn as Codex has it.
 #[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub(crate) struct ListedTurn {
     /// Codex's id of it.
     pub(crate) id: String,
     #[serde(default)]
     status: String,
+    #[serde(default)]
+    root_turn_id: Option<String>,
 }
 
 impl ListedTurn {
+    /// Whether it is a turn within this one, as a reviewer's is within the review.
+    pub(crate) fn is_within(&self, turn_id: &str) -> bool {
+        self.id != turn_id && self.root_turn_id.as_deref() == Some(turn_id)
+    }
+
     /// Whether its end is there, too. Codex takes one whose end it does not have for interrupted.
     pub(crate) fn has_end(&self) -> bool {
         !matches!(self.status.as_str(), "interrupted" | "inProgress")

@@ -41,6 +41,11 @@ pub(in crate::app_server) fn thread_turn(json: &RawValue) -> Option<ThreadTurn> 
     })
 }
 
+/// The turn that a turn is within, or what its client calls it.
+pub(in crate::app_server) fn root_turn_id(json: &RawValue) -> Option<String> {
+    Parts::of(json).read::<Option<String>>("rootTurnId")?
+}
+
 /// Reads an item of a turn, as a list of items has it.
 pub(in crate::app_server) fn listed_item(json: &RawValue) -> Option<Item> {
     Parts::of(json).get("item").and_then(item)

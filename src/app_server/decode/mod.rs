@@ -34,7 +34,7 @@ use crate::model::question::Question;
 use failure::CodexTurnError;
 use parts::Parts;
 
-pub(super) use history::{listed_item, thread_turn};
+pub(super) use history::{listed_item, root_turn_id, thread_turn};
 pub(super) use kin::CodexThread;
 pub(super) use question::decline;
 pub(crate) use skipped::{LostNews, skipped};

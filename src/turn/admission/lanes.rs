@@ -1,9 +1,9 @@
 //! The lanes: which turns stand in which, in which order, and how far each is.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::line::Line;
 use super::{Lane, QueuePosition};
@@ -17,6 +17,8 @@ pub(super) struct State {
     pub(super) tickets: HashMap<u64, Entry>,
     // By rank; but for those that run, which are in front, in the order of their arrival.
     pub(super) lanes: HashMap<Lane, VecDeque<u64>>,
+    // Those that wait for a lane that is reserved, to reserve it.
+    pub(super) reserving: HashMap<Lane, VecDeque<Arc<Notify>>>,
     pub(super) line: Line,
     pub(super) running: usize,
     pub(super) running_of: HashMap<Tenant, usize>,

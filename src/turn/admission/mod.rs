@@ -109,8 +109,6 @@ pub(crate) enum QueuePosition {
 pub(crate) struct Admission {
     limits: AdmissionLimits,
     state: Mutex<State>,
-    // Told whenever lanes that were reserved are given up.
-    released: watch::Sender<()>,
 }
 
 /// Who has a turn that runs or waits, while nothing of that changes.
@@ -168,7 +166,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 impl Admission {
     /// Nobody is here yet.
     pub(crate) fn new(limits: AdmissionLimits) -> Arc<Admission> {
-        Arc::new(Admission { limits, state: Mutex::default(), released: watch::Sender::default() })
+        Arc::new(Admission { limits, state: Mutex::default() })
     }
 
     /// Takes a turn in: whoever `entrant` makes, who is there from `enter` on. Nothing else is admitted,
@@ -279,6 +277,14 @@ impl Admission {
     /// How many turns wait.
     pub(crate) fn waiting(&self) -> usize {
         self.state().waiting.turns
+    }
+
+    /// The turn that runs in one of these lanes.
+    pub(crate) fn running_in(&self, lanes: &[Lane]) -> Option<Arc<Turn>> {
+        let state = self.state();
+        let mut ids = lanes.iter().filter_map(|lane| state.lanes.get(lane)).flatten();
+        let running = ids.find(|id| state.runs(**id))?;
+        state.tickets.get(running)?.turn.upgrade()
     }
 
     /// How many turns wait in this lane.

@@ -1,19 +1,21 @@
 //! What callers do with the past of threads: copy it, take it back, read it. And the models, which a
 //! worker is asked for as well.
 //!
-//! What changes a thread keeps its context, and the thread itself, free of turns meanwhile, and goes to its
-//! end whatever becomes of its caller: a copy is bound then, and nothing is left half done. Reading goes
-//! to the worker that has the thread, which alone knows of a turn that runs, or to any.
+//! What changes a thread keeps its context, and the thread itself, free of turns meanwhile. Its caller
+//! waits for that; from there on it goes to its end whatever becomes of the caller: a copy is bound then,
+//! and nothing is left half done. Reading goes to the worker that has the thread, which alone knows of a
+//! turn that runs, or to any.
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 
-use super::Engine;
 use super::open::{Ties, open_error};
+use super::{DrainState, Engine};
 use crate::model::id::{ContextKey, ThreadId, WorkerId};
 use crate::model::refusal::Refusal;
 use crate::pb::Model;
@@ -37,18 +39,34 @@ pub(crate) struct Copy {
 /// What is kept for these calls.
 #[derive(Debug)]
 pub(super) struct Past {
-    reads: Semaphore,
-    models: Mutex<Option<(Instant, Arc<Vec<Model>>)>>,
+    reads: Arc<Semaphore>,
+    changes: Arc<Semaphore>,
+    models: Arc<Mutex<Option<(Instant, Arc<Vec<Model>>)>>>,
 }
 
 impl Default for Past {
     fn default() -> Past {
-        Past { reads: Semaphore::new(READS_AT_ONCE), models: Mutex::default() }
+        let [reads, changes] =
+            [READS_AT_ONCE, CHANGES_AT_ONCE].map(|most| Arc::new(Semaphore::new(most)));
+        Past { reads, changes, models: Arc::default() }
     }
+}
+
+/// A thread that no turn runs on, nor can begin on, until it is given back.
+#[derive(Debug)]
+struct IdleThread {
+    // In the order in which they are given back.
+    thread: ThreadLock<LoadedThread>,
+    thread_id: ThreadId,
+    reserved: Reservation,
+    _change: OwnedSemaphorePermit,
 }
 
 /// How many pages are read at once: each holds up to a line of Codex's in memory.
 const READS_AT_ONCE: usize = 4;
+
+/// How many threads are changed at once. Those whose callers have gone are among them.
+const CHANGES_AT_ONCE: usize = 64;
 
 /// How long a call waits for its turn among others of its kind, and for whoever uses the thread.
 const WAITS: Duration = Duration::from_secs(30);
@@ -65,15 +83,15 @@ impl Engine {
     /// # Errors
     /// [`Refusal`]; nothing is bound then.
     pub(crate) async fn fork_context(self: &Arc<Engine>, copy: Copy) -> Result<Binding, Refusal> {
+        let reserving = self.contexts.reserve_copy(&copy.source, &copy.target);
+        let idle = self.idle_thread(&copy.source, reserving).await?;
         let engine = Arc::clone(self);
-        self.to_its_end(async move { engine.copy(copy).await }).await
+        self.to_its_end(async move { engine.copy(copy, idle).await }).await
     }
 
-    async fn copy(&self, copy: Copy) -> Result<Binding, Refusal> {
-        let Copy { source, target, last_turn_id } = copy;
-        let reserving = self.contexts.reserve_copy(&source, &target);
-        let (reserved, thread_id) = self.reserved(&source, reserving).await?;
-        let thread = self.idle_thread(&thread_id).await?;
+    async fn copy(&self, copy: Copy, idle: IdleThread) -> Result<Binding, Refusal> {
+        let Copy { target, last_turn_id, .. } = copy;
+        let IdleThread { _change, reserved, thread_id, thread } = idle;
         // It has written what there is. Any other one will do as well.
         let holder = thread.loaded.as_ref().map(|loaded| loaded.worker.clone());
         let holder = holder.filter(|id| self.pool.worker(id).is_some());
@@ -101,34 +119,57 @@ impl Engine {
     /// Takes a context's thread back to before one of its turns.
     ///
     /// # Errors
-    /// [`Refusal`]; the thread is as it was then, but where the worker was lost.
+    /// [`Refusal`]; the thread is as it was then, but where the worker was lost, or was too slow: it may
+    /// be taken back after all.
     pub(crate) async fn revert_context(
         self: &Arc<Engine>,
         key: ContextKey,
         before_turn_id: String,
     ) -> Result<Binding, Refusal> {
+        let idle = self.idle_thread(&key, self.contexts.reserve(&key)).await?;
         let engine = Arc::clone(self);
-        self.to_its_end(async move { engine.revert(&key, &before_turn_id).await }).await
+        self.to_its_end(async move { engine.revert(&key, &before_turn_id, idle).await }).await
     }
 
-    async fn revert(&self, key: &ContextKey, before_turn_id: &str) -> Result<Binding, Refusal> {
-        let (_reserved, thread_id) = self.reserved(key, self.contexts.reserve(key)).await?;
-        let mut thread = self.idle_thread(&thread_id).await?;
+    async fn revert(
+        &self,
+        key: &ContextKey,
+        before_turn_id: &str,
+        idle: IdleThread,
+    ) -> Result<Binding, Refusal> {
+        let IdleThread { _change, reserved: _reserved, thread_id, mut thread } = idle;
         let ties = Ties::none();
         let holder = self.holder_for_use(&mut thread, &thread_id, &ties).await;
         let holder = holder.map_err(Refusal::from)?;
         let thread_id = &thread_id;
+        let (may_be_done, asked) = (&AtomicBool::new(false), &StdMutex::new(holder.clone()));
         let deed = |worker: Arc<Worker>| async move {
-            worker.revert_thread(thread_id, before_turn_id).await?;
-            Ok(worker.holds_thread(thread_id))
+            let reverted = worker.revert_thread(thread_id, before_turn_id).await;
+            let is_lost = matches!(reverted, Err(PastError::Thread(ThreadError::Lost { .. })));
+            let may_hold = is_lost || worker.holds_thread(thread_id);
+            *asked.lock().unwrap_or_else(PoisonError::into_inner) =
+                may_hold.then(|| worker.id().clone());
+            match reverted {
+                // The worker before this one has done it, and did not live to say so.
+                Err(PastError::UnknownTurn(_)) if may_be_done.load(Ordering::Relaxed) => Ok(()),
+                Err(PastError::Thread(error)) if error.may_have_been_done() => {
+                    may_be_done.store(true, Ordering::Relaxed);
+                    Err(error.into())
+                }
+                other => other,
+            }
         };
         let reverting = self.on_a_worker(thread_id, holder, &ties, "before_codex_turn_id", deed);
-        let (is_held, worker) = reverting.await.map_err(Refusal::from)?;
-        // It has fewer turns, and other counts.
-        thread.facts.usage = None;
-        thread.facts.turns = None;
+        let reverted = reverting.await.map_err(Refusal::from);
+        if reverted.is_ok() || may_be_done.load(Ordering::Relaxed) {
+            // It has fewer turns, and other counts.
+            thread.facts.usage = None;
+            thread.facts.turns = None;
+        }
         thread.loaded = None;
-        thread.asked = is_held.then_some(worker);
+        // Where it may be loaded still.
+        thread.asked = asked.lock().unwrap_or_else(PoisonError::into_inner).take();
+        reverted?;
         self.contexts.get(key)
     }
 
@@ -137,15 +178,32 @@ impl Engine {
     /// # Errors
     /// [`Refusal`].
     pub(crate) async fn read_thread(
+        self: &Arc<Engine>,
+        thread_id: &ThreadId,
+        place: &HistoryPlace,
+        at_most: usize,
+    ) -> Result<HistoryPage, Refusal> {
+        let reading = Arc::clone(&self.past.reads).acquire_owned();
+        let Ok(Ok(read)) = timeout(WAITS, reading).await else {
+            let cause = "others read threads, and none of them has ended in time".to_owned();
+            return Err(Refusal::WorkerUnavailable { cause, retry_after: Duration::from_secs(1) });
+        };
+        let (engine, thread_id, place) = (Arc::clone(self), thread_id.clone(), place.clone());
+        // A caller that goes does not make room for another one: its worker reads on.
+        let reading = tokio::spawn(async move {
+            let page = engine.page(&thread_id, &place, at_most).await;
+            drop(read);
+            page
+        });
+        reading.await.map_err(|error| Refusal::Internal(error.to_string()))?
+    }
+
+    async fn page(
         &self,
         thread_id: &ThreadId,
         place: &HistoryPlace,
         at_most: usize,
     ) -> Result<HistoryPage, Refusal> {
-        let _read = timeout(WAITS, self.past.reads.acquire()).await.map_err(|_| {
-            let cause = "others read threads, and none of them has ended in time".to_owned();
-            Refusal::WorkerUnavailable { cause, retry_after: Duration::from_secs(1) }
-        })?;
         let mut attempt = 1;
         loop {
             let holder = self.threads.holder(thread_id);
@@ -174,9 +232,10 @@ impl Engine {
     ///
     /// # Errors
     /// [`Refusal::WorkerUnavailable`], [`Refusal::CodexRefused`].
-    pub(crate) async fn models(&self) -> Result<Arc<Vec<Model>>, Refusal> {
+    pub(crate) async fn models(self: &Arc<Engine>) -> Result<Arc<Vec<Model>>, Refusal> {
         // One asks, and the others have its answer.
-        let mut known = timeout(WAITS, self.past.models.lock()).await.map_err(|_| {
+        let known = Arc::clone(&self.past.models).lock_owned();
+        let mut known = timeout(WAITS, known).await.map_err(|_| {
             let cause = "a worker that was asked for its models gives no answer".to_owned();
             Refusal::WorkerUnavailable { cause, retry_after: Duration::from_secs(1) }
         })?;
@@ -185,11 +244,15 @@ impl Engine {
         {
             return Ok(Arc::clone(models));
         }
-        let worker = self.pool.worker_to_ask().await?;
-        let models = worker.models().await.map_err(|error| open_error(error, None))?;
-        let models = Arc::new(models);
-        *known = Some((Instant::now(), Arc::clone(&models)));
-        Ok(models)
+        let engine = Arc::clone(self);
+        let asking = tokio::spawn(async move {
+            let worker = engine.pool.worker_to_ask().await?;
+            let models = worker.models().await.map_err(|error| open_error(error, None))?;
+            let models = Arc::new(models);
+            *known = Some((Instant::now(), Arc::clone(&models)));
+            Ok(models)
+        });
+        asking.await.map_err(|error| Refusal::Internal(error.to_string()))?
     }
 
     /// Does something that is not to be cut off with its call, unless the sidecar is on its way down.
@@ -200,26 +263,54 @@ impl Engine {
         if self.is_draining() {
             return Err(Refusal::Draining { retry_after: Duration::from_secs(1) });
         }
+        let mut drain = self.drain.subscribe();
+        // What is not done by then is cut off with the workers.
+        let deed = async move {
+            tokio::select! {
+                biased;
+                done = deed => done,
+                _ = drain.wait_for(|state| *state == DrainState::Interrupting) => {
+                    Err(Refusal::Draining { retry_after: Duration::from_secs(1) })
+                }
+            }
+        };
         let fault = |error: tokio::task::JoinError| Refusal::Internal(error.to_string());
         self.tasks.spawn(deed).await.map_err(fault)?
     }
 
-    /// Waits for a reservation, but not for ever: others may have reserved the same.
-    async fn reserved(
+    /// The thread of a context that is being reserved. It is not waited for without end: others may have
+    /// reserved the same, the thread may be about to be released, and many may be changed just now.
+    async fn idle_thread(
         &self,
         key: &ContextKey,
         reserving: impl Future<Output = Result<(Reservation, ThreadId), Refusal>>,
-    ) -> Result<(Reservation, ThreadId), Refusal> {
-        let reserved = timeout(WAITS, reserving).await;
-        reserved.unwrap_or_else(|_| Err(Refusal::ContextInUse(key.clone())))
-    }
-
-    /// A thread that no turn runs on. It may be about to be released.
-    async fn idle_thread(&self, thread_id: &ThreadId) -> Result<ThreadLock<LoadedThread>, Refusal> {
-        timeout(WAITS, self.threads.lock(thread_id)).await.map_err(|_| {
-            let cause = format!("thread {thread_id} is in use, and was not released in time");
-            Refusal::WorkerUnavailable { cause, retry_after: Duration::from_secs(5) }
-        })
+    ) -> Result<IdleThread, Refusal> {
+        let waiting = async {
+            let in_use = Err(Refusal::ContextInUse(key.clone()));
+            let (reserved, thread_id) = timeout(WAITS, reserving).await.unwrap_or(in_use)?;
+            let is_late = |cause: String| Refusal::WorkerUnavailable {
+                cause,
+                retry_after: Duration::from_secs(5),
+            };
+            let thread = timeout(WAITS, self.threads.lock(&thread_id)).await.map_err(|_| {
+                is_late(format!("thread {thread_id} is in use, and was not released in time"))
+            })?;
+            let changing = Arc::clone(&self.past.changes).acquire_owned();
+            let Ok(Ok(_change)) = timeout(WAITS, changing).await else {
+                let cause =
+                    "others copy threads or take them back, and none of them has ended in time";
+                return Err(is_late(cause.to_owned()));
+            };
+            Ok(IdleThread { thread, thread_id, reserved, _change })
+        };
+        let mut drain = self.drain.subscribe();
+        tokio::select! {
+            biased;
+            _ = drain.wait_for(|state| *state != DrainState::Serving) => {
+                Err(Refusal::Draining { retry_after: Duration::from_secs(1) })
+            }
+            idle = waiting => idle,
+        }
     }
 
     /// Has something done by a worker: the one that has the thread, or any. Where workers die of it, it is
@@ -243,7 +334,10 @@ impl Engine {
                 Ok(done) => return Ok((done, worker.id().clone())),
                 Err(PastError::Thread(error)) => error,
                 Err(error @ (PastError::UnknownTurn(_) | PastError::InvalidPlace(_))) => {
-                    let description = format!("{error}; name a turn that the thread has");
+                    let description = format!(
+                        "is no turn of the thread (Codex says: {error}); name one that turn_started or \
+                         ReadThread told"
+                    );
                     return Err(Refusal::field(field, description).into());
                 }
             };

@@ -221,12 +221,12 @@ impl Engine {
         turn.steer(inputs, images).await
     }
 
-    /// Steers the running turn of the request's context and joins it; `None` where there is none.
+    /// Steers the turn that runs in the request's context, or on its thread, and joins it; `None` where
+    /// there is none.
     async fn steer_running(&self, request: &TurnRequest) -> Result<Option<Caller>, Refusal> {
         /// A turn that Codex has just ended refuses input some moments before its end is told here.
         const END_IS_NEAR: Duration = Duration::from_secs(1);
-        let Some(key) = &request.context else { return Ok(None) };
-        while let Some(turn) = self.turns.running_of(key) {
+        while let Some(turn) = self.contexts.running_turn(request) {
             let caller = turn.join();
             match self.steer(&turn, request.inputs.clone()).await {
                 Ok(_) => return Ok(Some(caller)),
