@@ -10,10 +10,11 @@ use super::args::{enum_name, parts};
 use super::ask::{self, Terminal};
 use super::client::{self, AddrArgs};
 use super::failure::{CommandResult, Failure};
+use super::refusal::Words;
 use super::turn::unless_interrupted;
 use super::words::show_question;
 use super::{INTERRUPTED, REFUSED, refusal};
-use crate::grpc::caller::{Caller, Refused};
+use crate::grpc::caller::Caller;
 use crate::pb;
 use crate::pb::answer_request_request::Answer;
 use crate::pb::attach_turn_request::Target;
@@ -92,7 +93,7 @@ pub(super) struct AnswerArgs {
 
 pub(super) async fn answer(args: AnswerArgs) -> CommandResult {
     let said = args.said()?;
-    let caller = client::connect(&args.addr.addr).await?;
+    let caller = client::connect(&args.addr).await?;
     let person = Terminal::find(false);
     let answering = async {
         let (request_id, answer) = match (&args.request, said) {
@@ -125,7 +126,10 @@ pub(super) async fn answer(args: AnswerArgs) -> CommandResult {
             request_id: request_id.clone(),
             answer: Some(answer),
         };
-        caller.answer_request(request).await.map_err(in_own_words)?;
+        caller
+            .answer_request(request)
+            .await
+            .map_err(|refused| Words::of_answer().failure(refused))?;
         Ok(request_id)
     };
     match unless_interrupted(answering).await? {
@@ -246,26 +250,6 @@ fn choose(
 
 fn refused(message: String) -> Failure {
     Failure::Told { message, code: REFUSED }
-}
-
-/// What a refused answer comes to: its paths are those of the answer.
-fn in_own_words(mut refused: Refused) -> Failure {
-    const ARGUMENTS: [(&str, &str); 8] = [
-        ("approval.decision", "--decision"),
-        ("approval.exec_policy_amendment", "--amendment"),
-        ("approval.network_policy_amendment", "--allow-host or --deny-host"),
-        ("permissions.permissions_json", "--permissions"),
-        ("user_questions", "--answer"),
-        ("elicitation.content_json", "--content"),
-        ("elicitation.action", "--action"),
-        ("elicitation.persist", "--persist"),
-    ];
-    for (field, _) in &mut refused.fields {
-        if let Some((_, argument)) = ARGUMENTS.iter().find(|(path, _)| field.starts_with(path)) {
-            *field = (*argument).to_owned();
-        }
-    }
-    refusal::failure(refused)
 }
 
 #[cfg(test)]

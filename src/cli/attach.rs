@@ -30,18 +30,10 @@ pub(super) struct AttachArgs {
 }
 
 pub(super) async fn attach(args: AttachArgs) -> CommandResult {
-    let json = args.output.json;
-    match attach_turn(args).await {
-        Err(failure) if json => Ok(failure.report_as_json()),
-        result => result,
-    }
-}
-
-async fn attach_turn(args: AttachArgs) -> CommandResult {
     let AttachArgs { addr, target, after, questions, output } = args;
     let mut watch =
         Watch::new(&output, &questions, Unasked::Leave, false, Words::default())?.looking_on();
-    let caller = client::connect(&addr.addr).await?;
+    let caller = client::connect(&addr).await?;
     let request = pb::AttachTurnRequest { target: Some(target.to_attach()), after_sequence: after };
     let person = watch.person();
     let told = follow_turn(&caller, Begin::Attach(request), &mut watch, &person).await?;

@@ -7,25 +7,43 @@ use super::{UNREACHABLE, USAGE};
 use crate::grpc::caller::{Caller, ConnectError};
 
 /// Where a sidecar listens unless it is told otherwise.
-pub(super) const DEFAULT_ADDR: &str = "127.0.0.1:50061";
+const DEFAULT_ADDR: &str = "127.0.0.1:50061";
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What names the sidecar where no argument does.
+const ADDR_VARIABLE: &str = "CODEX_SIDECAR_ADDR";
 
 /// Which sidecar to talk to.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct AddrArgs {
-    /// The sidecar's address: HOST:PORT or unix:PATH
-    #[arg(
-        long,
-        value_name = "ADDR",
-        env = "CODEX_SIDECAR_ADDR",
-        default_value = DEFAULT_ADDR
-    )]
-    pub(super) addr: String,
+    // The variable is not clap's: what it gives, the usage line of an error shows as if it had to be
+    // given.
+    /// The sidecar's address: HOST:PORT or unix:PATH [env: CODEX_SIDECAR_ADDR] [default: 127.0.0.1:50061]
+    #[arg(long, value_name = "ADDR")]
+    addr: Option<String>,
+}
+
+impl AddrArgs {
+    /// The address: the argument, the variable, or the default.
+    pub(super) fn address(&self) -> String {
+        self.addr.clone().unwrap_or_else(default_addr)
+    }
+}
+
+/// The address where no argument names one.
+pub(super) fn default_addr() -> String {
+    let named = std::env::var_os(ADDR_VARIABLE).map(|addr| addr.to_string_lossy().into_owned());
+    named.filter(|addr| !addr.trim().is_empty()).unwrap_or_else(|| DEFAULT_ADDR.to_owned())
 }
 
 /// Connects to it.
-pub(super) async fn connect(addr: &str) -> Result<Caller, Failure> {
+pub(super) async fn connect(addr: &AddrArgs) -> Result<Caller, Failure> {
+    connect_to(&addr.address()).await
+}
+
+/// Connects to the one at an address.
+pub(super) async fn connect_to(addr: &str) -> Result<Caller, Failure> {
     connect_within(addr, CONNECT_TIMEOUT, "--addr or CODEX_SIDECAR_ADDR").await
 }
 
@@ -56,7 +74,7 @@ mod tests {
         // Bound and let go: nobody listens there.
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         for addr in [format!("127.0.0.1:{port}"), "unix:/no/such/socket".to_owned()] {
-            let Err(Failure::Told { message, code: 69 }) = connect(&addr).await else {
+            let Err(Failure::Told { message, code: 69 }) = connect_to(&addr).await else {
                 panic!("connected to {addr}");
             };
             assert!(message.contains(&addr), "{message}");
@@ -64,7 +82,7 @@ mod tests {
             assert!(message.contains("codex-sidecar serve"), "{message}");
         }
         for wrong in ["", "localhost", "host:port", "127.0.0.1:1/path"] {
-            let failure = connect(wrong).await.unwrap_err();
+            let failure = connect_to(wrong).await.unwrap_err();
             assert!(matches!(failure, Failure::Told { code: 64, .. }), "{wrong}: {failure:?}");
         }
     }

@@ -4,7 +4,8 @@ use std::io::{self, Write as _};
 
 use super::client::{self, AddrArgs};
 use super::failure::{CommandResult, Failure};
-use super::{history, json, refusal, table, words};
+use super::refusal::Words;
+use super::{history, json, table, words};
 use crate::grpc::caller::Refused;
 use crate::pb;
 use crate::pb::read_thread_request::Target;
@@ -129,7 +130,8 @@ pub(super) async fn contexts(ContextsArgs { action }: ContextsArgs) -> CommandRe
             let Key { context_id, tool, thread_key } = key;
             let request =
                 pb::GetContextRequest { context_id, tool_name: tool, thread_id_key: thread_key };
-            let response = client::connect(&output.addr.addr).await?.get_context(request).await?;
+            let response =
+                client::connect(&output.addr).await?.get_context(request).await.map_err(refused)?;
             print(&output, response.context.as_slice())?;
         }
         Action::Bind { key, thread_id, output } => {
@@ -140,7 +142,11 @@ pub(super) async fn contexts(ContextsArgs { action }: ContextsArgs) -> CommandRe
                 thread_id_key: thread_key,
                 thread_id,
             };
-            let response = client::connect(&output.addr.addr).await?.bind_context(request).await?;
+            let response = client::connect(&output.addr)
+                .await?
+                .bind_context(request)
+                .await
+                .map_err(refused)?;
             if output.json {
                 writeln!(io::stdout(), "{}", json::line(&response)?)?;
             } else {
@@ -162,7 +168,7 @@ pub(super) async fn contexts(ContextsArgs { action }: ContextsArgs) -> CommandRe
                 target: Some(context(target)),
                 last_codex_turn_id: up_to,
             };
-            let caller = client::connect(&output.addr.addr).await?;
+            let caller = client::connect(&output.addr).await?;
             let response = caller.fork_context(request).await.map_err(refused)?;
             print(&output, response.context.as_slice())?;
         }
@@ -171,7 +177,7 @@ pub(super) async fn contexts(ContextsArgs { action }: ContextsArgs) -> CommandRe
             let context = pb::ContextRef { context_id, tool_name: tool, thread_id_key: thread_key };
             let request =
                 pb::RevertContextRequest { context: Some(context), before_codex_turn_id: before };
-            let caller = client::connect(&output.addr.addr).await?;
+            let caller = client::connect(&output.addr).await?;
             let response = caller.revert_context(request).await.map_err(refused)?;
             print(&output, response.context.as_slice())?;
         }
@@ -184,32 +190,30 @@ pub(super) async fn contexts(ContextsArgs { action }: ContextsArgs) -> CommandRe
                     thread_id_key: thread_key,
                 }),
             };
-            let shown = history::history(&output.addr, output.json, target).await;
-            shown.map_err(|failure| failure.with_code(1))?;
+            history::history(&output.addr, output.json, target).await?;
         }
         Action::Delete { key, addr } => {
             let Key { context_id, tool, thread_key } = key;
             let request =
                 pb::DeleteContextRequest { context_id, tool_name: tool, thread_id_key: thread_key };
-            client::connect(&addr.addr).await?.delete_context(request).await?;
+            client::connect(&addr).await?.delete_context(request).await.map_err(refused)?;
         }
     }
     Ok(0)
 }
 
-/// A refusal is a failure here, of whatever kind it is.
 fn refused(refused: Refused) -> Failure {
-    refusal::failure(refused).with_code(1)
+    Words::of_contexts().failure(refused)
 }
 
 async fn list(context_id: String, output: &Output) -> Result<(), Failure> {
-    let caller = client::connect(&output.addr.addr).await?;
+    let caller = client::connect(&output.addr).await?;
     let mut contexts = Vec::new();
     let mut page_token = String::new();
     loop {
         let request =
             pb::ListContextsRequest { page_size: 1000, page_token, context_id: context_id.clone() };
-        let page = caller.list_contexts(request).await?;
+        let page = caller.list_contexts(request).await.map_err(refused)?;
         if output.json {
             // Page by page: a million bindings need not fit into memory first.
             print(output, &page.contexts)?;

@@ -248,7 +248,7 @@ fn configure(live: bool, codex: &Path, directory: &DemoDirectory) -> Result<Conf
 
 /// Waits until the sidecar takes turns, as any client would.
 async fn wait_until_ready(addr: &str) -> Result<Caller, Failure> {
-    let caller = client::connect(addr).await?;
+    let caller = client::connect_to(addr).await?;
     match tokio::time::timeout(READY_TIMEOUT, caller.serving(READINESS_SERVICE)).await {
         Ok(Ok(true)) => Ok(caller),
         Ok(Ok(false)) => {

@@ -1,13 +1,11 @@
 //! Why a subcommand did not do what it was asked to.
 
-use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
-use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use super::{COMMAND_LINE, OUTPUT_CLOSED};
+use super::{COMMAND_LINE, OUTPUT_CLOSED, refusal};
 use crate::grpc::caller::Refused;
 
 /// What a subcommand gives: its exit code, or why it failed.
@@ -115,49 +113,13 @@ impl From<io::Error> for Failure {
 
 impl From<Refused> for Failure {
     fn from(refused: Refused) -> Failure {
-        Failure::told(describe(&refused))
+        refusal::failure(refused)
     }
-}
-
-/// A refusal for people: code, reason, message; then a line for each field and for the retry.
-pub(super) fn describe(refused: &Refused) -> String {
-    let Refused { code, reason, message, fields, retry_after } = refused;
-    let mut text = (*code).to_owned();
-    if let Some(reason) = reason {
-        let _ = write!(text, " ({reason})");
-    }
-    let _ = write!(text, ": {message}");
-    for (field, fault) in fields {
-        let _ = write!(text, "\n  {field}: {fault}");
-    }
-    if let Some(delay) = retry_after {
-        let delay = Duration::from_millis(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
-        let _ = write!(text, "\n  try again after {}", humantime::format_duration(delay));
-    }
-    text
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_refusal_is_told_with_all_its_details() {
-        let refused = Refused {
-            code: "INVALID_ARGUMENT",
-            reason: Some("INVALID_INPUT".to_owned()),
-            message: "invalid request".to_owned(),
-            fields: vec![("inputs[0].text".to_owned(), "is blank".to_owned())],
-            retry_after: Some(Duration::from_micros(1_500_700)),
-        };
-        assert_eq!(
-            Failure::from(refused),
-            Failure::told(
-                "INVALID_ARGUMENT (INVALID_INPUT): invalid request\n  inputs[0].text: is blank\n  \
-                 try again after 1s 500ms"
-            )
-        );
-    }
 
     #[test]
     fn a_closed_stdout_is_no_error_to_tell() {

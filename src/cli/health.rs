@@ -39,15 +39,13 @@ pub(super) struct HealthArgs {
 pub(super) async fn health(args: HealthArgs) -> CommandResult {
     let HealthArgs { addr, service, timeout, wait, json } = args;
     let looked = match wait {
-        Some(limit) => wait_for(&addr.addr, &service, limit).await,
-        None => {
-            tokio::time::timeout(timeout, look(&addr.addr, &service)).await.unwrap_or_else(|_| {
-                let timeout = humantime::format_duration(timeout);
-                let addr = &addr.addr;
-                let message = format!("the sidecar at {addr} did not answer within {timeout}");
-                Err(Failure::told(message))
-            })
-        }
+        Some(limit) => wait_for(&addr, &service, limit).await,
+        None => tokio::time::timeout(timeout, look(&addr, &service)).await.unwrap_or_else(|_| {
+            let timeout = humantime::format_duration(timeout);
+            let addr = addr.address();
+            let message = format!("the sidecar at {addr} did not answer within {timeout}");
+            Err(Failure::told(message))
+        }),
     };
     let (is_serving, status) = looked?;
     if json {
@@ -60,21 +58,26 @@ pub(super) async fn health(args: HealthArgs) -> CommandResult {
 }
 
 /// Whether it is serving, and in which word.
-async fn look(addr: &str, service: &str) -> Result<(bool, &'static str), Failure> {
+async fn look(addr: &AddrArgs, service: &str) -> Result<(bool, &'static str), Failure> {
     let caller = client::connect(addr).await?;
-    let health = caller.health(service).await?;
+    // Of what is not known there, too, it is told that it is not serving.
+    let health = caller.health(service).await.map_err(|refused| {
+        let is_lost = refused.is_lost();
+        let failure = Failure::from(refused);
+        if is_lost { failure } else { failure.with_code(1) }
+    })?;
     Ok((health.is_serving(), health.as_str()))
 }
 
 /// Looks again and again, until it is serving or the time is up; then what was seen last counts.
 async fn wait_for(
-    addr: &str,
+    addr: &AddrArgs,
     service: &str,
     limit: Duration,
 ) -> Result<(bool, &'static str), Failure> {
     let waited = humantime::format_duration(limit).to_string();
     let mut last: Result<(bool, &'static str), Failure> = Err(Failure::Told {
-        message: format!("the sidecar at {addr} did not answer within {waited}"),
+        message: format!("the sidecar at {} did not answer within {waited}", addr.address()),
         code: UNREACHABLE,
     });
     let waiting = async {

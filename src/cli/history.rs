@@ -4,22 +4,24 @@ use std::io::{self, Write as _};
 
 use super::client::{self, AddrArgs};
 use super::failure::Failure;
+use super::json;
 use super::printer::{Printer, colours_wanted};
+use super::refusal::Words;
 use super::words::{ago, plain, show_error, word};
-use super::{json, refusal};
 use crate::pb;
 use crate::pb::read_thread_request::Target;
 
 /// Prints the turns of a thread, the oldest first, page by page.
 pub(super) async fn history(addr: &AddrArgs, json: bool, target: Target) -> Result<(), Failure> {
-    let caller = client::connect(&addr.addr).await?;
+    let caller = client::connect(addr).await?;
     let mut printer = Printer::new(io::stdout(), colours_wanted(&io::stdout()));
     let mut page_token = String::new();
     let mut is_first = true;
     loop {
         let request =
             pb::ReadThreadRequest { target: Some(target.clone()), page_size: 0, page_token };
-        let page = caller.read_thread(request).await.map_err(refusal::failure)?;
+        let page = caller.read_thread(request).await;
+        let page = page.map_err(|refused| Words::of_history().failure(refused))?;
         if std::mem::take(&mut is_first) && !json {
             printer.say(&format!("thread {}", plain(&page.thread_id)))?;
         }

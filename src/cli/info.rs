@@ -19,7 +19,7 @@ pub(super) struct InfoArgs {
 
 pub(super) async fn info(args: InfoArgs) -> CommandResult {
     let InfoArgs { addr, json } = args;
-    let caller = client::connect(&addr.addr).await?;
+    let caller = client::connect(&addr).await?;
     let info = caller.get_server_info().await.map_err(refusal::failure)?;
     let mut out = io::stdout();
     if json {

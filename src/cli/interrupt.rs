@@ -22,7 +22,7 @@ pub(super) struct InterruptArgs {
 
 pub(super) async fn interrupt(args: InterruptArgs) -> CommandResult {
     let InterruptArgs { addr, target, json } = args;
-    let caller = client::connect(&addr.addr).await?;
+    let caller = client::connect(&addr).await?;
     let turn_id = target.running(&caller).await?;
     let response = caller.interrupt_turn(turn_id.clone()).await.map_err(refusal::failure)?;
     let pb::InterruptTurnResponse { terminal_event } = response;

@@ -1,8 +1,9 @@
 //! The command line: one subcommand a file, the exit code of each.
 //!
-//! Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 a wrong command line
-//! of what follows a turn, 3 refused, 4 out of time, 5 a question without an answer, 64 wrong usage or
-//! configuration elsewhere, 69 no sidecar, 130 interrupted, 141 the reader of stdout went away.
+//! Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 a wrong command line,
+//! 3 refused, 4 out of time, 5 a question without an answer, 64 a wrong configuration (for `serve` its
+//! command line is part of it, for the others the sidecar's address), 69 no sidecar, 130 interrupted,
+//! 141 the reader of stdout went away.
 
 mod answer;
 mod args;
@@ -44,7 +45,7 @@ use clap::error::ErrorKind;
 use crate::config::ServeArgs;
 use failure::Failure;
 
-/// A wrong command line of what follows a turn.
+/// A wrong command line; of `serve` it is [`USAGE`].
 const COMMAND_LINE: u8 = 2;
 /// Refused before a turn began.
 const REFUSED: u8 = 3;
@@ -54,7 +55,7 @@ const OUT_OF_TIME: u8 = 4;
 const DECLINED: u8 = 5;
 /// No sidecar can be reached, or it is on its way down (EX_UNAVAILABLE).
 const UNREACHABLE: u8 = 69;
-/// Wrong usage or configuration (EX_USAGE).
+/// A wrong configuration (EX_USAGE).
 const USAGE: u8 = 64;
 /// Ended by an interrupt (128 + SIGINT).
 const INTERRUPTED: u8 = 130;
@@ -163,8 +164,17 @@ pub fn main() -> ExitCode {
     runtime.shutdown_background();
     match result {
         Ok(code) => ExitCode::from(code),
+        Err(failure) if speaks_json(std::env::args_os()) => {
+            ExitCode::from(failure.report_as_json())
+        }
         Err(failure) => failure.report(),
     }
+}
+
+/// Whether a script reads what is told.
+fn speaks_json(words: impl Iterator<Item = OsString>) -> bool {
+    // Behind `--` there are no flags.
+    words.take_while(|word| word != "--").any(|word| word == "--json")
 }
 
 /// Tells what is wrong with the command line, or the help that it asks for; gives the exit code.
@@ -174,17 +184,15 @@ fn wrong_command_line(error: &clap::Error) -> u8 {
         let _ = error.print();
         return 0;
     }
-    // What follows a turn has exit codes of its own, and may speak to a script.
-    const OF_TURNS: [&str; 5] = ["run", "attach", "interrupt", "steer", "answer"];
-    let words: Vec<OsString> = std::env::args_os().skip(1).collect();
-    let is_of_turns = words.first().is_some_and(|word| OF_TURNS.iter().any(|name| word == name));
-    if is_of_turns && words.iter().any(|word| word == "--json") {
+    let is_of_the_server = std::env::args_os().nth(1).is_some_and(|word| word == "serve");
+    if speaks_json(std::env::args_os()) && !is_of_the_server {
         let text = error.render().to_string();
         let message = text.trim().trim_start_matches("error: ");
         return Failure::usage(message).report_as_json();
     }
     let _ = error.print();
-    if is_of_turns { COMMAND_LINE } else { USAGE }
+    // Its command line is a part of its configuration.
+    if is_of_the_server { USAGE } else { COMMAND_LINE }
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ pub(super) struct ModelsArgs {
 
 pub(super) async fn models(args: ModelsArgs) -> CommandResult {
     let ModelsArgs { addr, all, json } = args;
-    let caller = client::connect(&addr.addr).await?;
+    let caller = client::connect(&addr).await?;
     let request = pb::ListModelsRequest { include_hidden: all };
     let models = caller.list_models(request).await.map_err(refusal::failure)?.models;
     let mut out = io::stdout();

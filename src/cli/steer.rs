@@ -61,7 +61,7 @@ pub(super) async fn steer(args: SteerArgs) -> CommandResult {
     let target = TurnTarget { turn, context, tool, thread_key };
     let inputs = inputs.inputs(Some(prompt(said.as_deref())?))?;
     let words = Words::of(&inputs);
-    let caller = client::connect(&addr.addr).await?;
+    let caller = client::connect(&addr).await?;
     let turn_id = target.running(&caller).await?;
     let request = pb::SteerTurnRequest { turn_id: turn_id.clone(), inputs };
     let taken = caller.steer_turn(request).await.map_err(|refused| words.failure(refused))?;

@@ -44,7 +44,7 @@ pub(super) struct TurnsArgs {
 
 pub(super) async fn turns(args: TurnsArgs) -> CommandResult {
     let TurnsArgs { addr, context, tool, thread_key, running, json } = args;
-    let caller = client::connect(&addr.addr).await?;
+    let caller = client::connect(&addr).await?;
     let context = context.map(|context_id| pb::ContextRef {
         context_id,
         tool_name: tool,

@@ -3,8 +3,9 @@
 //! What `run` and `attach` have in common: what they show, who answers what Codex asks, and which exit
 //! code the turn's end comes to.
 
+use std::collections::BTreeSet;
 use std::fs::OpenOptions;
-use std::io::{self, IsTerminal as _, Stderr, Write as _};
+use std::io::{self, IsTerminal as _, Stderr, Write};
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -13,7 +14,7 @@ use serde_json::{Map, Value};
 
 use super::ask::{self, Person, Terminal};
 use super::failure::{CommandResult, Detailed, Failure, tell};
-use super::printer::{Printer, colours_wanted};
+use super::printer::{Printer, colours_wanted, is_dumb};
 use super::refusal::Words;
 use super::turn::{Outcome, Output, Reply, Told};
 use super::words::{show_error, show_question};
@@ -30,7 +31,7 @@ pub(super) struct OutputArgs {
     /// Print nothing but the answer, what is asked, and what goes wrong
     #[arg(long, short, help_heading = "Output")]
     quiet: bool,
-    /// Write the answer into this file, too
+    /// Write the answer into this file, too; without an answer it is empty
     #[arg(long, short, value_name = "FILE", help_heading = "Output")]
     output_last_message: Option<PathBuf>,
 }
@@ -69,8 +70,41 @@ enum Answers {
     No,
     /// Nobody: the turn is stopped.
     Stop,
-    /// Nobody: the sidecar declines.
+    /// Nobody, and so the sidecar declines.
     Nobody,
+    /// Nobody, because that was asked for.
+    Decline,
+}
+
+impl Answers {
+    /// How what went without an answer could have had one.
+    fn advice(self) -> &'static str {
+        match self {
+            Answers::Person => {
+                "to answer, type it at the prompt before the turn's answer timeout; or give --yes or --no"
+            }
+            Answers::Others => {
+                "to answer, run `codex-sidecar answer` before the turn's answer timeout; or give --yes \
+                 or --no"
+            }
+            Answers::Yes => {
+                "a yes is no answer to that: run it on a terminal, or with --on-question=ask in place of \
+                 --yes, and answer with `codex-sidecar answer`"
+            }
+            Answers::No => {
+                "a no is no answer to that: run it with --on-question=ask in place of --no, and answer \
+                 with `codex-sidecar answer`"
+            }
+            Answers::Nobody => {
+                "to answer, run it on a terminal; or give --yes or --no; or --on-question=ask, and answer \
+                 with `codex-sidecar answer`"
+            }
+            Answers::Stop | Answers::Decline => {
+                "to answer, give in place of --on-question=decline --yes or --no; or --on-question=ask, \
+                 and answer on a terminal, or with `codex-sidecar answer`"
+            }
+        }
+    }
 }
 
 /// The person, if there is one. A clone is the same one.
@@ -96,18 +130,32 @@ impl Person for Asked {
     }
 }
 
+/// Standard error: where nobody hears, the turn and its answer are worth no less.
+struct Unheard(Stderr);
+
+impl Write for Unheard {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let _ = self.0.write_all(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Follows one turn.
 pub(super) struct Watch {
     /// None under `--quiet` and `--json`.
-    printer: Option<Printer<Stderr>>,
+    printer: Option<Printer<Unheard>>,
     json: bool,
     answers: Answers,
     person: Asked,
     interrupts: bool,
     words: Words,
     last_message: Option<PathBuf>,
-    /// What was asked and not answered here, for the end.
-    unanswered: Vec<String>,
+    /// What was asked, by its id, for the end.
+    asked: Vec<(String, String)>,
     turn_id: String,
 }
 
@@ -122,8 +170,9 @@ impl Watch {
     ) -> Result<Watch, Failure> {
         let OutputArgs { json, quiet, output_last_message } = output;
         if let Some(path) = output_last_message {
-            // Now, and not when an hour's work is done.
-            let opened = OpenOptions::new().write(true).create(true).truncate(false).open(path);
+            // Now, and not when an hour's work is done; and emptied, so that nobody takes an earlier
+            // answer for that of a turn which has none.
+            let opened = OpenOptions::new().write(true).create(true).truncate(true).open(path);
             opened.map_err(|error| {
                 Failure::usage(format!(
                     "can't write --output-last-message {}: {error}",
@@ -136,7 +185,7 @@ impl Watch {
         let printer = (!json && !quiet).then(|| {
             let stderr = io::stderr();
             let colours = colours_wanted(&stderr);
-            Printer::new(stderr, colours).without_final_response()
+            Printer::new(Unheard(stderr), colours).without_final_response()
         });
         Ok(Watch {
             printer,
@@ -146,7 +195,7 @@ impl Watch {
             interrupts: true,
             words,
             last_message: output_last_message.clone(),
-            unanswered: Vec::new(),
+            asked: Vec::new(),
             turn_id: String::new(),
         })
     }
@@ -165,30 +214,31 @@ impl Watch {
     /// What the sidecar is to do about questions.
     pub(super) fn question_policy(&self) -> pb::QuestionPolicy {
         match self.answers {
-            Answers::Nobody => pb::QuestionPolicy::Decline,
+            Answers::Nobody | Answers::Decline => pb::QuestionPolicy::Decline,
             _ => pb::QuestionPolicy::Ask,
         }
     }
 
     /// Prints the answer and gives the exit code.
     pub(super) fn conclude(self, told: Told) -> CommandResult {
-        let Told { outcome, interrupted_by, declined, stopped_by_question, was_cut, left, .. } =
-            told;
+        let Told { outcome, interrupted_by, declined, stopped_by, was_cut, left, .. } = told;
         match outcome {
             Outcome::Completed(answer) => {
                 self.print_answer(&answer)?;
-                if declined > 0 { Err(self.declined(declined)) } else { Ok(0) }
+                if declined.is_empty() { Ok(0) } else { Err(self.declined(&declined)) }
             }
             Outcome::Failed(error) => Err(failed(&error)),
             Outcome::Interrupted if left => Ok(INTERRUPTED),
-            Outcome::Interrupted if stopped_by_question => Err(Failure::Told {
-                message: format!(
-                    "Codex asked, and --on-question=fail stopped the turn: {}",
-                    self.unanswered.join("; ")
-                ),
-                code: DECLINED,
-            }),
-            Outcome::Interrupted => interrupted(interrupted_by, was_cut),
+            Outcome::Interrupted => match stopped_by {
+                Some(by) => Err(Failure::Told {
+                    message: format!(
+                        "Codex asked, and --on-question=fail stopped the turn: {}",
+                        self.asked(|id| id == by).collect::<Vec<_>>().join("; ")
+                    ),
+                    code: DECLINED,
+                }),
+                None => interrupted(interrupted_by, was_cut),
+            },
         }
     }
 
@@ -219,26 +269,33 @@ impl Watch {
         Ok(())
     }
 
-    fn declined(&self, count: usize) -> Failure {
-        let what = if count == 1 { "1 question".to_owned() } else { format!("{count} questions") };
-        let which: String =
-            self.unanswered.iter().map(|question| format!("\n  {question}")).collect();
+    /// What was asked under these ids.
+    fn asked(&self, is_meant: impl Fn(&str) -> bool) -> impl Iterator<Item = &str> {
+        let meant = self.asked.iter().filter(move |(id, _)| is_meant(id));
+        meant.map(|(_, question)| question.as_str())
+    }
+
+    fn declined(&self, ids: &BTreeSet<String>) -> Failure {
+        let what = match ids.len() {
+            1 => "1 question".to_owned(),
+            count => format!("{count} questions"),
+        };
+        let which = self.asked(|id| ids.contains(id));
+        let which: String = which.map(|question| format!("\n  {question}")).collect();
+        let advice = self.answers.advice();
         let message = format!(
             "the turn completed, but {what} of Codex went without an answer and was declined{which}\n\
-             to answer, run it on a terminal; or give --yes or --no; or --on-question=ask, and answer \
-             with `codex-sidecar answer`"
+             {advice}"
         );
         Failure::Told { message, code: DECLINED }
     }
 
     /// Tells of a question that is not put to anybody here.
-    fn tell_of(&mut self, question: &pb::CodexRequest) -> Result<(), Failure> {
-        let asked = show_question(question);
+    fn tell_of(&self, question: &pb::CodexRequest) {
         if self.printer.is_none() && self.answers == Answers::Others {
-            tell(&format!("Codex asks (request {}): {asked}", question.request_id));
+            let asked = show_question(question);
+            tell(&format!("Codex asks: {asked}\n{}", how_to_answer(&self.turn_id, question)));
         }
-        self.unanswered.push(asked);
-        Ok(())
     }
 }
 
@@ -248,7 +305,7 @@ impl QuestionArgs {
             _ if self.yes => Answers::Yes,
             _ if self.no => Answers::No,
             Some("fail") => Answers::Stop,
-            Some("decline") => Answers::Nobody,
+            Some("decline") => Answers::Decline,
             Some(_) | None if is_terminal => Answers::Person,
             Some(_) => Answers::Others,
             None if unasked == Unasked::Leave => Answers::Others,
@@ -257,12 +314,17 @@ impl QuestionArgs {
     }
 }
 
+fn how_to_answer(turn_id: &str, question: &pb::CodexRequest) -> String {
+    format!("answer it with: codex-sidecar answer {turn_id} {}", question.request_id)
+}
+
 /// Why a turn failed, and what it comes to.
 fn failed(error: &pb::TurnError) -> Failure {
     let code = match error.reason.as_str() {
         "IDLE_TIMEOUT" | "TURN_TIMEOUT" => OUT_OF_TIME,
         _ => 1,
     };
+    let told = show_error(error);
     let advice = match (error.retryable, error.side_effects_possible) {
         (true, false) => "; run it again",
         (true, true) => "; running it again may help, but what it did so far stays done",
@@ -280,7 +342,9 @@ fn failed(error: &pb::TurnError) -> Failure {
     if !error.details.is_empty() {
         insert("details", error.details.as_str().into());
     }
-    let message = format!("turn failed: {}{advice}", show_error(error));
+    // The advice goes on with the sentence.
+    let told = if advice.is_empty() { told.as_str() } else { told.trim_end_matches('.') };
+    let message = format!("turn failed: {told}{advice}");
     Failure::Detailed(Box::new(Detailed { message, code, details }))
 }
 
@@ -304,6 +368,11 @@ fn interrupted(by: pb::InterruptReason, was_cut: bool) -> CommandResult {
 impl Output for Watch {
     fn event(&mut self, event: &pb::TurnEvent) -> Result<(), Failure> {
         self.turn_id.clone_from(&event.turn_id);
+        if let Some(Event::RequestRaised(pb::RequestRaised { request: Some(question) })) =
+            &event.event
+        {
+            self.asked.push((question.request_id.clone(), show_question(question)));
+        }
         if self.json {
             let mut line = json::line(event)?;
             line.push('\n');
@@ -330,9 +399,7 @@ impl Output for Watch {
             && let Some(Event::RequestRaised(pb::RequestRaised { request: Some(question) })) =
                 &event.event
         {
-            let id = &question.request_id;
-            let how = format!("answer it with: codex-sidecar answer {} {id}", self.turn_id);
-            printer.say(&how)?;
+            printer.say(&how_to_answer(&self.turn_id, question))?;
         }
         Ok(())
     }
@@ -346,30 +413,30 @@ impl Output for Watch {
         let is_call = matches!(question.kind, Some(pb::codex_request::Kind::ToolCall(_)));
         if is_call && !matches!(self.answers, Answers::Others) {
             // Whatever was lent, it was not lent here.
-            self.tell_of(question)?;
+            self.tell_of(question);
             return Ok(no().map_or(Reply::Leave, Reply::Decline));
         }
         Ok(match self.answers {
             Answers::Person => Reply::Ask,
             Answers::Others => {
-                self.tell_of(question)?;
+                self.tell_of(question);
                 Reply::Leave
             }
             Answers::Yes => match ask::yes(question) {
                 Some(answer) => Reply::Send(answer),
                 None if self.person.0.is_some() => Reply::Ask,
                 None => {
-                    self.tell_of(question)?;
+                    self.tell_of(question);
                     no().map_or(Reply::Leave, Reply::Decline)
                 }
             },
             Answers::No => no().map_or(Reply::Leave, Reply::Send),
             Answers::Stop => {
-                self.tell_of(question)?;
+                self.tell_of(question);
                 Reply::Stop
             }
-            Answers::Nobody => {
-                self.tell_of(question)?;
+            Answers::Nobody | Answers::Decline => {
+                self.tell_of(question);
                 // The sidecar has been told to; one that was not, in a turn that was joined, is now.
                 no().map_or(Reply::Leave, Reply::Decline)
             }
@@ -393,8 +460,7 @@ impl Output for Watch {
     }
 
     fn ticks(&self) -> bool {
-        let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-        self.printer.is_some() && io::stderr().is_terminal() && !is_dumb
+        self.printer.is_some() && io::stderr().is_terminal() && !is_dumb()
     }
 
     fn tick(&mut self) -> Result<(), Failure> {

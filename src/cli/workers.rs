@@ -16,7 +16,7 @@ pub(super) struct WorkersArgs {
 }
 
 pub(super) async fn workers(WorkersArgs { addr, json }: WorkersArgs) -> CommandResult {
-    let caller = client::connect(&addr.addr).await?;
+    let caller = client::connect(&addr).await?;
     let workers = caller.list_workers().await?.workers;
     let info = caller.get_server_info().await?;
     let mut out = io::stdout().lock();

@@ -117,15 +117,25 @@ fn every_fault_of_a_configuration_is_told_at_once() {
 
 #[test]
 fn wrong_usage_is_told_apart_from_failure() {
-    bare().assert().code(64);
-    bare().arg("no-such-command").assert().code(64);
+    for line in [&[][..], &["no-such-command"], &["completions"], &["completions", "no-such-shell"]]
+    {
+        bare().args(line).assert().code(2);
+    }
+    for name in ["contexts", "workers", "turns", "info", "models", "health", "demo", "mcp", "exec"]
+    {
+        bare().args([name, "--no-such-flag"]).assert().code(2);
+    }
+    // Of the server it is a part of its configuration.
     bare().args(["serve", "--no-such-flag"]).assert().code(64);
     bare().args(["run", "--addr", "nowhere", "--context", "a", "hello"]).assert().code(64);
     bare().arg("--help").assert().success();
     bare().arg("--version").assert().success();
-    // What follows a turn has the CLI's status for that, and a script reads why.
     bare().args(["run", "--no-such-flag"]).assert().code(2);
-    bare().args(["attach"]).assert().code(2);
+    // A usage line shows what has to be given, and not what the environment gives.
+    let assert = bare().arg("attach").env("CODEX_SIDECAR_ADDR", "127.0.0.1:1").assert().code(2);
+    let told = String::from_utf8(assert.get_output().stderr.clone()).unwrap();
+    assert!(told.contains("Usage: ") && !told.contains("--addr"), "{told}");
+    // A script reads why.
     let assert = bare().args(["run", "--json", "--ephemeral", "--turn-timeout", "0", "x"]).assert();
     let told = String::from_utf8(assert.code(2).get_output().stderr.clone()).unwrap();
     let told: Value = serde_json::from_str(&told).expect(&told);
@@ -220,8 +230,15 @@ async fn the_subcommands_work_with_a_running_sidecar() {
     assert_eq!(told.thread_id(), thread_id);
     stdout(&client(&sidecar, &["contexts", "delete", "other"]).await);
     let gone = client(&sidecar, &["contexts", "get", "other"]).await;
-    assert_eq!(gone.status.code(), Some(1), "{gone:#?}");
+    assert_eq!(gone.status.code(), Some(3), "{gone:#?}");
     assert!(String::from_utf8_lossy(&gone.stderr).contains("CONTEXT_NOT_FOUND"), "{gone:#?}");
+    // In the command's words, for a person and for a script.
+    let wrong = client(&sidecar, &["contexts", "bind", "other", "zzz"]).await;
+    let told = String::from_utf8_lossy(&wrong.stderr).into_owned();
+    assert!(told.starts_with("error: THREAD: ") && told.lines().count() == 1, "{told}");
+    let wrong = client(&sidecar, &["contexts", "get", "other", "--json"]).await;
+    let told: Value = serde_json::from_slice(&wrong.stderr).unwrap();
+    assert_eq!(told["error"]["reason"], "CONTEXT_NOT_FOUND", "{told}");
 
     let workers = json_lines(&stdout(&client(&sidecar, &["workers", "--json"]).await));
     assert_eq!((workers.len(), &workers[0]["state"]), (1, &"WORKER_STATE_READY".into()));

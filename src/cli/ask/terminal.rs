@@ -8,9 +8,13 @@ use std::sync::Arc;
 use std::sync::mpsc as blocking;
 
 use rustix::termios::{LocalModes, OptionalActions, QueueSelector, Termios};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Mutex, mpsc};
 
 use super::Person;
+
+/// Ended by a SIGTERM, as a shell tells it (128 + SIGTERM).
+const TERMINATED: i32 = 143;
 
 type Line = io::Result<Option<String>>;
 
@@ -22,6 +26,8 @@ pub(in crate::cli) struct Terminal {
     lines: Mutex<mpsc::UnboundedReceiver<Line>>,
     /// Whether a line was wanted that has not come: its question was withdrawn.
     is_reading: Cell<bool>,
+    /// Whether it is given back at a SIGTERM.
+    is_watched: Cell<bool>,
 }
 
 impl Terminal {
@@ -56,7 +62,25 @@ impl Terminal {
             }
         });
         let is_reading = Cell::new(false);
-        Some(Terminal { input: Arc::new(input), wants, lines: Mutex::new(lines), is_reading })
+        let lines = Mutex::new(lines);
+        let is_watched = Cell::new(false);
+        Some(Terminal { input: Arc::new(input), wants, lines, is_reading, is_watched })
+    }
+
+    /// Has a terminal that is silenced echo again when the process is ended from outside.
+    fn give_back_at_the_end(&self) {
+        if self.is_watched.replace(true) {
+            return;
+        }
+        let Ok(before) = rustix::termios::tcgetattr(&self.input) else { return };
+        let Ok(mut signals) = signal(SignalKind::terminate()) else { return };
+        let input = Arc::clone(&self.input);
+        tokio::spawn(async move {
+            if signals.recv().await.is_some() {
+                let _ = rustix::termios::tcsetattr(&input, OptionalActions::Now, &before);
+                std::process::exit(TERMINATED);
+            }
+        });
     }
 }
 
@@ -83,7 +107,10 @@ impl Person for Terminal {
     }
 
     async fn line(&self, prompt: &str, hidden: bool) -> io::Result<Option<String>> {
-        let _silence = hidden.then(|| Silence::of(Arc::clone(&self.input)));
+        let _silence = hidden.then(|| {
+            self.give_back_at_the_end();
+            Silence::of(Arc::clone(&self.input))
+        });
         self.show(prompt)?;
         if !self.is_reading.replace(true) {
             // Without its reader the channel of lines is closed, too.

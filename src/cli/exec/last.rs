@@ -6,8 +6,8 @@
 //! one that the sidecar does not know of.
 
 use super::{Failure, failed};
-use crate::cli::failure::describe;
-use crate::grpc::caller::Caller;
+use crate::cli::refusal::Words;
+use crate::grpc::caller::{Caller, Refused};
 use crate::pb;
 
 /// What `--last` is said with.
@@ -23,27 +23,27 @@ pub(super) async fn find(
     caller: &Caller,
     request: &mut pb::RunTurnRequest,
 ) -> Result<(), Failure> {
+    let words = Words::of_exec(request);
     if !request.context_id.is_empty() {
         // A context without a thread would get a new one.
         request.set_context_policy(pb::ContextPolicy::MustExist);
         let context_id = request.context_id.clone();
         let bound = pb::GetContextRequest { context_id, ..Default::default() };
         let found = caller.get_context(bound).await;
-        return found.map(drop).map_err(|refused| failed(describe_last(&refused)));
+        return found.map(drop).map_err(|refused| none(&words, refused));
     }
     let options = request.thread_options.as_ref();
     let directory = options.and_then(|options| options.working_directory.clone());
     let working_directory = directory.filter(|_| !last.of_any_directory).unwrap_or_default();
     let found = caller.get_latest_thread(pb::GetLatestThreadRequest { working_directory }).await;
-    request.thread_id = found.map_err(|refused| failed(describe_last(&refused)))?.thread_id;
+    request.thread_id = found.map_err(|refused| none(&words, refused))?.thread_id;
     Ok(())
 }
 
-fn describe_last(refused: &crate::grpc::caller::Refused) -> String {
-    match refused.reason.as_deref() {
-        Some("THREAD_NOT_FOUND" | "CONTEXT_NOT_FOUND") => {
-            format!("resume --last: {}; give the thread's id", refused.message)
-        }
-        _ => format!("resume --last: {}", describe(refused)),
-    }
+/// Why there is no such thread.
+fn none(words: &Words, refused: Refused) -> Failure {
+    let is_missing =
+        matches!(refused.reason.as_deref(), Some("THREAD_NOT_FOUND" | "CONTEXT_NOT_FOUND"));
+    let advice = if is_missing { "; give the thread's id" } else { "" };
+    failed(format!("resume --last: {}{advice}", words.failure(refused).into_message()))
 }

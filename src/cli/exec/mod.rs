@@ -33,6 +33,7 @@ use self::output::{Display, Form};
 use self::request::{Asked, Place};
 use super::client;
 use super::failure::{CommandResult, Failure, tell};
+use super::refusal::Words;
 use super::turn::{Outcome, Told, run_turn};
 use crate::grpc::caller::Caller;
 
@@ -71,7 +72,7 @@ fn exec(args: &ExecArgs) -> CommandResult {
         tell(&format!("warning: {warning}"));
     }
     let env = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
-    let addr = env("CODEX_SIDECAR_ADDR").unwrap_or_else(|| client::DEFAULT_ADDR.to_owned());
+    let addr = client::default_addr();
 
     // One thread: there is one connection to serve.
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -106,7 +107,8 @@ async fn run(
         let paint = Paint::asked(args.flags.color.as_deref());
         Form::Human(Box::new(human::Renderer::new(header, thoughts, paint)))
     };
-    let mut display = Display::start(form, args.flags.output_last_message.as_deref())?;
+    let words = Words::of_exec(&request);
+    let mut display = Display::start(form, words, args.flags.output_last_message.as_deref())?;
     if let Some(last) = resume_last {
         last::find(last, caller, &mut request).await?;
     }

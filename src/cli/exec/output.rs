@@ -9,6 +9,7 @@ use std::sync::mpsc;
 use super::failed;
 use super::{human, jsonl};
 use crate::cli::failure::{Failure, tell};
+use crate::cli::refusal::Words;
 use crate::cli::turn::Output;
 use crate::grpc::caller::Refused;
 use crate::pb;
@@ -29,6 +30,7 @@ pub(super) enum Form {
 /// events, of which the sidecar retains only so many.
 pub(super) struct Display {
     form: Form,
+    words: Words,
     texts: mpsc::Sender<Vec<u8>>,
     writer: std::thread::JoinHandle<io::Result<()>>,
     failed_on_the_way: bool,
@@ -38,7 +40,11 @@ pub(super) struct Display {
 
 impl Display {
     /// The file for the last message is opened now, so that a wrong path is told before the turn.
-    pub(super) fn start(form: Form, last_message_file: Option<&Path>) -> Result<Display, Failure> {
+    pub(super) fn start(
+        form: Form,
+        words: Words,
+        last_message_file: Option<&Path>,
+    ) -> Result<Display, Failure> {
         let last_message_file = last_message_file.map(open).transpose()?;
         let (texts, queue) = mpsc::channel::<Vec<u8>>();
         let to_stdout = matches!(form, Form::Jsonl(_));
@@ -52,6 +58,7 @@ impl Display {
         });
         Ok(Display {
             form,
+            words,
             texts,
             writer,
             failed_on_the_way: false,
@@ -204,7 +211,7 @@ impl Output for Display {
             Some("NOT_A_GIT_REPOSITORY") => failed(
                 "Not inside a trusted directory and --skip-git-repo-check was not specified.",
             ),
-            _ => refused.into(),
+            _ => self.words.failure(refused),
         }
     }
 }

@@ -68,7 +68,8 @@ pub(super) fn ask(
     } = &args.flags;
     let Place { directory, context_id } = place;
     let mut asked = Asked::default();
-    let mut overrides = Overrides::parse(config).map_err(failed)?;
+    let mut overrides = Overrides::parse(config)
+        .map_err(|fault| failed(format!("Error parsing -c overrides: {fault}")))?;
     for (features, value) in [(enable, true), (disable, false)] {
         for feature in features {
             overrides.set(&format!("features.{feature}"), Value::Boolean(value));
@@ -422,7 +423,7 @@ mod tests {
             ("sandbox_workspace_write.exclude_slash_tmp=true", "can't be honoured"),
             ("sandbox_workspace_write.network_access=\"yes\"", "wants true or false"),
             ("model=3", "wants a text"),
-            ("nonsense", "Invalid override"),
+            ("nonsense", "Error parsing -c overrides: Invalid override"),
         ] {
             let message = refusal(&["-c", text]);
             assert!(message.contains(why), "{text}: {message}");

@@ -12,7 +12,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::asking::{self, Modes, Question};
 use super::events;
 use super::sessions::Sessions;
-use crate::cli::failure::describe;
+use crate::cli::refusal::Words;
 use crate::grpc::caller::Caller;
 use crate::pb;
 use crate::pb::turn_event::Event;
@@ -87,7 +87,7 @@ pub(super) async fn run(
     let mut events = tokio::select! {
         begun = caller.run_turn(request) => match begun {
             Ok(events) => events,
-            Err(refused) => return Ending::failed(&call.thread_id, describe(&refused)),
+            Err(refused) => return Ending::failed(&call.thread_id, Words::of_tool().failure(refused).into_message()),
         },
         // Dropping the call interrupts a turn that has begun.
         () = context.ct.cancelled() => return Ending::failed(&call.thread_id, "cancelled"),
@@ -110,7 +110,12 @@ pub(super) async fn run(
         let event = match event {
             Ok(Some(event)) => event,
             Ok(None) => return Ending::failed(&call.thread_id, "the turn's events broke off"),
-            Err(refused) => return Ending::failed(&call.thread_id, describe(&refused)),
+            Err(refused) => {
+                return Ending::failed(
+                    &call.thread_id,
+                    Words::of_tool().failure(refused).into_message(),
+                );
+            }
         };
         if let Some(Event::ThreadStarted(thread)) = &event.event {
             sessions.remember(&thread.thread_id, &options);

@@ -41,7 +41,7 @@ pub(super) async fn mcp(args: McpArgs) -> CommandResult {
     let directory = std::env::current_dir()
         .map_err(|error| Failure::told(format!("can't tell the working directory: {error}")))?;
     let server = Server {
-        addr: args.addr.addr,
+        addr: args.addr,
         caller: OnceCell::new(),
         directory,
         sessions: Sessions::default(),
@@ -62,7 +62,7 @@ pub(super) async fn mcp(args: McpArgs) -> CommandResult {
 /// What serves the tools.
 #[derive(Debug)]
 struct Server {
-    addr: String,
+    addr: AddrArgs,
     // Once a call needed it: a client may start this before the sidecar.
     caller: OnceCell<Caller>,
     /// Where turns work unless they say otherwise, and where relative paths start at.

@@ -22,7 +22,12 @@ use crate::pb::turn_event::Event;
 /// Whether a stream may be coloured.
 pub(super) fn colours_wanted(stream: &impl IsTerminal) -> bool {
     let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    stream.is_terminal() && !refused
+    stream.is_terminal() && !refused && !is_dumb()
+}
+
+/// Whether the terminal says that it knows no escape sequences.
+pub(super) fn is_dumb() -> bool {
+    std::env::var_os("TERM").is_some_and(|term| term == "dumb")
 }
 
 /// Prints one turn after the other.

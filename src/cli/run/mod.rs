@@ -104,7 +104,7 @@ pub(super) struct RunArgs {
     questions: QuestionArgs,
     #[command(flatten)]
     output: OutputArgs,
-    /// What to say; - or nothing reads it from a pipe
+    /// What to say; - or nothing reads it from a pipe, which is not read beside a PROMPT
     #[arg(value_name = "PROMPT")]
     prompt: Option<String>,
 }
@@ -112,7 +112,7 @@ pub(super) struct RunArgs {
 /// How Codex works.
 #[derive(Debug, clap::Args)]
 struct ThreadArgs {
-    /// The directory to work in, on the sidecar's machine
+    /// The directory to work in, on the sidecar's machine [default: the tool's, or else the sidecar's own]
     #[arg(long, short = 'C', value_name = "DIR", help_heading = "How Codex works")]
     cd: Option<PathBuf>,
     /// Allow a directory outside a git repository
@@ -171,25 +171,16 @@ Exit status:
 
 Examples:
   codex-sidecar run --context ticket-4711 --cd ~/src/shop --sandbox workspace-write 'Fix the test'
-  git diff | codex-sidecar run --ephemeral --cd . > review.md
+  (echo 'Review this diff:'; git diff) | codex-sidecar run --ephemeral --cd . > review.md
   codex-sidecar run --context ticket-4711 --approval untrusted --yes 'Run the tests'
-  codex-sidecar run --context ticket-4711 --review uncommitted --output-last-message review.md";
+  codex-sidecar run --context ticket-4711 --cd . --review uncommitted --output-last-message review.md";
 
 pub(super) async fn run(args: RunArgs) -> CommandResult {
-    let json = args.output.json;
-    let result = run_turn(args).await;
-    match result {
-        Err(failure) if json => Ok(failure.report_as_json()),
-        result => result,
-    }
-}
-
-async fn run_turn(args: RunArgs) -> CommandResult {
     let mut request = request::of(&args)?;
     let prompt_was_piped = !matches!(args.prompt.as_deref(), Some(prompt) if prompt != "-")
         && request.review.is_none()
         && !request.compact;
-    let words = Words::of(&request.inputs);
+    let words = Words::of_run(&request);
     let mut watch =
         Watch::new(&args.output, &args.questions, Unasked::Decline, prompt_was_piped, words)?;
     request.set_question_policy(watch.question_policy());
@@ -197,7 +188,7 @@ async fn run_turn(args: RunArgs) -> CommandResult {
         // So that a call that is lost on the way can be made again.
         request.request_id = uuid::Uuid::new_v4().to_string();
     }
-    let caller = client::connect(&args.addr.addr).await?;
+    let caller = client::connect(&args.addr).await?;
     let person = watch.person();
     let told = follow_turn(&caller, Begin::Run(Box::new(request)), &mut watch, &person).await?;
     watch.conclude(told)

@@ -121,8 +121,9 @@ fn thread_options(args: &RunArgs) -> Result<pb::ThreadOptions, Failure> {
         permission_profile: permission_profile.clone().unwrap_or_default(),
         service_tier: service_tier.clone().unwrap_or_default(),
         config: Overrides::parse(config)
-            .and_then(Overrides::into_struct)
-            .map_err(|fault| Failure::usage(format!("-c: {fault}")))?,
+            .map_err(|fault| Failure::usage(format!("-c: {fault}")))?
+            .into_struct()
+            .map_err(Failure::usage)?,
         ..Default::default()
     };
     if let Some(effort) = effort {

@@ -17,6 +17,8 @@ use crate::pb::attach_turn_request::Target;
 
 /// How long a lost turn is looked for.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// The same of one that does not outlive its connection: all there is to learn is how it ended.
+const PATIENCE_FOR_THE_END: Duration = Duration::from_secs(5);
 const FIRST_DELAY: Duration = Duration::from_millis(200);
 const LONGEST_DELAY: Duration = Duration::from_secs(2);
 
@@ -125,7 +127,10 @@ impl<S: Sidecar> Connection<S> {
         }
         let lost =
             self.lost.get_or_insert_with(|| Lost { since: Instant::now(), delay: FIRST_DELAY });
-        if lost.since.elapsed() > PATIENCE {
+        let ends_with_it = matches!(&self.begin, Begin::Run(request)
+            if request.disconnect_policy() != pb::DisconnectPolicy::Continue);
+        let patience = if is_known && ends_with_it { PATIENCE_FOR_THE_END } else { PATIENCE };
+        if lost.since.elapsed() > patience {
             return Err(refused);
         }
         let delay = lost.delay;

@@ -13,8 +13,10 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::connection::{Begin, Connection, Next};
 use super::sidecar::Sidecar;
 use super::{Outcome, Output, Reply, Told};
+use crate::cli::UNREACHABLE;
 use crate::cli::ask::{self, Person};
-use crate::cli::failure::{Failure, describe};
+use crate::cli::failure::Failure;
+use crate::cli::refusal::Words;
 use crate::grpc::caller::Refused;
 use crate::pb;
 use crate::pb::answer_request_request::Answer;
@@ -114,7 +116,7 @@ impl<'a, S: Sidecar, O: Output, P: Person> Follower<'a, S, O, P> {
         // A prompt that is still there gives the terminal back.
         self.asking = None;
         followed?;
-        self.told.declined = self.declined.union(&self.declined_there).count();
+        self.told.declined = self.declined.union(&self.declined_there).cloned().collect();
         Ok(self.told)
     }
 
@@ -173,7 +175,7 @@ impl<'a, S: Sidecar, O: Output, P: Person> Follower<'a, S, O, P> {
                     self.withdraw_prompt()?;
                     self.release_held()?;
                     self.output.finish_line()?;
-                    return Err(self.output.refusal(refused));
+                    return Err(self.ended(refused));
                 }
                 Step::Typed(answer) => self.typed(answer)?,
                 Step::Called(called) => self.called(called)?,
@@ -204,6 +206,29 @@ impl<'a, S: Sidecar, O: Output, P: Person> Follower<'a, S, O, P> {
                 ))
             }
         }
+    }
+
+    /// What it comes to that there are no more events.
+    fn ended(&self, refused: Refused) -> Failure {
+        let turn_id = &self.told.turn_id;
+        if !self.told.was_cut || turn_id.is_empty() {
+            return self.output.refusal(refused);
+        }
+        if refused.reason.as_deref() == Some("TURN_NOT_FOUND") {
+            return Failure::told(format!(
+                "the turn {turn_id} is lost: the sidecar that ran it is gone, and the one that is there \
+                 now does not know it; what it did so far stays done"
+            ));
+        }
+        if refused.is_lost() {
+            let message = format!(
+                "the sidecar can't be reached any more: {}; once it can, `codex-sidecar attach {turn_id}` \
+                 tells what became of the turn",
+                refused.message
+            );
+            return Failure::Told { message, code: UNREACHABLE };
+        }
+        self.output.refusal(refused)
     }
 
     fn event(&mut self, event: pb::TurnEvent) -> Result<(), Failure> {
@@ -253,6 +278,9 @@ impl<'a, S: Sidecar, O: Output, P: Person> Follower<'a, S, O, P> {
             && self.questions.front().is_some_and(|question| question.request_id == *id);
         if is_on_screen {
             self.withdraw_prompt()?;
+            if how == pb::RequestResolution::Answered {
+                self.output.note("somebody else has answered it")?;
+            }
         }
         self.questions.retain(|question| question.request_id != *id);
         if is_on_screen {
@@ -282,7 +310,7 @@ impl<'a, S: Sidecar, O: Output, P: Person> Follower<'a, S, O, P> {
                 self.ask_next()?;
             }
             Reply::Stop => {
-                self.told.stopped_by_question = true;
+                self.told.stopped_by.get_or_insert(question.request_id);
                 self.interrupt();
             }
         }
@@ -371,8 +399,8 @@ impl<'a, S: Sidecar, O: Output, P: Person> Follower<'a, S, O, P> {
         match called {
             Called::Interrupted(Ok(())) | Called::Answered { result: Ok(()), .. } => Ok(()),
             Called::Interrupted(Err(refused)) => {
-                let text = format!("warning: can't interrupt the turn: {}", describe(&refused));
-                self.output.note(&text)
+                let why = self.output.refusal(refused).into_message();
+                self.output.note(&format!("warning: can't interrupt the turn: {why}"))
             }
             Called::Answered { question, by_person, result: Err(refused) } => {
                 self.answer_refused(*question, by_person, &refused)
@@ -396,7 +424,8 @@ impl<'a, S: Sidecar, O: Output, P: Person> Follower<'a, S, O, P> {
             }
             return Ok(());
         }
-        self.output.note(&format!("the answer is refused: {}", describe(refused)))?;
+        self.output
+            .note(&format!("the answer is refused: {}", Words::of_answer().faults(refused)))?;
         if refused.reason.as_deref() != Some("INVALID_INPUT") || self.outcome.is_some() {
             return Ok(());
         }

@@ -9,6 +9,7 @@ mod sidecar;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::future::Future;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -107,10 +108,10 @@ pub(super) struct Told {
     pub(super) outcome: Outcome,
     /// Who interrupted it, or what, if the sidecar said so.
     pub(super) interrupted_by: pb::InterruptReason,
-    /// How many of its questions were declined for want of an answer.
-    pub(super) declined: usize,
-    /// Whether it was stopped because of a question.
-    pub(super) stopped_by_question: bool,
+    /// The ids of its questions that were declined for want of an answer.
+    pub(super) declined: BTreeSet<String>,
+    /// The id of the question that it was stopped because of.
+    pub(super) stopped_by: Option<String>,
     /// Whether its connection was lost on the way.
     pub(super) was_cut: bool,
     /// Whether Ctrl-C left it before its end was seen.

@@ -324,7 +324,7 @@ async fn a_turn_is_shown_to_its_end() {
     let told = table.run(&mut output).await.unwrap();
     assert!(matches!(told.outcome, Outcome::Completed(text) if text == "done"));
     assert_eq!((told.turn_id.as_str(), told.thread_id.as_str()), ("t", "th"));
-    assert_eq!((told.declined, told.was_cut, told.left), (0, false, false));
+    assert_eq!((told.declined.len(), told.was_cut, told.left), (0, false, false));
     assert_eq!(output.events, ["thread", "delta", "completed"]);
     assert_eq!(table.sidecar.calls(), [Call::Run("r".to_owned())]);
 }
@@ -350,7 +350,7 @@ async fn a_person_answers_one_question_after_the_other_and_sees_the_rest_afterwa
         drop(stream);
     };
     let (told, ()) = tokio::join!(following, playing);
-    assert_eq!(told.unwrap().declined, 0);
+    assert_eq!(told.unwrap().declined.len(), 0);
     let expected = [
         ("a".to_owned(), approval(Decision::Accept)),
         ("b".to_owned(), approval(Decision::Decline)),
@@ -402,7 +402,7 @@ async fn a_question_that_is_settled_elsewhere_leaves_the_screen() {
     };
     let told = tokio::join!(table.run(&mut output), playing).0.unwrap();
     assert_eq!(table.answered(), [("b".to_owned(), approval(Decision::Accept))]);
-    assert_eq!(told.declined, 1, "the one that nobody answered in time");
+    assert_eq!(told.declined.len(), 1, "the one that nobody answered in time");
     assert_eq!(table.person.screen.borrow().matches("may this command run").count(), 2);
 }
 
@@ -424,7 +424,7 @@ async fn a_person_who_is_gone_declines_and_that_is_counted_once() {
         drop(stream);
     };
     let told = tokio::join!(table.run(&mut output), playing).0.unwrap();
-    assert_eq!(told.declined, 1);
+    assert_eq!(told.declined.len(), 1);
     assert_eq!(table.answered(), [("a".to_owned(), approval(Decision::Decline))]);
 }
 
@@ -479,7 +479,7 @@ async fn an_automatic_answer_that_is_refused_becomes_a_no() {
         ("a".to_owned(), approval(Decision::Decline)),
     ];
     assert_eq!(table.answered(), expected);
-    assert_eq!((told.declined, output.notes.len()), (1, 2));
+    assert_eq!((told.declined.len(), output.notes.len()), (1, 2));
 }
 
 #[tokio::test(start_paused = true)]
@@ -510,7 +510,7 @@ async fn what_was_declined_for_want_of_an_answer_is_counted_and_no_more() {
         drop(stream);
     };
     let told = tokio::join!(table.run(&mut output), playing).0.unwrap();
-    assert_eq!(told.declined, 1);
+    assert_eq!(told.declined.len(), 1);
     assert_eq!(output.notes, Vec::<String>::new());
 }
 
@@ -528,7 +528,7 @@ async fn a_question_can_stop_the_turn() {
         drop(stream);
     };
     let told = tokio::join!(table.run(&mut output), playing).0.unwrap();
-    assert!(told.stopped_by_question);
+    assert!(told.stopped_by.is_some());
     let expected = [Call::Run("r".to_owned()), Call::Interrupt("t".to_owned())];
     assert_eq!(table.sidecar.calls(), expected);
 }
@@ -620,14 +620,58 @@ async fn a_call_that_breaks_before_its_first_event_is_made_again_where_that_is_s
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_turn_that_stays_lost_is_given_up_after_a_minute() {
+async fn a_turn_that_stays_lost_is_given_up_as_soon_as_it_can_be_no_more() {
+    use pb::DisconnectPolicy::{Continue, Interrupt, Unspecified};
+    for (policy, seconds) in [(Continue, 60..70), (Interrupt, 5..10), (Unspecified, 5..10)] {
+        let mut table = Table::new();
+        let first = table.sidecar.stream();
+        first.send(thread(1)).unwrap();
+        first.send(Err(lost())).unwrap();
+        let mut request = pb::RunTurnRequest { request_id: "r".to_owned(), ..Default::default() };
+        request.set_disconnect_policy(policy);
+        let began = tokio::time::Instant::now();
+        let begin = Begin::Run(Box::new(request));
+        let failure = table.follow(begin, &mut Kept::new(leaves)).await.unwrap_err();
+        assert!(seconds.contains(&began.elapsed().as_secs()), "{policy:?} {:?}", began.elapsed());
+        let Failure::Told { message, code: 69 } = failure else { panic!("{failure:?}") };
+        assert!(message.contains("can't be reached") && message.contains("attach t"), "{message}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_turn_that_the_sidecar_has_lost_is_no_refusal() {
     let mut table = Table::new();
     let first = table.sidecar.stream();
     first.send(thread(1)).unwrap();
     first.send(Err(lost())).unwrap();
-    let began = tokio::time::Instant::now();
-    assert!(table.run(&mut Kept::new(leaves)).await.is_err());
-    assert!((60..70).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    table.sidecar.refuses(refused("NOT_FOUND", "TURN_NOT_FOUND"));
+    let failure = table.run(&mut Kept::new(leaves)).await.unwrap_err();
+    let Failure::Told { message, code: 1 } = failure else { panic!("{failure:?}") };
+    assert!(message.contains("the turn t is lost"), "{message}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_person_is_told_that_somebody_else_has_answered() {
+    for (how, tells) in
+        [(pb::RequestResolution::Answered, true), (pb::RequestResolution::TimedOut, false)]
+    {
+        let mut table = Table::new();
+        let stream = table.sidecar.stream();
+        let mut output = Kept::new(asks);
+        let playing = async {
+            stream.send(thread(1)).unwrap();
+            stream.send(command(2, "a")).unwrap();
+            settle().await;
+            stream.send(resolved(3, "a", how)).unwrap();
+            stream.send(completed(4)).unwrap();
+            drop(stream);
+        };
+        let told = tokio::join!(table.run(&mut output), playing).0.unwrap();
+        // Which one it was, the end tells by its id.
+        assert_eq!(told.declined.contains("a"), !tells);
+        let told = output.notes.iter().any(|note| note.contains("somebody else"));
+        assert_eq!(told, tells, "{how:?}: {:?}", output.notes);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -42,7 +42,10 @@ pub(super) fn work_of(
             faults.add("compact", "stands beside review; give one of the two");
             Work::Compact
         }
-        Some(target) => review_of(target, limits, faults).map_or(Work::Compact, Work::Review),
+        // A wrong one is a review all the same: it is not told in the words of a compaction.
+        Some(target) => Work::Review(
+            review_of(target, limits, faults).unwrap_or(ReviewTarget::UncommittedChanges),
+        ),
         None => Work::Compact,
     }
 }
