@@ -1,11 +1,12 @@
 //! One call of a tool: a turn from its beginning to its end.
 
 use std::collections::HashMap;
+use std::future::Future;
 
 use rmcp::model::{
     CallToolResult, ContentBlock, CustomNotification, ProgressNotificationParam, ProgressToken,
 };
-use rmcp::service::{RequestContext, RoleServer};
+use rmcp::service::{RequestContext, RoleServer, ServiceError};
 use serde_json::{Value, json};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -60,22 +61,49 @@ impl Ending {
     }
 }
 
+/// Who made a call.
+#[derive(Clone, Copy)]
+pub(super) struct Client<'a> {
+    pub(super) context: &'a RequestContext<RoleServer>,
+    /// Cancelled when it has closed its side.
+    pub(super) is_gone: &'a CancellationToken,
+}
+
+impl Client<'_> {
+    /// Waits until it wants the call no more.
+    pub(super) async fn gave_up(&self) {
+        tokio::select! {
+            () = self.context.ct.cancelled() => {}
+            () = self.is_gone.cancelled() => {}
+        }
+    }
+
+    /// Tells it something, unless it has gone: nothing is written any more then, and this would wait.
+    async fn tell(&self, telling: impl Future<Output = Result<(), ServiceError>>) {
+        tokio::select! {
+            biased;
+            () = self.is_gone.cancelled() => {}
+            _ = telling => {}
+        }
+    }
+}
+
 /// Runs the turn, tells what it does, has the client asked what it asks.
 pub(super) async fn run(
     caller: &Caller,
     asked: Asked,
-    context: &RequestContext<RoleServer>,
+    client: Client<'_>,
     sessions: &Sessions,
 ) -> Ending {
     let Asked { mut request, thread_id } = asked;
-    let modes = Modes::of(context.client_capabilities());
+    let modes = Modes::of(client.context.client_capabilities());
     if modes.form {
         request.set_question_policy(pb::QuestionPolicy::Ask);
     }
     let options = request.thread_options.clone().unwrap_or_default();
     let mut call = Call {
         caller,
-        context,
+        client,
         modes,
         thread_id,
         turn_id: String::new(),
@@ -90,14 +118,14 @@ pub(super) async fn run(
             Err(refused) => return Ending::failed(&call.thread_id, Words::of_tool().failure(refused).into_message()),
         },
         // Dropping the call interrupts a turn that has begun.
-        () = context.ct.cancelled() => return Ending::failed(&call.thread_id, "cancelled"),
+        () = client.gave_up() => return Ending::failed(&call.thread_id, "cancelled"),
     };
     let mut is_cancelled = false;
     loop {
         let event = tokio::select! {
             // First, so that a flood of events can't delay it.
             biased;
-            () = context.ct.cancelled(), if !is_cancelled => {
+            () = client.gave_up(), if !is_cancelled => {
                 is_cancelled = true;
                 if call.turn_id.is_empty() {
                     return Ending::failed(&call.thread_id, "cancelled");
@@ -133,7 +161,7 @@ async fn interrupt(caller: Caller, turn_id: String) {
 
 struct Call<'a> {
     caller: &'a Caller,
-    context: &'a RequestContext<RoleServer>,
+    client: Client<'a>,
     modes: Modes,
     thread_id: String,
     turn_id: String,
@@ -191,23 +219,23 @@ impl Call<'_> {
         }
     }
 
-    /// A client that has gone is told nothing: the connection's end ends the call.
     async fn tell(&self, message: Value) {
         let params = json!({
-            "_meta": { "requestId": self.context.id, "threadId": self.thread_id },
+            "_meta": { "requestId": self.client.context.id, "threadId": self.thread_id },
             "id": self.codex_turn_id,
             "msg": message,
         });
         let notification = CustomNotification::new("codex/event", Some(params));
-        let _ = self.context.peer.send_notification(notification.into()).await;
+        self.client.tell(self.client.context.peer.send_notification(notification.into())).await;
     }
 
     async fn tell_progress(&mut self, text: String) {
-        let token: Option<ProgressToken> = self.context.meta.get_progress_token();
+        let token: Option<ProgressToken> = self.client.context.meta.get_progress_token();
         let Some(token) = token else { return };
         self.progress += 1;
         let progress = ProgressNotificationParam::new(token, self.progress as f64);
-        let _ = self.context.peer.notify_progress(progress.with_message(text)).await;
+        let progress = progress.with_message(text);
+        self.client.tell(self.client.context.peer.notify_progress(progress)).await;
     }
 
     /// Asks the client in a task of its own: the turn's events go on meanwhile.
@@ -218,11 +246,11 @@ impl Call<'_> {
             turn_id: self.turn_id.clone(),
             thread_id: self.thread_id.clone(),
             codex_turn_id: self.codex_turn_id.clone(),
-            call_id: self.context.id.to_string(),
+            call_id: self.client.context.id.to_string(),
         };
         self.waiting
             .insert(question.question.request_id.clone(), is_withdrawn.clone().drop_guard());
-        let (caller, peer) = (self.caller.clone(), self.context.peer.clone());
+        let (caller, peer) = (self.caller.clone(), self.client.context.peer.clone());
         tokio::spawn(asking::ask(question, self.modes, caller, peer, is_withdrawn));
     }
 }

@@ -8,9 +8,11 @@
 mod arguments;
 mod asking;
 mod call;
+mod envelope;
 mod events;
 mod sessions;
 mod tools;
+mod transport;
 
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -22,8 +24,9 @@ use rmcp::model::{
 };
 use rmcp::service::{QuitReason, RequestContext, RoleServer, ServerInitializeError, serve_server};
 use tokio::sync::OnceCell;
+use tokio_util::sync::CancellationToken;
 
-use self::call::Ending;
+use self::call::{Client, Ending};
 use self::sessions::Sessions;
 use super::client::{self, AddrArgs};
 use super::failure::{CommandResult, Failure};
@@ -40,13 +43,15 @@ pub(super) struct McpArgs {
 pub(super) async fn mcp(args: McpArgs) -> CommandResult {
     let directory = std::env::current_dir()
         .map_err(|error| Failure::told(format!("can't tell the working directory: {error}")))?;
+    let is_gone = CancellationToken::new();
     let server = Server {
         addr: args.addr,
         caller: OnceCell::new(),
         directory,
         sessions: Sessions::default(),
+        is_gone: is_gone.clone(),
     };
-    let service = match serve_server(server, rmcp::transport::stdio()).await {
+    let service = match serve_server(server, transport::stdio(is_gone)).await {
         Ok(service) => service,
         // It came and went.
         Err(ServerInitializeError::ConnectionClosed(_)) => return Ok(0),
@@ -68,6 +73,8 @@ struct Server {
     /// Where turns work unless they say otherwise, and where relative paths start at.
     directory: PathBuf,
     sessions: Sessions,
+    /// Cancelled when the client has closed its side: nothing can be told or asked any more.
+    is_gone: CancellationToken,
 }
 
 impl Server {
@@ -88,9 +95,14 @@ impl Server {
             Ok(asked) => asked,
             Err(ending) => return ending,
         };
+        let client = Client { context, is_gone: &self.is_gone };
         let connecting = self.caller.get_or_try_init(|| client::connect(&self.addr));
-        match connecting.await {
-            Ok(caller) => call::run(caller, asked, context, &self.sessions).await,
+        let connected = tokio::select! {
+            connected = connecting => connected,
+            () = client.gave_up() => return Ending::failed(&asked.thread_id, "cancelled"),
+        };
+        match connected {
+            Ok(caller) => call::run(caller, asked, client, &self.sessions).await,
             Err(failure) => Ending::failed(&asked.thread_id, failure.into_message()),
         }
     }
