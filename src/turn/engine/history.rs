@@ -36,12 +36,15 @@ pub(crate) struct Copy {
     pub(crate) last_turn_id: Option<String>,
 }
 
+/// The models, and when they were told.
+type KnownModels = (Instant, Arc<Vec<Model>>);
+
 /// What is kept for these calls.
 #[derive(Debug)]
 pub(super) struct Past {
     reads: Arc<Semaphore>,
     changes: Arc<Semaphore>,
-    models: Arc<Mutex<Option<(Instant, Arc<Vec<Model>>)>>>,
+    models: Arc<Mutex<Option<KnownModels>>>,
 }
 
 impl Default for Past {
