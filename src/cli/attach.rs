@@ -1,11 +1,12 @@
 //! `attach`: joins a turn that runs, or looks at one that has ended and is retained.
 
+use super::answers::{QuestionArgs, Unasked};
 use super::client::{self, AddrArgs};
 use super::failure::CommandResult;
 use super::refusal::Words;
 use super::target::TurnTarget;
 use super::turn::{Begin, follow_turn};
-use super::watch::{OutputArgs, QuestionArgs, Unasked, Watch};
+use super::watch::{OutputArgs, Watch};
 use crate::pb;
 
 #[derive(Debug, clap::Args)]

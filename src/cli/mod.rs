@@ -6,6 +6,7 @@
 //! 141 the reader of stdout went away.
 
 mod answer;
+mod answers;
 mod args;
 mod ask;
 mod attach;
@@ -39,11 +40,11 @@ mod workers;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use clap::error::ErrorKind;
+use clap::{CommandFactory as _, Parser as _};
 
 use crate::config::ServeArgs;
-use failure::Failure;
+use failure::{Failure, tell};
 
 /// A wrong command line; of `serve` it is [`USAGE`].
 const COMMAND_LINE: u8 = 2;
@@ -177,6 +178,14 @@ fn speaks_json(words: impl Iterator<Item = OsString>) -> bool {
     words.take_while(|word| word != "--").any(|word| word == "--json")
 }
 
+/// The subcommand of a command line that begins with an option.
+fn misplaced(mut words: impl Iterator<Item = OsString>) -> Option<String> {
+    let begins_with_option = words.next()?.as_encoded_bytes().starts_with(b"-");
+    let command = CommandLine::command();
+    let name = words.find_map(|word| command.find_subcommand(word).map(clap::Command::get_name))?;
+    begins_with_option.then(|| name.to_owned())
+}
+
 /// Tells what is wrong with the command line, or the help that it asks for; gives the exit code.
 fn wrong_command_line(error: &clap::Error) -> u8 {
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
@@ -191,15 +200,24 @@ fn wrong_command_line(error: &clap::Error) -> u8 {
         return Failure::usage(message).report_as_json();
     }
     let _ = error.print();
+    if let Some(name) = misplaced(std::env::args_os().skip(1)) {
+        tell(&format!("tip: options of {name} stand behind that word"));
+    }
     // Its command line is a part of its configuration.
     if is_of_the_server { USAGE } else { COMMAND_LINE }
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
+
+    #[test]
+    fn an_option_before_its_word_is_noticed() {
+        let of = |line: &str| misplaced(line.split(' ').map(OsString::from));
+        assert_eq!(of("-m x run hi").as_deref(), Some("run"));
+        assert_eq!(of("run -m x"), None);
+        assert_eq!(of("-m x"), None);
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

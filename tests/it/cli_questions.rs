@@ -38,7 +38,7 @@ async fn without_a_terminal_a_question_is_told_and_the_status_says_who_answered(
     let (answer, told) = texts(&output);
     assert_eq!(output.status.code(), Some(5), "{told}");
     assert!(answer.starts_with("You said: "), "{answer}");
-    for words in ["touch unasked", "--yes or --no", "--on-question=ask"] {
+    for words in ["touch unasked", "run it on a terminal", "--yes or --no", "--on-question=ask"] {
         assert!(told.contains(words), "{words}: {told}");
     }
     assert!(!made("unasked"));
@@ -59,7 +59,10 @@ async fn without_a_terminal_a_question_is_told_and_the_status_says_who_answered(
 
     // A yes is no answer to a question.
     let output = run(&sidecar, &["--yes", "[[ask Which? | a | b]]"]).await;
-    assert_eq!(output.status.code(), Some(5), "{output:#?}");
+    let (_, told) = texts(&output);
+    assert_eq!(output.status.code(), Some(5), "{told}");
+    assert!(told.contains("Which?") && told.contains("a yes is no answer"), "{told}");
+    assert!(!told.contains("give --yes"), "it was given: {told}");
     // A script is told in its language, of the question and of the status.
     let output = run(&sidecar, &["--json", "[[run touch json]]"]).await;
     let (events, told) = texts(&output);
@@ -80,7 +83,7 @@ async fn a_question_can_be_answered_from_elsewhere_and_a_turn_watched_steered_an
         });
         found.await
     };
-    let ask = run(&sidecar, &["--on-question=ask", "[[run touch elsewhere]]"]);
+    let ask = run(&sidecar, &["--on-question=ask", "--quiet", "[[run touch elsewhere]]"]);
     let answering = async {
         let turn_id = running("script").await;
         // As soon as it is asked.
@@ -161,6 +164,39 @@ async fn the_answer_alone_is_on_stdout_and_in_its_file_and_the_prompt_may_come_t
     assert_eq!(empty.status.code(), Some(2), "{empty:#?}");
     let nowhere = piped(&[&fixed[..], &["-o", "/no/such/file"]].concat(), "x").await;
     assert_eq!(nowhere.status.code(), Some(2), "{nowhere:#?}");
+    // What is wrong is told once, in one line, in the command's words; a turn's end is a sentence.
+    let once = [
+        (&["-c", "foo"][..], "-c: Invalid override (missing '='): foo"),
+        (&["-c", "a=inf"], "-c a can't be honoured"),
+        (&["--image", "/no/such.png"], "--image /no/such.png does not exist"),
+        (&["--thread", "zzz"], "--thread: \"zzz\" is no thread id"),
+        (&["-o", &file], "temporary errors; running it again may help"),
+    ];
+    std::fs::write(&file, "an earlier answer").unwrap();
+    for (arguments, expected) in once {
+        let thread: &[&str] = if arguments[0] == "--thread" { &[] } else { &["--ephemeral"] };
+        let fixed = [&["run", "--cd", &work, "--quiet"], thread].concat();
+        let output = client(&sidecar, &[&fixed, arguments, &["[[status 500]]"]].concat()).await;
+        let (_, told) = texts(&output);
+        assert!(told.contains(expected) && told.lines().count() == 1, "{told}");
+        assert!(!told.contains(".;") && !told.contains("thread_"), "{told}");
+    }
+    assert_eq!(
+        std::fs::read_to_string(&file).unwrap(),
+        "",
+        "the earlier answer is not this turn's"
+    );
+
+    // Where nobody hears what is told, the answer is worth no less.
+    let mut command = binary::command(&sidecar.place);
+    command.args(["run", "--ephemeral", "--cd", &work, "x"]);
+    command.env("CODEX_SIDECAR_ADDR", &sidecar.address).stdout(Stdio::piped());
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let child = command.stderr(full).spawn().unwrap();
+    let unheard = within(crate::support::PATIENCE, "the client", child.wait_with_output()).await;
+    let unheard = unheard.unwrap();
+    assert_eq!(unheard.status.code(), Some(0), "{unheard:#?}");
+    assert!(unheard.stdout.starts_with(b"You said: x"), "{unheard:#?}");
 
     // What went wrong says so by its status.
     let slow = ["run", "--ephemeral", "--cd", &work, "--turn-timeout", "0.5", "[[hang]]"];

@@ -122,5 +122,8 @@ async fn time_is_shown_while_the_model_thinks_and_ctrl_c_stops_the_turn() {
     terminal.types("\u{4}").await;
     let (shown, status) = terminal.end().await;
     assert_eq!(status.code(), Some(5), "{shown}");
+    let (_, told) = shown.split_once("error: ").expect(&shown);
+    assert!(told.contains("touch x") && told.contains("at the prompt"), "{told}");
+    assert!(!told.contains("run it on a terminal"), "it is one: {told}");
     sidecar.stop().await;
 }

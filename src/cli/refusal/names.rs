@@ -139,7 +139,7 @@ const PHRASES: &[(&str, &str)] = &[
 ];
 
 /// What says a field: its name, and what of the field's path lies within.
-pub(super) fn find<'a>(place: Place, field: &'a str) -> Option<(&'static str, &'a str)> {
+pub(super) fn find(place: Place, field: &str) -> Option<(&'static str, &str)> {
     place.iter().copied().flatten().find_map(|(name, argument)| {
         let rest = field.strip_prefix(name)?;
         (rest.is_empty() || rest.starts_with(['.', '['])).then_some((*argument, rest))
@@ -156,7 +156,9 @@ pub(super) fn find_last(place: Place, last: &str) -> Option<&'static str> {
 /// A value of the contract as it is typed: `MISSING_THREAD_POLICY_START_NEW` and `START_NEW` are
 /// `start-new`. `None` of what is none.
 pub(super) fn value(word: &str) -> Option<String> {
-    const ENUMS: &[(&str, fn(&str) -> bool)] = &[
+    /// Whether a name is one of an enum's.
+    type IsValue = fn(&str) -> bool;
+    const ENUMS: &[(&str, IsValue)] = &[
         ("APPROVAL_DECISION_", |name| pb::ApprovalDecision::from_str_name(name).is_some()),
         ("APPROVAL_POLICY_", |name| pb::ApprovalPolicy::from_str_name(name).is_some()),
         ("APPROVALS_REVIEWER_", |name| pb::ApprovalsReviewer::from_str_name(name).is_some()),

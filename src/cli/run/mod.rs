@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use clap::builder::PossibleValuesParser;
 
+use super::answers::{QuestionArgs, Unasked};
 use super::args::{InputArgs, positive_duration};
 use super::client::{self, AddrArgs};
 use super::failure::CommandResult;
 use super::refusal::Words;
 use super::turn::{Begin, follow_turn};
-use super::watch::{OutputArgs, QuestionArgs, Unasked, Watch};
+use super::watch::{OutputArgs, Watch};
 
 #[derive(Debug, clap::Args)]
 #[command(
