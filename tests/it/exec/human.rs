@@ -29,7 +29,7 @@ fn failing(name: &'static str, prompt: &str, arguments: &str, shows: &'static st
 }
 
 fn cases() -> Vec<Case> {
-    let work = "[[reason let me see]] [[run echo hi; echo no >&2]] [[run exit 3]] [[run echo]] \
+    let work = "[[reason let me see]] [[run echo hi; sleep 0.3; echo no >&2]] [[run exit 3]] [[run echo]] \
                 [[plan a; b; c]] [[write notes.txt one\ntwo]] \
                 [[patch *** Update File: notes.txt\n@@\n-one\n+three\n]] [[say first]] [[say last]]";
     vec![
