@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use clap::builder::PossibleValuesParser;
 
 use super::last::ResumeLast;
+use super::review::ReviewArgs;
 
 #[derive(Debug, Clone, Default, PartialEq, clap::Parser)]
 #[command(
@@ -18,7 +19,8 @@ use super::last::ResumeLast;
     version,
     about = "Run a turn as `codex exec` does, through the sidecar",
     override_usage = "codex-sidecar exec [OPTIONS] [PROMPT]\n       \
-                      codex-sidecar exec [OPTIONS] resume [THREAD_ID | --last] [PROMPT]",
+                      codex-sidecar exec [OPTIONS] resume [THREAD_ID | --last] [PROMPT]\n       \
+                      codex-sidecar exec [OPTIONS] review [--uncommitted | --base BRANCH | --commit SHA | PROMPT]",
     after_help = "The sidecar is found at CODEX_SIDECAR_ADDR (HOST:PORT or unix:PATH; default \
                   127.0.0.1:50061). CODEX_SIDECAR_CONTEXT binds the turn to a context of its \
                   registry. Paths are those of the sidecar's machine, relative ones are taken \
@@ -43,8 +45,8 @@ pub(in crate::cli) struct ExecArgs {
 pub(super) enum Command {
     /// Continue a thread
     Resume(ResumeArgs),
-    #[command(hide = true)]
-    Review(Unsupported),
+    /// Review changes
+    Review(ReviewArgs),
     #[command(hide = true)]
     Fork(Unsupported),
 }
@@ -190,9 +192,8 @@ impl ExecArgs {
         let flag = refused.into_iter().find(|(given, ..)| *given);
         let (name, why) = match (&self.command, flag) {
             (_, Some((_, name, why))) => (name, why),
-            (Some(Command::Review(_)), None) => ("review", not_offered),
             (Some(Command::Fork(_)), None) => ("fork", "use ForkContext of the sidecar's API"),
-            (Some(Command::Resume(_)) | None, None) => return None,
+            (Some(Command::Resume(_) | Command::Review(_)) | None, None) => return None,
         };
         Some(format!("{name} can't be honoured through a sidecar: {why}"))
     }
@@ -235,6 +236,14 @@ impl ExecArgs {
             Some(Command::Review(_) | Command::Fork(_)) | None => None,
         };
         of_resume.or(self.prompt.as_deref())
+    }
+
+    /// What is to be reviewed, in place of a prompt.
+    pub(super) fn review(&self) -> Option<&ReviewArgs> {
+        match &self.command {
+            Some(Command::Review(review)) => Some(review),
+            Some(Command::Resume(_) | Command::Fork(_)) | None => None,
+        }
     }
 
     /// Whether a thread is continued, where a piped stdin is not added to the prompt argument.
@@ -313,11 +322,10 @@ mod tests {
 
     #[test]
     fn what_a_sidecar_cant_do_for_one_turn_is_refused_by_name() {
-        let lines: [(&[&str], &str); 6] = [
+        let lines: [(&[&str], &str); 5] = [
             (&["--oss"], "--oss"),
             (&["--profile", "p"], "--profile"),
             (&["--cyber-access-program", "standard"], "--cyber-access-program"),
-            (&["review", "--uncommitted"], "review"),
             (&["fork", ID], "fork"),
             (&["resume", ID, "--ignore-rules"], "--ignore-rules"),
         ];

@@ -18,6 +18,7 @@ mod output;
 pub(in crate::cli) mod overrides;
 mod prompt;
 pub(in crate::cli) mod request;
+mod review;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -30,7 +31,7 @@ pub(super) use self::args::ExecArgs;
 use self::credentials::Wanted;
 use self::human::{Header, Paint};
 use self::output::{Display, Form};
-use self::request::{Asked, Place};
+use self::request::{Asked, Place, Said};
 use super::client;
 use super::failure::{CommandResult, Failure, tell};
 use super::refusal::Words;
@@ -57,16 +58,21 @@ pub(super) fn main(arguments: impl Iterator<Item = OsString>) -> Option<ExitCode
             return Some(ExitCode::from(if asked_for { 0 } else { WRONG_USAGE }));
         }
     };
+    if let Some(refusal) = args.refusal() {
+        tell(&format!("error: {refusal}"));
+        return Some(ExitCode::from(WRONG_USAGE));
+    }
     Some(match exec(&args) {
         Ok(code) => ExitCode::from(code),
-        Err(failure) => failure.report(),
+        Err(Failure::OutputClosed) => Failure::OutputClosed.report(),
+        Err(failure) => {
+            tell(&as_codex(failure.into_message()));
+            ExitCode::FAILURE
+        }
     })
 }
 
 fn exec(args: &ExecArgs) -> CommandResult {
-    if let Some(message) = args.refusal() {
-        return Err(Failure::Told { message, code: WRONG_USAGE });
-    }
     let asked = asked(args)?;
     for warning in &asked.warnings {
         tell(&format!("warning: {warning}"));
@@ -85,7 +91,7 @@ fn exec(args: &ExecArgs) -> CommandResult {
         run(args, asked, &caller, &env).await
     });
     runtime.shutdown_background();
-    ran.map_err(exit_1)
+    ran
 }
 
 async fn run(
@@ -105,10 +111,17 @@ async fn run(
         };
         let header = Header::of(&request, cli_version, prompt);
         let paint = Paint::asked(args.flags.color.as_deref());
-        Form::Human(Box::new(human::Renderer::new(header, thoughts, paint)))
+        Form::Human(Box::new(human::Renderer::new(
+            header,
+            thoughts,
+            paint,
+            request.review.is_some(),
+        )))
     };
     let words = Words::of_exec(&request);
-    let mut display = Display::start(form, words, args.flags.output_last_message.as_deref())?;
+    let is_review = request.review.is_some();
+    let mut display =
+        Display::start(form, words, is_review, args.flags.output_last_message.as_deref())?;
     if let Some(last) = resume_last {
         last::find(last, caller, &mut request).await?;
     }
@@ -130,14 +143,19 @@ fn asked(args: &ExecArgs) -> Result<Asked, Failure> {
         .map_err(|error| failed(format!("can't tell the working directory: {error}")))?;
     let context_id = std::env::var("CODEX_SIDECAR_CONTEXT").ok();
     let context_id = context_id.as_deref().map(str::trim).filter(|id| !id.is_empty());
+    let place = Place { directory: &directory, context_id };
     // Before anything that can fail: the SDKs write the prompt whether or not somebody reads it,
     // and a broken pipe would hide from them what is told here.
-    let prompt = prompt::resolve(args.prompt(), args.is_resume())?;
+    let said = match args.review() {
+        // The others have no effect on a review, as with the real one.
+        Some(review) => return request::ask(args, place, Said::Review(review.read()?)),
+        None => prompt::resolve(args.prompt(), args.is_resume())?,
+    };
     let schema = match &args.flags.output_schema {
         Some(path) => read_schema(path)?,
         None => String::new(),
     };
-    request::ask(args, Place { directory: &directory, context_id }, prompt, schema)
+    request::ask(args, place, Said::Prompt { text: said, output_schema: schema })
 }
 
 fn read_schema(path: &Path) -> Result<String, Failure> {
@@ -150,11 +168,36 @@ fn read_schema(path: &Path) -> Result<String, Failure> {
     Ok(text)
 }
 
-/// The real one knows two exit statuses of its own, and 64 is none of them.
-fn exit_1(failure: Failure) -> Failure {
-    failure.with_code(1)
+/// The line that says why there was no turn: what the real one finds out while it reads what it was
+/// given it tells as it is, all else as an error.
+fn as_codex(message: String) -> String {
+    const BARE: [&str; 6] = [
+        "Error parsing -c overrides: ",
+        "Failed to read output schema file ",
+        "Failed to read prompt from stdin: ",
+        "No prompt provided",
+        "Not inside a trusted directory",
+        "Output schema file ",
+    ];
+    if BARE.iter().any(|start| message.starts_with(start)) {
+        return message;
+    }
+    format!("Error: {message}")
 }
 
 fn failed(message: impl Into<String>) -> Failure {
     Failure::told(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_given_wrong_is_told_as_codex_tells_it() {
+        let bare = "Error parsing -c overrides: Invalid override (missing '='): x";
+        assert_eq!(as_codex(bare.to_owned()), bare);
+        let other = "Specify --uncommitted, --base, --commit";
+        assert_eq!(as_codex(other.to_owned()), format!("Error: {other}"));
+    }
 }

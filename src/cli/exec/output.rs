@@ -31,6 +31,9 @@ pub(super) enum Form {
 pub(super) struct Display {
     form: Form,
     words: Words,
+    is_review: bool,
+    /// The last message of a review, until it is known what comes next.
+    held: Option<pb::TurnEvent>,
     texts: mpsc::Sender<Vec<u8>>,
     writer: std::thread::JoinHandle<io::Result<()>>,
     failed_on_the_way: bool,
@@ -43,6 +46,7 @@ impl Display {
     pub(super) fn start(
         form: Form,
         words: Words,
+        is_review: bool,
         last_message_file: Option<&Path>,
     ) -> Result<Display, Failure> {
         let last_message_file = last_message_file.map(open).transpose()?;
@@ -59,6 +63,8 @@ impl Display {
         Ok(Display {
             form,
             words,
+            is_review,
+            held: None,
             texts,
             writer,
             failed_on_the_way: false,
@@ -70,6 +76,9 @@ impl Display {
     /// Writes what comes after the events, and waits until all is written; gives whether an error was
     /// told that Codex did not get over.
     pub(super) fn finish(mut self, has_completed: bool) -> Result<bool, Failure> {
+        if let Some(held) = self.held.take() {
+            self.show(&held)?;
+        }
         let last_message = self.last_message.take();
         if let Some((path, file)) = self.last_message_file.take().filter(|_| has_completed) {
             self.keep_last_message(&path, file, last_message.as_deref());
@@ -124,29 +133,7 @@ impl Display {
         }
     }
 
-    fn write(&self, text: Vec<u8>) -> Result<(), Failure> {
-        // The writer ends early only when it can't write; `finish` knows why.
-        self.texts.send(text).map_err(|_| Failure::OutputClosed)
-    }
-}
-
-fn open(path: &Path) -> Result<(PathBuf, File), Failure> {
-    // What is in it stays until there is another message.
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(path);
-    let file = file
-        .map_err(|error| failed(format!("Failed to open last message file {path:?}: {error}")))?;
-    Ok((path.to_owned(), file))
-}
-
-fn write_all(queue: mpsc::Receiver<Vec<u8>>, out: &mut impl Write) -> io::Result<()> {
-    for text in queue {
-        out.write_all(&text)?;
-    }
-    out.flush()
-}
-
-impl Output for Display {
-    fn event(&mut self, event: &pb::TurnEvent) -> Result<(), Failure> {
+    fn show(&mut self, event: &pb::TurnEvent) -> Result<(), Failure> {
         match &mut self.form {
             Form::Jsonl(renderer) => {
                 for line in renderer.event(event) {
@@ -180,6 +167,51 @@ impl Output for Display {
             _ => {}
         }
         Ok(())
+    }
+
+    fn write(&self, text: Vec<u8>) -> Result<(), Failure> {
+        // The writer ends early only when it can't write; `finish` knows why.
+        self.texts.send(text).map_err(|_| Failure::OutputClosed)
+    }
+}
+
+fn is_message(event: &pb::TurnEvent) -> bool {
+    let Some(Event::ItemCompleted(pb::ItemCompleted { item: Some(item) })) = &event.event else {
+        return false;
+    };
+    matches!(item.kind, Some(pb::item::Kind::AgentMessage(_)))
+}
+
+fn open(path: &Path) -> Result<(PathBuf, File), Failure> {
+    // What is in it stays until there is another message.
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(path);
+    let file = file
+        .map_err(|error| failed(format!("Failed to open last message file {path:?}: {error}")))?;
+    Ok((path.to_owned(), file))
+}
+
+fn write_all(queue: mpsc::Receiver<Vec<u8>>, out: &mut impl Write) -> io::Result<()> {
+    for text in queue {
+        out.write_all(&text)?;
+    }
+    out.flush()
+}
+
+impl Output for Display {
+    fn event(&mut self, event: &pb::TurnEvent) -> Result<(), Failure> {
+        // A review that fails says so in a message. The real one tells the error before it, the sidecar
+        // with the turn's end.
+        let held = self.held.take();
+        let is_error = matches!(&event.event, Some(Event::ThreadError(_)));
+        if let Some(held) = held.as_ref().filter(|_| !is_error) {
+            self.show(held)?;
+        }
+        if self.is_review && is_message(event) {
+            self.held = Some(event.clone());
+            return Ok(());
+        }
+        self.show(event)?;
+        held.filter(|_| is_error).map_or(Ok(()), |held| self.show(&held))
     }
 
     /// Says nothing of it, as the real one does.

@@ -12,6 +12,7 @@ use super::args::{ExecArgs, Flags};
 use super::human::Thoughts;
 use super::last::ResumeLast;
 use super::overrides::Overrides;
+use super::review::Review;
 use super::{Failure, failed};
 use crate::pb;
 
@@ -41,14 +42,19 @@ pub(super) struct Place<'a> {
     pub(super) context_id: Option<&'a str>,
 }
 
-/// Reads the overrides and settles all fields. `output_schema` is the text of the schema's file,
-/// or empty.
-pub(super) fn ask(
-    args: &ExecArgs,
-    place: Place<'_>,
-    prompt: String,
-    output_schema: String,
-) -> Result<Asked, Failure> {
+/// What a turn is to do.
+#[derive(Debug)]
+pub(super) enum Said {
+    Prompt {
+        text: String,
+        /// The text of the schema's file, or empty.
+        output_schema: String,
+    },
+    Review(Review),
+}
+
+/// Reads the overrides and settles all fields.
+pub(super) fn ask(args: &ExecArgs, place: Place<'_>, said: Said) -> Result<Asked, Failure> {
     let Flags {
         json: _,
         config,
@@ -81,7 +87,6 @@ pub(super) fn ask(
         shown: !overrides.is_true("hide_agent_reasoning"),
         raw: overrides.is_true("show_raw_agent_reasoning"),
     };
-    asked.prompt.clone_from(&prompt);
     asked.resume_last = args.resume_last();
 
     let cd = cd.as_deref().unwrap_or(Path::new(""));
@@ -122,19 +127,30 @@ pub(super) fn ask(
         ));
     }
 
-    let mut inputs = Vec::new();
-    for image in args.images() {
-        let path = absolute(directory, image)?;
-        inputs.push(input(pb::user_input::Input::LocalImage(pb::LocalImage { path })));
+    let (mut inputs, mut review, mut schema) = (Vec::new(), None, String::new());
+    match said {
+        Said::Prompt { text, output_schema } => {
+            for image in args.images() {
+                let path = absolute(directory, image)?;
+                inputs.push(input(pb::user_input::Input::LocalImage(pb::LocalImage { path })));
+            }
+            asked.prompt.clone_from(&text);
+            inputs.push(input(pb::user_input::Input::Text(text)));
+            schema = output_schema;
+        }
+        Said::Review(Review { target, hint }) => {
+            asked.prompt = hint;
+            review = Some(target.into());
+        }
     }
-    inputs.push(input(pb::user_input::Input::Text(prompt)));
     asked.request = pb::RunTurnRequest {
         context_id: context_id.to_owned(),
         inputs,
         ephemeral: *ephemeral,
         thread_id: thread_id.to_owned(),
         thread_options: Some(options),
-        turn_options: Some(pb::TurnOptions { output_schema, ..Default::default() }),
+        turn_options: Some(pb::TurnOptions { output_schema: schema, ..Default::default() }),
+        review,
         // Kept on disk to be resumed by its id, and bound to nothing: callers of this kind keep the
         // id themselves.
         unbound: is_new && context_id.is_empty() && !*ephemeral,
@@ -293,7 +309,12 @@ mod tests {
     fn ask_in(line: &[&str], context_id: Option<&str>) -> Result<Asked, Failure> {
         let args = ExecArgs::try_parse_from(std::iter::once("exec").chain(line.iter().copied()));
         let place = Place { directory: Path::new("/here"), context_id };
-        ask(&args.unwrap(), place, "hello".to_owned(), String::new())
+        let args = args.unwrap();
+        let said = match args.review() {
+            Some(review) => Said::Review(review.read()?),
+            None => Said::Prompt { text: "hello".to_owned(), output_schema: String::new() },
+        };
+        ask(&args, place, said)
     }
 
     fn request(line: &[&str]) -> pb::RunTurnRequest {
@@ -391,6 +412,19 @@ mod tests {
         assert_eq!((ephemeral.ephemeral, ephemeral.unbound), (true, false));
         assert!(ask_in(&["--ephemeral"], Some("c")).is_err());
         assert!(refusal(&["resume", "my thread"]).contains("not by names"));
+    }
+
+    #[test]
+    fn a_review_has_no_inputs_and_shows_what_it_looks_at() {
+        let line = ["--ephemeral", "-i", "a.png", "--json", "review", "--base", "main", "-m", "m"];
+        let asked = ask_in(&line, None).unwrap();
+        let target = pb::review_target::Target::BaseBranch("main".to_owned());
+        assert_eq!(asked.request.review, Some(target.into()));
+        assert_eq!(
+            (asked.request.inputs, asked.prompt.as_str()),
+            (vec![], "changes against 'main'")
+        );
+        assert_eq!(asked.request.thread_options.unwrap().model.as_deref(), Some("m"));
     }
 
     #[test]

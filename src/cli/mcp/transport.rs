@@ -11,6 +11,7 @@ use std::sync::Arc;
 use rmcp::model::{ErrorData, RequestId};
 use rmcp::service::{RoleServer, RxJsonRpcMessage, TxJsonRpcMessage};
 use rmcp::transport::Transport;
+use rustix::event::{PollFd, PollFlags, poll};
 use serde_json::json;
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::{Mutex, mpsc};
@@ -40,12 +41,23 @@ pub(super) struct Lines<W> {
     output: Arc<Mutex<W>>,
     /// An error that is on its way; kept, because a receive may be given up half-way.
     answering: Option<Writing>,
-    /// Cancelled at the end of the input.
+    /// Cancelled at the end of the input, and once nobody reads the output.
     is_gone: CancellationToken,
 }
 
-/// Those of this process. `is_gone` is cancelled when the client closes its side.
+/// Those of this process. `is_gone` is cancelled when the client closes its side, of either.
 pub(super) fn stdio(is_gone: CancellationToken) -> Lines<tokio::io::Stdout> {
+    let nobody_reads = is_gone.clone();
+    // A thread of its own: between two writes nothing else tells that nobody reads any more.
+    std::thread::spawn(move || {
+        let stdout = io::stdout();
+        let mut watched = [PollFd::new(&stdout, PollFlags::empty())];
+        // Errors and hang-ups are told unasked.
+        while matches!(poll(&mut watched, None), Ok(0) | Err(rustix::io::Errno::INTR)) {}
+        if watched[0].revents().intersects(PollFlags::ERR | PollFlags::HUP) {
+            nobody_reads.cancel();
+        }
+    });
     Lines::new(io::BufReader::new(io::stdin()), LONGEST, tokio::io::stdout(), is_gone)
 }
 
@@ -95,7 +107,11 @@ impl<W: AsyncWrite + Send + Unpin + 'static> Transport<RoleServer> for Lines<W> 
                     return None;
                 }
             }
-            let Some(line) = self.lines.recv().await else {
+            let line = tokio::select! {
+                line = self.lines.recv() => line,
+                () = self.is_gone.cancelled() => None,
+            };
+            let Some(line) = line else {
                 self.is_gone.cancel();
                 return None;
             };

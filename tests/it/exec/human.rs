@@ -67,6 +67,44 @@ fn cases() -> Vec<Case> {
             "mcp: t/echo (completed)",
         ),
         case("an ephemeral thread", "hello", "--ephemeral -", "You said: hello"),
+        case("a review", "", "review --uncommitted", "user\ncurrent changes\n"),
+        case(
+            "a review of a commit",
+            "",
+            "review --commit 0123456789 --title T",
+            "user\ncommit 0123456: T\n",
+        ),
+        case(
+            "a review by instructions",
+            " [[reason so]] [[run echo hi]] [[say all well]]\n",
+            "outer review -",
+            "user\n[[reason so]]",
+        ),
+        failing(
+            "a review that fails",
+            "[[status 500]]",
+            "review -",
+            "codex\nReview was interrupted",
+        ),
+        failing("a full window", "[[fail context_length_exceeded]]", "-", "tokens used\n0\n"),
+        failing(
+            "a full window of a review",
+            "[[fail context_length_exceeded]]",
+            "review -",
+            "ran out of room",
+        ),
+        failing("no prompt", " \n", "-", "No prompt provided via stdin.\n"),
+        failing("an untrusted directory", "hello", "--cd / -", "Not inside a trusted directory"),
+        failing("a broken override", "hello", "-c nonsense -", "Error parsing -c overrides: "),
+        failing(
+            "no schema",
+            "hello",
+            "--output-schema {work}/no -",
+            "Failed to read output schema",
+        ),
+        failing("a broken schema", "hello", "--output-schema {work}/a.png -", "Failed to read"),
+        failing("no place for the message", "hello", "-o /no/such/file -", "Error: Failed to open"),
+        failing("a review of nothing", "", "review", "Error: Specify --uncommitted, --base"),
         failing("401", "[[status 401]]", "-", "ERROR: unexpected status 401"),
         failing(
             "a failure after work",
@@ -86,7 +124,9 @@ fn cases() -> Vec<Case> {
 /// Standard error with all that may differ masked: ids, the directory, and how long commands took.
 /// Counts of tokens are as good as equal where an id, a path or a time is a few characters longer.
 fn told(ran: &Ran, side: &Side) -> Vec<String> {
-    let text = masked_uuids(&ran.stderr.replace(&side.work.display().to_string(), "<work>"));
+    // Of its frames it tells nothing but their number.
+    let without_frames = ran.stderr.split("\n\nStack backtrace:").next().unwrap_or_default();
+    let text = masked_uuids(&without_frames.replace(&side.work.display().to_string(), "<work>"));
     let is_count =
         |line: &str| !line.is_empty() && line.chars().all(|c| c.is_ascii_digit() || c == ',');
     let mut lines: Vec<String> = Vec::new();

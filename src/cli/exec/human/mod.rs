@@ -36,10 +36,17 @@ pub(super) struct Renderer {
     thread_usage: Option<pb::Usage>,
     /// The one that was told last: Codex repeats it at every item.
     diff: String,
+    /// Codex does not tell what a review uses.
+    is_review: bool,
 }
 
 impl Renderer {
-    pub(super) fn new(header: Header, thoughts: Thoughts, paint: Paint) -> Renderer {
+    pub(super) fn new(
+        header: Header,
+        thoughts: Thoughts,
+        paint: Paint,
+        is_review: bool,
+    ) -> Renderer {
         Renderer {
             paint,
             thoughts,
@@ -47,6 +54,7 @@ impl Renderer {
             held_back: String::new(),
             thread_usage: None,
             diff: String::new(),
+            is_review,
         }
     }
 
@@ -115,6 +123,11 @@ impl Renderer {
             }
             Event::TurnFailed(failed) => {
                 self.thread_usage = failed.thread_usage.or(self.thread_usage);
+                let is_full = |error: &pb::TurnError| error.reason == "CONTEXT_WINDOW_EXCEEDED";
+                if failed.error.as_ref().is_some_and(is_full) && !self.is_review {
+                    // The real one begins to count again where the window is full.
+                    self.thread_usage = Some(pb::Usage::default());
+                }
                 self.error(failed.error.as_ref())
             }
             Event::TurnInterrupted(interrupted) => {

@@ -16,7 +16,7 @@ fn renderer(thoughts: Thoughts) -> Renderer {
         settings,
         ..Default::default()
     };
-    Renderer::new(header, thoughts, Paint(false))
+    Renderer::new(header, thoughts, Paint(false), false)
 }
 
 fn render(renderer: &mut Renderer, events: Vec<Event>) -> String {
@@ -121,6 +121,18 @@ fn what_the_offline_model_cant_bring_about_is_told_too() {
     let expected = " declined:\nmcp: s/t (failed)\nboom\nweb search: q\ncontext compacted\n\
                     deprecated: old\nuse new\nwarning: event stream lagged; dropped 3 events\n";
     assert_eq!(text, expected);
+}
+
+#[test]
+fn a_full_window_counts_from_zero_but_in_a_review() {
+    for is_review in [false, true] {
+        let mut renderer = Renderer { is_review, ..begun(SHOWN) };
+        let reason = "CONTEXT_WINDOW_EXCEEDED".to_owned();
+        let error = Some(pb::TurnError { reason, ..Default::default() });
+        let failed = Event::TurnFailed(pb::TurnFailed { error, ..Default::default() });
+        render(&mut renderer, vec![failed]);
+        assert_eq!(renderer.usage(), if is_review { "" } else { "tokens used\n0\n" });
+    }
 }
 
 #[test]
