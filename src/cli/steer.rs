@@ -6,7 +6,7 @@ use super::args::{InputArgs, prompt};
 use super::client::{self, AddrArgs};
 use super::failure::{CommandResult, Failure};
 use super::refusal::Words;
-use super::target::TurnTarget;
+use super::target::{ContextThread, TurnTarget};
 use super::words::plain;
 use crate::pb;
 
@@ -21,24 +21,8 @@ pub(super) struct SteerArgs {
     /// In place of TURN: the context whose running turn is meant
     #[arg(long, value_name = "ID")]
     context: Option<String>,
-    /// The tool whose thread is meant
-    #[arg(
-        long,
-        value_name = "NAME",
-        default_value = "",
-        hide_default_value = true,
-        requires = "context"
-    )]
-    tool: String,
-    /// The thread key itself, in place of the tool's
-    #[arg(
-        long,
-        value_name = "KEY",
-        default_value = "",
-        hide_default_value = true,
-        requires = "context"
-    )]
-    thread_key: String,
+    #[command(flatten)]
+    thread: ContextThread,
     #[command(flatten)]
     inputs: InputArgs,
     /// The turn, by the id that `run` and `turns` show (not with --context), and what to say; - or
@@ -48,7 +32,7 @@ pub(super) struct SteerArgs {
 }
 
 pub(super) async fn steer(args: SteerArgs) -> CommandResult {
-    let SteerArgs { addr, context, tool, thread_key, inputs, words } = args;
+    let SteerArgs { addr, context, thread, inputs, words } = args;
     let mut words = words.into_iter();
     let turn = if context.is_some() { None } else { words.next() };
     let said = words.next();
@@ -58,7 +42,7 @@ pub(super) async fn steer(args: SteerArgs) -> CommandResult {
     if turn.is_none() && context.is_none() {
         return Err(Failure::usage("which turn? Give TURN or --context ID"));
     }
-    let target = TurnTarget { turn, context, tool, thread_key };
+    let target = TurnTarget { turn, context, thread };
     let inputs = inputs.inputs(Some(prompt(said.as_deref())?))?;
     let words = Words::of(&inputs);
     let caller = client::connect(&addr).await?;

@@ -4,6 +4,7 @@ use std::io::{self, Write as _};
 
 use super::client::{self, AddrArgs};
 use super::failure::CommandResult;
+use super::target::ContextThread;
 use super::{json, refusal, table, words};
 use crate::pb;
 
@@ -16,24 +17,8 @@ pub(super) struct TurnsArgs {
     /// Only those of this context
     #[arg(long, value_name = "ID")]
     context: Option<String>,
-    /// The tool whose thread is meant
-    #[arg(
-        long,
-        value_name = "NAME",
-        default_value = "",
-        hide_default_value = true,
-        requires = "context"
-    )]
-    tool: String,
-    /// The thread key itself, in place of the tool's
-    #[arg(
-        long,
-        value_name = "KEY",
-        default_value = "",
-        hide_default_value = true,
-        requires = "context"
-    )]
-    thread_key: String,
+    #[command(flatten)]
+    thread: ContextThread,
     /// Only those that run or wait
     #[arg(long)]
     running: bool,
@@ -43,13 +28,9 @@ pub(super) struct TurnsArgs {
 }
 
 pub(super) async fn turns(args: TurnsArgs) -> CommandResult {
-    let TurnsArgs { addr, context, tool, thread_key, running, json } = args;
+    let TurnsArgs { addr, context, thread, running, json } = args;
     let caller = client::connect(&addr).await?;
-    let context = context.map(|context_id| pb::ContextRef {
-        context_id,
-        tool_name: tool,
-        thread_id_key: thread_key,
-    });
+    let context = context.map(|context_id| thread.of(context_id));
     let mut rows = Vec::new();
     let mut page_token = String::new();
     let mut out = io::stdout();
