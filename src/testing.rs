@@ -437,7 +437,7 @@ impl Turn {
         }
         let kinds = self.kinds();
         assert!(!kinds.last().is_some_and(is_terminal), "more after the end: {event:#?}");
-        let kind = event.event.as_ref().map(kind_of);
+        let kind = event.event.as_ref().map(Event::name);
         if kind == Some("turn_started") && !kinds.contains(&"gap") {
             assert!(kinds.contains(&"thread_started"), "{kinds:?}");
         }
@@ -470,7 +470,7 @@ impl Turn {
     }
 
     pub(crate) fn kinds(&self) -> Vec<&'static str> {
-        self.all().map(kind_of).collect()
+        self.all().map(Event::name).collect()
     }
 
     pub(crate) fn thread_started(&self) -> &pb::ThreadStarted {
@@ -554,33 +554,6 @@ impl Turn {
 
 fn is_terminal(kind: &&str) -> bool {
     matches!(*kind, "turn_completed" | "turn_failed" | "turn_interrupted")
-}
-
-fn kind_of(event: &Event) -> &'static str {
-    match event {
-        Event::AgentMessageDelta(_) => "agent_message_delta",
-        Event::ReasoningDelta(_) => "reasoning_delta",
-        Event::CommandOutputDelta(_) => "command_output_delta",
-        Event::ItemStarted(_) => "item_started",
-        Event::ItemUpdated(_) => "item_updated",
-        Event::ItemCompleted(_) => "item_completed",
-        Event::Queued(_) => "queued",
-        Event::ThreadStarted(_) => "thread_started",
-        Event::TurnStarted(_) => "turn_started",
-        Event::TurnDiffUpdated(_) => "turn_diff_updated",
-        Event::TokenUsageUpdated(_) => "token_usage_updated",
-        Event::ThreadError(_) => "thread_error",
-        Event::Warning(_) => "warning",
-        Event::McpServerStatus(_) => "mcp_server_status",
-        Event::RequestRaised(_) => "request_raised",
-        Event::RequestResolved(_) => "request_resolved",
-        Event::ApprovalReviewed(_) => "approval_reviewed",
-        Event::Gap(_) => "gap",
-        Event::Raw(_) => "raw",
-        Event::TurnCompleted(_) => "turn_completed",
-        Event::TurnFailed(_) => "turn_failed",
-        Event::TurnInterrupted(_) => "turn_interrupted",
-    }
 }
 
 /// A call that ended with a status, taken apart.

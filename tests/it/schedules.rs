@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::support::attached::{assert_follows, by_id};
-use crate::support::turn::{is_terminal, kind_of};
+use crate::support::turn::is_terminal;
 use crate::support::{Client, PATIENCE, eventually, prompt, scripted, within};
 use codex_sidecar::pb;
 use codex_sidecar::pb::turn_event::Event;
@@ -115,7 +115,7 @@ impl Witness {
         if !seen.turns.contains(&event.turn_id) {
             seen.turns.push(event.turn_id.clone());
         }
-        *seen.kinds.entry(event.event.as_ref().map_or("none", kind_of)).or_insert(0) += 1;
+        *seen.kinds.entry(event.event.as_ref().map_or("none", Event::name)).or_insert(0) += 1;
         if is_terminal(event) {
             let end = seen.ends.insert(event.turn_id.clone(), event.sequence);
             assert!(end.is_none_or(|end| end == event.sequence), "two ends: {event:#?}");

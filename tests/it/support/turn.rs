@@ -140,7 +140,7 @@ impl Turn {
     }
 
     fn kinds(&self) -> Vec<&'static str> {
-        self.events.iter().filter_map(|event| event.event.as_ref()).map(kind_of).collect()
+        self.events.iter().filter_map(|event| event.event.as_ref()).map(Event::name).collect()
     }
 }
 
@@ -192,7 +192,7 @@ impl Told {
     }
 
     pub fn kinds(&self) -> Vec<&'static str> {
-        self.events.iter().filter_map(|event| event.event.as_ref()).map(kind_of).collect()
+        self.events.iter().filter_map(|event| event.event.as_ref()).map(Event::name).collect()
     }
 
     /// The contents of all events, in order.
@@ -380,31 +380,4 @@ pub fn is_terminal(event: &pb::TurnEvent) -> bool {
         event.event,
         Some(Event::TurnCompleted(_) | Event::TurnFailed(_) | Event::TurnInterrupted(_))
     )
-}
-
-pub fn kind_of(event: &Event) -> &'static str {
-    match event {
-        Event::AgentMessageDelta(_) => "agent_message_delta",
-        Event::ReasoningDelta(_) => "reasoning_delta",
-        Event::CommandOutputDelta(_) => "command_output_delta",
-        Event::ItemStarted(_) => "item_started",
-        Event::ItemUpdated(_) => "item_updated",
-        Event::ItemCompleted(_) => "item_completed",
-        Event::Queued(_) => "queued",
-        Event::ThreadStarted(_) => "thread_started",
-        Event::TurnStarted(_) => "turn_started",
-        Event::TurnDiffUpdated(_) => "turn_diff_updated",
-        Event::TokenUsageUpdated(_) => "token_usage_updated",
-        Event::ThreadError(_) => "thread_error",
-        Event::Warning(_) => "warning",
-        Event::McpServerStatus(_) => "mcp_server_status",
-        Event::RequestRaised(_) => "request_raised",
-        Event::RequestResolved(_) => "request_resolved",
-        Event::ApprovalReviewed(_) => "approval_reviewed",
-        Event::Gap(_) => "gap",
-        Event::Raw(_) => "raw",
-        Event::TurnCompleted(_) => "turn_completed",
-        Event::TurnFailed(_) => "turn_failed",
-        Event::TurnInterrupted(_) => "turn_interrupted",
-    }
 }
