@@ -28,6 +28,7 @@ use crate::pb;
 use crate::pb::turn_event::Event;
 use crate::pool::{Pool, PoolSettings};
 use crate::registry::bindings::Bindings;
+use crate::registry::ledger::Ledger;
 use crate::turn::admission::{Admission, AdmissionLimits};
 use crate::turn::contexts::ContextLimits;
 use crate::turn::engine::{Engine, EngineSettings};
@@ -161,6 +162,7 @@ impl Sidecar {
         let default_directory = work.path().canonicalize().unwrap();
         let engine = Engine::new(
             Pool::start(spec.clone(), workers, pool.clone()),
+            Arc::new(Ledger::memory()),
             Bindings::default(),
             Arc::new(Turns::new(&retention)),
             Admission::new(limits.clone()),

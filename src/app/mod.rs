@@ -39,6 +39,7 @@ use crate::pb;
 use crate::pool::{Pool, Readiness};
 use crate::process;
 use crate::registry::bindings::Bindings;
+use crate::registry::ledger::Ledger;
 use crate::turn::admission::Admission;
 use crate::turn::engine::{Engine, EngineSettings};
 use crate::turn::turns::Turns;
@@ -196,6 +197,7 @@ impl App {
         let pool = Pool::start(spec, config.workers, config.pool.clone());
         let engine = Engine::new(
             Arc::clone(&pool),
+            Arc::new(Ledger::memory()),
             Bindings::default(),
             Arc::new(Turns::new(&config.retention)),
             Admission::new(config.limits.clone()),

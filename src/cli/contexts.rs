@@ -194,8 +194,12 @@ pub(super) async fn contexts(ContextsArgs { action }: ContextsArgs) -> CommandRe
         }
         Action::Delete { key, addr } => {
             let Key { context_id, tool, thread_key } = key;
-            let request =
-                pb::DeleteContextRequest { context_id, tool_name: tool, thread_id_key: thread_key };
+            let request = pb::DeleteContextRequest {
+                context_id,
+                tool_name: tool,
+                thread_id_key: thread_key,
+                delete_thread: false,
+            };
             client::connect(&addr).await?.delete_context(request).await.map_err(refused)?;
         }
     }

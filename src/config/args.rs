@@ -28,6 +28,10 @@ pub(crate) struct ServeArgs {
     /// [env: CODEX_SIDECAR_SHARE_CODEX_HOME]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(crate) share_codex_home: Option<OsString>,
+    /// Where bindings and turns are kept, so that a restart finds them: a file, or memory, which keeps
+    /// nothing [env: CODEX_SIDECAR_STATE] [default: sidecar.redb in CODEX_HOME]
+    #[arg(long, value_name = "PATH|memory")]
+    pub(crate) state: Option<OsString>,
     /// How many workers to keep, 1 to 64
     /// [env: CODEX_SIDECAR_WORKERS] [default: the cores, at most 4]
     #[arg(long, value_name = "N", allow_hyphen_values = true)]

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::model::options::{DEEPEST_CONFIG, config_depth};
+use crate::registry::ledger::{Durability, StatePlace};
 use crate::telemetry::LogFormat;
 
 /// Longest duration that is taken: further out, clocks overflow.
@@ -266,6 +267,54 @@ impl Codec for LogForm {
         let text = match value {
             LogFormat::Json => "json",
             LogFormat::Text => "text",
+        };
+        toml::Value::String(text.to_owned())
+    }
+}
+
+/// A file, or the word `memory`.
+pub(super) struct Place;
+
+impl Codec for Place {
+    type Value = StatePlace;
+
+    fn read(&self, raw: Raw<'_>, base: &Path) -> Result<StatePlace, String> {
+        if text_of(raw) == Some("memory") {
+            return Ok(StatePlace::Memory);
+        }
+        let path = AbsolutePath { bare_name_allowed: false }.read(raw, base);
+        path.map(StatePlace::File).map_err(|fault| match fault.as_str() {
+            "wants a path" => "wants a path, or memory".to_owned(),
+            _ => fault,
+        })
+    }
+
+    fn write(&self, value: &StatePlace) -> toml::Value {
+        toml::Value::String(match value {
+            StatePlace::File(path) => path.to_string_lossy().into_owned(),
+            StatePlace::Memory => "memory".to_owned(),
+        })
+    }
+}
+
+/// What is kept outlives.
+pub(super) struct Outlives;
+
+impl Codec for Outlives {
+    type Value = Durability;
+
+    fn read(&self, raw: Raw<'_>, _base: &Path) -> Result<Durability, String> {
+        match text_of(raw) {
+            Some("power") => Ok(Durability::Power),
+            Some("process") => Ok(Durability::Process),
+            _ => Err("wants power or process".to_owned()),
+        }
+    }
+
+    fn write(&self, value: &Durability) -> toml::Value {
+        let text = match value {
+            Durability::Power => "power",
+            Durability::Process => "process",
         };
         toml::Value::String(text.to_owned())
     }

@@ -37,6 +37,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 use crate::grpc::limits::{ConnectionLimits, RequestLimits};
 use crate::pool::PoolSettings;
+use crate::registry::ledger::StateSettings;
 use crate::turn::admission::AdmissionLimits;
 use crate::turn::contexts::ContextLimits;
 use crate::turn::readers::ReaderLimits;
@@ -99,6 +100,8 @@ pub struct Config {
     pub pool: PoolSettings,
     /// What workers are started with, and held to.
     pub worker: WorkerSettings,
+    /// Where what outlives the sidecar is kept, and how.
+    pub state: StateSettings,
     /// Defaults of the caller's Codex tools, by tool name.
     pub tools: BTreeMap<String, ToolDefaults>,
     /// The key for the model provider: CODEX_API_KEY, else OPENAI_API_KEY. `None` where neither is
@@ -162,6 +165,7 @@ impl Default for Config {
             timeouts: Timeouts::default(),
             pool: PoolSettings::default(),
             worker: WorkerSettings::default(),
+            state: StateSettings::default(),
             tools: BTreeMap::new(),
             api_key: None,
             guard: None,

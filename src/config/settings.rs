@@ -2,13 +2,14 @@
 
 use super::codec::{
     self, AbsolutePath, Codec, FeatureNames, FileMode, GroupName, Ids, LogFilter, LogForm,
-    Overrides, SpanOrNone, Switch,
+    Outlives, Overrides, Place, SpanOrNone, Switch,
 };
 use super::listen::Listen;
 use super::{Config, UnixSockets};
 use crate::app_server::peer::PeerLimits;
 use crate::grpc::limits::{CODEX_MAX_INPUT_CHARACTERS, ConnectionLimits, RequestLimits};
 use crate::pool::PoolSettings;
+use crate::registry::ledger::StateSettings;
 use crate::turn::admission::AdmissionLimits;
 use crate::turn::contexts::ContextLimits;
 use crate::turn::readers::ReaderLimits;
@@ -82,6 +83,7 @@ pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
         timeouts,
         pool,
         worker,
+        state,
         tools: _,
         api_key: _,
         guard: _,
@@ -120,6 +122,7 @@ pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
         start_spacing,
         worker_wait,
     } = pool;
+    let StateSettings { place, durability } = state;
     let WorkerSettings { config, disable_features, limits: worker_limits } = worker;
     let WorkerLimits { peer, start_timeout, request_timeout } = worker_limits;
     let PeerLimits {
@@ -215,6 +218,10 @@ pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
     v.required(key("max_bytes_per_turn"), codec::bytes(64 * KIB..=GIB), max_bytes_per_turn);
     v.required(key("max_bytes"), codec::bytes(64 * KIB..=1024 * GIB), max_bytes);
     v.required(key("after_end"), codec::duration_or_zero(), after_end);
+
+    v.section("state");
+    v.optional(flag("path", "--state", "CODEX_SIDECAR_STATE"), Place, place);
+    v.required(key("durability"), Outlives, durability);
 
     v.section("timeouts");
     v.optional(key("turn"), codec::duration(), turn);

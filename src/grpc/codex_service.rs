@@ -381,8 +381,11 @@ impl CodexService for CodexApi {
         &self,
         request: Request<pb::DeleteContextRequest>,
     ) -> Result<Response<pb::DeleteContextResponse>, Status> {
-        let pb::DeleteContextRequest { context_id, tool_name, thread_id_key } =
+        let pb::DeleteContextRequest { context_id, tool_name, thread_id_key, delete_thread } =
             request.into_inner();
+        if delete_thread {
+            return Err(Refusal::Unimplemented("delete_thread is not there yet").into());
+        }
         let key = self.key(&context_id, &tool_name, &thread_id_key)?;
         self.engine.delete_context(&key)?;
         Ok(Response::new(pb::DeleteContextResponse {}))

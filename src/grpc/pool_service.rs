@@ -4,11 +4,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use futures::stream::BoxStream;
 use tonic::{Request, Response, Status};
 
 use crate::grpc::api::pool_service_server::PoolService;
 use crate::grpc::deadline;
 use crate::grpc::limits::{ConnectionLimits, RequestLimits};
+use crate::model::refusal::Refusal;
 use crate::model::request::QuestionPolicy;
 use crate::pb;
 use crate::pool::{PoolSettings, Readiness, SlotState, SlotStatus, Trouble};
@@ -72,6 +74,16 @@ impl PoolApi {
 
 #[tonic::async_trait]
 impl PoolService for PoolApi {
+    type ExportStateStream = BoxStream<'static, Result<pb::ExportStateResponse, Status>>;
+
+    async fn export_state(
+        &self,
+        request: Request<pb::ExportStateRequest>,
+    ) -> Result<Response<Self::ExportStateStream>, Status> {
+        let pb::ExportStateRequest {} = request.into_inner();
+        Err(Refusal::Unimplemented("the state can't be exported yet").into())
+    }
+
     async fn list_models(
         &self,
         request: Request<pb::ListModelsRequest>,

@@ -109,6 +109,11 @@ pub(crate) fn status(refusal: &Refusal) -> Status {
                 .retry_after(*retry_after)
                 .status()
         }
+        Refusal::LedgerUnavailable { cause: _, retry_after } => {
+            says(Code::Unavailable, "LEDGER_UNAVAILABLE", refusal)
+                .retry_after(*retry_after)
+                .status()
+        }
         Refusal::Draining { retry_after } => {
             says(Code::Unavailable, "DRAINING", refusal).retry_after(*retry_after).status()
         }

@@ -172,6 +172,8 @@ pub enum WarningCode {
     NoProgress,
     /// The context was bound before, and was evicted.
     ContextEvicted,
+    /// What became of the turn could not be written down.
+    OutcomeNotKept,
 }
 
 impl WarningCode {
@@ -194,6 +196,7 @@ impl WarningCode {
             WarningCode::CommandsEnded => "COMMANDS_ENDED",
             WarningCode::NoProgress => "NO_PROGRESS",
             WarningCode::ContextEvicted => "CONTEXT_EVICTED",
+            WarningCode::OutcomeNotKept => "OUTCOME_NOT_KEPT",
         }
     }
 }

@@ -19,6 +19,8 @@ impl TurnError {
 pub enum FailureReason {
     /// The worker died with the turn on it.
     WorkerLost,
+    /// The sidecar ended while the turn ran.
+    SidecarRestarted,
     /// No progress for `idle_timeout`.
     IdleTimeout,
     /// Not done within `turn_timeout`.
@@ -82,6 +84,7 @@ impl FailureReason {
     pub fn as_str(self) -> &'static str {
         match self {
             FailureReason::WorkerLost => "WORKER_LOST",
+            FailureReason::SidecarRestarted => "SIDECAR_RESTARTED",
             FailureReason::IdleTimeout => "IDLE_TIMEOUT",
             FailureReason::TurnTimeout => "TURN_TIMEOUT",
             FailureReason::WorkerProtocol => "WORKER_PROTOCOL",

@@ -8,6 +8,15 @@ use sha2::{Digest as _, Sha256};
 pub(crate) struct Fingerprint([u8; 32]);
 
 impl Fingerprint {
+    /// One that was kept.
+    pub(crate) fn from_bytes(bytes: [u8; 32]) -> Fingerprint {
+        Fingerprint(bytes)
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
     pub(crate) fn of(value: &impl Serialize) -> Fingerprint {
         // Whatever is fingerprinted came from JSON, or could have.
         let mut value = serde_json::to_value(value).unwrap_or_default();

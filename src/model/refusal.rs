@@ -248,6 +248,16 @@ pub enum Refusal {
         /// When to try again.
         retry_after: Duration,
     },
+    /// What has to outlive the sidecar can't be written down, or was not read yet.
+    #[error(
+        "the sidecar can't keep what it does: {cause}; nothing begins until it can, which it tries by itself"
+    )]
+    LedgerUnavailable {
+        /// Why not.
+        cause: String,
+        /// When to try again.
+        retry_after: Duration,
+    },
     /// The sidecar shuts down.
     #[error("the sidecar is draining and takes no new turns")]
     Draining {

@@ -123,8 +123,17 @@ impl UserInput {
 pub(crate) struct RequestId {
     /// 1 to 36 ASCII characters.
     pub id: String,
-    /// Equal for equal requests.
-    pub fingerprint: [u8; 32],
+    /// Of the rest of the request.
+    pub content: ContentHash,
+}
+
+/// Equal for equal requests. How it is made may change with a version of the sidecar; what was kept under
+/// an older one is compared with the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct ContentHash {
+    /// How it is made.
+    pub version: u32,
+    pub digest: [u8; 32],
 }
 
 /// Whether a turn's context may be bound, or must be.

@@ -23,6 +23,10 @@ pub(crate) struct Binding {
     pub(crate) latest_turn: Option<TurnId>,
     /// Whether its thread is a copy that has had no turn here.
     pub(crate) is_fresh_copy: bool,
+    /// The thread that its thread was copied from, whose history Codex keeps for both.
+    pub(crate) copied_from: Option<ThreadId>,
+    /// When it was last used.
+    pub(crate) used_at: SystemTime,
 }
 
 /// What [`Bindings::bind`] has done.
@@ -114,6 +118,8 @@ impl Bindings {
             turns: 0,
             latest_turn: None,
             is_fresh_copy: false,
+            copied_from: None,
+            used_at: now,
         };
         all.uses += 1;
         let (key, use_number) = (Arc::new(key.clone()), all.uses);

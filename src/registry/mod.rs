@@ -19,4 +19,5 @@
 
 pub(crate) mod bindings;
 pub(crate) mod latest;
+pub(crate) mod ledger;
 pub(crate) mod threads;

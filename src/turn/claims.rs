@@ -7,14 +7,14 @@ use tokio::sync::watch;
 
 use crate::model::id::Tenant;
 use crate::model::refusal::Refusal;
-use crate::model::request::RequestId;
+use crate::model::request::{ContentHash, RequestId};
 use crate::turn::turn::{RequestKey, Turn};
 use crate::turn::turns::Turns;
 
 /// What is known of a request id.
 #[derive(Debug)]
 pub(super) struct Claimed {
-    fingerprint: [u8; 32],
+    content: ContentHash,
     // `None` while the first call with it has no turn yet.
     turn: watch::Receiver<Option<Arc<Turn>>>,
 }
@@ -73,18 +73,18 @@ impl Turns {
     pub(crate) async fn claim(
         self: &Arc<Turns>,
         tenant: &Tenant,
-        RequestId { id, fingerprint }: &RequestId,
+        RequestId { id, content }: &RequestId,
     ) -> Result<RequestIdUse, Refusal> {
         loop {
             let key = (tenant.clone(), id.clone());
             let mut turn = match self.by_request.entry(key.clone()) {
-                Entry::Occupied(entry) if entry.get().fingerprint != *fingerprint => {
+                Entry::Occupied(entry) if entry.get().content != *content => {
                     return Err(Refusal::RequestIdReused { request_id: id.clone() });
                 }
                 Entry::Occupied(entry) => entry.get().turn.clone(),
                 Entry::Vacant(entry) => {
                     let (turn, known) = watch::channel(None);
-                    entry.insert(Claimed { fingerprint: *fingerprint, turn: known });
+                    entry.insert(Claimed { content: *content, turn: known });
                     let turns = Arc::clone(self);
                     return Ok(RequestIdUse::First(Claim { turns, key, turn }));
                 }
@@ -108,7 +108,8 @@ mod tests {
     #[tokio::test]
     async fn a_claim_that_was_settled_for_a_forgotten_turn_leaves_the_next_ones_alone() {
         let all = Arc::new(Turns::new(&Retention::default()));
-        let id = RequestId { id: "r".to_owned(), fingerprint: [1; 32] };
+        let id =
+            RequestId { id: "r".to_owned(), content: ContentHash { version: 1, digest: [1; 32] } };
         let tenant = Tenant::default();
         let RequestIdUse::First(first) = all.claim(&tenant, &id).await.unwrap() else { panic!() };
         let (turn, _mailbox) = Turn::new(&TurnRequest::default(), Arc::clone(all.retained()));

@@ -234,7 +234,7 @@ mod tests {
     use crate::model::id::Tenant;
     use crate::model::outcome::Outcome;
     use crate::model::refusal::Refusal;
-    use crate::model::request::{RequestId, TurnRequest};
+    use crate::model::request::{ContentHash, RequestId, TurnRequest};
     use crate::turn::claims::RequestIdUse;
 
     const KEEP: Duration = Duration::from_secs(600);
@@ -289,7 +289,8 @@ mod tests {
     }
 
     fn id(text: &str, fingerprint: u8) -> RequestId {
-        RequestId { id: text.to_owned(), fingerprint: [fingerprint; 32] }
+        let content = ContentHash { version: 1, digest: [fingerprint; 32] };
+        RequestId { id: text.to_owned(), content }
     }
 
     async fn claim(all: &Arc<Turns>, id: &RequestId) -> Result<RequestIdUse, Refusal> {

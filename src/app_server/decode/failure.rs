@@ -138,6 +138,7 @@ fn is_refusal(text: &str) -> bool {
 fn is_retryable(reason: FailureReason, http_status: Option<u16>) -> bool {
     match reason {
         FailureReason::WorkerLost
+        | FailureReason::SidecarRestarted
         | FailureReason::IdleTimeout
         | FailureReason::RateLimitExceeded
         | FailureReason::FlexUnavailable

@@ -14,7 +14,9 @@ use crate::grpc::limits::RequestLimits;
 use crate::model::id::{CallerId, ContextKey, Tenant, ThreadId, is_hidden};
 use crate::model::options::ToolDefaults;
 use crate::model::refusal::Refusal;
-use crate::model::request::{BusyPolicy, ContextPolicy, RequestId, TurnRequest, UserInput, Work};
+use crate::model::request::{
+    BusyPolicy, ContentHash, ContextPolicy, RequestId, TurnRequest, UserInput, Work,
+};
 use crate::pb;
 use crate::turn::timeouts::Timeouts;
 
@@ -22,6 +24,10 @@ use crate::turn::timeouts::Timeouts;
 const LONGEST_KEY: usize = 256;
 /// Most characters of a request id.
 const LONGEST_REQUEST_ID: usize = 36;
+
+/// The version of the hash of a request's content: SHA-256 of its encoding, without its id and what holds
+/// anyway. A field that a later version adds changes nothing where it is not set.
+const CONTENT_HASH_VERSION: u32 = 1;
 
 const DEFAULT_TOOL: &str = "codex";
 const TOOL_PREFIX: &str = "codex_";
@@ -230,8 +236,8 @@ fn request_id_of(id: String, rest: &pb::RunTurnRequest, faults: &mut Faults) -> 
     }
     // Equal requests encode alike: fields go in the order of their numbers, and the only map there
     // is (Struct) is kept sorted.
-    let fingerprint = Sha256::digest(rest.encode_to_vec()).into();
-    Some(RequestId { id, fingerprint })
+    let digest = Sha256::digest(rest.encode_to_vec()).into();
+    Some(RequestId { id, content: ContentHash { version: CONTENT_HASH_VERSION, digest } })
 }
 
 /// Leaves out what holds anyway: who writes it out makes no other request of it.

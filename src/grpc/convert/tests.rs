@@ -387,7 +387,7 @@ fn inputs_are_bounded_in_number_and_in_joined_length() {
 fn whatever_a_request_says_makes_another_one_of_it_for_its_id() {
     let fingerprint = |request: pb::RunTurnRequest| {
         let request = pb::RunTurnRequest { request_id: "r".to_owned(), ..request };
-        validate(request).unwrap().request_id.unwrap().fingerprint
+        validate(request).unwrap().request_id.unwrap().content
     };
     let other = |input| {
         let mut request = plain();
@@ -531,7 +531,7 @@ fn durations_are_well_formed_and_positive() {
 fn a_default_that_is_written_out_makes_no_other_request() {
     let fingerprint = |request: pb::RunTurnRequest| {
         let request = pb::RunTurnRequest { request_id: "r".to_owned(), ..request };
-        validate(request).unwrap().request_id.unwrap().fingerprint
+        validate(request).unwrap().request_id.unwrap().content
     };
     let first = fingerprint(plain());
     for written in [
@@ -564,8 +564,8 @@ fn the_fingerprint_is_of_everything_but_the_id() {
     };
     let first = fingerprint("one id", "hello");
     assert_eq!(first.id, "one id");
-    assert_eq!(first.fingerprint, fingerprint("another", "hello").fingerprint);
-    assert_ne!(first.fingerprint, fingerprint("one id", "good bye").fingerprint);
+    assert_eq!(first.content, fingerprint("another", "hello").content);
+    assert_ne!(first.content, fingerprint("one id", "good bye").content);
     the_fault("request_id", pb::RunTurnRequest { request_id: "ä".to_owned(), ..plain() });
     assert_eq!(validate(plain()).unwrap().request_id, None);
 }

@@ -28,6 +28,7 @@ use crate::model::workspace::Workspace;
 use crate::pool::{Pool, Unavailable};
 use crate::registry::bindings::Bindings;
 use crate::registry::latest::LatestThreads;
+use crate::registry::ledger::Ledger;
 use crate::registry::threads::Threads;
 use crate::turn::admission::{Admission, QueuePosition, Ticket};
 use crate::turn::claims::RequestIdUse;
@@ -74,6 +75,7 @@ pub(crate) struct Engine {
     pub(super) pool: Arc<Pool>,
     pub(super) threads: Threads<LoadedThread>,
     pub(super) latest_threads: LatestThreads,
+    pub(super) ledger: Arc<Ledger>,
     contexts: Contexts,
     turns: Arc<Turns>,
     admission: Arc<Admission>,
@@ -88,6 +90,7 @@ impl Engine {
     /// An engine over these parts.
     pub(crate) fn new(
         pool: Arc<Pool>,
+        ledger: Arc<Ledger>,
         bindings: Bindings,
         turns: Arc<Turns>,
         admission: Arc<Admission>,
@@ -97,6 +100,7 @@ impl Engine {
             pool,
             threads: Threads::default(),
             latest_threads: LatestThreads::default(),
+            ledger,
             contexts: Contexts::new(bindings, Arc::clone(&admission), settings.contexts.clone()),
             turns,
             admission,
