@@ -160,11 +160,12 @@ impl Sidecar {
         let Setup { spec, workers, pool, limits, retention, readers, contexts, timeouts } = setup;
         let work = tempfile::tempdir().unwrap();
         let default_directory = work.path().canonicalize().unwrap();
+        let ledger = Arc::new(Ledger::memory());
         let engine = Engine::new(
             Pool::start(spec.clone(), workers, pool.clone()),
-            Arc::new(Ledger::memory()),
+            Arc::clone(&ledger),
             Bindings::default(),
-            Arc::new(Turns::new(&retention)),
+            Arc::new(Turns::new(&retention, ledger)),
             Admission::new(limits.clone()),
             EngineSettings {
                 default_directory,

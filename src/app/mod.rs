@@ -33,14 +33,16 @@ use crate::grpc::codex_service::CodexApi;
 use crate::grpc::limits::ConnectionLimits;
 use crate::grpc::pool_service::{PoolApi, Setup};
 use crate::grpc::stream::EventBodies;
+use crate::grpc::when_read::WhenRead;
 use crate::offline_model::OfflineModel;
 use crate::output_schema;
 use crate::pb;
-use crate::pool::{Pool, Readiness};
+use crate::pool::Pool;
 use crate::process;
 use crate::registry::bindings::Bindings;
-use crate::registry::ledger::Ledger;
+use crate::registry::ledger::{Ledger, StatePlace};
 use crate::turn::admission::Admission;
+use crate::turn::engine::readiness::NotReady;
 use crate::turn::engine::{Engine, EngineSettings};
 use crate::turn::turns::Turns;
 
@@ -48,6 +50,9 @@ pub use self::listen::BoundAddress;
 
 /// The service whose health says whether turns are taken.
 pub const READINESS_SERVICE: &str = "codex.sidecar.v1.CodexService";
+
+/// The ledger's name in CODEX_HOME.
+const LEDGER: &str = "sidecar.redb";
 
 /// How long connections may take to close after the last turn has ended.
 const CLOSE_GRACE: Duration = Duration::from_secs(2);
@@ -82,6 +87,9 @@ pub enum StartError {
         /// The address that was taken.
         address: SocketAddr,
     },
+    /// What an earlier sidecar has kept can't be used.
+    #[error("{0}")]
+    State(String),
     /// The offline model can't be started.
     #[error("the offline model can't be started")]
     OfflineModel(#[source] io::Error),
@@ -107,6 +115,7 @@ impl StartError {
             StartError::Listen { .. }
             | StartError::HomeInUse { .. }
             | StartError::Exposed { .. }
+            | StartError::State(_)
             | StartError::OutputSchema { .. } => 64,
             // A binary that was built without one.
             StartError::OfflineModel(error) if error.kind() == io::ErrorKind::Unsupported => 64,
@@ -195,11 +204,12 @@ impl App {
         }
         let spec = worker_spec(&config, home_lock.clone(), offline_model.as_ref());
         let pool = Pool::start(spec, config.workers, config.pool.clone());
+        let ledger = Arc::new(ledger(&config));
         let engine = Engine::new(
             Arc::clone(&pool),
-            Arc::new(Ledger::memory()),
+            Arc::clone(&ledger),
             Bindings::default(),
-            Arc::new(Turns::new(&config.retention)),
+            Arc::new(Turns::new(&config.retention, Arc::clone(&ledger))),
             Admission::new(config.limits.clone()),
             EngineSettings {
                 default_directory,
@@ -208,6 +218,15 @@ impl App {
                 contexts: config.contexts.clone(),
             },
         );
+        // Before anybody is answered: what is not known would else be taken for what is not there.
+        let restoring = Arc::clone(&engine);
+        if let Err(error) = ledger.open(Box::new(move |kept| restoring.restore(kept))).await {
+            pool.shutdown().await;
+            if let Some(offline_model) = offline_model {
+                offline_model.shutdown().await;
+            }
+            return Err(StartError::State(error.to_string()));
+        }
         let (reporter, health) = tonic_health::server::health_reporter();
         reporter.set_service_status(READINESS_SERVICE, ServingStatus::NotServing).await;
         // Whoever can ask is served: the process is alive.
@@ -224,7 +243,7 @@ impl App {
         let workers = PoolServiceServer::new(PoolApi::new(Arc::clone(&engine), setup(&config)))
             .max_decoding_message_size(config.requests.max_message_bytes);
         let health = health.max_decoding_message_size(config.requests.max_message_bytes);
-        let codex = EventBodies(codex);
+        let codex = WhenRead::new(EventBodies(codex), Arc::clone(&ledger));
         let health_routes = Routes::new(health.clone());
         let routes = Routes::new(health).add_service(codex).add_service(workers);
         let routes = with_reflection(routes, config.requests.max_message_bytes)?;
@@ -280,7 +299,7 @@ impl App {
                 servers.spawn(listen::serve(listener, address, routes, connections, close.clone()));
             }
         }
-        let readiness = tokio::spawn(report_readiness(reporter.clone(), Arc::clone(&pool)));
+        let readiness = tokio::spawn(report_readiness(reporter.clone(), Arc::clone(&engine)));
         let sweeping = tokio::spawn({
             let engine = Arc::clone(&engine);
             async move { engine.sweep().await }
@@ -315,6 +334,7 @@ impl App {
         pool.shutdown().await;
         engine.ended().await;
         sweeping.abort();
+        engine.ledger().close().await;
         if let Some(offline_model) = offline_model {
             offline_model.shutdown().await;
         }
@@ -322,6 +342,15 @@ impl App {
             home_lock.release();
         }
         failed
+    }
+}
+
+/// What the sidecar keeps, which it has not read yet: beside the threads, if it is not said where.
+fn ledger(config: &Config) -> Ledger {
+    let place = config.state.place.clone();
+    match place.unwrap_or_else(|| StatePlace::File(config.codex_home.join(LEDGER))) {
+        StatePlace::File(path) => Ledger::in_file(path, config.state.durability),
+        StatePlace::Memory => Ledger::memory(),
     }
 }
 
@@ -355,22 +384,20 @@ fn with_reflection(routes: Routes, most: usize) -> Result<Routes, StartError> {
     Ok(routes.add_service(v1).add_service(v1alpha.max_decoding_message_size(most)))
 }
 
-async fn report_readiness(reporter: HealthReporter, pool: Arc<Pool>) {
-    let mut readiness = pool.readiness();
-    loop {
-        let now = readiness.borrow_and_update().clone();
-        match &now {
-            Readiness::Ready => tracing::info!("ready for turns"),
-            Readiness::NotReady { cause, .. } => tracing::warn!(cause, "not ready for turns"),
-        }
-        let status = match now {
-            Readiness::Ready => ServingStatus::Serving,
-            Readiness::NotReady { .. } => ServingStatus::NotServing,
+async fn report_readiness(reporter: HealthReporter, engine: Arc<Engine>) {
+    let mut readiness = engine.readiness();
+    while let Some(now) = readiness.next().await {
+        let status = match &now {
+            Ok(()) => {
+                tracing::info!("ready for turns");
+                ServingStatus::Serving
+            }
+            Err(NotReady { cause, .. }) => {
+                tracing::warn!(cause, "not ready for turns");
+                ServingStatus::NotServing
+            }
         };
         reporter.set_service_status(READINESS_SERVICE, status).await;
-        if readiness.changed().await.is_err() {
-            return;
-        }
     }
 }
 

@@ -201,7 +201,8 @@ impl CodexService for CodexApi {
             }
         };
         let last = turn.log.last_sequence();
-        if after_sequence > last {
+        // Of a turn that was lost it is not known how much was told.
+        if after_sequence > last && !turn.was_lost() {
             let description = format!(
                 "{after_sequence} is beyond the turn's latest event, {last}; give the sequence of \
                  the last event that was received"

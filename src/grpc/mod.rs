@@ -24,3 +24,4 @@ pub(crate) mod stream;
 mod turns;
 mod unary;
 mod unsent;
+pub(crate) mod when_read;

@@ -13,9 +13,10 @@ use crate::grpc::limits::{ConnectionLimits, RequestLimits};
 use crate::model::refusal::Refusal;
 use crate::model::request::QuestionPolicy;
 use crate::pb;
-use crate::pool::{PoolSettings, Readiness, SlotState, SlotStatus, Trouble};
+use crate::pool::{self, PoolSettings, SlotState, SlotStatus};
 use crate::turn::admission::AdmissionLimits;
 use crate::turn::contexts::ContextLimits;
+use crate::turn::engine::readiness::{NotReady, Trouble};
 use crate::turn::engine::{DrainState, Engine};
 use crate::turn::pixels::{MAX_DECODED_IMAGES_BYTES, MAX_IMAGE_PIXELS, MAX_IMAGES_BYTES};
 use crate::turn::readers::ReaderLimits;
@@ -111,11 +112,14 @@ impl PoolService for PoolApi {
     ) -> Result<Response<pb::GetServerInfoResponse>, Status> {
         let pb::GetServerInfoRequest {} = request.into_inner();
         let engine = &self.engine;
-        let readiness = engine.pool().readiness().borrow().clone();
+        let readiness = engine.readiness().now();
         let drain = engine.drain_state();
         let (ready, not_ready_reason, not_ready_message) = match (drain, readiness) {
-            (DrainState::Serving, Readiness::Ready) => (true, "", String::new()),
-            (DrainState::Serving, Readiness::NotReady { kind, cause }) => {
+            (DrainState::Serving, Ok(())) => (true, "", String::new()),
+            (DrainState::Serving, Err(NotReady { kind: Trouble::Ledger, cause })) => {
+                (false, "LEDGER_UNAVAILABLE", cause)
+            }
+            (DrainState::Serving, Err(NotReady { kind: Trouble::Pool(kind), cause })) => {
                 (false, code(kind), cause)
             }
             (DrainState::Draining | DrainState::Interrupting, _) => {
@@ -172,7 +176,8 @@ impl PoolApi {
     }
 }
 
-fn code(trouble: Trouble) -> &'static str {
+fn code(trouble: pool::Trouble) -> &'static str {
+    use pool::Trouble;
     match trouble {
         Trouble::Starting => "STARTING",
         Trouble::CodexNotFound => "CODEX_NOT_FOUND",

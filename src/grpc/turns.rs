@@ -5,7 +5,7 @@ use crate::grpc::{page_size, page_token as token};
 use crate::model::id::{ContextKey, TurnId};
 use crate::model::refusal::Refusal;
 use crate::pb;
-use crate::turn::log::Summary;
+use crate::turn::summary::Summary;
 use crate::turn::turn::Turn;
 use crate::turn::turns::Turns;
 

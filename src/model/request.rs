@@ -136,6 +136,14 @@ pub(crate) struct ContentHash {
     pub digest: [u8; 32],
 }
 
+impl ContentHash {
+    /// Whether the requests are certainly not the same. Of one that was made in another way that can't be
+    /// said: then the id is what counts.
+    pub(crate) fn differs_from(&self, other: &ContentHash) -> bool {
+        self.version == other.version && self.digest != other.digest
+    }
+}
+
 /// Whether a turn's context may be bound, or must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum ContextPolicy {

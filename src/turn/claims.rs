@@ -20,6 +20,11 @@ pub(super) struct Claimed {
 }
 
 impl Claimed {
+    /// That of a turn which an earlier process had.
+    pub(super) fn restored(content: ContentHash, turn: Arc<Turn>) -> Claimed {
+        Claimed { content, turn: watch::channel(Some(turn)).1 }
+    }
+
     pub(super) fn is_for(&self, turn: &Arc<Turn>) -> bool {
         self.turn.borrow().as_ref().is_some_and(|known| Arc::ptr_eq(known, turn))
     }
@@ -78,7 +83,7 @@ impl Turns {
         loop {
             let key = (tenant.clone(), id.clone());
             let mut turn = match self.by_request.entry(key.clone()) {
-                Entry::Occupied(entry) if entry.get().content != *content => {
+                Entry::Occupied(entry) if entry.get().content.differs_from(content) => {
                     return Err(Refusal::RequestIdReused { request_id: id.clone() });
                 }
                 Entry::Occupied(entry) => entry.get().turn.clone(),
@@ -103,11 +108,12 @@ mod tests {
     use super::*;
     use crate::model::outcome::Outcome;
     use crate::model::request::TurnRequest;
+    use crate::registry::ledger::Ledger;
     use crate::turn::retention::Retention;
 
     #[tokio::test]
     async fn a_claim_that_was_settled_for_a_forgotten_turn_leaves_the_next_ones_alone() {
-        let all = Arc::new(Turns::new(&Retention::default()));
+        let all = Arc::new(Turns::new(&Retention::default(), Arc::new(Ledger::memory())));
         let id =
             RequestId { id: "r".to_owned(), content: ContentHash { version: 1, digest: [1; 32] } };
         let tenant = Tenant::default();

@@ -18,6 +18,7 @@ use crate::model::id::{ContextKey, Tenant, ThreadId, TurnId};
 use crate::model::refusal::Refusal;
 use crate::model::request::{ContextPolicy, TurnRequest, Work};
 use crate::registry::bindings::{Binding, Bindings, Bound, Mark};
+use crate::registry::ledger::{KeptBinding, KeptMark};
 use crate::turn::admission::{Admission, Busy, Entrant, Lane, Reservation, Ticket};
 use crate::turn::engine::Engine;
 use crate::turn::turn::Turn;
@@ -64,6 +65,16 @@ impl Contexts {
         limits: ContextLimits,
     ) -> Contexts {
         Contexts { bindings, admission, limits, evicted: Mutex::default() }
+    }
+
+    /// Takes in a binding that an earlier process had.
+    pub(super) fn restore(&self, kept: KeptBinding) {
+        let _ = kept;
+    }
+
+    /// Takes in what an earlier process has left of a context that it evicted.
+    pub(super) fn restore_mark(&self, kept: KeptMark) {
+        let _ = kept;
     }
 
     /// The binding of a context.

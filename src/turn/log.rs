@@ -3,7 +3,8 @@
 //! The engine appends; any number of [`Reader`]s, the first caller's included, read at their own
 //! pace. Nobody who reads can slow the engine or another reader: the log is bounded by bytes, gives
 //! up its oldest events, and tells a reader that falls behind of the [`Gap`]. An event is encoded once,
-//! as it goes over the wire; all of its readers share those bytes.
+//! as it goes over the wire; all of its readers share those bytes. What readers must not know yet is held,
+//! and all that comes after it.
 //!
 //! Invariants: sequences are 1, 2, 3… without a hole; a reader is given every sequence after its
 //! start exactly once, as an event or within one gap; `thread_started`, what waits for an answer and the
@@ -18,10 +19,12 @@ use bytes::Bytes;
 use prost::Message as _;
 use tokio::sync::watch;
 
-use crate::model::event::{Event, Gap, RequestRaised, RequestResolved, TurnEvent, Usage};
+use crate::model::event::{Event, Gap, RequestRaised, RequestResolved, TurnEvent};
 use crate::model::id::TurnId;
+#[cfg(test)]
 use crate::model::outcome::Outcome;
 use crate::model::refusal::Refusal;
+use crate::turn::summary::Summary;
 
 /// The bytes that all logs together hold, against their common bound.
 #[derive(Debug)]
@@ -103,44 +106,6 @@ struct Progress {
     ended: bool,
 }
 
-/// What is known of a turn from the events that were told of it, also of those that were given up.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub(crate) struct Summary {
-    /// Codex's id of its thread.
-    pub thread_id: Option<String>,
-    /// Where it was told to wait last.
-    pub queue_position: u32,
-    /// What it used, as far as Codex has said.
-    pub usage: Option<Usage>,
-    /// The last event: its number, when it was, and its name.
-    pub last: Option<(u64, SystemTime, &'static str)>,
-    /// The reason of its failure or interruption.
-    pub reason: String,
-}
-
-impl Summary {
-    fn note(&mut self, sequence: u64, emitted_at: SystemTime, event: &Event) {
-        self.last = Some((sequence, emitted_at, event.name()));
-        match event {
-            Event::ThreadStarted(started) => self.thread_id = Some(started.thread_id.clone()),
-            Event::Queued(queued) => self.queue_position = queued.position,
-            Event::TokenUsageUpdated(told) => self.usage = told.usage.or(self.usage),
-            Event::TurnCompleted(end) => self.usage = end.usage.or(self.usage),
-            Event::TurnFailed(end) => {
-                self.usage = end.usage.or(self.usage);
-                self.reason = end.error.as_ref().map(|e| e.reason.clone()).unwrap_or_default();
-            }
-            Event::TurnInterrupted(end) => {
-                self.usage = end.usage.or(self.usage);
-                let reason = end.reason().as_str_name();
-                let reason = reason.strip_prefix("INTERRUPT_REASON_").unwrap_or(reason);
-                reason.clone_into(&mut self.reason);
-            }
-            _ => {}
-        }
-    }
-}
-
 #[derive(Debug, Default)]
 struct State {
     summary: Summary,
@@ -148,12 +113,32 @@ struct State {
     events: VecDeque<Entry>,
     bytes: u64,
     last: u64,
+    // What readers are not shown yet.
+    held: Option<Held>,
     // The ids of the questions that wait for an answer, and where they were told.
     questions: Vec<(String, u64)>,
     end: Option<End>,
 }
 
+/// The events that readers are not shown.
+#[derive(Debug)]
+struct Held {
+    // Those after this one.
+    after: u64,
+    // As it was known then.
+    summary: Summary,
+}
+
 impl State {
+    /// The last sequence that readers are shown.
+    fn shown(&self) -> u64 {
+        self.held.as_ref().map_or(self.last, |held| held.after)
+    }
+
+    fn progress(&self) -> Progress {
+        Progress { last: self.shown(), ended: self.end.is_some() }
+    }
+
     /// Notes what an event asks or settles, and tells how much it is worth.
     fn keeping(&mut self, sequence: u64, event: &Event) -> Keeping {
         match event {
@@ -221,6 +206,39 @@ pub(crate) struct Read {
     pub is_terminal: bool,
 }
 
+/// An event with its place in the log.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Placed {
+    pub(crate) sequence: u64,
+    pub(crate) emitted_at: SystemTime,
+    /// The encoded [`TurnEvent`].
+    pub(crate) encoded: Bytes,
+    // There is one, as far as this sidecar knows it.
+    event: Option<Event>,
+}
+
+impl Placed {
+    pub(crate) fn new(
+        turn_id: &TurnId,
+        sequence: u64,
+        emitted_at: SystemTime,
+        event: Event,
+    ) -> Placed {
+        let (turn_id, at) = (turn_id.0.clone(), Some(emitted_at.into()));
+        let told = TurnEvent { sequence, emitted_at: at, turn_id, event: Some(event) };
+        let encoded = told.encode_to_vec().into();
+        Placed { sequence, emitted_at, encoded, event: told.event }
+    }
+
+    /// One that was kept; `None` where it can't be read.
+    pub(crate) fn of_kept(encoded: Bytes) -> Option<Placed> {
+        let TurnEvent { sequence, emitted_at, event, .. } =
+            TurnEvent::decode(encoded.clone()).ok()?;
+        let emitted_at = SystemTime::try_from(emitted_at?).ok()?;
+        Some(Placed { sequence, emitted_at, encoded, event })
+    }
+}
+
 impl Log {
     /// What a turn takes as long as it is kept, beside its events: itself, its log, their names, and its
     /// entries in the tables.
@@ -233,47 +251,114 @@ impl Log {
         Log { turn_id, state, progress, retained }
     }
 
-    /// Appends an event. Does nothing once the log has ended.
-    pub(crate) fn append(&self, event: Event) {
+    /// The log of a turn that an earlier process has ended: all that is left of its events.
+    pub(crate) fn restored(
+        turn_id: TurnId,
+        retained: Arc<Retained>,
+        thread_started: Option<Placed>,
+        terminal: Placed,
+    ) -> Log {
+        let log = Log::new(turn_id, retained);
+        let mut state = log.state();
+        for placed in thread_started.into_iter().chain([terminal]) {
+            log.push(&mut state, placed);
+        }
+        state.end = Some(End::Terminal);
+        log.progress.send_replace(state.progress());
+        drop(state);
+        log
+    }
+
+    /// Appends an event, and gives its sequence. Does nothing once the log has ended.
+    pub(crate) fn append(&self, event: Event) -> u64 {
         let mut state = self.state();
+        if state.end.is_some() {
+            return state.last;
+        }
+        let placed = self.place(&state, event);
+        let sequence = placed.sequence;
+        self.push(&mut state, placed);
+        self.make_room(state);
+        sequence
+    }
+
+    /// The same, and holds it with all that comes after it, until that is [released](Log::release).
+    pub(crate) fn append_held(&self, event: Event) -> Placed {
+        let mut state = self.state();
+        let placed = self.place(&state, event);
         if state.end.is_none() {
-            self.push(&mut state, event);
+            let (after, summary) = (state.last, state.summary.clone());
+            state.held.get_or_insert(Held { after, summary });
+            self.push(&mut state, placed.clone());
             self.make_room(state);
+        }
+        placed
+    }
+
+    /// Shows readers what was held.
+    pub(crate) fn release(&self) {
+        let mut state = self.state();
+        if state.held.take().is_some() {
+            self.progress.send_replace(state.progress());
+        }
+    }
+
+    /// The event as it is if nothing is appended before it.
+    pub(crate) fn next(&self, event: Event) -> Placed {
+        let state = self.state();
+        self.place(&state, event)
+    }
+
+    /// The same for one that was the next, and is so no more if something was appended since.
+    pub(crate) fn next_again(&self, placed: Placed) -> Placed {
+        let state = self.state();
+        match placed {
+            Placed { sequence, event: Some(event), .. } if sequence <= state.last => {
+                self.place(&state, event)
+            }
+            placed => placed,
         }
     }
 
     /// Ends the log: with the outcome's terminal event, or without one where the turn was refused. Does
     /// nothing if it has ended.
+    #[cfg(test)]
     pub(crate) fn end(&self, outcome: Outcome) {
+        self.end_with(outcome.into_event().map(|terminal| self.next(terminal)));
+    }
+
+    /// The same with a terminal event that is the [next](Log::next).
+    pub(crate) fn end_with(&self, end: Result<Placed, Refusal>) {
         let mut state = self.state();
         if state.end.is_some() {
             return;
         }
-        match outcome.into_event() {
+        state.end = Some(match end {
             Ok(terminal) => {
                 self.push(&mut state, terminal);
-                state.end = Some(End::Terminal);
+                End::Terminal
             }
-            Err(refusal) => state.end = Some(End::Refused(refusal)),
-        }
+            Err(refusal) => End::Refused(refusal),
+        });
+        state.held = None;
         self.make_room(state);
     }
 
-    fn push(&self, state: &mut State, event: Event) {
-        state.last += 1;
-        let (sequence, emitted_at) = (state.last, SystemTime::now());
-        state.summary.note(sequence, emitted_at, &event);
-        let keeping = state.keeping(sequence, &event);
-        let encoded = self.encode(sequence, emitted_at, event);
+    fn place(&self, state: &State, event: Event) -> Placed {
+        Placed::new(&self.turn_id, state.last + 1, SystemTime::now(), event)
+    }
+
+    fn push(&self, state: &mut State, placed: Placed) {
+        let Placed { sequence, emitted_at, encoded, event } = placed;
+        state.last = sequence;
+        let keeping = event.as_ref().map_or(Keeping::Pinned, |event| {
+            state.summary.note(sequence, emitted_at, event);
+            state.keeping(sequence, event)
+        });
         let entry = Entry { sequence, emitted_at, keeping, encoded };
         state.bytes += entry.bytes();
         self.retained.bytes.fetch_add(entry.bytes(), Ordering::Relaxed);
         state.events.push_back(entry);
-    }
-
-    fn encode(&self, sequence: u64, emitted_at: SystemTime, event: Event) -> Bytes {
-        let (turn_id, emitted_at) = (self.turn_id.0.clone(), Some(emitted_at.into()));
-        TurnEvent { sequence, emitted_at, turn_id, event: Some(event) }.encode_to_vec().into()
     }
 
     /// Keeps within the bounds, and wakes the readers. The newest event stays: whoever keeps up must be
@@ -289,7 +374,7 @@ impl Log {
             while self.retained.is_over() && self.give_up_oldest(&mut state, 1) {}
         }
         // Under the lock, so that what readers are told never goes back.
-        self.progress.send_replace(Progress { last: state.last, ended: state.end.is_some() });
+        self.progress.send_replace(state.progress());
     }
 
     /// Gives up everything that need not be kept, to make room for others.
@@ -310,19 +395,22 @@ impl Log {
         self.state().bytes + Log::OVERHEAD
     }
 
-    /// The last sequence so far; 0 before the first.
+    /// The last sequence that is shown so far; 0 before the first.
     pub(crate) fn last_sequence(&self) -> u64 {
-        self.state().last
+        self.state().shown()
     }
 
-    /// What is known from its events.
+    /// What is known from the events that are shown.
     pub(crate) fn summary(&self) -> Summary {
-        self.state().summary.clone()
+        let state = self.state();
+        state.held.as_ref().map_or(&state.summary, |held| &held.summary).clone()
     }
 
-    /// The ids of what waits for an answer.
+    /// The ids of what waits for an answer, as far as it is shown.
     pub(crate) fn pending_requests(&self) -> Vec<String> {
-        self.state().questions.iter().map(|(request_id, _)| request_id.clone()).collect()
+        let state = self.state();
+        let shown = state.questions.iter().filter(|(_, asked)| *asked <= state.shown());
+        shown.map(|(request_id, _)| request_id.clone()).collect()
     }
 
     /// Whether it has ended.
@@ -337,6 +425,13 @@ impl Log {
             End::Terminal => state.events.back().map(|terminal| Ok(terminal.encoded.clone())),
             End::Refused(refusal) => Some(Err(refusal.clone())),
         }
+    }
+
+    /// When it has ended with its terminal event, if it has.
+    pub(crate) fn ended_at(&self) -> Option<SystemTime> {
+        let state = self.state();
+        let terminal = state.events.back().filter(|_| matches!(state.end, Some(End::Terminal)));
+        terminal.map(|terminal| terminal.emitted_at)
     }
 
     /// Waits until it has ended.
@@ -420,7 +515,8 @@ impl Reader {
     fn read_now(&mut self) -> Option<Option<Result<Read, Refusal>>> {
         let state = self.log.state();
         let index = state.events.partition_point(|entry| entry.sequence < self.next);
-        let Some(entry) = state.events.get(index) else {
+        let shown = state.shown();
+        let Some(entry) = state.events.get(index).filter(|entry| entry.sequence <= shown) else {
             return match &state.end {
                 None => None,
                 Some(End::Terminal) => Some(None),
@@ -437,7 +533,8 @@ impl Reader {
             self.next = sequence;
             let to = sequence - 1;
             let gap = Event::Gap(Gap { from, to });
-            Read { encoded: self.log.encode(to, emitted_at, gap), is_terminal: false }
+            let gap = Placed::new(&self.log.turn_id, to, emitted_at, gap);
+            Read { encoded: gap.encoded, is_terminal: false }
         };
         Some(Some(Ok(read)))
     }
@@ -533,7 +630,7 @@ mod tests {
     proptest! {
         #[test]
         fn every_reader_gets_every_sequence_once_and_the_pinned_events_survive(
-            steps in proptest::collection::vec((0_usize..3000, 0_u8..8), 1..200),
+            steps in proptest::collection::vec((0_usize..3000, 0_u8..10), 1..200),
             max_per_turn in 1_u64..20_000,
             max in 1_u64..40_000,
         ) {
@@ -541,22 +638,33 @@ mod tests {
             let log = log(&retained);
             log.append(thread_started());
             let mut readers = vec![(log.read_after(0), 0_u64)];
-            let mut questions = 0;
+            let (mut questions, mut held) = (0, None);
             for (bytes, action) in steps {
                 match action {
-                    0 => for (reader, seen) in &mut readers { drain(reader, seen); },
+                    0 => for (reader, seen) in &mut readers {
+                        drain(reader, seen);
+                        prop_assert!(held.is_none_or(|held| *seen < held), "{} of {:?}", seen, held);
+                    },
                     1 => { let last = log.last_sequence() / 2; readers.push((log.read_after(last), last)); }
                     2 => log.shrink(),
                     3 => {
                         questions += 1;
                         log.append(question(questions, bytes));
                     }
-                    4 => log.append(settled(questions)),
-                    _ => log.append(delta(bytes)),
+                    4 => { log.append(settled(questions)); }
+                    5 => {
+                        let first = log.append_held(delta(bytes)).sequence;
+                        held.get_or_insert(first);
+                    }
+                    6 => {
+                        log.release();
+                        held = None;
+                    }
+                    _ => { log.append(delta(bytes)); }
                 }
-                let held = log.state().bytes;
-                prop_assert_eq!(held + Log::OVERHEAD, retained.bytes());
-                prop_assert_eq!(held, log.state().events.iter().map(Entry::bytes).sum::<u64>());
+                let bytes = log.state().bytes;
+                prop_assert_eq!(bytes + Log::OVERHEAD, retained.bytes());
+                prop_assert_eq!(bytes, log.state().events.iter().map(Entry::bytes).sum::<u64>());
             }
             log.end(interrupted());
             let last = log.last_sequence();

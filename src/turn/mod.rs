@@ -15,6 +15,7 @@ pub(crate) mod pixels;
 pub(crate) mod readers;
 pub(crate) mod retention;
 mod revision;
+pub(crate) mod summary;
 pub(crate) mod timeouts;
 #[allow(clippy::module_inception, reason = "one turn, among all that has to do with turns")]
 pub(crate) mod turn;

@@ -13,11 +13,13 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::model::event::InterruptReason;
+use crate::model::failure::FailureReason;
 use crate::model::id::{CallerName, ContextKey, Tenant, TurnId};
 use crate::model::question::{Answer, Given, Unanswerable};
 use crate::model::refusal::Refusal;
 use crate::model::request::{DisconnectPolicy, TurnRequest, UserInput};
-use crate::turn::log::{Log, Retained};
+use crate::registry::ledger::{KeptThreadStarted, KeptTurn};
+use crate::turn::log::{Log, Placed, Retained};
 use crate::turn::machine::Record;
 use crate::turn::pixels::ImageSum;
 
@@ -37,6 +39,8 @@ pub(crate) struct Turn {
     // The keys under which the turns find it: of its own request, and of those that steered
     // it.
     pub(super) requests: Mutex<Vec<RequestKey>>,
+    // Whether the ledger has it.
+    is_kept: AtomicBool,
     disconnect_policy: DisconnectPolicy,
     // Without a bound: the task reads it at once, whatever the turn waits for. Gone with the task: an ended
     // turn is kept, and it would be the largest part of a small one.
@@ -120,6 +124,7 @@ impl Turn {
             started_at: OnceLock::new(),
             worker: Mutex::default(),
             requests: Mutex::default(),
+            is_kept: AtomicBool::default(),
             disconnect_policy: request.disconnect_policy,
             mailbox: Mutex::new(Some(mailbox)),
             phase: Mutex::new(Phase::Waiting),
@@ -128,6 +133,37 @@ impl Turn {
             steered: Mutex::default(),
         });
         (turn, commands)
+    }
+
+    /// A turn of an earlier process, which has ended with this event.
+    pub(super) fn restored(
+        kept: KeptTurn,
+        terminal: Placed,
+        retained: &Arc<Retained>,
+    ) -> Arc<Turn> {
+        let KeptTurn { turn_id: id, context, created_at, started_at, thread_started, .. } = kept;
+        let (told, worker) = match thread_started {
+            Some(KeptThreadStarted { worker, event, .. }) => (Placed::of_kept(event), worker),
+            None => (None, None),
+        };
+        let log = Log::restored(id.clone(), Arc::clone(retained), told, terminal);
+        Arc::new(Turn {
+            id,
+            context,
+            log: Arc::new(log),
+            created_at,
+            started_at: started_at.into(),
+            worker: Mutex::new(worker),
+            requests: Mutex::default(),
+            is_kept: AtomicBool::new(true),
+            // Nobody can end it by going.
+            disconnect_policy: DisconnectPolicy::Continue,
+            mailbox: Mutex::default(),
+            phase: Mutex::new(Phase::Over),
+            questions: OnceLock::new(),
+            callers: Mutex::default(),
+            steered: Mutex::default(),
+        })
     }
 
     /// Asks for its end. The first reason stays.
@@ -239,6 +275,16 @@ impl Turn {
         self.started_at.get().copied()
     }
 
+    /// Whether the ledger has it, or will have it.
+    pub(super) fn is_kept(&self) -> bool {
+        self.is_kept.load(Ordering::Acquire)
+    }
+
+    /// Notes whether the ledger has it.
+    pub(super) fn set_kept(&self, is_kept: bool) {
+        self.is_kept.store(is_kept, Ordering::Release);
+    }
+
     /// The worker that it runs on, or ran on, by its slot in the pool.
     pub(crate) fn worker(&self) -> Option<String> {
         self.worker.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -247,6 +293,11 @@ impl Turn {
     /// Notes the worker that it runs on.
     pub(super) fn note_worker(&self, slot: String) {
         *self.worker.lock().unwrap_or_else(PoisonError::into_inner) = Some(slot);
+    }
+
+    /// Whether it ended with the sidecar that ran it.
+    pub(crate) fn was_lost(&self) -> bool {
+        self.log.summary().reason == FailureReason::SidecarRestarted.as_str()
     }
 
     /// Whether it has left the queue and has not ended.

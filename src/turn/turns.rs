@@ -3,13 +3,15 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use tokio::time::Instant;
 
-use crate::model::id::{ContextKey, TurnId};
+use crate::model::id::{ContextKey, Tenant, TurnId};
+use crate::model::request::RequestId;
+use crate::registry::ledger::{Change, Ledger};
 use crate::turn::claims::Claimed;
 use crate::turn::log::Retained;
 use crate::turn::retention::Retention;
@@ -27,6 +29,7 @@ pub(crate) struct Turns {
     ended: Mutex<VecDeque<(Instant, Arc<Turn>)>>,
     retained: Arc<Retained>,
     keep_for: Duration,
+    ledger: Arc<Ledger>,
 }
 
 /// The turns of one context.
@@ -56,7 +59,8 @@ impl OfContext {
 }
 
 impl Turns {
-    pub(crate) fn new(retention: &Retention) -> Turns {
+    /// None yet; those that are forgotten are forgotten by the ledger, too.
+    pub(crate) fn new(retention: &Retention, ledger: Arc<Ledger>) -> Turns {
         let Retention { max_bytes_per_turn, max_bytes, after_end } = *retention;
         Turns {
             turns: RwLock::default(),
@@ -65,6 +69,7 @@ impl Turns {
             ended: Mutex::default(),
             retained: Retained::new(max_bytes as u64, max_bytes_per_turn as u64),
             keep_for: after_end,
+            ledger,
         }
     }
 
@@ -163,6 +168,35 @@ impl Turns {
         self.make_room();
     }
 
+    /// Takes in a turn that an earlier process has ended, or left, at this time. Its time goes on by the
+    /// clock on the wall.
+    pub(super) fn restore(&self, turn: &Arc<Turn>, requests: Vec<RequestId>, ended_at: SystemTime) {
+        let age = SystemTime::now().duration_since(ended_at).unwrap_or_default();
+        let left = self.keep_for.saturating_sub(age);
+        if left.is_zero() {
+            return self.forget(turn);
+        }
+        self.write().insert(turn.id.clone(), Arc::clone(turn));
+        for RequestId { id, content } in requests {
+            let key = (Tenant::default(), id);
+            turn.requests().push(key.clone());
+            self.by_request.insert(key, Claimed::restored(content, Arc::clone(turn)));
+        }
+        if let Some(key) = &turn.context {
+            let mut known = self.by_context.entry(key.clone()).or_default();
+            let is_later = |latest: &Arc<Turn>| latest.log.ended_at() > Some(ended_at);
+            if !known.latest.as_ref().is_some_and(is_later) {
+                known.latest = Some(Arc::clone(turn));
+            }
+        }
+        {
+            let (mut ended, expiry) = (self.ended(), Instant::now() + left);
+            let at = ended.partition_point(|(other, _)| *other <= expiry);
+            ended.insert(at, (expiry, Arc::clone(turn)));
+        }
+        self.forget_oldest();
+    }
+
     /// Forgets the ended turns whose time is over.
     pub(crate) fn sweep(&self) {
         let now = Instant::now();
@@ -192,6 +226,11 @@ impl Turns {
         for turn in self.unended() {
             turn.log.give_up(self.retained.excess());
         }
+        self.forget_oldest();
+    }
+
+    /// Forgets the turns that have ended first while all logs together are too large.
+    fn forget_oldest(&self) {
         let mut excess = self.retained.excess();
         while excess > 0 {
             let Some((_, turn)) = self.ended().pop_front() else { return };
@@ -203,6 +242,9 @@ impl Turns {
 
     fn forget(&self, turn: &Arc<Turn>) {
         self.write().remove(&turn.id);
+        if turn.is_kept() {
+            drop(self.ledger.write(vec![Change::ForgetTurn(turn.id.clone())]));
+        }
         for key in turn.requests().drain(..) {
             self.by_request.remove_if(&key, |_, claimed| claimed.is_for(turn));
         }
@@ -241,7 +283,7 @@ mod tests {
 
     fn turns(max_bytes: usize) -> Arc<Turns> {
         let retention = Retention { max_bytes_per_turn: max_bytes, max_bytes, after_end: KEEP };
-        Arc::new(Turns::new(&retention))
+        Arc::new(Turns::new(&retention, Arc::new(Ledger::memory())))
     }
 
     fn turn(all: &Turns, context: &str) -> Arc<Turn> {

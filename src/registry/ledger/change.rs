@@ -27,6 +27,8 @@ pub(crate) enum Change {
     StartTurn(Box<KeptTurn>),
     /// A request id is that of this turn, which another request has started.
     JoinTurn(RequestId, TurnId),
+    /// The request id is not that of this turn any more: what it asked for did not reach the turn.
+    LeaveTurn(RequestId, TurnId),
     /// What a turn has told of its thread.
     ThreadStarted(TurnId, KeptThreadStarted),
     /// No event of the turn has a higher sequence, until it says more.

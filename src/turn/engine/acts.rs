@@ -8,9 +8,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::driver::{Done, Driver, Held, hear};
-use crate::model::event::Usage;
+use crate::model::event::{Event, Usage};
 use crate::model::id::ThreadId;
+use crate::model::request::TurnRequest;
 use crate::pool::Incarnation;
+use crate::registry::ledger::Change;
+use crate::registry::threads::ThreadFacts;
 use crate::turn::machine::{Act, EndedCommands, Input, Kept};
 use crate::worker::thread::{Task, ThreadError};
 use crate::worker::{Route, ThreadMessage, Worker};
@@ -25,7 +28,8 @@ const COMMANDS_WITHIN: Duration = Duration::from_secs(2);
 impl Driver {
     pub(super) fn perform(&mut self, act: Act) {
         match act {
-            Act::Tell(event) => self.turn.log.append(event),
+            Act::Tell(event @ Event::ThreadStarted(_)) => self.introduce(event),
+            Act::Tell(event) => self.keeping.tell(event),
             Act::Open { after } => self.open(after),
             Act::ReplySteered { to, outcome } => self.replies.reply_steered(to, outcome),
             Act::ReplyAnswered { to, outcome } => self.replies.reply_answered(to, outcome),
@@ -38,9 +42,19 @@ impl Driver {
             tracing::info!(turn = %self.turn.id, cause, "the worker was lost before the turn began");
         }
         self.held = None;
+        let started = self.keeping.start();
         let mut opening =
-            self.engine.start_opening(&self.request, &self.workspace, &self.suspicion);
+            self.engine.start_opening(&self.request, &self.workspace, &self.suspicion, started);
         self.begin(async move { Done::Opened(opening.opened().await.map(Box::new)) });
+    }
+
+    /// Tells of the turn's thread; readers know of it once it is kept.
+    fn introduce(&mut self, thread_started: Event) {
+        let Some(held) = &self.held else { return self.keeping.tell(thread_started) };
+        let facts = held.facts_to_keep(&self.request);
+        if let Some(kept) = self.keeping.introduce(thread_started, &held.thread_id, facts) {
+            self.begin(async move { Done::Introduced(kept.await) });
+        }
     }
 
     /// Does what needs the turn's thread.
@@ -159,7 +173,12 @@ impl Driver {
                 });
             }
             Act::NoteCompleted => held.lease.note_turn_completed(),
-            Act::Keep(kept) => held.keep(kept),
+            Act::Keep(kept) => {
+                held.keep(kept);
+                if let Some(facts) = held.facts_to_keep(&self.request) {
+                    self.keeping.keep_facts(&thread_id, facts);
+                }
+            }
             // Done without a thread.
             Act::Tell(_)
             | Act::Open { .. }
@@ -205,14 +224,22 @@ impl Driver {
         held.thread.is_bound |= context.is_some();
         let contexts = &self.engine.contexts;
         let replaced = contexts.bind_for_turn(context, &self.ticket, &held.thread_id);
+        let Some(replaced) = replaced else { return };
         // Of which nothing need be remembered for the context's sake.
-        if let Some(mut thread) = replaced.and_then(|id| self.engine.threads.try_lock(&id)) {
+        if let Some(mut thread) = self.engine.threads.try_lock(&replaced) {
             thread.is_bound = false;
         }
+        drop(self.engine.ledger.write(vec![Change::ForgetFacts(replaced)]));
     }
 }
 
 impl Held {
+    /// What outlives the sidecar, where a context goes on with the thread.
+    fn facts_to_keep(&self, request: &TurnRequest) -> Option<ThreadFacts> {
+        let is_kept = self.thread.is_bound && !request.ephemeral;
+        is_kept.then(|| self.thread.facts.clone())
+    }
+
     fn keep(&mut self, Kept { has_begun, in_force, usage }: Kept) {
         self.thread.facts.is_blank &= !has_begun;
         if let Some(loaded) = &mut self.thread.loaded {

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use super::Engine;
 use super::acts::{Releasing, end_commands, let_go};
+use super::keeping::Keeping;
 use super::open;
 use super::replies::Replies;
 use crate::app_server::decode::{News, Scope, TurnEnd};
@@ -28,6 +29,7 @@ use crate::model::request::{QuestionPolicy, TurnRequest};
 use crate::model::workspace::Workspace;
 use crate::pool::Lease;
 use crate::process;
+use crate::registry::ledger::Trouble;
 use crate::registry::threads::{SeenTurn, ThreadLock};
 use crate::turn::admission::{QueuePosition, Ticket};
 use crate::turn::clocks::Clocks;
@@ -51,6 +53,7 @@ pub(super) struct Driver {
     // Empty between two inputs; kept, since most inputs have an act.
     acts: Vec<Act>,
     pub(super) replies: Replies,
+    pub(super) keeping: Keeping,
     pub(super) suspicion: open::Suspicion,
     // What is under way. Declared before what it is about.
     doing: FuturesUnordered<Doing>,
@@ -65,6 +68,8 @@ pub(super) enum Done {
     Started { loaded: Box<LoadedThread>, outcome: Result<String, ThreadError> },
     // Codex has not let go of the thread yet, where that is under way.
     GivenUp(Option<Releasing>),
+    // Whether the turn's thread is kept.
+    Introduced(Result<(), Trouble>),
     // Codex will tell the end.
     Interrupted,
     // What needs nothing of what is held.
@@ -112,6 +117,8 @@ impl Driver {
         let jitter = 0.5 + fastrand::f64();
         let terms = Terms::new(&turn.id.0, &request, timeouts.interrupt_grace, jitter);
         let machine = Machine::new(terms, Clocks::new(&request.turn_options, timeouts.tool));
+        let (ledger, request_id) = (Arc::clone(&engine.ledger), request.request_id.clone());
+        let keeping = Keeping::new(ledger, Arc::clone(&turn), request_id);
         Driver {
             engine,
             turn,
@@ -121,14 +128,16 @@ impl Driver {
             machine,
             acts: Vec::new(),
             replies: Replies::default(),
+            keeping,
             suspicion: open::Suspicion::default(),
             doing: FuturesUnordered::new(),
             held: None,
         }
     }
 
-    /// Drives the turn until it has ended, and gives back what it held but its ticket.
-    pub(super) async fn run(mut self, mailbox: &mut Mailbox) -> Outcome {
+    /// Drives the turn until it has ended, and gives back what it held but its ticket. Its end has to be
+    /// kept.
+    pub(super) async fn run(mut self, mailbox: &mut Mailbox) -> (Outcome, Keeping) {
         let mut position = self.ticket.position();
         let mut in_a_row = 0;
         let mut happening = Happening::Moved;
@@ -151,7 +160,7 @@ impl Driver {
                     held.decline_unheard();
                 }
                 self.turn.keep_questions(self.machine.into_record());
-                return outcome;
+                return (outcome, self.keeping);
             }
             let wake_at = self.machine.wake_at();
             let route = self.held.as_mut().and_then(|held| held.route.as_mut());
@@ -270,6 +279,10 @@ impl Driver {
         match done {
             Done::Input(input) => Some(*input),
             Done::Interrupted => None,
+            Done::Introduced(kept) => {
+                self.keeping.note_introduced(kept);
+                None
+            }
             Done::Opened(Ok(opened)) => {
                 let open::Opened {
                     thread_id, origin, loaded, warnings, route, lease, thread, ..

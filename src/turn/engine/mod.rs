@@ -8,8 +8,11 @@
 mod acts;
 mod driver;
 mod history;
+mod keeping;
 mod open;
+pub(crate) mod readiness;
 mod replies;
+mod restore;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -28,7 +31,7 @@ use crate::model::workspace::Workspace;
 use crate::pool::{Pool, Unavailable};
 use crate::registry::bindings::Bindings;
 use crate::registry::latest::LatestThreads;
-use crate::registry::ledger::Ledger;
+use crate::registry::ledger::{Change, Ledger, Trouble};
 use crate::registry::threads::Threads;
 use crate::turn::admission::{Admission, QueuePosition, Ticket};
 use crate::turn::claims::RequestIdUse;
@@ -42,8 +45,12 @@ use crate::turn::workspace;
 use crate::worker::thread::LoadedThread;
 
 use driver::Driver;
+use keeping::end_of;
 
 pub(crate) use history::Copy;
+
+/// When to try again what the ledger can't keep now: it tries itself each second.
+const LEDGER_RETRY_AFTER: Duration = Duration::from_secs(2);
 
 /// How the engine behaves.
 #[derive(Debug, Clone)]
@@ -110,6 +117,16 @@ impl Engine {
             drain: watch::Sender::new(DrainState::Serving),
             tasks: TaskTracker::new(),
         })
+    }
+
+    /// Why nothing can be kept now, if so: no turn begins then.
+    pub(crate) fn ledger_trouble(&self) -> Option<Trouble> {
+        self.ledger.trouble().borrow().clone()
+    }
+
+    /// What outlives the process.
+    pub(crate) fn ledger(&self) -> &Arc<Ledger> {
+        &self.ledger
     }
 
     pub(crate) fn contexts(&self) -> &Contexts {
@@ -190,6 +207,9 @@ impl Engine {
         if self.is_draining() {
             return Err(Refusal::Draining { retry_after: Duration::from_secs(1) });
         }
+        if let Some(trouble) = self.ledger_trouble() {
+            return Err(trouble.into());
+        }
         let (turn, mailbox) = Turn::new(&request, Arc::clone(self.turns.retained()));
         turn.count_images(images);
         // Before the engine starts: a turn without a caller would be interrupted at once.
@@ -232,13 +252,25 @@ impl Engine {
         const END_IS_NEAR: Duration = Duration::from_secs(1);
         while let Some(turn) = self.contexts.running_turn(request) {
             let caller = turn.join();
-            match self.steer(&turn, request.inputs.clone()).await {
-                Ok(_) => return Ok(Some(caller)),
-                Err(refusal @ (Refusal::SteeringFull { .. } | Refusal::InvalidInput(_))) => {
+            if let Some(id) = &request.request_id {
+                // Before Codex has the input: what is asked for again is not given to it again.
+                let [join, leave] = [Change::JoinTurn, Change::LeaveTurn]
+                    .map(|change| change(id.clone(), turn.id.clone()));
+                self.ledger.try_write(vec![join], vec![leave]).await?;
+            }
+            let Err(refusal) = self.steer(&turn, request.inputs.clone()).await else {
+                return Ok(Some(caller));
+            };
+            if let Some(id) = &request.request_id {
+                let leave = Change::LeaveTurn(id.clone(), turn.id.clone());
+                drop(self.ledger.write(vec![leave]));
+            }
+            match refusal {
+                refusal @ (Refusal::SteeringFull { .. } | Refusal::InvalidInput(_)) => {
                     return Err(refusal);
                 }
                 // It ended meanwhile: the next one, or a turn of our own.
-                Err(refusal) => {
+                refusal => {
                     let ended = tokio::time::timeout(END_IS_NEAR, turn.log.ended()).await;
                     ended.map_err(|_| refusal)?;
                 }
@@ -333,15 +365,14 @@ impl Engine {
             workspace,
             Arc::clone(&ticket),
         );
-        let outcome = driver.run(&mut mailbox).await;
+        let (outcome, keeping) = driver.run(&mut mailbox).await;
         turn.set_phase(Phase::Over);
+        if let Some(key) = &turn.context {
+            self.contexts.note_end(key);
+        }
+        let end = keeping.end(outcome).await;
         // Who reads the end may go on at once, and who looks before sees that it has not ended.
-        ticket.give_up(|| {
-            if let Some(key) = &turn.context {
-                self.contexts.note_end(key);
-            }
-            turn.log.end(outcome);
-        });
+        ticket.give_up(|| turn.log.end_with(end));
     }
 }
 
@@ -364,9 +395,22 @@ impl Drop for EndOnDrop<'_> {
                 ..TurnError::new(FailureReason::WorkerLost, message)
             };
             let (usage, thread_usage) = (Usage::default(), Usage::default());
-            self.turn.log.end(Outcome::Failed { error, usage, thread_usage });
+            let outcome = Outcome::Failed { error, usage, thread_usage };
+            let end = outcome.into_event().map(|terminal| self.turn.log.next(terminal));
+            if let Ok(terminal) = &end
+                && self.turn.is_kept()
+            {
+                drop(self.engine.ledger.write(vec![end_of(self.turn, terminal)]));
+            }
+            self.turn.log.end_with(end);
         }
         self.engine.turns.note_ended(self.turn);
+    }
+}
+
+impl From<Trouble> for Refusal {
+    fn from(Trouble { cause }: Trouble) -> Refusal {
+        Refusal::LedgerUnavailable { cause, retry_after: LEDGER_RETRY_AFTER }
     }
 }
 

@@ -18,6 +18,7 @@ use crate::model::workspace::Workspace;
 use crate::pool::{Entering, Lease};
 use crate::registry::threads::{SeenTurn, ThreadFacts, ThreadLock, ThreadState, TurnsSeen};
 use crate::turn::engine::Engine;
+use crate::turn::engine::keeping::Writing;
 use crate::turn::machine::{OUT_OF_RESOURCES_FOR, OpenError, PATIENCE};
 use crate::worker::mcp::McpHealth;
 use crate::worker::thread::{ListedTurn, LoadedThread, ThreadError};
@@ -179,12 +180,13 @@ impl Ties {
 }
 
 impl Engine {
-    /// Starts to open the turn's thread.
+    /// Starts to open the turn's thread, which the turn gets once its start is kept, too.
     pub(super) fn start_opening(
         self: &Arc<Engine>,
         request: &Arc<TurnRequest>,
         workspace: &Arc<Workspace>,
         suspicion: &Suspicion,
+        started: Writing,
     ) -> Opening {
         let abandoned = CancellationToken::new();
         let abandon = abandoned.clone().drop_guard();
@@ -209,7 +211,19 @@ impl Engine {
                     engine.undo(opened).await;
                     Err(turn_has_ended())
                 }
-                opened => opened,
+                Ok(opened) => {
+                    // The worker has done its part.
+                    ties.note_asked(None);
+                    let started = ties.unless_abandoned(started).await;
+                    match started.and_then(|started| Ok(started.map_err(Refusal::from)?)) {
+                        Ok(()) => Ok(opened),
+                        Err(error) => {
+                            engine.undo(opened).await;
+                            Err(error)
+                        }
+                    }
+                }
+                Err(error) => Err(error),
             }
         });
         Opening { task, _abandon: abandon }

@@ -1,0 +1,201 @@
+//! What is kept of a turn, for as long as its task runs.
+//!
+//! In this order, each only when what goes before it is kept: the turn's start, Codex's part in it, its
+//! `thread_started` with the binding, its end. Nobody waits for more than his own part: the start is
+//! written while the thread is being opened, and what the turn tells goes on behind its `thread_started`,
+//! which is held until it is kept. What can't be kept now holds up nothing: the turn warns of it, and the
+//! ledger keeps it as soon as it can.
+
+use std::sync::Arc;
+
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, Shared};
+
+use crate::model::event::{Event, WarningCode};
+use crate::model::id::ThreadId;
+use crate::model::outcome::Outcome;
+use crate::model::refusal::Refusal;
+use crate::model::request::RequestId;
+use crate::registry::ledger::{Change, KeptEnd, KeptThreadStarted, KeptTurn, Ledger, Trouble};
+use crate::registry::threads::ThreadFacts;
+use crate::turn::log::Placed;
+use crate::turn::turn::Turn;
+
+/// How many events a turn may tell before it has to reserve more.
+const RESERVED_AT_START: u64 = 4096;
+
+/// By how much more it reserves then.
+const RESERVES: u64 = 4;
+
+/// Whether something is kept, for all who wait for it.
+pub(super) type Writing = Shared<BoxFuture<'static, Result<(), Trouble>>>;
+
+/// What is kept of one turn.
+#[derive(Debug)]
+pub(super) struct Keeping {
+    ledger: Arc<Ledger>,
+    turn: Arc<Turn>,
+    request_id: Option<RequestId>,
+    start: Option<Writing>,
+    // What is held until it is kept.
+    introduction: Option<Writing>,
+    reserved: u64,
+    has_warned: bool,
+}
+
+impl Keeping {
+    pub(super) fn new(
+        ledger: Arc<Ledger>,
+        turn: Arc<Turn>,
+        request_id: Option<RequestId>,
+    ) -> Keeping {
+        Keeping {
+            ledger,
+            turn,
+            request_id,
+            start: None,
+            introduction: None,
+            reserved: RESERVED_AT_START,
+            has_warned: false,
+        }
+    }
+
+    /// The turn leaves its queue. Codex gets it only once this is kept.
+    pub(super) fn start(&mut self) -> Writing {
+        if let Some(start) = &self.start {
+            return start.clone();
+        }
+        let forget = Change::ForgetTurn(self.turn.id.clone());
+        let written = self.ledger.try_write(vec![self.start_turn()], vec![forget]);
+        self.turn.set_kept(true);
+        let turn = Arc::clone(&self.turn);
+        let start = async move {
+            let written = written.await;
+            turn.set_kept(written.is_ok());
+            written
+        };
+        self.start.insert(start.boxed().shared()).clone()
+    }
+
+    fn start_turn(&self) -> Change {
+        let turn = &self.turn;
+        Change::StartTurn(Box::new(KeptTurn {
+            turn_id: turn.id.clone(),
+            context: turn.context.clone(),
+            created_at: turn.created_at,
+            started_at: turn.started_at().unwrap_or(turn.created_at),
+            requests: self.request_id.iter().cloned().collect(),
+            thread_started: None,
+            reserved: self.reserved,
+            end: None,
+        }))
+    }
+
+    /// Tells something of the turn.
+    pub(super) fn tell(&mut self, event: Event) {
+        // Well before there is no room: it may take its time.
+        if self.turn.log.append(event) > self.reserved / 2 {
+            self.reserved *= RESERVES;
+            let reserve = Change::Reserve(self.turn.id.clone(), self.reserved);
+            drop(self.ledger.write(vec![reserve]));
+        }
+    }
+
+    /// Tells of the turn's thread, of which this is known, where that is to be kept. What it gives has to
+    /// be waited for, and [noted](Keeping::note_introduced).
+    pub(super) fn introduce(
+        &mut self,
+        thread_started: Event,
+        thread_id: &ThreadId,
+        facts: Option<ThreadFacts>,
+    ) -> Option<Writing> {
+        let Placed { sequence, encoded, .. } = self.turn.log.append_held(thread_started);
+        let thread_started = KeptThreadStarted {
+            thread_id: thread_id.clone(),
+            worker: self.turn.worker(),
+            sequence,
+            event: encoded,
+        };
+        let facts = facts.map(|facts| Change::Facts(thread_id.clone(), facts));
+        let thread_started = Change::ThreadStarted(self.turn.id.clone(), thread_started);
+        let changes = facts.into_iter().chain([thread_started]).collect();
+        let written = self.ledger.write(changes).boxed().shared();
+        self.introduction = Some(written.clone());
+        if let Some(kept) = written.clone().now_or_never() {
+            self.note_introduced(kept);
+        }
+        self.introduction.clone()
+    }
+
+    /// Notes whether the turn's thread is kept.
+    pub(super) fn note_introduced(&mut self, kept: Result<(), Trouble>) {
+        if self.introduction.take().is_some() {
+            self.turn.log.release();
+            self.warn(kept);
+        }
+    }
+
+    /// Keeps what is known of a thread.
+    pub(super) fn keep_facts(&self, thread_id: &ThreadId, facts: ThreadFacts) {
+        drop(self.ledger.write(vec![Change::Facts(thread_id.clone(), facts)]));
+    }
+
+    /// Keeps how the turn ends, and gives what its log is to end with. One that is refused leaves nothing.
+    pub(super) async fn end(mut self, outcome: Outcome) -> Result<Placed, Refusal> {
+        let has_started = match self.start.take() {
+            Some(start) => start.await.is_ok(),
+            None => false,
+        };
+        let terminal = match outcome.into_event() {
+            Ok(terminal) => self.turn.log.next(terminal),
+            Err(refusal) => {
+                if has_started {
+                    self.turn.set_kept(false);
+                    let forget = Change::ForgetTurn(self.turn.id.clone());
+                    // Kept or not: it will be.
+                    let _ = self.ledger.write(vec![forget]).await;
+                }
+                return Err(refusal);
+            }
+        };
+        let mut changes = Vec::from_iter((!has_started).then(|| self.start_turn()));
+        changes.push(end_of(&self.turn, &terminal));
+        let written = self.ledger.write(changes);
+        self.turn.set_kept(true);
+        if let Some(introduction) = self.introduction.clone() {
+            // It was before this one.
+            self.note_introduced(introduction.await);
+        }
+        self.warn(written.await);
+        Ok(self.after_all(terminal))
+    }
+
+    /// The terminal event after whatever was told since it was placed.
+    fn after_all(&self, terminal: Placed) -> Placed {
+        let sequence = terminal.sequence;
+        let terminal = self.turn.log.next_again(terminal);
+        if terminal.sequence > sequence {
+            drop(self.ledger.write(vec![end_of(&self.turn, &terminal)]));
+        }
+        terminal
+    }
+
+    /// Tells, once, that what is told is not kept.
+    fn warn(&mut self, kept: Result<(), Trouble>) {
+        let Err(Trouble { cause }) = kept else { return };
+        if !std::mem::replace(&mut self.has_warned, true) {
+            let message = format!(
+                "what becomes of this turn can't be kept now ({cause}); it is remembered as long as the \
+                 sidecar runs, and kept as soon as it can be"
+            );
+            self.turn.log.append(Event::warning(WarningCode::OutcomeNotKept, message, ""));
+        }
+    }
+}
+
+/// That a turn has ended with this event.
+pub(super) fn end_of(turn: &Turn, terminal: &Placed) -> Change {
+    let Placed { sequence, emitted_at: ended_at, .. } = *terminal;
+    let event = terminal.encoded.clone();
+    Change::EndTurn(turn.id.clone(), KeptEnd { ended_at, sequence, event })
+}

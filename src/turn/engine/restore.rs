@@ -1,0 +1,55 @@
+//! What an earlier process has kept, taken in before anything is served.
+
+use std::time::SystemTime;
+
+use super::Engine;
+use super::keeping::end_of;
+use crate::model::event::Usage;
+use crate::model::failure::{FailureReason, TurnError};
+use crate::model::outcome::Outcome;
+use crate::registry::ledger::{Kept, KeptTurn};
+use crate::turn::log::Placed;
+use crate::turn::turn::Turn;
+
+impl Engine {
+    /// Takes in a piece of what an earlier process has kept.
+    pub(crate) fn restore(&self, kept: Kept) {
+        match kept {
+            Kept::Binding(binding) => self.contexts.restore(*binding),
+            Kept::Mark(mark) => self.contexts.restore_mark(mark),
+            Kept::Directory { directory, latest } => self.latest_threads.restore(directory, latest),
+            Kept::Turn(turn) => self.restore_turn(*turn),
+        }
+    }
+
+    /// A turn that has ended is as it was. One that had not is over, and what it did nobody knows.
+    fn restore_turn(&self, mut kept: KeptTurn) {
+        let requests = std::mem::take(&mut kept.requests);
+        let end = kept.end.take().and_then(|end| Placed::of_kept(end.event));
+        let is_lost = end.is_none();
+        let terminal = end.or_else(|| {
+            let event = lost().into_event().ok()?;
+            Some(Placed::new(&kept.turn_id, kept.reserved + 1, SystemTime::now(), event))
+        });
+        let Some(terminal) = terminal else { return };
+        let ended_at = terminal.emitted_at;
+        let lost_end = is_lost.then(|| terminal.clone());
+        let turn = Turn::restored(kept, terminal, self.turns.retained());
+        if let Some(terminal) = lost_end {
+            tracing::warn!(turn = %turn.id, "a turn was lost with the sidecar that ran it");
+            drop(self.ledger.write(vec![end_of(&turn, &terminal)]));
+        }
+        self.turns.restore(&turn, requests, ended_at);
+    }
+}
+
+fn lost() -> Outcome {
+    let message = "the sidecar ended while the turn ran, and was started again; what the turn had done by \
+                   then can't be told";
+    let error = TurnError {
+        retryable: true,
+        side_effects_possible: true,
+        ..TurnError::new(FailureReason::SidecarRestarted, message)
+    };
+    Outcome::Failed { error, usage: Usage::default(), thread_usage: Usage::default() }
+}
