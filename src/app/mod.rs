@@ -39,7 +39,6 @@ use crate::output_schema;
 use crate::pb;
 use crate::pool::Pool;
 use crate::process;
-use crate::registry::bindings::Bindings;
 use crate::registry::ledger::{Ledger, StatePlace};
 use crate::turn::admission::Admission;
 use crate::turn::engine::readiness::NotReady;
@@ -208,7 +207,6 @@ impl App {
         let engine = Engine::new(
             Arc::clone(&pool),
             Arc::clone(&ledger),
-            Bindings::default(),
             Arc::new(Turns::new(&config.retention, Arc::clone(&ledger))),
             Admission::new(config.limits.clone()),
             EngineSettings {
@@ -219,8 +217,7 @@ impl App {
             },
         );
         // Before anybody is answered: what is not known would else be taken for what is not there.
-        let restoring = Arc::clone(&engine);
-        if let Err(error) = ledger.open(Box::new(move |kept| restoring.restore(kept))).await {
+        if let Err(error) = ledger.open(engine.restoring()).await {
             pool.shutdown().await;
             if let Some(offline_model) = offline_model {
                 offline_model.shutdown().await;

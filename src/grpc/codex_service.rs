@@ -307,11 +307,13 @@ impl CodexService for CodexApi {
         &self,
         request: Request<pb::BindContextRequest>,
     ) -> Result<Response<pb::BindContextResponse>, Status> {
+        let deadline = deadline::of(request.metadata());
         let pb::BindContextRequest { context_id, tool_name, thread_id_key, thread_id } =
             request.into_inner();
         let key = self.key(&context_id, &tool_name, &thread_id_key);
         let (key, thread_id, ()) = all_of(key, thread_id_of(&thread_id), Ok(()))?;
-        let Bound { binding, replaced } = self.engine.bind_context(&key, &thread_id)?;
+        let binding = self.engine.bind_context(key.clone(), thread_id);
+        let Bound { binding, replaced } = deadline::answer(deadline, binding).await?;
         Ok(Response::new(pb::BindContextResponse {
             context: Some(self.context(&key, &binding)),
             replaced_thread_id: replaced.map(|id| id.to_string()).unwrap_or_default(),
@@ -382,13 +384,14 @@ impl CodexService for CodexApi {
         &self,
         request: Request<pb::DeleteContextRequest>,
     ) -> Result<Response<pb::DeleteContextResponse>, Status> {
+        let deadline = deadline::of(request.metadata());
         let pb::DeleteContextRequest { context_id, tool_name, thread_id_key, delete_thread } =
             request.into_inner();
         if delete_thread {
             return Err(Refusal::Unimplemented("delete_thread is not there yet").into());
         }
         let key = self.key(&context_id, &tool_name, &thread_id_key)?;
-        self.engine.delete_context(&key)?;
+        deadline::answer(deadline, self.engine.delete_context(key)).await?;
         Ok(Response::new(pb::DeleteContextResponse {}))
     }
 }

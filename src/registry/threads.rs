@@ -24,6 +24,8 @@ pub(crate) struct ThreadFacts {
     pub(crate) is_blank: bool,
     /// The turns that were seen to end on it, where all are known.
     pub(crate) turns: Option<TurnsSeen>,
+    /// What its last turn here left.
+    pub(crate) left: Option<Left>,
     /// Of the functions that it was made with, where it was made here.
     pub(crate) dynamic_tools: Option<Fingerprint>,
     /// Of the developer instructions that it was made with, empty for none, where it was made here; else
@@ -47,6 +49,14 @@ pub(crate) struct SeenTurn {
     pub(crate) id: String,
     /// Whether it ended well.
     pub(crate) has_completed: bool,
+}
+
+/// What a turn has set with Codex that is not what holds without it, and that Codex does not tell: the next
+/// turn must take it away.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Left {
+    pub(crate) summary: bool,
+    pub(crate) service_tier: bool,
 }
 
 /// A loaded thread, as its worker describes it.

@@ -101,7 +101,7 @@ async fn a_flood_of_listings_holds_nobody_up() {
             context_id: format!("{number:05}"),
             thread_key: "codex_thread_id".to_owned(),
         };
-        sidecar.engine.contexts().bind(&key, &ThreadId::from_codex(THREAD)).unwrap();
+        sidecar.engine.bind_context(key, ThreadId::from_codex(THREAD)).await.unwrap();
     }
     let listing: Vec<_> = (0..200)
         .map(|number| {

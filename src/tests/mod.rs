@@ -17,4 +17,5 @@ mod ownership;
 mod policies;
 mod questions;
 mod queueing;
+mod restart;
 mod settings;

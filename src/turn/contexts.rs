@@ -8,17 +8,17 @@
 //! told.
 
 use std::cell::RefCell;
+use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
-
-use tokio::time::Instant;
 
 use crate::model::event::{Event, WarningCode};
 use crate::model::id::{ContextKey, Tenant, ThreadId, TurnId};
 use crate::model::refusal::Refusal;
 use crate::model::request::{ContextPolicy, TurnRequest, Work};
 use crate::registry::bindings::{Binding, Bindings, Bound, Mark};
-use crate::registry::ledger::{KeptBinding, KeptMark};
+use crate::registry::ledger::{Change, KeptBinding, KeptMark, Ledger};
+use crate::registry::threads::ThreadFacts;
 use crate::turn::admission::{Admission, Busy, Entrant, Lane, Reservation, Ticket};
 use crate::turn::engine::Engine;
 use crate::turn::turn::Turn;
@@ -44,6 +44,10 @@ impl Default for ContextLimits {
 /// How long it is remembered that a context was evicted.
 const MARKED_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
 
+/// How long a call waits for others that bind and delete the same context: what they do has been kept by
+/// then, and who copies its thread takes longer.
+const RESERVED_WITHIN: Duration = Duration::from_secs(2);
+
 /// Most contexts that one sweep evicts: turns wait for it.
 const SWEPT_AT_ONCE: usize = 1000;
 
@@ -51,6 +55,7 @@ const SWEPT_AT_ONCE: usize = 1000;
 #[derive(Debug)]
 pub(crate) struct Contexts {
     bindings: Bindings,
+    ledger: Arc<Ledger>,
     admission: Arc<Admission>,
     limits: ContextLimits,
     // The threads of contexts that were evicted, until somebody lets go of them.
@@ -58,23 +63,29 @@ pub(crate) struct Contexts {
 }
 
 impl Contexts {
-    /// The contexts of these bindings, whose turns this admission admits.
+    /// Contexts that this ledger keeps, and whose turns this admission admits. None is bound yet.
     pub(crate) fn new(
-        bindings: Bindings,
+        ledger: Arc<Ledger>,
         admission: Arc<Admission>,
         limits: ContextLimits,
     ) -> Contexts {
-        Contexts { bindings, admission, limits, evicted: Mutex::default() }
+        let bindings = Bindings::new(Arc::clone(&ledger));
+        Contexts { bindings, ledger, admission, limits, evicted: Mutex::default() }
     }
 
-    /// Takes in a binding that an earlier process had.
-    pub(super) fn restore(&self, kept: KeptBinding) {
-        let _ = kept;
+    /// See [`Bindings::restore`]. The limits do not matter: they refuse, and evict, when something comes.
+    pub(crate) fn restore(&self, kept: KeptBinding) {
+        self.bindings.restore(&kept);
     }
 
-    /// Takes in what an earlier process has left of a context that it evicted.
-    pub(super) fn restore_mark(&self, kept: KeptMark) {
-        let _ = kept;
+    /// See [`Bindings::restore_mark`].
+    pub(crate) fn restore_mark(&self, kept: KeptMark) {
+        self.bindings.restore_mark(&kept);
+    }
+
+    /// See [`Bindings::restored`].
+    pub(crate) fn restored(&self) {
+        self.bindings.restored();
     }
 
     /// The binding of a context.
@@ -83,6 +94,11 @@ impl Contexts {
     /// [`Refusal::ContextNotFound`].
     pub(crate) fn get(&self, key: &ContextKey) -> Result<Binding, Refusal> {
         self.bindings.get(key).ok_or_else(|| Refusal::ContextNotFound(key.clone()))
+    }
+
+    /// Whether a context goes on with this thread.
+    pub(crate) fn has_thread(&self, thread_id: &ThreadId) -> bool {
+        self.bindings.has_thread(thread_id)
     }
 
     /// How many contexts are bound.
@@ -106,24 +122,82 @@ impl Contexts {
         self.admission.waiting_in(&Lane::Context(key.clone()))
     }
 
-    /// Binds a thread to a context for a caller.
+    /// Keeps a context free of turns while a caller binds a thread to it, and the thread from being deleted.
     ///
     /// # Errors
-    /// [`Refusal::ContextInUse`], [`Refusal::ContextsFull`].
-    pub(crate) fn bind(&self, key: &ContextKey, thread_id: &ThreadId) -> Result<Bound, Refusal> {
-        self.while_idle(key, |busy| {
-            self.make_room(key, busy, None)?;
-            Ok(self.bindings.bind(key, thread_id))
-        })?
+    /// [`Refusal::ContextInUse`], [`Refusal::ContextsFull`], [`Refusal::LedgerUnavailable`]; see
+    /// [`Admission::reserve`].
+    pub(crate) async fn reserve_to_bind(
+        &self,
+        key: &ContextKey,
+        thread_id: &ThreadId,
+    ) -> Result<Reservation, Refusal> {
+        self.check_ledger()?;
+        let binding = Lane::Binding(key.tenant.clone(), thread_id.clone());
+        let lanes = [Lane::Context(key.clone()), binding];
+        let look = |_: &Busy<'_>| Ok((lanes.to_vec(), ()));
+        let settle = |busy: &Busy<'_>| self.make_room(key, busy, None);
+        let reserved = self.admission.reserve(look, settle).await?;
+        Ok(reserved.ok_or_else(|| Refusal::ContextInUse(key.clone()))?.0)
     }
 
-    /// Deletes the binding of a context for a caller.
+    /// Binds a thread to a context that is kept free for it. Nobody sees it before it is kept.
     ///
     /// # Errors
-    /// [`Refusal::ContextInUse`], [`Refusal::ContextNotFound`].
-    pub(crate) fn unbind(&self, key: &ContextKey) -> Result<Binding, Refusal> {
-        let removed = self.while_idle(key, |_| self.bindings.remove(key))?;
-        removed.ok_or_else(|| Refusal::ContextNotFound(key.clone()))
+    /// [`Refusal::LedgerUnavailable`]; nothing has changed then.
+    pub(crate) async fn bind(
+        &self,
+        key: &ContextKey,
+        thread_id: &ThreadId,
+        _reserved: &Reservation,
+    ) -> Result<Bound, Refusal> {
+        let bound = self.bindings.plan(key, thread_id);
+        let change = Change::Bind(key.clone(), bound.binding.clone());
+        self.keep(vec![change], vec![self.bindings.as_is(key)]).await?;
+        self.bindings.put(key, &bound.binding);
+        Ok(bound)
+    }
+
+    /// Keeps a context free of turns while its binding is deleted, and gives that.
+    ///
+    /// # Errors
+    /// [`Refusal::ContextInUse`], [`Refusal::ContextNotFound`], [`Refusal::LedgerUnavailable`]; see
+    /// [`Admission::reserve`].
+    pub(crate) async fn reserve_to_unbind(
+        &self,
+        key: &ContextKey,
+    ) -> Result<(Reservation, Binding), Refusal> {
+        self.check_ledger()?;
+        let look = |_: &Busy<'_>| Ok((vec![Lane::Context(key.clone())], self.bindings.get(key)));
+        let reserved = self.admission.reserve(look, |_| Ok(())).await?;
+        let (reserved, bound) = reserved.ok_or_else(|| Refusal::ContextInUse(key.clone()))?;
+        Ok((reserved, bound.ok_or_else(|| Refusal::ContextNotFound(key.clone()))?))
+    }
+
+    /// Deletes the binding of a context that is kept free for it. All see it until that is kept.
+    ///
+    /// # Errors
+    /// [`Refusal::LedgerUnavailable`]; nothing has changed then.
+    pub(crate) async fn unbind(
+        &self,
+        key: &ContextKey,
+        _reserved: &Reservation,
+    ) -> Result<(), Refusal> {
+        self.keep(vec![Change::Unbind(key.clone())], vec![self.bindings.as_is(key)]).await?;
+        self.bindings.remove(key);
+        Ok(())
+    }
+
+    /// Whether anything can be kept now: what is refused at once needs no undoing.
+    ///
+    /// # Errors
+    /// [`Refusal::LedgerUnavailable`].
+    pub(crate) fn check_ledger(&self) -> Result<(), Refusal> {
+        self.ledger.trouble().borrow().clone().map_or(Ok(()), |trouble| Err(trouble.into()))
+    }
+
+    async fn keep(&self, changes: Vec<Change>, undo: Vec<Change>) -> Result<(), Refusal> {
+        Ok(self.ledger.try_write(changes, undo).await?)
     }
 
     /// Keeps a context and its thread free of turns while that is changed, and gives the thread.
@@ -181,14 +255,32 @@ impl Contexts {
         [Lane::Context(key.clone()), Lane::Thread(key.tenant.clone(), thread_id.clone())]
     }
 
-    /// Binds a context that is kept free to a copy of another one's thread.
-    pub(crate) fn bind_copy(
+    /// Binds a context that is kept free to a copy of another one's thread, of which this is known.
+    ///
+    /// # Errors
+    /// [`Refusal::LedgerUnavailable`]; nothing has changed then.
+    pub(crate) async fn bind_copy(
         &self,
         key: &ContextKey,
-        thread_id: &ThreadId,
+        copy: (&ThreadId, &ThreadFacts),
+        copied_from: &ThreadId,
         _reserved: &Reservation,
-    ) -> Binding {
-        self.bindings.bind_copy(key, thread_id)
+    ) -> Result<Binding, Refusal> {
+        let (thread_id, facts) = copy;
+        let binding = self.bindings.plan_copy(key, thread_id, copied_from);
+        let facts = Change::Facts(thread_id.clone(), facts.clone());
+        let changes = vec![Change::Bind(key.clone(), binding.clone()), facts];
+        let undo = vec![self.bindings.as_is(key), Change::ForgetFacts(thread_id.clone())];
+        self.keep(changes, undo).await?;
+        self.bindings.put(key, &binding);
+        Ok(binding)
+    }
+
+    /// Has what is known of a thread kept, if a context goes on with it. Not waited for.
+    pub(crate) fn keep_facts(&self, thread_id: &ThreadId, facts: &ThreadFacts) {
+        if self.has_thread(thread_id) {
+            drop(self.ledger.write(vec![Change::Facts(thread_id.clone(), facts.clone())]));
+        }
     }
 
     /// Looks at what a turn wants of its context, for one that is not [admitted](Contexts::admit) itself.
@@ -296,13 +388,13 @@ impl Contexts {
 
     /// Notes that a turn of this context ends.
     pub(crate) fn note_end(&self, key: &ContextKey) {
-        self.bindings.note_use(key);
+        self.bindings.note_end(key);
     }
 
     /// What a turn of this context is to be told, if the context was evicted since its last.
     pub(crate) fn eviction(&self, key: &ContextKey) -> Option<Event> {
-        let Mark { thread_id, since } = self.bindings.mark(key)?;
-        let ago = Duration::from_secs(since.elapsed().as_secs());
+        let Mark { thread_id, age } = self.bindings.mark(key)?;
+        let ago = Duration::from_secs(age.as_secs());
         let message = format!(
             "this context was unused for so long that its binding was dropped, {} ago; its thread was \
              {thread_id}, which a turn that names it goes on with",
@@ -313,11 +405,10 @@ impl Contexts {
 
     /// Evicts what was unused for too long, and forgets what was evicted long ago.
     fn sweep(&self) {
-        let now = Instant::now();
-        if let Some(since) = self.limits.context_ttl.and_then(|ttl| now.checked_sub(ttl)) {
+        if let Some(ttl) = self.limits.context_ttl {
             for _ in 0..SWEPT_AT_ONCE {
                 let evicted = self.admission.hold(|busy| {
-                    let unused = self.bindings.unused_longest(|key| busy.has(key), Some(since));
+                    let unused = self.bindings.unused_longest(|key| busy.has(key), ttl);
                     unused.inspect(|key| self.evict(key))
                 });
                 if evicted.is_none() {
@@ -325,9 +416,7 @@ impl Contexts {
                 }
             }
         }
-        if let Some(since) = now.checked_sub(MARKED_FOR) {
-            self.bindings.forget_marks(since);
-        }
+        self.bindings.forget_marks(MARKED_FOR);
     }
 
     /// Sees that there is room for a context, which may be bound. `spared` is in use, too.
@@ -347,7 +436,7 @@ impl Contexts {
         key: &ContextKey,
         busy: &Busy<'_>,
         spared: Option<&ContextKey>,
-    ) -> Result<Option<Arc<ContextKey>>, Refusal> {
+    ) -> Result<Option<ContextKey>, Refusal> {
         let most = self.limits.max_contexts;
         let is_known = || self.bindings.contains(key) || busy.has(key);
         // Those that are about to be bound are few, but must be looked up one by one.
@@ -359,54 +448,67 @@ impl Contexts {
             return Ok(None);
         }
         let is_used = |key: &ContextKey| busy.has(key) || Some(key) == spared;
-        let unused = || self.bindings.unused_longest(is_used, None);
+        let unused = || self.bindings.unused_longest(is_used, Duration::ZERO);
         let unused = self.limits.evict_contexts.then(unused).flatten();
         unused.map(Some).ok_or(Refusal::ContextsFull { max_contexts: most })
     }
 
-    fn evict(&self, key: &Arc<ContextKey>) {
+    fn evict(&self, key: &ContextKey) {
         self.evicted().extend(self.bindings.evict(key, self.limits.max_contexts));
     }
 
     fn evicted(&self) -> MutexGuard<'_, Vec<ThreadId>> {
         self.evicted.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    fn while_idle<T>(
-        &self,
-        key: &ContextKey,
-        change: impl FnOnce(&Busy<'_>) -> T,
-    ) -> Result<T, Refusal> {
-        let changed = self.admission.while_idle(&Lane::Context(key.clone()), change);
-        changed.ok_or_else(|| Refusal::ContextInUse(key.clone()))
-    }
 }
 
 impl Engine {
-    /// Binds a thread to a context for a caller, and lets go of the one that was bound before.
+    /// Binds a thread to a context for a caller, and lets go of the one that was bound before. A caller
+    /// that goes does not undo it.
     ///
     /// # Errors
-    /// See [`Contexts::bind`].
-    pub(crate) fn bind_context(
+    /// See [`Contexts::reserve_to_bind`] and [`Contexts::bind`].
+    pub(crate) async fn bind_context(
         self: &Arc<Engine>,
-        key: &ContextKey,
-        thread_id: &ThreadId,
+        key: ContextKey,
+        thread_id: ThreadId,
     ) -> Result<Bound, Refusal> {
-        let bound = self.contexts().bind(key, thread_id)?;
-        if let Some(replaced) = &bound.replaced {
-            self.let_go(replaced.clone());
-        }
-        Ok(bound)
+        let reserving = self.contexts().reserve_to_bind(&key, &thread_id);
+        let reserved = in_time(&key, reserving).await?;
+        let engine = Arc::clone(self);
+        self.unbroken(async move {
+            let bound = engine.contexts().bind(&key, &thread_id, &reserved).await?;
+            if let Some(replaced) = &bound.replaced {
+                engine.let_go(replaced.clone());
+            }
+            Ok(bound)
+        })
+        .await
     }
 
-    /// Deletes the binding of a context for a caller, and lets go of its thread.
+    /// Deletes the binding of a context for a caller, and lets go of its thread. A caller that goes does
+    /// not undo it.
     ///
     /// # Errors
-    /// See [`Contexts::unbind`].
-    pub(crate) fn delete_context(self: &Arc<Engine>, key: &ContextKey) -> Result<(), Refusal> {
-        let unbound = self.contexts().unbind(key)?;
-        self.let_go(unbound.thread_id);
-        Ok(())
+    /// See [`Contexts::reserve_to_unbind`] and [`Contexts::unbind`].
+    pub(crate) async fn delete_context(self: &Arc<Engine>, key: ContextKey) -> Result<(), Refusal> {
+        let (reserved, bound) = in_time(&key, self.contexts().reserve_to_unbind(&key)).await?;
+        let engine = Arc::clone(self);
+        self.unbroken(async move {
+            engine.contexts().unbind(&key, &reserved).await?;
+            engine.let_go(bound.thread_id);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Does something short that is not to be cut off with its call: what is kept is to be what is.
+    async fn unbroken<T: Send + 'static>(
+        &self,
+        deed: impl Future<Output = Result<T, Refusal>> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let fault = |error: tokio::task::JoinError| Refusal::Internal(error.to_string());
+        self.tasks.spawn(deed).await.map_err(fault)?
     }
 
     /// Evicts the contexts that were unused for too long, and lets go of the threads of all that were
@@ -425,7 +527,7 @@ impl Engine {
         let engine = Arc::clone(self);
         self.tasks.spawn(async move {
             let Some(mut thread) = engine.threads.try_lock(&thread_id) else { return };
-            thread.is_bound = false;
+            thread.is_bound = engine.contexts().has_thread(&thread_id);
             let holder =
                 thread.loaded.as_ref().and_then(|loaded| engine.pool.worker(&loaded.worker));
             let Some(worker) = holder else { return };
@@ -437,13 +539,22 @@ impl Engine {
     }
 }
 
+/// Reserves a context, which others may have reserved. It is not waited for without end.
+async fn in_time<T>(
+    key: &ContextKey,
+    reserving: impl Future<Output = Result<T, Refusal>>,
+) -> Result<T, Refusal> {
+    let in_use = || Err(Refusal::ContextInUse(key.clone()));
+    tokio::time::timeout(RESERVED_WITHIN, reserving).await.unwrap_or_else(|_| in_use())
+}
+
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
+    use std::task::Poll;
     use std::thread;
 
     use super::*;
-    use crate::turn::admission::AdmissionLimits;
+    use crate::turn::admission::{AdmissionLimits, QueuePosition};
 
     fn key() -> ContextKey {
         ContextKey {
@@ -459,7 +570,22 @@ mod tests {
 
     fn limited(limits: ContextLimits) -> Contexts {
         let admission = Admission::new(AdmissionLimits::default());
-        Contexts::new(Bindings::default(), admission, limits)
+        Contexts::new(Arc::new(Ledger::memory()), admission, limits)
+    }
+
+    async fn bind(
+        contexts: &Contexts,
+        key: &ContextKey,
+        thread_id: &ThreadId,
+    ) -> Result<Bound, Refusal> {
+        let reserved = contexts.reserve_to_bind(key, thread_id).await?;
+        contexts.bind(key, thread_id, &reserved).await
+    }
+
+    async fn unbind(contexts: &Contexts, key: &ContextKey) -> Result<ThreadId, Refusal> {
+        let (reserved, bound) = contexts.reserve_to_unbind(key).await?;
+        contexts.unbind(key, &reserved).await?;
+        Ok(bound.thread_id)
     }
 
     fn admit(contexts: &Contexts) -> Ticket {
@@ -467,52 +593,49 @@ mod tests {
         contexts.admit(&request, &Weak::new(), || ()).unwrap()
     }
 
-    #[test]
-    fn a_binding_changes_by_hand_only_while_no_turn_runs_or_waits() {
+    #[tokio::test]
+    async fn a_binding_changes_by_hand_only_while_no_turn_runs_or_waits() {
         let contexts = contexts();
         let (key, one, two) = (key(), ThreadId::from_codex("1"), ThreadId::from_codex("2"));
-        assert_eq!(contexts.unbind(&key), Err(Refusal::ContextNotFound(key.clone())));
-        assert_eq!(contexts.bind(&key, &one).unwrap().replaced, None);
+        let not_found = Refusal::ContextNotFound(key.clone());
+        assert_eq!(unbind(&contexts, &key).await, Err(not_found.clone()));
+        assert_eq!(bind(&contexts, &key, &one).await.unwrap().replaced, None);
 
         let running = admit(&contexts);
         let waiting = admit(&contexts);
         let in_use = Refusal::ContextInUse(key.clone());
-        assert_eq!(contexts.bind(&key, &two).unwrap_err(), in_use);
+        assert_eq!(bind(&contexts, &key, &two).await.unwrap_err(), in_use);
         drop(running);
         // The other one runs now.
-        assert_eq!(contexts.unbind(&key).unwrap_err(), in_use);
+        assert_eq!(unbind(&contexts, &key).await.unwrap_err(), in_use);
         contexts.bind_for_turn(Some(&key), &waiting, &two);
         let another = ContextKey { context_id: "d".to_owned(), ..key.clone() };
-        assert_eq!(contexts.bind(&another, &two).unwrap().replaced, None);
+        assert_eq!(bind(&contexts, &another, &two).await.unwrap().replaced, None);
         drop(waiting);
-        assert_eq!(contexts.bind(&key, &one).unwrap().replaced, Some(two));
-        assert_eq!(contexts.unbind(&key).unwrap().thread_id, one);
-        assert_eq!(contexts.get(&key).unwrap_err(), Refusal::ContextNotFound(key));
+        assert_eq!(bind(&contexts, &key, &one).await.unwrap().replaced, Some(two));
+        assert_eq!(unbind(&contexts, &key).await.unwrap(), one);
+        assert_eq!(contexts.get(&key).unwrap_err(), not_found);
     }
 
-    #[test]
-    fn no_turn_begins_between_the_look_and_the_change() {
+    #[tokio::test(start_paused = true)]
+    async fn no_turn_runs_between_the_look_and_the_change_and_the_next_one_sees_it() {
         let (contexts, key, thread_id) = (contexts(), key(), ThreadId::from_codex("1"));
-        let (begins, begun) = mpsc::channel();
-        thread::scope(|scope| {
-            let change = |_: &Busy<'_>| {
-                let turn = scope.spawn(|| {
-                    begins.send(()).unwrap();
-                    let ticket = admit(&contexts);
-                    (contexts.get(&key), ticket)
-                });
-                begun.recv().unwrap();
-                // It has all the time that it needs, if nothing holds it up.
-                (0..1000).for_each(|_| thread::yield_now());
-                assert!(!turn.is_finished());
-                contexts.bindings.bind(&key, &thread_id);
-                turn
-            };
-            let turn = contexts.while_idle(&key, change).unwrap();
-            let (seen, _ticket) = turn.join().unwrap();
-            assert_eq!(seen.unwrap().thread_id, thread_id);
-            assert_eq!(contexts.unbind(&key), Err(Refusal::ContextInUse(key.clone())));
-        });
+        let reserved = contexts.reserve_to_bind(&key, &thread_id).await.unwrap();
+        let turn = admit(&contexts);
+        let waits = || *turn.position().borrow() == QueuePosition::Waiting(1);
+        assert!(waits());
+        // Nor anybody else who is to change it.
+        let mut other = Box::pin(contexts.reserve_to_unbind(&key));
+        assert_eq!(
+            futures::poll!(&mut other).map(|reserved| reserved.err()),
+            Poll::Ready(Some(Refusal::ContextInUse(key.clone())))
+        );
+        contexts.bind(&key, &thread_id, &reserved).await.unwrap();
+        assert!(waits());
+        drop(reserved);
+        assert_eq!(*turn.position().borrow(), QueuePosition::Running);
+        assert_eq!(contexts.get(&key).unwrap().thread_id, thread_id);
+        assert_eq!(unbind(&contexts, &key).await, Err(Refusal::ContextInUse(key.clone())));
     }
 
     #[test]
@@ -536,8 +659,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_turn_gets_the_context_that_it_asks_for_or_none() {
+    #[tokio::test]
+    async fn a_turn_gets_the_context_that_it_asks_for_or_none() {
         let contexts = contexts();
         let (key, thread_id) = (key(), ThreadId::from_codex("1"));
         let asks = |context_policy, work: Work| {
@@ -569,7 +692,7 @@ mod tests {
         assert_eq!(asks(MustExist, Work::Inputs), Ok(()));
         assert_eq!(asks(MustBeNew, Work::Inputs), exists);
         assert_eq!(asks(Any, Work::Compact), Ok(()));
-        contexts.unbind(&key).unwrap();
+        unbind(&contexts, &key).await.unwrap();
         // The binding is looked at also where the thread is named.
         let named = TurnRequest {
             context: Some(key.clone()),
@@ -593,26 +716,26 @@ mod tests {
         let mut limits = ContextLimits { max_contexts: 2, ..ContextLimits::default() };
         let contexts = limited(limits.clone());
         let full = Refusal::ContextsFull { max_contexts: 2 };
-        contexts.bind(&named("a"), &thread).unwrap();
+        bind(&contexts, &named("a"), &thread).await.unwrap();
         // It counts before it is bound.
         let running = run(&contexts, "b").unwrap();
-        assert_eq!(contexts.bind(&named("c"), &thread).unwrap_err(), full);
+        assert_eq!(bind(&contexts, &named("c"), &thread).await.unwrap_err(), full);
         assert_eq!(run(&contexts, "c").unwrap_err(), full);
         // Those that are there go on.
         drop((run(&contexts, "a").unwrap(), run(&contexts, "b").unwrap()));
         drop(running);
-        contexts.bind(&named("c"), &thread).unwrap();
-        contexts.unbind(&named("a")).unwrap();
-        contexts.bind(&named("d"), &thread).unwrap();
+        bind(&contexts, &named("c"), &thread).await.unwrap();
+        unbind(&contexts, &named("a")).await.unwrap();
+        bind(&contexts, &named("d"), &thread).await.unwrap();
 
         limits.evict_contexts = true;
         let contexts = limited(limits.clone());
         for name in ["a", "b"] {
-            contexts.bind(&named(name), &thread).unwrap();
+            bind(&contexts, &named(name), &thread).await.unwrap();
         }
         let running = run(&contexts, "a").unwrap();
         // The only one that is idle, though used later.
-        contexts.bind(&named("c"), &thread).unwrap();
+        bind(&contexts, &named("c"), &thread).await.unwrap();
         assert!(contexts.get(&named("b")).is_err() && contexts.get(&named("a")).is_ok());
         let other = run(&contexts, "c").unwrap();
         assert_eq!(run(&contexts, "d").unwrap_err(), full, "all of them are busy");
@@ -624,10 +747,10 @@ mod tests {
 
         limits.context_ttl = Some(Duration::from_secs(60));
         let contexts = limited(limits);
-        contexts.bind(&named("a"), &thread).unwrap();
+        bind(&contexts, &named("a"), &thread).await.unwrap();
         let running = run(&contexts, "a").unwrap();
         tokio::time::advance(Duration::from_secs(3600)).await;
-        contexts.bind(&named("b"), &thread).unwrap();
+        bind(&contexts, &named("b"), &thread).await.unwrap();
         contexts.sweep();
         assert_eq!(contexts.count(), 2);
         contexts.note_end(&named("a"));

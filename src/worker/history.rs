@@ -172,7 +172,7 @@ impl Worker {
     }
 
     /// Deletes a thread that nobody knows of. A CLI that can't has it in its archive.
-    async fn delete_thread(&self, thread_id: &ThreadId) {
+    pub(crate) async fn delete_thread(&self, thread_id: &ThreadId) {
         let thread = thread_id.as_str();
         let deleted = match self.client.thread_delete(thread).await {
             Err(RequestError::Server { .. }) => self.client.thread_archive(thread).await,

@@ -15,7 +15,7 @@ use crate::model::id::ThreadId;
 use crate::model::options::ThreadOptions;
 use crate::model::request::{UserInput, Work};
 use crate::model::workspace::Workspace;
-use crate::registry::threads::Loaded;
+use crate::registry::threads::{Left, Loaded};
 use crate::worker::{Worker, WorkerId};
 
 pub(crate) use crate::app_server::client::{ListedTurn, Task};
@@ -64,10 +64,15 @@ impl LoadedThread {
         self.baseline.profile(options).map(str::to_owned)
     }
 
-    /// Takes over from what was loaded before what its turns have set: Codex keeps it with the thread.
-    pub(crate) fn succeed(&mut self, before: &LoadedThread) {
-        self.lingering.summary = before.lingering.summary;
-        self.lingering.service_tier = before.lingering.service_tier;
+    /// What its last turn has left, as far as Codex does not tell it.
+    pub(crate) fn left(&self) -> Left {
+        let Lingering { summary, service_tier, effort: _ } = self.lingering;
+        Left { summary, service_tier }
+    }
+
+    /// Takes over what was left when it was loaded before: Codex keeps it with the thread.
+    pub(crate) fn take_over(&mut self, Left { summary, service_tier }: Left) {
+        self.lingering = Lingering { summary, service_tier, ..self.lingering };
     }
 
     /// What lets nothing of a turn with these options pass before it is known that no more came into

@@ -14,6 +14,8 @@
 //! One ledger is one tenant's: no key names the tenant.
 
 mod change;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -96,12 +98,24 @@ pub(crate) type Restore = Box<dyn FnMut(Kept) + Send>;
 #[derive(Debug)]
 pub(crate) struct Ledger {
     trouble: watch::Sender<Option<Trouble>>,
+    #[cfg(test)]
+    played: Option<testing::Played>,
 }
 
 impl Ledger {
     /// One that keeps nothing, and never has trouble.
     pub(crate) fn memory() -> Ledger {
-        Ledger { trouble: watch::Sender::default() }
+        Ledger {
+            trouble: watch::Sender::default(),
+            #[cfg(test)]
+            played: None,
+        }
+    }
+
+    /// One on a disk in memory.
+    #[cfg(test)]
+    pub(crate) fn on(disk: &std::sync::Arc<testing::Disk>) -> Ledger {
+        Ledger { played: Some(disk.start()), ..Ledger::memory() }
     }
 
     /// One in a file, which is not read yet: there is trouble until it is.
@@ -116,7 +130,12 @@ impl Ledger {
     ///
     /// # Errors
     /// [`OpenError`], which does not go away.
-    pub(crate) async fn open(&self, restore: Restore) -> Result<(), OpenError> {
+    pub(crate) async fn open(&self, mut restore: Restore) -> Result<(), OpenError> {
+        #[cfg(test)]
+        if let Some(played) = &self.played {
+            played.restore(&mut restore);
+            return Ok(());
+        }
         drop(restore);
         Ok(())
     }
@@ -142,6 +161,10 @@ impl Ledger {
     /// Queues changes: they are kept, together, in the order of the calls. Where that can't be done now,
     /// `Written` says so at once, and they are kept as soon as it can.
     pub(crate) fn write(&self, changes: Vec<Change>) -> Written {
+        #[cfg(test)]
+        if let Some(played) = &self.played {
+            return played.write(changes, None);
+        }
         let _ = changes;
         Written::yes()
     }
@@ -149,6 +172,10 @@ impl Ledger {
     /// The same for what can be refused: where they can't be kept now, they are not, and `undo` is in
     /// their place, in case that the disk has them all the same.
     pub(crate) fn try_write(&self, changes: Vec<Change>, undo: Vec<Change>) -> Written {
+        #[cfg(test)]
+        if let Some(played) = &self.played {
+            return played.write(changes, Some(undo));
+        }
         let _ = (changes, undo);
         Written::yes()
     }
@@ -161,12 +188,20 @@ impl Ledger {
         &self,
         thread_id: &ThreadId,
     ) -> Result<Option<ThreadFacts>, Trouble> {
+        #[cfg(test)]
+        if let Some(played) = &self.played {
+            return Ok(played.facts_of(thread_id));
+        }
         let _ = thread_id;
         Ok(None)
     }
 
     /// Why nothing can be kept now, as it changes.
     pub(crate) fn trouble(&self) -> watch::Receiver<Option<Trouble>> {
+        #[cfg(test)]
+        if let Some(played) = &self.played {
+            return played.trouble();
+        }
         self.trouble.subscribe()
     }
 }

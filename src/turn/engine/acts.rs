@@ -12,7 +12,6 @@ use crate::model::event::{Event, Usage};
 use crate::model::id::ThreadId;
 use crate::model::request::TurnRequest;
 use crate::pool::Incarnation;
-use crate::registry::ledger::Change;
 use crate::registry::threads::ThreadFacts;
 use crate::turn::machine::{Act, EndedCommands, Input, Kept};
 use crate::worker::thread::{Task, ThreadError};
@@ -224,12 +223,12 @@ impl Driver {
         held.thread.is_bound |= context.is_some();
         let contexts = &self.engine.contexts;
         let replaced = contexts.bind_for_turn(context, &self.ticket, &held.thread_id);
-        let Some(replaced) = replaced else { return };
         // Of which nothing need be remembered for the context's sake.
-        if let Some(mut thread) = self.engine.threads.try_lock(&replaced) {
-            thread.is_bound = false;
+        if let Some(replaced) = replaced
+            && let Some(mut thread) = self.engine.threads.try_lock(&replaced)
+        {
+            thread.is_bound = contexts.has_thread(&replaced);
         }
-        drop(self.engine.ledger.write(vec![Change::ForgetFacts(replaced)]));
     }
 }
 

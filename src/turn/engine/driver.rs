@@ -316,6 +316,7 @@ impl Driver {
                 // Also where Codex did not take the turn: it may have taken its settings. Not where
                 // the thread was given up meanwhile.
                 held.loaded = *loaded;
+                held.thread.facts.left = Some(held.loaded.left());
                 if let Some(known) = &mut held.thread.loaded {
                     known.clone_from(&held.loaded);
                 }

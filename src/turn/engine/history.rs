@@ -86,6 +86,7 @@ impl Engine {
     /// # Errors
     /// [`Refusal`]; nothing is bound then.
     pub(crate) async fn fork_context(self: &Arc<Engine>, copy: Copy) -> Result<Binding, Refusal> {
+        self.contexts.check_ledger()?;
         let reserving = self.contexts.reserve_copy(&copy.source, &copy.target);
         let idle = self.idle_thread(&copy.source, reserving).await?;
         let engine = Arc::clone(self);
@@ -115,8 +116,18 @@ impl Engine {
             ..ThreadFacts::default()
         };
         thread.is_bound = true;
-        thread.asked = (!copy.is_released).then_some(worker);
-        Ok(self.contexts.bind_copy(&target, &copy.thread_id, &reserved))
+        thread.asked = (!copy.is_released).then_some(worker.clone());
+        let of_copy = (&copy.thread_id, &thread.facts);
+        let bound = self.contexts.bind_copy(&target, of_copy, thread_id, &reserved).await;
+        if bound.is_err() {
+            // Nobody will ever name it.
+            if let Some(worker) = self.pool.worker(&worker) {
+                worker.delete_thread(&copy.thread_id).await;
+            }
+            drop(thread);
+            self.threads.forget(&copy.thread_id);
+        }
+        bound
     }
 
     /// Takes a context's thread back to before one of its turns.
@@ -172,6 +183,7 @@ impl Engine {
         thread.loaded = None;
         // Where it may be loaded still.
         thread.asked = asked.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.contexts.keep_facts(thread_id, &thread.facts);
         reverted?;
         self.contexts.get(key)
     }

@@ -29,7 +29,6 @@ use crate::model::refusal::Refusal;
 use crate::model::request::{BusyPolicy, TurnRequest, UserInput};
 use crate::model::workspace::Workspace;
 use crate::pool::{Pool, Unavailable};
-use crate::registry::bindings::Bindings;
 use crate::registry::latest::LatestThreads;
 use crate::registry::ledger::{Change, Ledger, Trouble};
 use crate::registry::threads::Threads;
@@ -98,7 +97,6 @@ impl Engine {
     pub(crate) fn new(
         pool: Arc<Pool>,
         ledger: Arc<Ledger>,
-        bindings: Bindings,
         turns: Arc<Turns>,
         admission: Arc<Admission>,
         settings: EngineSettings,
@@ -106,9 +104,13 @@ impl Engine {
         Arc::new(Engine {
             pool,
             threads: Threads::default(),
-            latest_threads: LatestThreads::default(),
+            latest_threads: LatestThreads::new(Arc::clone(&ledger)),
+            contexts: Contexts::new(
+                Arc::clone(&ledger),
+                Arc::clone(&admission),
+                settings.contexts.clone(),
+            ),
             ledger,
-            contexts: Contexts::new(bindings, Arc::clone(&admission), settings.contexts.clone()),
             turns,
             admission,
             readers: Readers::new(settings.readers.clone()),

@@ -373,6 +373,7 @@ impl Engine {
             usage: Some(crate::model::event::Usage::default()),
             is_blank: true,
             turns: Some(TurnsSeen::default()),
+            left: None,
             dynamic_tools: Some(Fingerprint::of(
                 &options.dynamic_tools.as_deref().unwrap_or_default(),
             )),
@@ -387,6 +388,22 @@ impl Engine {
         Ok(opened)
     }
 
+    /// Remembers what an earlier process has known of a thread that a context goes on with, or this one
+    /// before it had to forget it.
+    pub(super) async fn recall(
+        &self,
+        thread: &mut ThreadState<LoadedThread>,
+        thread_id: &ThreadId,
+    ) -> Result<(), Refusal> {
+        if thread.facts != ThreadFacts::default() {
+            return Ok(());
+        }
+        if let Some(facts) = self.ledger.facts_of(thread_id).await? {
+            (thread.facts, thread.is_bound) = (facts, true);
+        }
+        Ok(())
+    }
+
     async fn open_existing(
         &self,
         request: &TurnRequest,
@@ -399,6 +416,7 @@ impl Engine {
         // No other turn has it, since this one has its lane: whoever does releases it, or has given its
         // turn up, and is done soon.
         let mut thread = ties.unless_abandoned(self.threads.lock(thread_id)).await?;
+        self.recall(&mut thread, thread_id).await?;
         let holder = self.holder_for_use(&mut thread, thread_id, ties).await?;
         let lease = ties.lease(self, holder.as_ref()).await?;
         // Not before: a turn that gets no worker leaves it to the next one.
@@ -447,10 +465,11 @@ impl Engine {
                     thread.asked = Some(worker.id().clone());
                 }
                 let mut resumed = resumed?;
-                if let Some(before) = &before {
-                    resumed.succeed(before);
-                }
                 truncated = history_lost(worker, thread_id, &mut thread.facts).await;
+                let left = before.map(|before| before.left()).or(thread.facts.left);
+                if let Some(left) = left {
+                    resumed.take_over(left);
+                }
                 (resumed, true)
             }
         };
@@ -590,7 +609,7 @@ async fn history_lost(
     const NEWEST: usize = 20;
     /// Of a longer thread neither number is known.
     const MOST: usize = 1000;
-    let seen = facts.turns.clone();
+    let (seen, left) = (facts.turns.clone(), facts.left.take());
     let is_whole = |turn: &ListedTurn| {
         let last = seen.as_ref().and_then(|seen| seen.last.as_ref());
         last.is_some_and(|last| last.id == turn.id && (turn.has_end() || !last.has_completed))
@@ -598,6 +617,8 @@ async fn history_lost(
     if seen.as_ref().is_some_and(|seen| seen.last.is_some()) {
         let (turns, _) = worker.turns_of(thread_id, NEWEST).await?;
         if turns.iter().any(is_whole) {
+            // Where nobody else has had a turn on it since.
+            facts.left = left.filter(|_| turns.first().is_some_and(is_whole));
             return None;
         }
     }

@@ -1,5 +1,6 @@
 //! What an earlier process has kept, taken in before anything is served.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::Engine;
@@ -7,13 +8,19 @@ use super::keeping::end_of;
 use crate::model::event::Usage;
 use crate::model::failure::{FailureReason, TurnError};
 use crate::model::outcome::Outcome;
-use crate::registry::ledger::{Kept, KeptTurn};
+use crate::registry::ledger::{Kept, KeptTurn, Restore};
 use crate::turn::log::Placed;
 use crate::turn::turn::Turn;
 
 impl Engine {
+    /// Takes in what an earlier process has kept; all of it is there once this is dropped.
+    pub(crate) fn restoring(self: &Arc<Engine>) -> Restore {
+        let restoring = Restoring(Arc::clone(self));
+        Box::new(move |kept| restoring.0.restore(kept))
+    }
+
     /// Takes in a piece of what an earlier process has kept.
-    pub(crate) fn restore(&self, kept: Kept) {
+    fn restore(&self, kept: Kept) {
         match kept {
             Kept::Binding(binding) => self.contexts.restore(*binding),
             Kept::Mark(mark) => self.contexts.restore_mark(mark),
@@ -40,6 +47,15 @@ impl Engine {
             drop(self.ledger.write(vec![end_of(&turn, &terminal)]));
         }
         self.turns.restore(&turn, requests, ended_at);
+    }
+}
+
+/// An engine that takes in what was kept.
+struct Restoring(Arc<Engine>);
+
+impl Drop for Restoring {
+    fn drop(&mut self) {
+        self.0.contexts.restored();
     }
 }
 
