@@ -163,7 +163,7 @@ impl Sidecar {
             setup;
         let work = tempfile::tempdir().unwrap();
         let default_directory = work.path().canonicalize().unwrap();
-        let ledger = Arc::new(state.as_ref().map_or_else(Ledger::memory, Ledger::on));
+        let ledger = Arc::new(state.as_ref().map_or_else(Ledger::memory, Ledger::played_on));
         let engine = Engine::new(
             Pool::start(spec.clone(), workers, pool.clone()),
             Arc::clone(&ledger),

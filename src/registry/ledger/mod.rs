@@ -13,18 +13,40 @@
 //!
 //! One ledger is one tenant's: no key names the tenant.
 
+mod backend;
+mod backlog;
 mod change;
+mod disk;
+mod fault;
+mod frame;
+mod key;
+mod message;
+mod open;
+mod queue;
+mod read;
+mod record;
+mod store;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+mod writer;
 
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use tokio::sync::{oneshot, watch};
 
 use crate::model::id::ThreadId;
+use crate::registry::ledger::disk::{Disk, FileDisk};
+use crate::registry::ledger::fault::Fault;
+use crate::registry::ledger::queue::{Group, Queue};
+use crate::registry::ledger::record::Record;
+use crate::registry::ledger::store::Snapshot;
+use crate::registry::ledger::writer::{Pauses, Shelf, Writer};
 use crate::registry::threads::ThreadFacts;
 
 pub(crate) use change::{Change, KeptBinding, KeptEnd, KeptMark, KeptThreadStarted, KeptTurn};
@@ -95,54 +117,101 @@ pub(crate) enum Kept {
 pub(crate) type Restore = Box<dyn FnMut(Kept) + Send>;
 
 /// The ledger.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Ledger {
-    trouble: watch::Sender<Option<Trouble>>,
+    /// `None` for one that keeps nothing.
+    file: Option<InFile>,
+    untroubled: watch::Sender<Option<Trouble>>,
     #[cfg(test)]
     played: Option<testing::Played>,
+}
+
+#[derive(Debug)]
+struct InFile {
+    path: PathBuf,
+    durability: Durability,
+    queue: Arc<Queue>,
+    shelf: Arc<Shelf>,
+    /// Until it is opened.
+    unopened: Mutex<Option<(Box<dyn Disk>, Pauses)>>,
+    /// Done when the file is let go.
+    closed: watch::Receiver<bool>,
+    closing: Mutex<Option<watch::Sender<bool>>>,
 }
 
 impl Ledger {
     /// One that keeps nothing, and never has trouble.
     pub(crate) fn memory() -> Ledger {
+        Ledger::default()
+    }
+
+    /// One on a disk in memory.
+    #[cfg(test)]
+    pub(crate) fn played_on(disk: &Arc<testing::Disk>) -> Ledger {
+        let mut ledger = Ledger::default();
+        ledger.played = Some(disk.start());
+        ledger
+    }
+
+    /// One in a file, which is not read yet: there is trouble until it is.
+    pub(crate) fn in_file(path: PathBuf, durability: Durability) -> Ledger {
+        let disk = FileDisk::new(path, durability);
+        Ledger::on(Box::new(disk), durability, Pauses::default())
+    }
+
+    fn on(disk: Box<dyn Disk>, durability: Durability, pauses: Pauses) -> Ledger {
+        let path = disk.path().to_owned();
+        let cause = format!("{} is not read yet", path.display());
+        let (closing, closed) = watch::channel(false);
         Ledger {
-            trouble: watch::Sender::default(),
+            file: Some(InFile {
+                path,
+                durability,
+                queue: Arc::new(Queue::new(Trouble { cause })),
+                shelf: Arc::default(),
+                unopened: Mutex::new(Some((disk, pauses))),
+                closed,
+                closing: Mutex::new(Some(closing)),
+            }),
+            untroubled: watch::Sender::default(),
             #[cfg(test)]
             played: None,
         }
     }
 
-    /// One on a disk in memory.
-    #[cfg(test)]
-    pub(crate) fn on(disk: &std::sync::Arc<testing::Disk>) -> Ledger {
-        Ledger { played: Some(disk.start()), ..Ledger::memory() }
-    }
-
-    /// One in a file, which is not read yet: there is trouble until it is.
-    pub(crate) fn in_file(path: PathBuf, durability: Durability) -> Ledger {
-        let _ = (path, durability);
-        Ledger::memory()
-    }
-
     /// Reads what an earlier process has kept, and gives it to `restore`. Returns when that is done, or when
     /// there is trouble that may go away: it is tried again from time to time then, and `restore` is
-    /// called when it has gone.
+    /// called when it has gone. What was given once is not given again.
     ///
     /// # Errors
     /// [`OpenError`], which does not go away.
-    pub(crate) async fn open(&self, mut restore: Restore) -> Result<(), OpenError> {
+    pub(crate) async fn open(&self, restore: Restore) -> Result<(), OpenError> {
         #[cfg(test)]
         if let Some(played) = &self.played {
-            played.restore(&mut restore);
+            played.restore(restore);
             return Ok(());
         }
-        drop(restore);
-        Ok(())
+        let Some(file) = &self.file else { return Ok(()) };
+        let Some((disk, pauses)) = lock(&file.unopened).take() else { return Ok(()) };
+        let closing = lock(&file.closing).take();
+        let writer =
+            Writer::new(disk, Arc::clone(&file.queue), Arc::clone(&file.shelf), pauses, restore);
+        let (opened, answer) = oneshot::channel();
+        let run = move || {
+            // Dropped when the thread ends, however it does.
+            let _closing = closing;
+            writer.run(opened);
+        };
+        if let Err(error) = std::thread::Builder::new().name("ledger".to_owned()).spawn(run) {
+            let cause = format!("there can be no thread that writes the state: {error}");
+            file.queue.note_failure(&Trouble { cause }, Vec::new());
+        }
+        answer.await.unwrap_or(Ok(()))
     }
 
     /// Whether all that an earlier process has kept was given to `restore`.
     pub(crate) fn is_read(&self) -> bool {
-        true
+        self.file.as_ref().is_none_or(|file| file.queue.is_read())
     }
 
     /// All that is kept as of now, as JSON lines in parts of many, read while others write.
@@ -156,7 +225,14 @@ impl Ledger {
     }
 
     /// Keeps what waits to be kept, if it can, and lets go of the file. Nothing is kept from there on.
-    pub(crate) async fn close(&self) {}
+    pub(crate) async fn close(&self) {
+        let Some(file) = &self.file else { return };
+        file.queue.close();
+        // One that was never opened has no file.
+        drop(lock(&file.closing).take());
+        let mut closed = file.closed.clone();
+        while closed.changed().await.is_ok() {}
+    }
 
     /// Queues changes: they are kept, together, in the order of the calls. Where that can't be done now,
     /// `Written` says so at once, and they are kept as soon as it can.
@@ -165,8 +241,8 @@ impl Ledger {
         if let Some(played) = &self.played {
             return played.write(changes, None);
         }
-        let _ = changes;
-        Written::yes()
+        let Some(file) = &self.file else { return Written::yes() };
+        file.queue.submit(Group::new(&changes, None))
     }
 
     /// The same for what can be refused: where they can't be kept now, they are not, and `undo` is in
@@ -176,8 +252,8 @@ impl Ledger {
         if let Some(played) = &self.played {
             return played.write(changes, Some(undo));
         }
-        let _ = (changes, undo);
-        Written::yes()
+        let Some(file) = &self.file else { return Written::yes() };
+        file.queue.submit(Group::new(&changes, Some(undo)))
     }
 
     /// What is known of a thread.
@@ -192,8 +268,50 @@ impl Ledger {
         if let Some(played) = &self.played {
             return Ok(played.facts_of(thread_id));
         }
-        let _ = thread_id;
-        Ok(None)
+        let Some(file) = &self.file else { return Ok(None) };
+        let key = key::thread(thread_id);
+        let (path, shelf, queue) =
+            (file.path.clone(), Arc::clone(&file.shelf), Arc::clone(&file.queue));
+        let read = tokio::task::spawn_blocking(move || {
+            let record = match queue.find(&key) {
+                Some(None) => return Ok(None),
+                Some(Some(value)) => {
+                    let damaged = |cause: &str| Fault::Damaged(cause.to_owned());
+                    Record::decode(&value, &key).map(Some).map_err(damaged)
+                }
+                None => match shelf.snapshot() {
+                    Some(snapshot) => snapshot.and_then(|snapshot| snapshot.get(&key)),
+                    None => Err(Fault::System("it can't be read now".to_owned())),
+                },
+            };
+            match record.map_err(|fault| fault.into_trouble(&path))? {
+                Some(Record::Facts(_, facts)) => Ok(Some(*facts)),
+                Some(_) | None => Ok(None),
+            }
+        });
+        let gone = |_| Err(Trouble { cause: "the process ends".to_owned() });
+        read.await.unwrap_or_else(gone)
+    }
+
+    /// What is kept at this moment, without what waits; `None` for one that keeps nothing.
+    ///
+    /// # Errors
+    /// [`Trouble`] where it can't be read now.
+    fn snapshot(&self) -> Result<Option<Snapshot>, Trouble> {
+        let Some(file) = &self.file else { return Ok(None) };
+        let closed = || Err(Fault::System("it can't be read now".to_owned()));
+        let snapshot = file.shelf.snapshot().unwrap_or_else(closed);
+        snapshot.map(Some).map_err(|fault| fault.into_trouble(&file.path))
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        self.file.as_ref().map(|file| &*file.path)
+    }
+
+    /// What kept changes outlive, where any are kept.
+    pub(crate) fn durability(&self) -> Option<Durability> {
+        self.file.as_ref().map(|file| file.durability)
     }
 
     /// Why nothing can be kept now, as it changes.
@@ -202,8 +320,24 @@ impl Ledger {
         if let Some(played) = &self.played {
             return played.trouble();
         }
-        self.trouble.subscribe()
+        match &self.file {
+            Some(file) => file.queue.trouble(),
+            None => self.untroubled.subscribe(),
+        }
     }
+}
+
+impl Drop for Ledger {
+    fn drop(&mut self) {
+        if let Some(file) = &self.file {
+            file.queue.close();
+        }
+    }
+}
+
+// A panic elsewhere can't leave it half changed.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether changes are kept, once that is known.
@@ -214,6 +348,17 @@ impl Written {
     /// Of what need not be waited for.
     pub(crate) fn yes() -> Written {
         Written(None)
+    }
+
+    fn no(trouble: Trouble) -> Written {
+        let (ack, written) = oneshot::channel();
+        // The receiver is there.
+        let _ = ack.send(Err(trouble));
+        Written(Some(written))
+    }
+
+    fn when(written: oneshot::Receiver<Result<(), Trouble>>) -> Written {
+        Written(Some(written))
     }
 }
 

@@ -2,16 +2,14 @@
 //! can keep everybody waiting, and outlives the sidecars that are started on it.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 
-use super::{Change, Kept, KeptBinding, KeptMark, KeptTurn, Restore, Trouble, Written};
-use crate::model::id::{ContextKey, ThreadId, TurnId};
-use crate::registry::bindings::Binding;
-use crate::registry::latest::LatestThread;
+use super::tests::sample::Model;
+use super::{Change, Kept, KeptBinding, KeptTurn, Restore, Trouble, Written};
+use crate::model::id::ThreadId;
 use crate::registry::threads::ThreadFacts;
 
 /// The disk.
@@ -23,7 +21,7 @@ pub(crate) struct Disk {
 
 #[derive(Debug, Default)]
 struct State {
-    kept: Everything,
+    kept: Model,
     // Of the sidecar that has it now: whoever had it before was killed.
     owner: u64,
     holds: bool,
@@ -38,78 +36,6 @@ struct Held {
     // What is done in their place if they can't be kept; else they themselves, later.
     undo: Option<Vec<Change>>,
     written: oneshot::Sender<Result<(), Trouble>>,
-}
-
-/// What is kept.
-#[derive(Debug, Default)]
-struct Everything {
-    bindings: BTreeMap<ContextKey, Binding>,
-    marks: BTreeMap<ContextKey, KeptMark>,
-    facts: BTreeMap<ThreadId, ThreadFacts>,
-    turns: BTreeMap<TurnId, KeptTurn>,
-    directories: BTreeMap<PathBuf, LatestThread>,
-}
-
-impl Everything {
-    fn apply(&mut self, change: Change) {
-        match change {
-            Change::Bind(key, binding) => {
-                self.marks.remove(&key);
-                self.bindings.insert(key, binding);
-            }
-            Change::Unbind(key) => drop(self.bindings.remove(&key)),
-            Change::Mark(mark) => {
-                self.bindings.remove(&mark.key);
-                self.marks.insert(mark.key.clone(), mark);
-            }
-            Change::ForgetMark(key) => drop(self.marks.remove(&key)),
-            Change::Facts(thread_id, facts) => drop(self.facts.insert(thread_id, facts)),
-            Change::ForgetFacts(thread_id) => drop(self.facts.remove(&thread_id)),
-            Change::StartTurn(turn) => {
-                for request in &turn.requests {
-                    self.give_free(&request.id);
-                }
-                self.turns.insert(turn.turn_id.clone(), *turn);
-            }
-            Change::JoinTurn(request, turn_id) => {
-                self.give_free(&request.id);
-                if let Some(turn) = self.turns.get_mut(&turn_id) {
-                    turn.requests.push(request);
-                }
-            }
-            Change::LeaveTurn(request, turn_id) => {
-                if let Some(turn) = self.turns.get_mut(&turn_id) {
-                    turn.requests.retain(|known| known.id != request.id);
-                }
-            }
-            Change::ThreadStarted(turn_id, told) => {
-                if let Some(turn) = self.turns.get_mut(&turn_id) {
-                    turn.thread_started = Some(told);
-                }
-            }
-            Change::Reserve(turn_id, reserved) => {
-                if let Some(turn) = self.turns.get_mut(&turn_id) {
-                    turn.reserved = reserved;
-                }
-            }
-            Change::EndTurn(turn_id, end) => {
-                if let Some(turn) = self.turns.get_mut(&turn_id) {
-                    turn.end = Some(end);
-                }
-            }
-            Change::ForgetTurn(turn_id) => drop(self.turns.remove(&turn_id)),
-            Change::Directory(directory, latest) => {
-                self.directories.insert(directory, latest);
-            }
-            Change::ForgetDirectory(directory) => drop(self.directories.remove(&directory)),
-        }
-    }
-
-    fn give_free(&mut self, request_id: &str) {
-        for turn in self.turns.values_mut() {
-            turn.requests.retain(|known| known.id != request_id);
-        }
-    }
 }
 
 /// A sidecar's access to the disk, until another one is started on it.
@@ -137,7 +63,7 @@ impl Disk {
         let mut state = self.state();
         state.holds = false;
         for Held { changes, written, .. } in std::mem::take(&mut state.held) {
-            changes.into_iter().for_each(|change| state.kept.apply(change));
+            changes.into_iter().for_each(|change| state.kept.change(&change));
             let _ = written.send(Ok(()));
         }
     }
@@ -159,7 +85,7 @@ impl Disk {
         let mut state = self.state();
         state.is_full = false;
         for change in std::mem::take(&mut state.backlog) {
-            state.kept.apply(change);
+            state.kept.change(&change);
         }
         self.trouble.send_replace(None);
     }
@@ -196,10 +122,9 @@ impl Disk {
 }
 
 impl Played {
-    pub(super) fn restore(&self, restore: &mut Restore) {
+    pub(super) fn restore(&self, restore: Restore) {
         let kept: Vec<Kept> = {
-            let Everything { bindings, marks, turns, directories, facts: _ } =
-                &self.disk.state().kept;
+            let Model { bindings, marks, turns, directories, facts: _ } = &self.disk.state().kept;
             let bindings = bindings.iter().map(|(key, binding)| {
                 let (key, binding) = (key.clone(), binding.clone());
                 Kept::Binding(Box::new(KeptBinding { key, binding }))
@@ -231,7 +156,7 @@ impl Played {
             state.held.push(Held { changes, undo, written: told });
             return Written(Some(written));
         }
-        changes.into_iter().for_each(|change| state.kept.apply(change));
+        changes.into_iter().for_each(|change| state.kept.change(&change));
         Written::yes()
     }
 

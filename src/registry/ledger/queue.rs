@@ -1,0 +1,282 @@
+//! What waits to be kept: in the order of the calls, and, while nothing can be kept, merged by key.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{oneshot, watch};
+
+use crate::registry::ledger::backlog::Backlog;
+use crate::registry::ledger::record::{Operation, append_operations};
+use crate::registry::ledger::{Change, Trouble, Written};
+
+/// How much waits before what can be refused is, in bytes. What can't is queued all the same: turns that run
+/// end, and no other ones start.
+const MOST_QUEUED: usize = 64 * 1024 * 1024;
+
+/// How much is kept in one commit, in bytes, if there is more than one call.
+const MOST_AT_ONCE: usize = 8 * 1024 * 1024;
+
+/// Tells whether changes are kept.
+pub(super) type Ack = oneshot::Sender<Result<(), Trouble>>;
+
+/// The changes of one call.
+#[derive(Debug)]
+pub(super) struct Group {
+    pub(super) operations: Vec<Operation>,
+    /// What stands in its place where it can't be kept.
+    undo: Option<Vec<Change>>,
+    bytes: usize,
+}
+
+impl Group {
+    pub(super) fn new(changes: &[Change], undo: Option<Vec<Change>>) -> Group {
+        let mut operations = Vec::with_capacity(changes.len() * 2);
+        for change in changes {
+            append_operations(change, &mut operations);
+        }
+        let bytes = operations.iter().map(Operation::bytes).sum();
+        Group { operations, undo, bytes }
+    }
+}
+
+/// What the callers and the writer share.
+#[derive(Debug)]
+pub(super) struct Queue {
+    state: Mutex<State>,
+    /// Something for the writer to do.
+    work: Condvar,
+    trouble: watch::Sender<Option<Trouble>>,
+    is_read: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    phase: Phase,
+    waiting: VecDeque<(Group, Ack)>,
+    waiting_bytes: usize,
+    /// What is being committed.
+    current: Option<Arc<Vec<Group>>>,
+    backlog: Backlog,
+    /// The backlog that is being committed; `backlog` has what came since.
+    current_backlog: Option<Arc<Backlog>>,
+    is_closing: bool,
+}
+
+#[derive(Debug, Default)]
+enum Phase {
+    #[default]
+    Keeping,
+    Troubled(Trouble),
+    Closed(Trouble),
+}
+
+/// What the writer is to do.
+#[derive(Debug)]
+pub(super) enum Work {
+    Commit(Arc<Vec<Group>>, Vec<Ack>),
+    /// Nothing came for a while.
+    Idle,
+    /// Nothing more comes.
+    Close,
+}
+
+impl Queue {
+    /// One whose ledger is not read yet.
+    pub(super) fn new(unread: Trouble) -> Queue {
+        Queue {
+            state: Mutex::default(),
+            work: Condvar::new(),
+            trouble: watch::Sender::new(Some(unread)),
+            is_read: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) fn trouble(&self) -> watch::Receiver<Option<Trouble>> {
+        self.trouble.subscribe()
+    }
+
+    pub(super) fn is_read(&self) -> bool {
+        self.is_read.load(Ordering::Acquire)
+    }
+
+    pub(super) fn submit(&self, group: Group) -> Written {
+        let mut state = self.state();
+        match &state.phase {
+            Phase::Closed(trouble) => Written::no(trouble.clone()),
+            Phase::Troubled(trouble) => {
+                let written = Written::no(trouble.clone());
+                // What can be refused has not been tried: there is nothing to undo.
+                if group.undo.is_none() {
+                    state.backlog.add(group.operations);
+                }
+                written
+            }
+            Phase::Keeping => {
+                if group.undo.is_some() && state.waiting_bytes > MOST_QUEUED {
+                    let cause = "more waits for the disk than is let wait".to_owned();
+                    return Written::no(Trouble { cause });
+                }
+                let (ack, written) = oneshot::channel();
+                state.waiting_bytes += group.bytes;
+                state.waiting.push_back((group, ack));
+                self.work.notify_one();
+                Written::when(written)
+            }
+        }
+    }
+
+    /// What waits to be put under this key, `None` in it where the key is to be removed.
+    pub(super) fn find(&self, key: &[u8]) -> Option<Option<Vec<u8>>> {
+        let state = self.state();
+        let current = state.current.iter().flat_map(|groups| groups.iter());
+        let groups = current.chain(state.waiting.iter().map(|(group, _)| group));
+        let mut operations: Vec<_> = groups.flat_map(|group| &group.operations).collect();
+        operations.reverse();
+        let waiting = operations.into_iter().find_map(|operation| match operation {
+            Operation::Put { key: of, value } => (of == key).then(|| Some(value.clone())),
+            Operation::Remove(of) => (of == key).then_some(None),
+            Operation::RemoveAll(prefix) => key.starts_with(prefix).then_some(None),
+        });
+        waiting
+            .or_else(|| state.backlog.find(key))
+            .or_else(|| state.current_backlog.as_ref()?.find(key))
+    }
+
+    /// Waits for something to do, with `idle` at most so long.
+    pub(super) fn next(&self, idle: Option<Duration>) -> Work {
+        let is_idle = |state: &mut State| state.waiting.is_empty() && !state.is_closing;
+        let mut state = self.state();
+        match idle {
+            Some(idle) => {
+                let waited = self.work.wait_timeout_while(state, idle, is_idle);
+                let (waited, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+                if timeout.timed_out() {
+                    return Work::Idle;
+                }
+                state = waited;
+            }
+            None => {
+                let waited = self.work.wait_while(state, is_idle);
+                state = waited.unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+        let (mut groups, mut acks, mut bytes) = (Vec::new(), Vec::new(), 0);
+        while let Some((group, _)) = state.waiting.front()
+            && (groups.is_empty() || bytes + group.bytes <= MOST_AT_ONCE)
+        {
+            bytes += group.bytes;
+            let Some((group, ack)) = state.waiting.pop_front() else { break };
+            groups.push(group);
+            acks.push(ack);
+        }
+        if groups.is_empty() {
+            return Work::Close;
+        }
+        state.waiting_bytes -= bytes;
+        let groups = Arc::new(groups);
+        state.current = Some(Arc::clone(&groups));
+        Work::Commit(groups, acks)
+    }
+
+    /// What was being committed is kept.
+    pub(super) fn note_kept(&self, acks: Vec<Ack>) {
+        self.state().current = None;
+        for ack in acks {
+            // Nobody may wait for it.
+            let _ = ack.send(Ok(()));
+        }
+    }
+
+    /// What was being committed may be kept or not, and nothing can be kept now.
+    pub(super) fn note_failure(&self, trouble: &Trouble, mut acks: Vec<Ack>) {
+        {
+            let mut state = self.state();
+            let State { current, waiting, backlog, .. } = &mut *state;
+            for group in current.take().iter().flat_map(|groups| groups.iter()) {
+                match &group.undo {
+                    // The disk may have it all the same.
+                    Some(undo) => backlog.add(Group::new(undo, None).operations),
+                    None => backlog.add(group.operations.iter().cloned()),
+                }
+            }
+            for (group, ack) in waiting.drain(..) {
+                if group.undo.is_none() {
+                    backlog.add(group.operations);
+                }
+                acks.push(ack);
+            }
+            state.waiting_bytes = 0;
+            self.set_trouble(&mut state, trouble);
+        }
+        for ack in acks {
+            let _ = ack.send(Err(trouble.clone()));
+        }
+    }
+
+    /// What could not be kept until now, to be committed. Without any, all is kept: there is no trouble any
+    /// more.
+    pub(super) fn take_backlog(&self) -> Option<Arc<Backlog>> {
+        let mut state = self.state();
+        state.current_backlog = None;
+        if state.backlog.is_empty() {
+            state.phase = Phase::Keeping;
+            self.is_read.store(true, Ordering::Release);
+            self.trouble.send_replace(None);
+            return None;
+        }
+        let backlog = Arc::new(std::mem::take(&mut state.backlog));
+        state.current_backlog = Some(Arc::clone(&backlog));
+        Some(backlog)
+    }
+
+    /// The backlog could not be committed.
+    pub(super) fn note_backlog_failure(&self, trouble: &Trouble) {
+        let mut state = self.state();
+        if let Some(current) = state.current_backlog.take() {
+            let newer = std::mem::take(&mut state.backlog);
+            state.backlog.add(current.operations());
+            state.backlog.add(newer.operations());
+        }
+        self.set_trouble(&mut state, trouble);
+    }
+
+    fn set_trouble(&self, state: &mut State, trouble: &Trouble) {
+        state.phase = Phase::Troubled(trouble.clone());
+        self.trouble.send_if_modified(|known| {
+            let is_news = known.as_ref() != Some(trouble);
+            *known = Some(trouble.clone());
+            is_news
+        });
+    }
+
+    /// Waits so long, or until it is to be closed. Whether it is.
+    pub(super) fn pause(&self, pause: Duration) -> bool {
+        let waited = self.work.wait_timeout_while(self.state(), pause, |state| !state.is_closing);
+        waited.unwrap_or_else(PoisonError::into_inner).0.is_closing
+    }
+
+    /// Has the writer end when all is done.
+    pub(super) fn close(&self) {
+        self.state().is_closing = true;
+        self.work.notify_all();
+    }
+
+    /// Nothing is kept any more, because of this.
+    pub(super) fn note_closed(&self, trouble: &Trouble) {
+        let mut state = self.state();
+        state.phase = Phase::Closed(trouble.clone());
+        state.waiting_bytes = 0;
+        let waiting = std::mem::take(&mut state.waiting);
+        drop(state);
+        for (_, ack) in waiting {
+            let _ = ack.send(Err(trouble.clone()));
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic elsewhere can't leave it half changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
