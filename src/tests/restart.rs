@@ -389,3 +389,136 @@ async fn an_answer_to_a_turn_of_before_comes_too_late() {
     let late = sidecar.answer_as("", &turn.id(), "r", answer).await.unwrap_err();
     late.assert(Code::FailedPrecondition, "REQUEST_ALREADY_RESOLVED");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_context_goes_on_with_its_thread_and_what_was_known_of_it() {
+    let disk = Arc::<Disk>::default();
+    let (sidecar, mut codex) = start(&disk, 1).await;
+    let lent = |name: &str| {
+        let mut request = prompt("a", "hello");
+        let options = request.thread_options.get_or_insert_default();
+        options.developer_instructions = Some(name.to_owned());
+        request
+    };
+    let before = codex.during(sidecar.run(lent("be brief"))).await;
+    let context = sidecar.context("a").await.unwrap();
+
+    let (sidecar, mut codex) = start(&disk, 2).await;
+    let known = sidecar.context("a").await.unwrap();
+    assert_eq!(pb::Context { worker_id: context.worker_id.clone(), ..known }, context);
+    let after = codex.during(sidecar.run(lent("be brief"))).await;
+    assert_eq!(after.thread_id(), before.thread_id());
+    assert_eq!(after.thread_started().origin(), pb::ThreadOrigin::Resumed);
+    assert_eq!(after.warnings(), [] as [&pb::Warning; 0]);
+    let (sidecar, mut codex) = start(&disk, 3).await;
+    let other = codex.during(sidecar.run(lent("be long"))).await;
+    assert_eq!(other.warned("DEVELOPER_INSTRUCTIONS_IGNORED").len(), 1, "{:?}", other.warnings());
+    assert_eq!(sidecar.context("a").await.unwrap().turn_count, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thread_that_codex_never_wrote_down_is_replaced_and_any_other_that_is_gone_is_missed() {
+    const GONE: (&str, usize, i64, &str) =
+        ("thread/resume", 1, -32600, "no rollout found for thread id");
+    const EMPTY: (&str, usize, i64, &str) =
+        ("thread/resume", 1, -32603, "failed to load rollout: rollout at /h/r.jsonl is empty");
+    let disk = Arc::<Disk>::default();
+    let (sidecar, mut codex) = start(&disk, 1).await;
+    let ended = codex.during(sidecar.say("b", "hello")).await;
+    let before = sidecar.hold(&mut codex, prompt("a", "hello")).await;
+
+    let (sidecar, mut codex) = start(&disk, 2).await;
+    codex.refuses.push(EMPTY);
+    let after = codex.during(sidecar.say("a", "again")).await;
+    assert_eq!(after.thread_started().origin(), pb::ThreadOrigin::New);
+    assert!(after.warned("THREAD_REPLACED")[0].contains(before.thread_id()));
+    assert_eq!(after.final_response(), "You said: again");
+    codex.refuses.push(GONE);
+    let missed = codex.during(sidecar.refused(prompt("b", "again"))).await;
+    missed.assert(Code::NotFound, "THREAD_NOT_FOUND");
+    assert!(missed.message.contains(ended.thread_id()), "{missed:?}");
+
+    let (sidecar, _codex) = start(&disk, 3).await;
+    assert_eq!(sidecar.context("a").await.unwrap().thread_id, after.thread_id());
+    let kept: Vec<_> = disk.facts().into_keys().map(|id| id.to_string()).collect();
+    let mut bound = [ended.thread_id().to_owned(), after.thread_id().to_owned()];
+    bound.sort();
+    assert_eq!(kept, bound, "what is known of the one that was replaced is forgotten");
+}
+
+/// Codex keeps a summary that was asked for, and has no word for none: AUTO takes its place.
+#[tokio::test(start_paused = true)]
+async fn what_the_last_turn_has_set_is_known_unless_somebody_else_had_a_turn_since() {
+    let plain = || prompt("a", "hello");
+    let mut detailed = plain();
+    let options = detailed.thread_options.get_or_insert_default();
+    options.set_reasoning_summary(pb::ReasoningSummary::Detailed);
+    let auto = serde_json::json!("auto");
+    for (last, history, summary) in [
+        (plain(), "u1", serde_json::Value::Null),
+        (plain(), "another", auto.clone()),
+        (detailed, "u1", auto),
+    ] {
+        let disk = Arc::<Disk>::default();
+        let (sidecar, mut codex) = start(&disk, 1).await;
+        codex.during(sidecar.run(last)).await;
+        let (sidecar, mut codex) = start(&disk, 2).await;
+        codex.history = Some(vec![(history, "completed"), ("u1", "completed")]);
+        codex.during(sidecar.run(plain())).await;
+        assert_eq!(codex.heard_of("turn/start")[0].params["summary"], summary, "{history}");
+    }
+}
+
+/// Codex has it on disk from `turn/started` on, and not always before.
+#[tokio::test(start_paused = true)]
+async fn a_new_thread_is_told_of_once_codex_has_written_it_down() {
+    for tells in [true, false] {
+        let disk = Arc::<Disk>::default();
+        let (sidecar, mut codex) = start(&disk, 1).await;
+        let running = sidecar.begin(prompt("a", "hello"));
+        tokio::pin!(running);
+        let asked = tokio::select! {
+            _ = &mut running => panic!("it tells something"),
+            asked = codex.asked("turn/start") => asked,
+        };
+        let root = asked.params["rootTurnId"].clone();
+        let turn = serde_json::json!({ "turn": { "id": "u1", "rootTurnId": root } });
+        codex.tell_settings(&asked).await;
+        codex.answer(&asked, turn).await;
+        let while_not = codex.during(tokio::time::sleep(Duration::from_secs(4)));
+        meanwhile(running.as_mut(), while_not).await;
+        assert!(disk.turns()[0].thread_started.is_some(), "we have done our part");
+        if tells {
+            let (thread_id, root) = (asked.params["threadId"].as_str().unwrap(), root.as_str());
+            codex.begin_turn(thread_id, "u1", root.unwrap()).await;
+        }
+        // What takes too long is not waited for.
+        let within = Duration::from_secs(if tells { 0 } else { 2 });
+        let began_at = tokio::time::Instant::now();
+        let mut turn = running.await.unwrap();
+        turn.until("turn_started").await;
+        assert!(began_at.elapsed() <= within);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_blank_thread_that_codex_has_after_all_takes_the_instructions_of_its_next_turn() {
+    let instructed = |words: &str| {
+        let mut request = prompt("a", "hello");
+        let options = request.thread_options.get_or_insert_default();
+        options.developer_instructions = Some(words.to_owned());
+        request
+    };
+    let disk = Arc::<Disk>::default();
+    let (sidecar, mut codex) = start(&disk, 1).await;
+    let before = sidecar.hold(&mut codex, instructed("be brief")).await;
+    let (sidecar, mut codex) = start(&disk, 2).await;
+    let after = codex.during(sidecar.run(instructed("be long"))).await;
+    assert_eq!(after.thread_id(), before.thread_id());
+    assert_eq!(after.warnings(), [] as [&pb::Warning; 0]);
+    let resumed = &codex.heard_of("thread/resume")[0].params;
+    assert_eq!(resumed["developerInstructions"], "be long");
+    // From here on it has them.
+    let other = codex.during(sidecar.run(instructed("be brief"))).await;
+    assert_eq!(other.warned("DEVELOPER_INSTRUCTIONS_IGNORED").len(), 1, "{:?}", other.warnings());
+}

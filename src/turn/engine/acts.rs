@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::driver::{Done, Driver, Held, hear};
-use crate::model::event::{Event, Usage};
+use crate::model::event::{Event, ThreadOrigin, ThreadStarted, Usage};
 use crate::model::id::ThreadId;
 use crate::model::request::TurnRequest;
 use crate::pool::Incarnation;
@@ -24,10 +24,15 @@ const INTERRUPT_AGAIN: Duration = Duration::from_millis(100);
 /// How long the ending of one thread's commands may take, and the killing of what they left.
 const COMMANDS_WITHIN: Duration = Duration::from_secs(2);
 
+/// How long it is waited for that Codex writes a new thread down. It has when it tells that the turn began,
+/// which it does some ms after it has taken the turn; who has called is not to be left without a word if
+/// it hangs.
+const WRITTEN_DOWN_WITHIN: Duration = Duration::from_secs(5);
+
 impl Driver {
     pub(super) fn perform(&mut self, act: Act) {
         match act {
-            Act::Tell(event @ Event::ThreadStarted(_)) => self.introduce(event),
+            Act::Tell(Event::ThreadStarted(started)) => self.introduce(started),
             Act::Tell(event) => self.keeping.tell(event),
             Act::Open { after } => self.open(after),
             Act::ReplySteered { to, outcome } => self.replies.reply_steered(to, outcome),
@@ -48,11 +53,21 @@ impl Driver {
     }
 
     /// Tells of the turn's thread; readers know of it once it is kept.
-    fn introduce(&mut self, thread_started: Event) {
-        let Some(held) = &self.held else { return self.keeping.tell(thread_started) };
+    fn introduce(&mut self, started: ThreadStarted) {
+        // The old ones are on disk, and the ephemeral ones never will be.
+        let is_written_down = started.origin() != ThreadOrigin::New || self.request.ephemeral;
+        let event = Event::ThreadStarted(started);
+        let Some(held) = &self.held else { return self.keeping.tell(event) };
         let facts = held.facts_to_keep(&self.request);
-        if let Some(kept) = self.keeping.introduce(thread_started, &held.thread_id, facts) {
-            self.begin(async move { Done::Introduced(kept.await) });
+        let kept = self.keeping.introduce(event, &held.thread_id, facts, is_written_down);
+        if let Some(kept) = kept {
+            self.begin(async move { Done::Kept(kept.await) });
+        }
+        if !is_written_down {
+            self.begin(async move {
+                tokio::time::sleep(WRITTEN_DOWN_WITHIN).await;
+                Done::ToldAnyway
+            });
         }
     }
 

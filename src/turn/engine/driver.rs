@@ -69,7 +69,9 @@ pub(super) enum Done {
     // Codex has not let go of the thread yet, where that is under way.
     GivenUp(Option<Releasing>),
     // Whether the turn's thread is kept.
-    Introduced(Result<(), Trouble>),
+    Kept(Result<(), Trouble>),
+    // The turn's thread is told whether Codex has it on disk or not.
+    ToldAnyway,
     // Codex will tell the end.
     Interrupted,
     // What needs nothing of what is held.
@@ -228,6 +230,9 @@ impl Driver {
                 }
                 if let Some(held) = &mut self.held {
                     held.count_turns(&told);
+                    if self.keeping.waits_for_codex() && held.is_written_down(&told) {
+                        self.keeping.note_written_down();
+                    }
                 }
                 Some(Input::Told(told))
             }
@@ -279,8 +284,12 @@ impl Driver {
         match done {
             Done::Input(input) => Some(*input),
             Done::Interrupted => None,
-            Done::Introduced(kept) => {
-                self.keeping.note_introduced(kept);
+            Done::Kept(kept) => {
+                self.keeping.note_kept(kept);
+                None
+            }
+            Done::ToldAnyway => {
+                self.keeping.note_written_down();
                 None
             }
             Done::Opened(Ok(opened)) => {
@@ -343,6 +352,14 @@ impl Driver {
 }
 
 impl Held {
+    /// Whether it follows from this that Codex has written the thread down.
+    fn is_written_down(&self, told: &Told) -> bool {
+        let is_of_turn =
+            matches!(told.news, News::TurnStarted { .. } | News::Event(_) | News::TurnEnded(_));
+        let Scope { thread_id, turn_id } = &told.scope;
+        is_of_turn && turn_id.is_some() && thread_id.as_deref() == Some(self.thread_id.as_str())
+    }
+
     /// Counts the turns that Codex has ended on the thread: it has them from now on.
     fn count_turns(&mut self, told: &Told) {
         let News::TurnEnded(end) = &told.news else { return };

@@ -3,8 +3,9 @@
 //! In this order, each only when what goes before it is kept: the turn's start, Codex's part in it, its
 //! `thread_started` with the binding, its end. Nobody waits for more than his own part: the start is
 //! written while the thread is being opened, and what the turn tells goes on behind its `thread_started`,
-//! which is held until it is kept. What can't be kept now holds up nothing: the turn warns of it, and the
-//! ledger keeps it as soon as it can.
+//! which is held until it is kept. So is that of a new thread until Codex has written the thread down, too:
+//! an id that was told is to be good for another turn, whatever dies. What can't be kept now holds up
+//! nothing: the turn warns of it, and the ledger keeps it as soon as it can.
 
 use std::sync::Arc;
 
@@ -30,6 +31,15 @@ const RESERVES: u64 = 4;
 /// Whether something is kept, for all who wait for it.
 pub(super) type Writing = Shared<BoxFuture<'static, Result<(), Trouble>>>;
 
+/// A `thread_started` that is held.
+#[derive(Debug)]
+struct Introduction {
+    writing: Writing,
+    kept: Option<Result<(), Trouble>>,
+    // By Codex, so that the thread can be resumed.
+    is_written_down: bool,
+}
+
 /// What is kept of one turn.
 #[derive(Debug)]
 pub(super) struct Keeping {
@@ -37,8 +47,7 @@ pub(super) struct Keeping {
     turn: Arc<Turn>,
     request_id: Option<RequestId>,
     start: Option<Writing>,
-    // What is held until it is kept.
-    introduction: Option<Writing>,
+    introduction: Option<Introduction>,
     reserved: u64,
     has_warned: bool,
 }
@@ -102,12 +111,14 @@ impl Keeping {
     }
 
     /// Tells of the turn's thread, of which this is known, where that is to be kept. What it gives has to
-    /// be waited for, and [noted](Keeping::note_introduced).
+    /// be waited for, and [noted](Keeping::note_kept); and [so](Keeping::note_written_down) that Codex has
+    /// written the thread down, where it has not.
     pub(super) fn introduce(
         &mut self,
         thread_started: Event,
         thread_id: &ThreadId,
         facts: Option<ThreadFacts>,
+        is_written_down: bool,
     ) -> Option<Writing> {
         let Placed { sequence, encoded, .. } = self.turn.log.append_held(thread_started);
         let thread_started = KeptThreadStarted {
@@ -119,17 +130,40 @@ impl Keeping {
         let facts = facts.map(|facts| Change::Facts(thread_id.clone(), facts));
         let thread_started = Change::ThreadStarted(self.turn.id.clone(), thread_started);
         let changes = facts.into_iter().chain([thread_started]).collect();
-        let written = self.ledger.write(changes).boxed().shared();
-        self.introduction = Some(written.clone());
-        if let Some(kept) = written.clone().now_or_never() {
-            self.note_introduced(kept);
-        }
-        self.introduction.clone()
+        let writing = self.ledger.write(changes).boxed().shared();
+        let kept = writing.clone().now_or_never();
+        let waits = kept.is_none().then(|| writing.clone());
+        self.introduction = Some(Introduction { writing, kept, is_written_down });
+        self.release_if_settled();
+        waits
     }
 
     /// Notes whether the turn's thread is kept.
-    pub(super) fn note_introduced(&mut self, kept: Result<(), Trouble>) {
-        if self.introduction.take().is_some() {
+    pub(super) fn note_kept(&mut self, kept: Result<(), Trouble>) {
+        if let Some(introduction) = &mut self.introduction {
+            introduction.kept = Some(kept);
+            self.release_if_settled();
+        }
+    }
+
+    /// Whether it is waited for that Codex writes the thread down.
+    pub(super) fn waits_for_codex(&self) -> bool {
+        self.introduction.as_ref().is_some_and(|introduction| !introduction.is_written_down)
+    }
+
+    /// Notes that Codex has written the thread down, or takes too long.
+    pub(super) fn note_written_down(&mut self) {
+        if let Some(introduction) = &mut self.introduction {
+            introduction.is_written_down = true;
+            self.release_if_settled();
+        }
+    }
+
+    fn release_if_settled(&mut self) {
+        let settled = self
+            .introduction
+            .take_if(|introduction| introduction.is_written_down && introduction.kept.is_some());
+        if let Some(Introduction { kept: Some(kept), .. }) = settled {
             self.turn.log.release();
             self.warn(kept);
         }
@@ -162,9 +196,11 @@ impl Keeping {
         changes.push(end_of(&self.turn, &terminal));
         let written = self.ledger.write(changes);
         self.turn.set_kept(true);
-        if let Some(introduction) = self.introduction.clone() {
+        self.note_written_down();
+        if let Some(Introduction { writing, .. }) = &self.introduction {
             // It was before this one.
-            self.note_introduced(introduction.await);
+            let kept = writing.clone().await;
+            self.note_kept(kept);
         }
         self.warn(written.await);
         Ok(self.after_all(terminal))

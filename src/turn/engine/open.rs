@@ -475,7 +475,7 @@ impl Engine {
         };
         let mut warnings = Vec::from_iter(truncated);
         warnings.extend(sandbox_options_ignored(&loaded, options));
-        warnings.extend(developer_instructions_ignored(&mut thread.facts, options));
+        warnings.extend(developer_instructions_ignored(&mut thread.facts, options, is_loaded_anew));
         if let (Some(wanted), Some(made_with)) =
             (&options.dynamic_tools, &thread.facts.dynamic_tools)
             && Fingerprint::of(wanted) != *made_with
@@ -665,10 +665,16 @@ fn sandbox_options_ignored(loaded: &LoadedThread, options: &ThreadOptions) -> Op
 fn developer_instructions_ignored(
     thread: &mut ThreadFacts,
     options: &ThreadOptions,
+    is_loaded_anew: bool,
 ) -> Option<Event> {
     let asked = Fingerprint::of(&options.asked_developer_instructions()?);
     let made_with = thread.developer_instructions;
     if made_with == Some(asked) {
+        return None;
+    }
+    // Codex has nothing of it yet, and takes those with which it is loaded.
+    if thread.is_blank && is_loaded_anew {
+        thread.developer_instructions = Some(asked);
         return None;
     }
     let message = match made_with {
