@@ -103,6 +103,17 @@ pub(super) fn is_turn_without_start(message: &str) -> bool {
     message.ends_with("does not have a persisted start boundary")
 }
 
+/// Whether it says that there is nothing of a thread on the disk; not of one that can't be read.
+pub(super) fn is_without_rollout(message: &str) -> bool {
+    message.starts_with("no rollout found")
+}
+
+/// Whether it says that a thread can't be deleted because others are copies of it. Codex has unloaded it all
+/// the same.
+pub(super) fn has_copies(message: &str) -> bool {
+    message.ends_with("forked history still references it")
+}
+
 /// Whether it says that a place in its lists is none of the thread's.
 pub(super) fn is_invalid_cursor(message: &str) -> bool {
     message.starts_with("invalid cursor")

@@ -91,10 +91,13 @@ enum Action {
         #[command(flatten)]
         output: Output,
     },
-    /// Remove a binding; the thread stays in Codex
+    /// Remove a binding; the thread stays in Codex, unless --thread is given
     Delete {
         #[command(flatten)]
         key: Key,
+        /// Delete the thread, too, and what the sidecar retains of its turns; there is no way back
+        #[arg(long)]
+        thread: bool,
         #[command(flatten)]
         addr: AddrArgs,
     },
@@ -192,15 +195,20 @@ pub(super) async fn contexts(ContextsArgs { action }: ContextsArgs) -> CommandRe
             };
             history::history(&output.addr, output.json, target).await?;
         }
-        Action::Delete { key, addr } => {
+        Action::Delete { key, thread, addr } => {
             let Key { context_id, tool, thread_key } = key;
             let request = pb::DeleteContextRequest {
                 context_id,
                 tool_name: tool,
                 thread_id_key: thread_key,
-                delete_thread: false,
+                delete_thread: thread,
             };
-            client::connect(&addr).await?.delete_context(request).await.map_err(refused)?;
+            let caller = client::connect(&addr).await?;
+            let response = caller.delete_context(request).await.map_err(refused)?;
+            if thread {
+                let thread_id = words::plain(&response.deleted_thread_id);
+                writeln!(io::stdout(), "thread {thread_id} is deleted, and its context with it")?;
+            }
         }
     }
     Ok(0)

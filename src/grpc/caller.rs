@@ -204,9 +204,8 @@ impl Caller {
     pub(crate) async fn delete_context(
         &self,
         request: pb::DeleteContextRequest,
-    ) -> Result<(), Refused> {
-        self.codex().delete_context(request).await?;
-        Ok(())
+    ) -> Result<pb::DeleteContextResponse, Refused> {
+        Ok(self.codex().delete_context(request).await?.into_inner())
     }
 
     pub(crate) async fn list_workers(&self) -> Result<pb::ListWorkersResponse, Refused> {

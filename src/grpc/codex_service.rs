@@ -387,12 +387,15 @@ impl CodexService for CodexApi {
         let deadline = deadline::of(request.metadata());
         let pb::DeleteContextRequest { context_id, tool_name, thread_id_key, delete_thread } =
             request.into_inner();
-        if delete_thread {
-            return Err(Refusal::Unimplemented("delete_thread is not there yet").into());
-        }
         let key = self.key(&context_id, &tool_name, &thread_id_key)?;
-        deadline::answer(deadline, self.engine.delete_context(key)).await?;
-        Ok(Response::new(pb::DeleteContextResponse {}))
+        let mut response = pb::DeleteContextResponse::default();
+        if delete_thread {
+            let thread_id = deadline::answer(deadline, self.engine.erase_context(key)).await?;
+            response.deleted_thread_id = thread_id.to_string();
+        } else {
+            deadline::answer(deadline, self.engine.delete_context(key)).await?;
+        }
+        Ok(Response::new(response))
     }
 }
 

@@ -60,6 +60,20 @@ pub(crate) fn status(refusal: &Refusal) -> Status {
                 .with("thread_id", thread_id)
                 .status()
         }
+        Refusal::ThreadShared { thread_id, context } => {
+            says(Code::FailedPrecondition, "THREAD_SHARED", refusal)
+                .with("thread_id", thread_id)
+                .with_context(context)
+                .status()
+        }
+        Refusal::ThreadHasCopies { thread_id, context } => {
+            let draft = says(Code::FailedPrecondition, "THREAD_SHARED", refusal)
+                .with("thread_id", thread_id);
+            match context {
+                Some(context) => draft.with_context(context).status(),
+                None => draft.status(),
+            }
+        }
         Refusal::NotAGitRepository { field, path, can_be_skipped: _ } => {
             says(Code::FailedPrecondition, "NOT_A_GIT_REPOSITORY", refusal)
                 .with("path", path.display())
@@ -368,6 +382,16 @@ mod tests {
                 Refusal::ThreadHeldElsewhere { thread_id: thread_id(), cause: cause() },
                 Code::FailedPrecondition,
                 "THREAD_HELD_ELSEWHERE",
+            ),
+            (
+                Refusal::ThreadShared { thread_id: thread_id(), context: key() },
+                Code::FailedPrecondition,
+                "THREAD_SHARED",
+            ),
+            (
+                Refusal::ThreadHasCopies { thread_id: thread_id(), context: Some(key()) },
+                Code::FailedPrecondition,
+                "THREAD_SHARED",
             ),
             (
                 Refusal::NotAGitRepository {

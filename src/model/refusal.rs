@@ -91,7 +91,7 @@ pub enum Refusal {
     },
     /// No turn without a context has run in this directory, or in any where it is empty.
     #[error(
-        "no thread without a context has worked{} since this sidecar started",
+        "no turn without a context is known to have worked{}",
         if .0.is_empty() { String::new() } else { format!(" in {}", .0) }
     )]
     NoLatestThread(String),
@@ -114,6 +114,28 @@ pub enum Refusal {
         thread_id: ThreadId,
         /// What Codex said.
         cause: String,
+    },
+    /// The thread is another context's, too, and can't be deleted with this one.
+    #[error(
+        "thread {thread_id} is also that of context {:?} under {:?}; delete this one without its thread, and that one with it", .context.context_id, .context.thread_key
+    )]
+    ThreadShared {
+        thread_id: ThreadId,
+        /// Which context.
+        context: ContextKey,
+    },
+    /// Others are copies of the thread: their beginning would be deleted with it.
+    #[error(
+        "thread {thread_id} can't be deleted, because {} a copy of it; delete the copy with its thread first",
+        match .context {
+            Some(key) => format!("context {:?} has, under {:?},", key.context_id, key.thread_key),
+            None => "Codex still has".to_owned(),
+        }
+    )]
+    ThreadHasCopies {
+        thread_id: ThreadId,
+        /// The context of a copy, where one has it.
+        context: Option<ContextKey>,
     },
     /// The working directory lies outside a git repository.
     #[error(

@@ -188,6 +188,55 @@ impl Contexts {
         Ok(())
     }
 
+    /// Keeps a context and its thread free of turns while both are deleted, the thread also of new contexts,
+    /// and gives the thread.
+    ///
+    /// # Errors
+    /// [`Refusal::ContextInUse`], [`Refusal::ContextNotFound`], [`Refusal::LedgerUnavailable`]; see
+    /// [`Admission::reserve`].
+    pub(crate) async fn reserve_to_erase(
+        &self,
+        key: &ContextKey,
+    ) -> Result<(Reservation, ThreadId), Refusal> {
+        self.check_ledger()?;
+        let look = |_: &Busy<'_>| {
+            let thread_id = self.get(key)?.thread_id;
+            let [context, thread] = self.lanes_of(key, &thread_id);
+            let binding = Lane::Binding(key.tenant.clone(), thread_id.clone());
+            Ok((vec![context, thread, binding], thread_id))
+        };
+        let reserved = self.admission.reserve(look, |_| Ok(())).await?;
+        reserved.ok_or_else(|| Refusal::ContextInUse(key.clone()))
+    }
+
+    /// Deletes the binding of a context, and what is known of its thread, which is gone.
+    ///
+    /// # Errors
+    /// [`Refusal::LedgerUnavailable`]; nothing has changed then.
+    pub(crate) async fn erase(
+        &self,
+        key: &ContextKey,
+        thread: (&ThreadId, &ThreadFacts),
+        _reserved: &Reservation,
+    ) -> Result<(), Refusal> {
+        let (thread_id, facts) = thread;
+        let undo = [self.bindings.as_is(key), Change::Facts(thread_id.clone(), facts.clone())];
+        let changes = [Change::Unbind(key.clone()), Change::ForgetFacts(thread_id.clone())];
+        self.keep(changes.to_vec(), undo.to_vec()).await?;
+        self.bindings.remove(key);
+        Ok(())
+    }
+
+    /// See [`Bindings::other_of`].
+    pub(crate) fn other_of(&self, thread_id: &ThreadId, key: &ContextKey) -> Option<ContextKey> {
+        self.bindings.other_of(thread_id, key)
+    }
+
+    /// See [`Bindings::copy_of`].
+    pub(crate) fn copy_of(&self, thread_id: &ThreadId) -> Option<ContextKey> {
+        self.bindings.copy_of(thread_id)
+    }
+
     /// Whether anything can be kept now: what is refused at once needs no undoing.
     ///
     /// # Errors

@@ -150,7 +150,9 @@ impl Turns {
     /// Notes that a turn has ended. One that was refused is forgotten at once, so that the same
     /// request may be tried again; any other is kept for its readers.
     pub(crate) fn note_ended(&self, turn: &Arc<Turn>) {
-        let is_kept = matches!(turn.log.ending(), Some(Ok(_)));
+        // Its context may have been forgotten since its end.
+        let is_known = self.read().contains_key(&turn.id);
+        let is_kept = is_known && matches!(turn.log.ending(), Some(Ok(_)));
         // One step, so that there is no moment in which the context has no turn.
         self.of_its_context(turn, |known| {
             known.unended.retain(|other| !Arc::ptr_eq(other, turn));
@@ -166,6 +168,21 @@ impl Turns {
             self.forget(turn);
         }
         self.make_room();
+    }
+
+    /// Forgets the turns of a context, of which none runs or waits.
+    pub(crate) fn forget_context(&self, key: &ContextKey) {
+        let is_meant = |turn: &Turn| turn.context.as_ref() == Some(key);
+        let mut after = None;
+        loop {
+            let (found, last) = self.page(after.as_ref(), LOOKED_AT_ONCE, is_meant);
+            found.iter().for_each(|turn| self.forget(turn));
+            after = last;
+            if after.is_none() {
+                break;
+            }
+        }
+        self.ended().retain(|(_, turn)| !is_meant(turn));
     }
 
     /// Takes in a turn that an earlier process has ended, or left, at this time. Its time goes on by the

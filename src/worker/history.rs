@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use prost::Message as _;
 
 use crate::app_server::client::{
-    KeptTurn, ListPart, LoadThread, is_invalid_place, is_turn_without_start, unknown_turn,
+    KeptTurn, ListPart, LoadThread, has_copies, is_invalid_place, is_turn_without_start,
+    is_unknown_request, is_without_rollout, unknown_turn,
 };
 use crate::app_server::mcp::ConfigRead;
 use crate::app_server::peer::RequestError;
@@ -64,6 +65,15 @@ pub(crate) struct ThreadCopy {
     pub(crate) thread_id: ThreadId,
     /// Whether the worker has let go of it, so that any worker may load it.
     pub(crate) is_released: bool,
+}
+
+/// What came of deleting a thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Deletion {
+    /// There is nothing of it on Codex's disk any more, or there was nothing.
+    Gone,
+    /// It is there, because others are copies of it. No worker holds it any more.
+    HasCopies,
 }
 
 /// About how large a page of several turns may be: half of what gRPC libraries take by default.
@@ -169,6 +179,28 @@ impl Worker {
             ConfigRead::default()
         });
         Ok((directory, configured))
+    }
+
+    /// Deletes a thread, with its rollout and with those of its sub-agents, wherever it is not held by another
+    /// process.
+    ///
+    /// # Errors
+    /// See [`ThreadError`]; a loss tells whether it may have been done.
+    pub(crate) async fn erase_thread(&self, thread_id: &ThreadId) -> Result<Deletion, ThreadError> {
+        let deletion = match self.client.thread_delete(thread_id.as_str()).await {
+            Ok(()) => Deletion::Gone,
+            Err(error) if is_without_rollout(&error) => Deletion::Gone,
+            Err(error) if has_copies(&error) => Deletion::HasCopies,
+            Err(error) if is_unknown_request(&error) => {
+                let version = self.cli_version();
+                let cause = format!("the Codex CLI {version} can't delete threads");
+                return Err(ThreadError::Refused(cause));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        self.note_thread_released(thread_id);
+        self.kin().ownership().forget_counts(thread_id.as_str());
+        Ok(deletion)
     }
 
     /// Deletes a thread that nobody knows of. A CLI that can't has it in its archive.

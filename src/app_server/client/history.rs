@@ -103,6 +103,21 @@ pub(crate) fn is_turn_without_start(error: &RequestError) -> bool {
     matches!(error, RequestError::Server { message, .. } if refusal_text::is_turn_without_start(message))
 }
 
+/// Whether Codex refuses a request because there is nothing of the thread on its disk.
+pub(crate) fn is_without_rollout(error: &RequestError) -> bool {
+    matches!(error, RequestError::Server { message, .. } if refusal_text::is_without_rollout(message))
+}
+
+/// Whether Codex refuses to delete a thread because others are copies of it. It is not loaded any more then.
+pub(crate) fn has_copies(error: &RequestError) -> bool {
+    matches!(error, RequestError::Server { message, .. } if refusal_text::has_copies(message))
+}
+
+/// Whether a CLI refuses a request because it does not know it.
+pub(crate) fn is_unknown_request(error: &RequestError) -> bool {
+    matches!(error, RequestError::Server { message, .. } if refusal_text::is_unknown_request(message))
+}
+
 /// Whether Codex refuses a request because the place that it names is none of the thread's.
 pub(crate) fn is_invalid_place(error: &RequestError) -> bool {
     matches!(error, RequestError::Server { message, .. } if refusal_text::is_invalid_cursor(message))
@@ -193,10 +208,11 @@ impl Client {
         self.order("thread/revert", &params).await
     }
 
-    /// Deletes a thread with its rollout.
+    /// Deletes a thread with its rollout, and those of its sub-agents.
     ///
     /// # Errors
-    /// See [`RequestError`]; one that others are copies of is refused.
+    /// See [`RequestError`]; [`is_without_rollout`] tells one that is not there, [`has_copies`] one that
+    /// others are copies of, [`is_unknown_request`] a CLI before 0.150.
     pub async fn thread_delete(&self, thread_id: &str) -> Result<(), RequestError> {
         self.order("thread/delete", &json!({ "threadId": thread_id })).await
     }

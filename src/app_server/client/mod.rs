@@ -23,7 +23,8 @@ use crate::app_server::peer::{Peer, RequestError};
 pub use config::CliDefaults;
 pub(crate) use config::{CliConfig, WorkspaceWriteConfig};
 pub(crate) use history::{
-    KeptTurn, ListPart, is_invalid_place, is_turn_without_start, unknown_turn,
+    KeptTurn, ListPart, has_copies, is_invalid_place, is_turn_without_start, is_unknown_request,
+    is_without_rollout, unknown_turn,
 };
 pub(crate) use thread::ListedTurn;
 pub(crate) use thread::ThreadOpened;

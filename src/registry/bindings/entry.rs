@@ -44,62 +44,61 @@ pub(super) fn unpacked(packed: &str) -> ContextKey {
     ContextKey { tenant, context_id: context_id.to_owned(), thread_key: thread_key.to_owned() }
 }
 
-/// The time of a use: microseconds of the process's own clock since it began, times [`SAME`], and a number
-/// among those of the same microsecond. What an earlier process did is before zero.
+/// The time of a use: nanoseconds of the process's own clock since it began, of which only the microseconds
+/// are the time: the rest tells apart what happened in the same one. What an earlier process did is before
+/// zero.
 pub(super) type UseTime = i64;
 
-/// How many uses are told apart in a microsecond; one more counts as a microsecond later.
-const SAME: i64 = 1024;
+/// Nanoseconds in a microsecond.
+const MICRO: i64 = 1000;
 
 /// The clock of uses. A step of the wall clock changes no age while the process runs.
 #[derive(Debug)]
 pub(super) struct Clock {
     began: Instant,
-    // Whole microseconds.
     began_at: SystemTime,
 }
 
 impl Clock {
     pub(super) fn new() -> Clock {
-        let began_at = moved(UNIX_EPOCH, micros_since(SystemTime::now(), UNIX_EPOCH));
-        Clock { began: Instant::now(), began_at }
+        Clock { began: Instant::now(), began_at: SystemTime::now() }
     }
 
     fn micros(&self) -> i64 {
-        micros(self.began.elapsed())
+        nanos(self.began.elapsed()) / MICRO
     }
 
     /// The time of a use now, after that of the last one.
     pub(super) fn next(&self, last: UseTime) -> UseTime {
-        self.micros().saturating_mul(SAME).max(last.saturating_add(1))
+        (self.micros() * MICRO).max(last.saturating_add(1))
     }
 
     /// How long ago this was.
     pub(super) fn age(&self, used: UseTime) -> Duration {
-        let age = self.micros().saturating_sub(used.div_euclid(SAME));
+        let age = self.micros().saturating_sub(used.div_euclid(MICRO));
         Duration::from_micros(u64::try_from(age).unwrap_or(0))
     }
 
     pub(super) fn of_wall(&self, time: SystemTime) -> UseTime {
-        micros_since(time, self.began_at).saturating_mul(SAME)
+        nanos_since(time, self.began_at)
     }
 
     pub(super) fn wall(&self, used: UseTime) -> SystemTime {
-        moved(self.began_at, used.div_euclid(SAME))
+        moved(self.began_at, used)
     }
 }
 
-fn micros(duration: Duration) -> i64 {
-    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+fn nanos(duration: Duration) -> i64 {
+    i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)
 }
 
-fn micros_since(time: SystemTime, zero: SystemTime) -> i64 {
-    time.duration_since(zero).map_or_else(|error| -micros(error.duration()), micros)
+fn nanos_since(time: SystemTime, zero: SystemTime) -> i64 {
+    time.duration_since(zero).map_or_else(|error| -nanos(error.duration()), nanos)
 }
 
-fn moved(zero: SystemTime, by: i64) -> SystemTime {
-    let distance = Duration::from_micros(by.unsigned_abs());
-    let moved = if by < 0 { zero.checked_sub(distance) } else { zero.checked_add(distance) };
+fn moved(zero: SystemTime, nanos: i64) -> SystemTime {
+    let distance = Duration::from_nanos(nanos.unsigned_abs());
+    let moved = if nanos < 0 { zero.checked_sub(distance) } else { zero.checked_add(distance) };
     moved.unwrap_or(zero)
 }
 
@@ -111,7 +110,7 @@ pub(super) struct Entry {
     used: AtomicI64,
     // A UUID; nil for any other text, which is in `more` then.
     thread: Uuid,
-    // In microseconds since 1970.
+    // In nanoseconds since 1970.
     created: i64,
     state: Mutex<State>,
 }
@@ -164,7 +163,7 @@ impl State {
         let has_more =
             more.thread.is_some() || more.latest_turn.is_some() || more.copied_from.is_some();
         State {
-            updated: micros_since(binding.updated_at, UNIX_EPOCH),
+            updated: nanos_since(binding.updated_at, UNIX_EPOCH),
             latest_turn,
             more: has_more.then(|| Box::new(more)),
             turns: u32::try_from(binding.turns).unwrap_or(u32::MAX),
@@ -180,7 +179,7 @@ impl Entry {
             key: key.into(),
             used: AtomicI64::new(used),
             thread,
-            created: micros_since(binding.created_at, UNIX_EPOCH),
+            created: nanos_since(binding.created_at, UNIX_EPOCH),
             state: Mutex::new(State::new(binding, text)),
         }
     }

@@ -106,9 +106,6 @@ async fn the_one_unused_for_longest_goes_first_and_leaves_a_mark_for_a_while() {
 /// What an earlier process may have kept: ids as they are made, and any other text.
 fn kept(number: u64, thread_id: &str, turn_id: Option<&str>) -> KeptBinding {
     let at = |seconds| SystemTime::now() - Duration::from_secs(3600) + Duration::from_secs(seconds);
-    // Microseconds are kept.
-    let at =
-        |seconds| SystemTime::UNIX_EPOCH + Duration::from_micros(micros_since_1970(at(seconds)));
     let binding = Binding {
         thread_id: ThreadId::from_codex(thread_id),
         created_at: at(number),
@@ -120,11 +117,6 @@ fn kept(number: u64, thread_id: &str, turn_id: Option<&str>) -> KeptBinding {
         used_at: at(number + 2),
     };
     KeptBinding { key: key(&format!("c{number}"), "codex_thread_id"), binding }
-}
-
-fn micros_since_1970(time: SystemTime) -> u64 {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap();
-    u64::try_from(since.as_micros()).unwrap()
 }
 
 const UUID: &str = "01890a5d-ac96-774b-bcce-b302099a8057";

@@ -92,7 +92,10 @@ impl Disk {
 
     /// Lets so much time pass on the wall while nobody has it.
     pub(crate) fn age(&self, by: Duration) {
-        for turn in self.state().kept.turns.values_mut() {
+        let mut state = self.state();
+        state.kept.bindings.values_mut().for_each(|binding| binding.used_at -= by);
+        state.kept.marks.values_mut().for_each(|mark| mark.evicted_at -= by);
+        for turn in state.kept.turns.values_mut() {
             let Some(end) = &mut turn.end else { continue };
             let mut told = <crate::pb::TurnEvent as prost::Message>::decode(&*end.event).unwrap();
             end.ended_at -= by;
@@ -104,6 +107,14 @@ impl Disk {
     /// The turns that are kept.
     pub(crate) fn turns(&self) -> Vec<KeptTurn> {
         self.state().kept.turns.values().cloned().collect()
+    }
+
+    /// The contexts that are kept, with their threads.
+    pub(crate) fn contexts(&self) -> Vec<(String, ThreadId)> {
+        let kept = |(key, bound): (&ContextKey, &Binding)| {
+            (key.context_id.clone(), bound.thread_id.clone())
+        };
+        self.state().kept.bindings.iter().map(kept).collect()
     }
 
     /// The threads of which something is kept.

@@ -57,11 +57,11 @@ impl Default for Past {
 
 /// A thread that no turn runs on, nor can begin on, until it is given back.
 #[derive(Debug)]
-struct IdleThread {
+pub(super) struct IdleThread {
     // In the order in which they are given back.
-    thread: ThreadLock<LoadedThread>,
-    thread_id: ThreadId,
-    reserved: Reservation,
+    pub(super) thread: ThreadLock<LoadedThread>,
+    pub(super) thread_id: ThreadId,
+    pub(super) reserved: Reservation,
     _change: OwnedSemaphorePermit,
 }
 
@@ -271,7 +271,7 @@ impl Engine {
     }
 
     /// Does something that is not to be cut off with its call, unless the sidecar is on its way down.
-    async fn to_its_end<T: Send + 'static>(
+    pub(super) async fn to_its_end<T: Send + 'static>(
         &self,
         deed: impl Future<Output = Result<T, Refusal>> + Send + 'static,
     ) -> Result<T, Refusal> {
@@ -295,7 +295,7 @@ impl Engine {
 
     /// The thread of a context that is being reserved. It is not waited for without end: others may have
     /// reserved the same, the thread may be about to be released, and many may be changed just now.
-    async fn idle_thread(
+    pub(super) async fn idle_thread(
         &self,
         key: &ContextKey,
         reserving: impl Future<Output = Result<(Reservation, ThreadId), Refusal>>,
@@ -307,9 +307,10 @@ impl Engine {
                 cause,
                 retry_after: Duration::from_secs(5),
             };
-            let thread = timeout(WAITS, self.threads.lock(&thread_id)).await.map_err(|_| {
+            let mut thread = timeout(WAITS, self.threads.lock(&thread_id)).await.map_err(|_| {
                 is_late(format!("thread {thread_id} is in use, and was not released in time"))
             })?;
+            self.recall(&mut thread, &thread_id).await?;
             let changing = Arc::clone(&self.past.changes).acquire_owned();
             let Ok(Ok(_change)) = timeout(WAITS, changing).await else {
                 let cause =
@@ -330,7 +331,7 @@ impl Engine {
 
     /// Has something done by a worker: the one that has the thread, or any. Where workers die of it, it is
     /// held to what an opening is held to. `field` names the turn.
-    async fn on_a_worker<T, D: Future<Output = Result<T, PastError>>>(
+    pub(super) async fn on_a_worker<T, D: Future<Output = Result<T, PastError>>>(
         &self,
         thread_id: &ThreadId,
         holder: Option<WorkerId>,

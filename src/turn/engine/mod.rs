@@ -7,6 +7,7 @@
 
 mod acts;
 mod driver;
+mod erase;
 mod history;
 mod keeping;
 mod open;
