@@ -50,9 +50,6 @@ pub use self::listen::BoundAddress;
 /// The service whose health says whether turns are taken.
 pub const READINESS_SERVICE: &str = "codex.sidecar.v1.CodexService";
 
-/// The ledger's name in CODEX_HOME.
-const LEDGER: &str = "sidecar.redb";
-
 /// How long connections may take to close after the last turn has ended.
 const CLOSE_GRACE: Duration = Duration::from_secs(2);
 
@@ -342,12 +339,11 @@ impl App {
     }
 }
 
-/// What the sidecar keeps, which it has not read yet: beside the threads, if it is not said where.
+/// What the sidecar keeps, which it has not read yet.
 fn ledger(config: &Config) -> Ledger {
-    let place = config.state.place.clone();
-    match place.unwrap_or_else(|| StatePlace::File(config.codex_home.join(LEDGER))) {
-        StatePlace::File(path) => Ledger::in_file(path, config.state.durability),
-        StatePlace::Memory => Ledger::memory(),
+    match config.state_file() {
+        Some(path) => Ledger::in_file(path, config.state.durability),
+        None => Ledger::memory(),
     }
 }
 

@@ -43,6 +43,18 @@ fn text(info: &pb::GetServerInfoResponse) -> String {
         "" => "none in its environment".to_owned(),
         fingerprint => format!("fingerprint {}", words::plain(fingerprint)),
     };
+    let kept = match &info.state {
+        Some(state) => {
+            let outlives = match state.durability() {
+                pb::StateDurability::Power => ", outlives the loss of power",
+                pb::StateDurability::Process => ", outlives the process",
+                pb::StateDurability::Unspecified => "",
+            };
+            let pb::StateInfo { path, durability: _, bytes } = state;
+            format!("in {}, {bytes} bytes{outlives}", words::plain(path))
+        }
+        None => "nowhere: a restart forgets all contexts".to_owned(),
+    };
     let limits = info.limits.unwrap_or_default();
     let counts = info.counts.unwrap_or_default();
     let of = |most: u32| if most == 0 { String::new() } else { format!(" of {most}") };
@@ -60,6 +72,7 @@ fn text(info: &pb::GetServerInfoResponse) -> String {
             ),
         ),
         ("codex home", words::or_dash(&info.codex_home)),
+        ("kept", kept),
         ("model", model.to_owned()),
         ("key", key),
         ("workers", format!("{} ready of {}", counts.ready_workers, limits.workers)),

@@ -1,18 +1,11 @@
-//! Messages of the contract as JSON, one object a line.
-//!
-//! Protobuf's JSON mapping with the names of the contract: fields in snake_case as the proto spells
-//! them, enums by name, 64-bit integers as numbers, times as RFC 3339 text, durations as `"1.5s"`.
-//! A field that is not set, or has its type's zero, is left out.
-
-use std::sync::OnceLock;
+//! Messages of the contract as JSON, one object a line, as [`crate::model::json`] writes them.
 
 use prost::Message;
-use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions};
 
 use super::failure::Failure;
-use crate::pb;
+use crate::{model, pb};
 
-/// A message that can be rendered: its full name in the contract.
+/// A message that can be rendered: its name in the contract.
 pub(super) trait Named: Message {
     const NAME: &'static str;
 }
@@ -20,7 +13,7 @@ pub(super) trait Named: Message {
 macro_rules! named {
     ($($message:ident),*) => {
         $(impl Named for pb::$message {
-            const NAME: &'static str = concat!("codex.sidecar.v1.", stringify!($message));
+            const NAME: &'static str = stringify!($message);
         })*
     };
 }
@@ -35,26 +28,13 @@ named!(
     GetServerInfoResponse
 );
 
-/// The message in one line. By the descriptors, not by hand: a new field of the contract is there
-/// without anybody thinking of it.
+/// The message in one line.
 pub(super) fn line<M: Named>(message: &M) -> Result<String, Failure> {
-    static POOL: OnceLock<Result<DescriptorPool, String>> = OnceLock::new();
-    let pool = POOL
-        .get_or_init(|| DescriptorPool::decode(pb::DESCRIPTORS).map_err(|error| error.to_string()))
-        .as_ref()
-        .map_err(|error| {
-            Failure::told(format!("the contract's descriptors are broken: {error}"))
-        })?;
-    let render = || -> Result<String, Box<dyn std::error::Error>> {
-        let descriptor = pool.get_message_by_name(M::NAME).ok_or("no such message")?;
-        let dynamic = DynamicMessage::decode(descriptor, message.encode_to_vec().as_slice())?;
-        let options =
-            SerializeOptions::new().use_proto_field_name(true).stringify_64_bit_integers(false);
-        let mut line = Vec::new();
-        dynamic.serialize_with_options(&mut serde_json::Serializer::new(&mut line), &options)?;
-        Ok(String::from_utf8(line)?)
-    };
-    render().map_err(|error| Failure::told(format!("can't render {} as JSON: {error}", M::NAME)))
+    let mut line = Vec::new();
+    let mut serializer = serde_json::Serializer::new(&mut line);
+    model::json::serialize(M::NAME, &message.encode_to_vec(), &mut serializer)
+        .and_then(|()| String::from_utf8(line).map_err(|error| error.to_string()))
+        .map_err(|error| Failure::told(format!("can't render {} as JSON: {error}", M::NAME)))
 }
 
 #[cfg(test)]

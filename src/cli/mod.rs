@@ -28,6 +28,7 @@ mod refusal;
 mod run;
 mod serve;
 mod shown;
+mod state;
 mod steer;
 mod table;
 mod target;
@@ -107,6 +108,8 @@ enum Command {
     Health(health::HealthArgs),
     /// Show what the sidecar is and how it does
     Info(info::InfoArgs),
+    /// Look at, export and import what a sidecar keeps over its end
+    State(state::StateArgs),
     /// List the models that Codex offers
     Models(models::ModelsArgs),
     /// Print a script that has a shell complete this command line
@@ -153,6 +156,7 @@ pub fn main() -> ExitCode {
             Command::Answer(args) => answer::answer(*args).await,
             Command::Turns(args) => turns::turns(args).await,
             Command::Info(args) => info::info(args).await,
+            Command::State(args) => state::state(args).await,
             Command::Models(args) => models::models(args).await,
             Command::Completions(args) => completions::completions(&args),
             Command::Contexts(args) => contexts::contexts(args).await,

@@ -37,7 +37,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 use crate::grpc::limits::{ConnectionLimits, RequestLimits};
 use crate::pool::PoolSettings;
-use crate::registry::ledger::StateSettings;
+use crate::registry::ledger::{StatePlace, StateSettings};
 use crate::turn::admission::AdmissionLimits;
 use crate::turn::contexts::ContextLimits;
 use crate::turn::readers::ReaderLimits;
@@ -116,7 +116,20 @@ pub struct Config {
     pub worker_env: Vec<(OsString, Option<OsString>)>,
 }
 
+/// The ledger's name in CODEX_HOME.
+const LEDGER: &str = "sidecar.redb";
+
 impl Config {
+    /// The file of the ledger, which is beside the threads if it is not said where; `None` where nothing is
+    /// kept.
+    pub(crate) fn state_file(&self) -> Option<PathBuf> {
+        match &self.state.place {
+            Some(StatePlace::File(path)) => Some(path.clone()),
+            Some(StatePlace::Memory) => None,
+            None => Some(self.codex_home.join(LEDGER)),
+        }
+    }
+
     /// Reads flags, environment (through `env`) and file, and checks all of it.
     pub(crate) fn load(
         args: ServeArgs,

@@ -62,6 +62,17 @@ pub(crate) enum TurnEvents {
     Attach(Streaming<pb::AttachTurnResponse>),
 }
 
+/// The lines of what a sidecar keeps.
+#[derive(Debug)]
+pub(crate) struct StateParts(Streaming<pb::ExportStateResponse>);
+
+impl StateParts {
+    /// The next part; `None` after the last.
+    pub(crate) async fn next(&mut self) -> Result<Option<Vec<u8>>, Refused> {
+        Ok(self.0.message().await?.map(|part| part.lines))
+    }
+}
+
 /// What a health service says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Health(ServingStatus);
@@ -214,6 +225,11 @@ impl Caller {
 
     pub(crate) async fn get_server_info(&self) -> Result<pb::GetServerInfoResponse, Refused> {
         Ok(self.pool().get_server_info(pb::GetServerInfoRequest {}).await?.into_inner())
+    }
+
+    /// The lines of what the sidecar keeps, in parts.
+    pub(crate) async fn export_state(&self) -> Result<StateParts, Refused> {
+        Ok(StateParts(self.pool().export_state(pb::ExportStateRequest {}).await?.into_inner()))
     }
 
     pub(crate) async fn list_models(

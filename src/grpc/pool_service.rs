@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use tonic::{Request, Response, Status};
 
@@ -14,6 +15,8 @@ use crate::model::refusal::Refusal;
 use crate::model::request::QuestionPolicy;
 use crate::pb;
 use crate::pool::{self, PoolSettings, SlotState, SlotStatus};
+use crate::registry::ledger::export::ExportEnd;
+use crate::registry::ledger::{Durability, Ledger};
 use crate::turn::admission::AdmissionLimits;
 use crate::turn::contexts::ContextLimits;
 use crate::turn::engine::readiness::{NotReady, Trouble};
@@ -82,7 +85,14 @@ impl PoolService for PoolApi {
         request: Request<pb::ExportStateRequest>,
     ) -> Result<Response<Self::ExportStateStream>, Status> {
         let pb::ExportStateRequest {} = request.into_inner();
-        Err(Refusal::Unimplemented("the state can't be exported yet").into())
+        let export = self.engine.ledger().export().await.map_err(Refusal::from)?;
+        let parts = export.ok_or(Refusal::StateInMemory)?;
+        let parts = parts.map(|part| match part {
+            Ok(lines) => Ok(pb::ExportStateResponse { lines: lines.into() }),
+            Err(ExportEnd::Trouble(trouble)) => Err(Refusal::from(trouble).into()),
+            Err(ExportEnd::Unread(patience)) => Err(Refusal::StateUnread(patience).into()),
+        });
+        Ok(Response::new(parts.boxed()))
     }
 
     async fn list_models(
@@ -153,6 +163,7 @@ impl PoolService for PoolApi {
             offline_model: self.setup.offline_model,
             api_key_fingerprint: self.setup.api_key_fingerprint.clone().unwrap_or_default(),
             settings_verified: ready_worker.is_some_and(|worker| worker.defaults().tells_settings),
+            state: state(engine.ledger()),
             openai_base_url: ready_worker
                 .and_then(|worker| worker.defaults().config.openai_base_url.clone())
                 .unwrap_or_default(),
@@ -174,6 +185,17 @@ impl PoolApi {
             ready_workers: count(ready),
         }
     }
+}
+
+fn state(ledger: &Ledger) -> Option<pb::StateInfo> {
+    let (path, durability) = ledger.path().zip(ledger.durability())?;
+    let durability = match durability {
+        Durability::Power => pb::StateDurability::Power,
+        Durability::Process => pb::StateDurability::Process,
+    };
+    let bytes = path.metadata().map_or(0, |metadata| metadata.len());
+    let path = path.display().to_string();
+    Some(pb::StateInfo { path, durability: durability.into(), bytes })
 }
 
 fn code(trouble: pool::Trouble) -> &'static str {

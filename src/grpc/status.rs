@@ -109,8 +109,13 @@ pub(crate) fn status(refusal: &Refusal) -> Status {
                 .with("turn_id", turn_id)
                 .status()
         }
-        Refusal::TooManyReaders { open: _, of: _ } | Refusal::ReaderTooSlow => {
+        Refusal::TooManyReaders { open: _, of: _ }
+        | Refusal::ReaderTooSlow
+        | Refusal::StateUnread(_) => {
             says(Code::ResourceExhausted, "TOO_MANY_READERS", refusal).status()
+        }
+        Refusal::StateInMemory => {
+            says(Code::FailedPrecondition, "STATE_IN_MEMORY", refusal).status()
         }
         Refusal::WorkerUnavailable { cause: _, retry_after } => {
             says(Code::Unavailable, "WORKER_UNAVAILABLE", refusal)
@@ -426,6 +431,8 @@ mod tests {
                 "STEERING_FULL",
             ),
             (Refusal::ReaderTooSlow, Code::ResourceExhausted, "TOO_MANY_READERS"),
+            (Refusal::StateUnread(retry_after), Code::ResourceExhausted, "TOO_MANY_READERS"),
+            (Refusal::StateInMemory, Code::FailedPrecondition, "STATE_IN_MEMORY"),
             (
                 Refusal::TooManyReaders { open: 9, of: "this turn" },
                 Code::ResourceExhausted,

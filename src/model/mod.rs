@@ -11,6 +11,7 @@ pub(crate) mod failure;
 pub(crate) mod fingerprint;
 pub(crate) mod id;
 pub(crate) mod item;
+pub(crate) mod json;
 pub(crate) mod options;
 pub(crate) mod outcome;
 pub(crate) mod question;

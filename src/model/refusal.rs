@@ -254,6 +254,15 @@ pub enum Refusal {
         "the stream was not read, and others needed the room that its event took; attach again after the last event that was received"
     )]
     ReaderTooSlow,
+    /// The lines of the state were not read for this long.
+    #[error(
+        "nothing of the state was read for {}, and what it says grows old; ask again, and read it all",
+        humantime::format_duration(*.0)
+    )]
+    StateUnread(Duration),
+    /// Nothing is kept that outlives the sidecar.
+    #[error("the sidecar keeps its state in memory (--state memory): there is nothing to export")]
+    StateInMemory,
     /// No worker can take the turn.
     #[error("no Codex worker is available: {cause}")]
     WorkerUnavailable {

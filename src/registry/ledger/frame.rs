@@ -5,7 +5,9 @@
 
 /// What a record begins with.
 pub(super) const MAGIC: [u8; 3] = [0xC5, 0x5C, b'r'];
-const HEAD: usize = 12;
+pub(super) const HEAD: usize = 12;
+const KEY_LENGTH: usize = 4;
+const PAYLOAD_LENGTH: usize = 8;
 const CHECKSUM: usize = 4;
 
 /// A record, taken apart.
@@ -32,21 +34,34 @@ impl<'a> Frame<'a> {
         bytes
     }
 
+    /// How many bytes the one takes that these begin with, if it is whole; `None` where none does.
+    pub(super) fn length(head: &[u8]) -> Option<usize> {
+        end(head)?.checked_add(CHECKSUM)
+    }
+
     /// The one that these bytes begin with, and how many of them it takes; `None` where none does, or not a
     /// whole one.
     pub(super) fn decode(bytes: &'a [u8]) -> Option<(Frame<'a>, usize)> {
-        let kind = *bytes.strip_prefix(&MAGIC)?.first()?;
-        let number = |at: usize| -> Option<usize> {
-            let number = bytes.get(at..at.checked_add(4)?)?;
-            usize::try_from(u32::from_le_bytes(number.try_into().ok()?)).ok()
-        };
-        let key_end = HEAD.checked_add(number(4)?)?;
-        let end = key_end.checked_add(number(8)?)?;
+        let end = end(bytes)?;
+        let kind = *bytes.get(MAGIC.len())?;
+        let key_end = HEAD.checked_add(number(bytes, KEY_LENGTH)?)?;
         let (key, payload) = (bytes.get(HEAD..key_end)?, bytes.get(key_end..end)?);
-        let checksum = number(end)?;
+        let checksum = number(bytes, end)?;
         let is_whole = usize::try_from(crc32fast::hash(bytes.get(..end)?)) == Ok(checksum);
         is_whole.then_some((Frame { kind, key, payload }, end + CHECKSUM))
     }
+}
+
+/// Where the checksum of the frame is that these bytes begin with.
+fn end(bytes: &[u8]) -> Option<usize> {
+    bytes.strip_prefix(&MAGIC)?;
+    let key_end = HEAD.checked_add(number(bytes, KEY_LENGTH)?)?;
+    key_end.checked_add(number(bytes, PAYLOAD_LENGTH)?)
+}
+
+fn number(bytes: &[u8], at: usize) -> Option<usize> {
+    let number = bytes.get(at..at.checked_add(4)?)?;
+    usize::try_from(u32::from_le_bytes(number.try_into().ok()?)).ok()
 }
 
 #[cfg(test)]
@@ -70,6 +85,7 @@ mod tests {
             let mut bytes = whole.clone();
             bytes.extend(rest);
             prop_assert_eq!(Frame::decode(&bytes), Some((frame, whole.len())));
+            prop_assert_eq!(Frame::length(&bytes[..HEAD]), Some(whole.len()));
             let at = damage.index(whole.len());
             prop_assert_eq!(Frame::decode(&whole[..at]), None);
             bytes[at] ^= 1 << bit;

@@ -13,18 +13,24 @@
 //!
 //! One ledger is one tenant's: no key names the tenant.
 
+pub(crate) mod advice;
 mod backend;
 mod backlog;
 mod change;
 mod disk;
+pub(crate) mod export;
 mod fault;
+pub(crate) mod file;
 mod frame;
+pub(crate) mod import;
 mod key;
+pub(crate) mod lines;
 mod message;
 mod open;
 mod queue;
 mod read;
 mod record;
+mod salvage;
 mod store;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -90,13 +96,13 @@ pub(crate) struct Trouble {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum OpenError {
     /// Another process has it.
-    #[error("")]
+    #[error("{}", advice::in_use(path))]
     InUse { path: PathBuf },
     /// It can't be read as a ledger, or not all of it.
-    #[error("")]
+    #[error("{}", advice::damaged(path, cause))]
     Damaged { path: PathBuf, cause: String },
     /// A newer sidecar wrote it.
-    #[error("")]
+    #[error("{}", advice::too_new(path, *version, *newest))]
     TooNew { path: PathBuf, version: u64, newest: u64 },
 }
 
@@ -212,16 +218,6 @@ impl Ledger {
     /// Whether all that an earlier process has kept was given to `restore`.
     pub(crate) fn is_read(&self) -> bool {
         self.file.as_ref().is_none_or(|file| file.queue.is_read())
-    }
-
-    /// All that is kept as of now, as JSON lines in parts of many, read while others write.
-    ///
-    /// # Errors
-    /// [`Trouble`]; `None` for one that keeps nothing.
-    pub(crate) async fn export(
-        &self,
-    ) -> Result<Option<tokio::sync::mpsc::Receiver<Result<bytes::Bytes, Trouble>>>, Trouble> {
-        Ok(None)
     }
 
     /// Keeps what waits to be kept, if it can, and lets go of the file. Nothing is kept from there on.

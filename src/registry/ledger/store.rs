@@ -151,7 +151,9 @@ impl Snapshot {
     }
 }
 
-fn decode(key: &[u8], value: &[u8]) -> Result<Record, Fault> {
+/// # Errors
+/// [`Fault::Damaged`]
+pub(super) fn decode(key: &[u8], value: &[u8]) -> Result<Record, Fault> {
     let damaged = |what: &str| Fault::Damaged(format!("the record {}: {what}", key.escape_ascii()));
     Record::decode(value, key).map_err(damaged)
 }

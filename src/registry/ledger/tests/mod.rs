@@ -1,4 +1,6 @@
 //! The ledger on files, and on disks that fail.
 
 mod files;
+mod import;
+mod salvage;
 pub(super) mod sample;
