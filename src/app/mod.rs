@@ -39,7 +39,7 @@ use crate::output_schema;
 use crate::pb;
 use crate::pool::Pool;
 use crate::process;
-use crate::registry::ledger::{Ledger, StatePlace};
+use crate::registry::ledger::Ledger;
 use crate::turn::admission::Admission;
 use crate::turn::engine::readiness::NotReady;
 use crate::turn::engine::{Engine, EngineSettings};

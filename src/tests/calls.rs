@@ -24,7 +24,9 @@ use tonic::Code;
 use tonic_types::StatusExt as _;
 
 use crate::grpc::api::codex_service_server::CodexServiceServer;
+use crate::grpc::when_read::WhenRead;
 use crate::pb;
+use crate::registry::ledger::{Durability, Ledger};
 use crate::testing::{Played, prompt};
 
 const GET_CONTEXT: &str = "/codex.sidecar.v1.CodexService/GetContext";
@@ -235,4 +237,24 @@ async fn requests_that_are_arriving_hold_so_much_together_and_no_caller_takes_al
     assert!(futures::poll!(call(1, GET_CONTEXT, false)).is_pending());
     let held = format!("{arrivals:?}");
     assert!(held.contains("all: 0") && held.contains("by_caller: {}"), "{held}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_call_is_answered_before_it_is_known_what_an_earlier_sidecar_has_kept() {
+    let sidecar = Played::with(|_| {}).await;
+    // Nobody opens it.
+    let ledger = Ledger::in_file("/state/sidecar.redb".into(), Durability::Power);
+    let service = |ledger| {
+        let codex = CodexServiceServer::new(sidecar.api.clone());
+        Routes::new(WhenRead::new(codex, Arc::new(ledger)))
+    };
+    let unread = service(ledger);
+    for path in [GET_CONTEXT, RUN_TURN] {
+        let response = call(&unread, path, get_context(), true).await;
+        let status = assert_refused(&response, Code::Unavailable, "LEDGER_UNAVAILABLE");
+        assert!(status.message().contains("/state/sidecar.redb"), "{status}");
+        assert!(status.get_error_details().retry_info().is_some(), "{status}");
+    }
+    let response = call(&service(Ledger::memory()), GET_CONTEXT, get_context(), true).await;
+    assert_refused(&response, Code::NotFound, "CONTEXT_NOT_FOUND");
 }

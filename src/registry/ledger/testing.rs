@@ -9,7 +9,8 @@ use tokio::sync::{oneshot, watch};
 
 use super::tests::sample::Model;
 use super::{Change, Kept, KeptBinding, KeptTurn, Restore, Trouble, Written};
-use crate::model::id::ThreadId;
+use crate::model::id::{ContextKey, ThreadId};
+use crate::registry::bindings::Binding;
 use crate::registry::threads::ThreadFacts;
 
 /// The disk.
