@@ -53,6 +53,10 @@ pub const READINESS_SERVICE: &str = "codex.sidecar.v1.CodexService";
 /// How long connections may take to close after the last turn has ended.
 const CLOSE_GRACE: Duration = Duration::from_secs(2);
 
+/// How long the ends of the last turns may take to be written down: a disk that hangs must not keep the
+/// sidecar.
+const KEEP_GRACE: Duration = Duration::from_secs(10);
+
 /// Why the sidecar did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -326,9 +330,14 @@ impl App {
             servers.abort_all();
         }
         pool.shutdown().await;
-        engine.ended().await;
+        let kept = async {
+            engine.ended().await;
+            engine.ledger().close().await;
+        };
+        if tokio::time::timeout(KEEP_GRACE, kept).await.is_err() {
+            tracing::error!("what became of the last turns could not be written down in time");
+        }
         sweeping.abort();
-        engine.ledger().close().await;
         if let Some(offline_model) = offline_model {
             offline_model.shutdown().await;
         }

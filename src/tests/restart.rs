@@ -8,7 +8,7 @@ use tonic::Code;
 use crate::pb;
 use crate::pb::turn_event::Event;
 use crate::registry::ledger::testing::Disk;
-use crate::testing::{Refused, Setup, Sidecar, Turn, meanwhile, prompt, sidecar_with};
+use crate::testing::{self, Refused, Setup, Sidecar, Turn, meanwhile, prompt, sidecar_with};
 use crate::worker::testing::Codex;
 
 /// One on this disk, in place of whichever had it; its worker gives threads of its own.
@@ -521,4 +521,29 @@ async fn a_blank_thread_that_codex_has_after_all_takes_the_instructions_of_its_n
     // From here on it has them.
     let other = codex.during(sidecar.run(instructed("be brief"))).await;
     assert_eq!(other.warned("DEVELOPER_INSTRUCTIONS_IGNORED").len(), 1, "{:?}", other.warnings());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_is_full_for_codex_and_for_us_is_the_homes_trouble() {
+    let (state, home) = (Arc::<Disk>::default(), testing::Disk::default());
+    let (sidecar, mut codex) = start_with(&state, 1, |setup| home.hold_home(setup)).await;
+    home.fill();
+    let reason = async |codex: &mut Codex, wanted: &str| {
+        loop {
+            let info = sidecar.info().await;
+            if info.not_ready_reason == wanted {
+                return info.not_ready_message;
+            }
+            codex.during(tokio::time::sleep(Duration::from_secs(1))).await;
+        }
+    };
+    reason(&mut codex, "CODEX_HOME_UNUSABLE").await;
+    state.fill();
+    let message = reason(&mut codex, "CODEX_HOME_UNUSABLE").await;
+    assert!(message.starts_with(testing::Disk::TROUBLE), "{message}");
+    assert_eq!(message.matches(Disk::TROUBLE).count(), 2, "{message}");
+    home.empty();
+    reason(&mut codex, "LEDGER_UNAVAILABLE").await;
+    state.empty();
+    reason(&mut codex, "").await;
 }

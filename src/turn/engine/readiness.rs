@@ -45,14 +45,22 @@ impl ReadinessWatch {
     /// # Errors
     /// Why not.
     pub(crate) fn now(&mut self) -> Result<(), NotReady> {
-        if let Some(ledger::Trouble { cause }) = self.ledger.borrow_and_update().clone() {
-            return Err(NotReady { kind: Trouble::Ledger, cause });
-        }
-        match self.pool.borrow_and_update().clone() {
-            pool::Readiness::Ready => Ok(()),
-            pool::Readiness::NotReady { kind, cause } => {
+        let ledger = self.ledger.borrow_and_update().clone();
+        let pool = self.pool.borrow_and_update().clone();
+        match (pool, ledger) {
+            // It is most likely the cause of both.
+            (
+                pool::Readiness::NotReady { kind: kind @ pool::Trouble::HomeUnusable, cause },
+                Some(ledger),
+            ) => {
+                let cause = format!("{cause}; {}", ledger.cause);
                 Err(NotReady { kind: Trouble::Pool(kind), cause })
             }
+            (_, Some(ledger::Trouble { cause })) => Err(NotReady { kind: Trouble::Ledger, cause }),
+            (pool::Readiness::NotReady { kind, cause }, None) => {
+                Err(NotReady { kind: Trouble::Pool(kind), cause })
+            }
+            (pool::Readiness::Ready, None) => Ok(()),
         }
     }
 
