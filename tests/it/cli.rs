@@ -232,6 +232,9 @@ async fn the_subcommands_work_with_a_running_sidecar() {
     let gone = client(&sidecar, &["contexts", "get", "other"]).await;
     assert_eq!(gone.status.code(), Some(3), "{gone:#?}");
     assert!(String::from_utf8_lossy(&gone.stderr).contains("CONTEXT_NOT_FOUND"), "{gone:#?}");
+    let erased = sidecar.say("erased", "hello").await.thread_id().to_owned();
+    let told = stdout(&client(&sidecar, &["contexts", "delete", "erased", "--thread"]).await);
+    assert_eq!(told, format!("thread {erased} is deleted, and its context with it\n"));
     // In the command's words, for a person and for a script.
     let wrong = client(&sidecar, &["contexts", "bind", "other", "zzz"]).await;
     let told = String::from_utf8_lossy(&wrong.stderr).into_owned();

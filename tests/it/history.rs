@@ -1,6 +1,8 @@
 //! What threads have behind them, over real gRPC on the real CLI: copied, taken back, read. Also after a
 //! restart, and of threads that another process holds.
 
+use std::path::PathBuf;
+
 use crate::support::app_server::AppServer;
 use crate::support::{Client, Place, Refused, Sidecar, Told, ephemeral, prompt};
 use codex_sidecar::pb;
@@ -611,5 +613,63 @@ async fn the_models_are_those_that_the_cli_offers() {
     assert!(!model.display_name.is_empty() && !model.description.is_empty());
     let all = pb::ListModelsRequest { include_hidden: true };
     assert!(!pool.list_models(all).await.unwrap().into_inner().models.is_empty());
+    sidecar.stop().await;
+}
+
+async fn erase(client: &Client, context: &str) -> Result<String, Refused> {
+    let request = pb::DeleteContextRequest {
+        context_id: context.into(),
+        delete_thread: true,
+        ..Default::default()
+    };
+    let erased = client.codex().delete_context(request).await.map_err(Refused::from)?;
+    Ok(erased.into_inner().deleted_thread_id)
+}
+
+/// The files below CODEX_HOME with a thread's id in their names.
+fn files_of(sidecar: &Sidecar, thread_id: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![sidecar.place.codex_home()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap().flatten() {
+            if entry.file_type().unwrap().is_dir() {
+                folders.push(entry.path());
+            } else if entry.file_name().to_string_lossy().contains(thread_id) {
+                found.push(entry.path());
+            }
+        }
+    }
+    found
+}
+
+#[tokio::test]
+async fn a_context_is_erased_with_its_thread_after_all_copies_of_it() {
+    let sidecar = Sidecar::start().await;
+    let source = sidecar.say("a", "hello").await.thread_id().to_owned();
+    let copy = fork(&sidecar, "a", "b").await.thread_id;
+    sidecar.say("b", "hello").await.completed();
+    let refused = erase(&sidecar, "a").await.unwrap_err();
+    refused.assert(Code::FailedPrecondition, "THREAD_SHARED");
+    // One of which the sidecar knows no context any more: Codex refuses.
+    let unbind = pb::DeleteContextRequest { context_id: "b".into(), ..Default::default() };
+    sidecar.codex().delete_context(unbind).await.unwrap();
+    let refused = erase(&sidecar, "a").await.unwrap_err();
+    refused.assert(Code::FailedPrecondition, "THREAD_SHARED");
+    assert_eq!(sidecar.say("a", "again").await.thread_id(), source);
+
+    bind(&sidecar, "b", &copy).await;
+    for (context, thread_id) in [("b", &copy), ("a", &source)] {
+        assert!(!files_of(&sidecar, thread_id).is_empty());
+        assert_eq!(erase(&sidecar, context).await.unwrap(), *thread_id);
+        assert_eq!(files_of(&sidecar, thread_id), [] as [PathBuf; 0]);
+        let refused = try_read(&sidecar, of_thread(thread_id)).await.unwrap_err();
+        refused.assert(Code::NotFound, "THREAD_NOT_FOUND");
+        let refused = erase(&sidecar, context).await.unwrap_err();
+        refused.assert(Code::NotFound, "CONTEXT_NOT_FOUND");
+    }
+    // What Codex does not have is as good as deleted.
+    bind(&sidecar, "a", &source).await;
+    erase(&sidecar, "a").await.unwrap();
+    assert_ne!(sidecar.say("a", "hello").await.thread_id(), source);
     sidecar.stop().await;
 }

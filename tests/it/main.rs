@@ -18,6 +18,7 @@ mod attach;
 mod attacks;
 mod cli;
 mod cli_questions;
+mod cli_state;
 mod cli_terminal;
 mod clocks;
 mod configuration_file;

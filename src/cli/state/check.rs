@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::{PlaceArgs, ask_it, failure, quietly};
-use crate::cli::failure::{CommandResult, Failure};
+use crate::cli::failure::CommandResult;
 use crate::cli::{UNREACHABLE, words};
 use crate::registry::ledger::advice;
 use crate::registry::ledger::file::{self, Checked, FileFault, Salvaged};

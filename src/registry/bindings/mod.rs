@@ -7,10 +7,10 @@
 //! whoever plans it, and then [put](Bindings::put).
 
 mod entry;
+mod orders;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeSet, HashSet};
 use std::ops::Bound::{Excluded, Included, Unbounded};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -20,7 +20,8 @@ use dashmap::mapref::entry::Entry as Slot;
 
 use crate::model::id::{ContextKey, Tenant, ThreadId, TurnId};
 use crate::registry::ledger::{Change, KeptBinding, KeptMark, Ledger};
-use entry::{By, Clock, Entry, Key, Thread, Use, UseTime, packed, packed_key, unpacked};
+use entry::{By, Clock, Entry, Key, packed, packed_key, unpacked};
+use orders::Orders;
 
 /// A context's thread.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,60 +85,6 @@ pub(crate) struct Bindings {
     orders: Mutex<Orders>,
     clock: Clock,
     ledger: Arc<Ledger>,
-}
-
-#[derive(Debug, Default)]
-struct Orders {
-    by_key: BTreeSet<By<Key>>,
-    by_use: BTreeSet<By<Use>>,
-    by_thread: BTreeSet<By<Thread>>,
-    last_use: UseTime,
-    marks: HashSet<By<Key>>,
-    // By when they were made.
-    marked: BTreeSet<By<Use>>,
-    // What an earlier process kept, and is in no order yet.
-    restored: Vec<Arc<Entry>>,
-}
-
-impl Orders {
-    fn add(&mut self, entry: &Arc<Entry>) {
-        self.by_key.insert(By::of(entry));
-        self.by_use.insert(By::of(entry));
-        self.by_thread.insert(By::of(entry));
-    }
-
-    fn remove(&mut self, entry: &Arc<Entry>) {
-        self.by_key.remove(&By::of(entry));
-        self.by_use.remove(&By::of(entry));
-        self.by_thread.remove(&By::of(entry));
-    }
-
-    /// The time of a use: no other has the same.
-    fn next_use(&mut self, clock: &Clock) -> UseTime {
-        self.last_use = clock.next(self.last_use);
-        self.last_use
-    }
-
-    fn note_use(&mut self, entry: &Arc<Entry>, used: UseTime) {
-        let by_use = By::of(entry);
-        self.by_use.remove(&by_use);
-        entry.set_used(used);
-        self.by_use.insert(by_use);
-    }
-
-    fn remove_mark(&mut self, key: &str) -> Option<Arc<Entry>> {
-        let mark = self.marks.take(key)?.entry;
-        self.marked.remove(&By::of(&mark));
-        Some(mark)
-    }
-
-    /// A context that goes on with this thread, but not this one.
-    fn other_of(&self, thread_id: &ThreadId, own: &str) -> Option<&Arc<Entry>> {
-        let first = By::first_of(thread_id);
-        let others = self.by_thread.range((Included(&first), Unbounded)).map(|by| &by.entry);
-        let mut others = others.take_while(|entry| entry.thread() == first.entry.thread());
-        others.find(|entry| entry.has_thread(thread_id) && entry.key() != own)
-    }
 }
 
 /// How many parts the map has, so that no part is large: one that grows holds up those who read it.
@@ -468,30 +415,5 @@ impl Bindings {
     // A panic elsewhere can't leave the maps half changed.
     fn lock(&self) -> MutexGuard<'_, Orders> {
         self.orders.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Orders {
-    /// Brings what was restored into its orders: all at once, because that is many times as fast, and takes
-    /// half of the memory.
-    fn take_in(&mut self) {
-        let mut restored: Vec<_> = self.by_key.iter().map(|by| Arc::clone(&by.entry)).collect();
-        restored.append(&mut self.restored);
-        // Most often they are.
-        restored.sort_by(|one, other| one.key().cmp(other.key()));
-        // Of what was read twice the last counts.
-        restored.dedup_by(|later, earlier| {
-            let is_same = later.key() == earlier.key();
-            if is_same {
-                std::mem::swap(later, earlier);
-            }
-            is_same
-        });
-        self.by_key = restored.iter().map(By::of).collect();
-        restored.sort_by_cached_key(|entry| entry.used());
-        self.last_use = restored.last().map_or(0, |last| last.used()).max(self.last_use);
-        self.by_use = restored.iter().map(By::of).collect();
-        restored.sort_by_cached_key(|entry| entry.thread());
-        self.by_thread = restored.iter().map(By::of).collect();
     }
 }

@@ -12,9 +12,9 @@ use crate::registry::ledger::Durability;
 
 /// The file. Its lock ends with the file and not with the database, which is closed and opened again while
 /// the file stays this process's.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct FileStorage {
-    file: FileBackend,
+    file: Arc<FileBackend>,
     durability: Durability,
 }
 
@@ -25,7 +25,14 @@ impl FileStorage {
         file: std::fs::File,
         durability: Durability,
     ) -> Result<FileStorage, DatabaseError> {
-        Ok(FileStorage { file: FileBackend::new(file)?, durability })
+        Ok(FileStorage { file: Arc::new(FileBackend::new(file)?), durability })
+    }
+
+    /// Unlocks the file, whoever may still read it.
+    pub(super) fn unlock(&self) {
+        if let Err(error) = self.file.close() {
+            tracing::debug!(%error, "the file of the state can't be unlocked");
+        }
     }
 }
 

@@ -50,6 +50,7 @@ pub(super) struct FileDisk {
     path: PathBuf,
     durability: Durability,
     file: Option<File>,
+    storage: Option<FileStorage>,
 }
 
 /// How much room there is to be, in bytes, before a file is opened again that could not be written.
@@ -59,7 +60,7 @@ const MODE: u32 = 0o600;
 
 impl FileDisk {
     pub(super) fn new(path: PathBuf, durability: Durability) -> FileDisk {
-        FileDisk { path, durability, file: None }
+        FileDisk { path, durability, file: None, storage: None }
     }
 
     fn storage(&self, file: &File) -> Result<FileStorage, Fault> {
@@ -138,7 +139,9 @@ impl Disk for FileDisk {
         };
         let storage = self.storage(&file);
         self.file = Some(file);
-        Ok(Box::new(storage?))
+        let storage = storage?;
+        self.storage = Some(storage.clone());
+        Ok(Box::new(storage))
     }
 
     fn back_up(&self, version: u64) -> Result<(), Fault> {
@@ -172,6 +175,18 @@ impl Disk for FileDisk {
             }
             // A file system may not know how to.
             Ok(()) | Err(_) => Ok(()),
+        }
+    }
+}
+
+impl Drop for FileDisk {
+    fn drop(&mut self) {
+        // A reader of an older state may keep the file open.
+        if let Some(storage) = &self.storage {
+            storage.unlock();
+        }
+        if let Some(file) = &self.file {
+            let _ = file.unlock();
         }
     }
 }

@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use redb::{DatabaseError, StorageBackend, StorageError};
+use redb::StorageBackend;
 
 use crate::registry::ledger::KeptTurn;
 use crate::registry::ledger::backend::Deferred;

@@ -10,7 +10,7 @@ use crate::registry::ledger::backend::Deferred;
 use crate::registry::ledger::disk::Disk;
 use crate::registry::ledger::fault::Fault;
 use crate::registry::ledger::read::{Piece, Pieces};
-use crate::registry::ledger::record::{Operation, Record};
+use crate::registry::ledger::record::Operation;
 use crate::registry::ledger::store::{self, META, RECORDS, Snapshot, VERSION_KEY, caught};
 use crate::registry::ledger::{Kept, key};
 
@@ -102,7 +102,10 @@ fn attach(disk: &mut dyn Disk) -> Result<Opened, Fault> {
 }
 
 fn database(storage: Deferred) -> Result<Database, Fault> {
-    caught(|| Ok(Builder::new().set_cache_size(CACHE).create_with_backend(storage)?))
+    let mut builder = Builder::new();
+    // After a crash redb does the same anyhow: it takes as long.
+    builder.set_cache_size(CACHE).set_check_integrity_on_open(true);
+    caught(|| Ok(builder.create_with_backend(storage)?))
 }
 
 /// What was found when all was read.

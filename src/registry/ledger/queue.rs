@@ -101,6 +101,11 @@ impl Queue {
         self.is_read.load(Ordering::Acquire)
     }
 
+    /// All that an earlier process has kept was restored.
+    pub(super) fn note_read(&self) {
+        self.is_read.store(true, Ordering::Release);
+    }
+
     pub(super) fn submit(&self, group: Group) -> Written {
         let mut state = self.state();
         match &state.phase {
@@ -130,11 +135,10 @@ impl Queue {
     /// What waits to be put under this key, `None` in it where the key is to be removed.
     pub(super) fn find(&self, key: &[u8]) -> Option<Option<Vec<u8>>> {
         let state = self.state();
-        let current = state.current.iter().flat_map(|groups| groups.iter());
-        let groups = current.chain(state.waiting.iter().map(|(group, _)| group));
-        let mut operations: Vec<_> = groups.flat_map(|group| &group.operations).collect();
-        operations.reverse();
-        let waiting = operations.into_iter().find_map(|operation| match operation {
+        let current = state.current.iter().flat_map(|groups| groups.iter().rev());
+        let groups = state.waiting.iter().rev().map(|(group, _)| group).chain(current);
+        let mut operations = groups.flat_map(|group| group.operations.iter().rev());
+        let waiting = operations.find_map(|operation| match operation {
             Operation::Put { key: of, value } => (of == key).then(|| Some(value.clone())),
             Operation::Remove(of) => (of == key).then_some(None),
             Operation::RemoveAll(prefix) => key.starts_with(prefix).then_some(None),
@@ -222,7 +226,6 @@ impl Queue {
         state.current_backlog = None;
         if state.backlog.is_empty() {
             state.phase = Phase::Keeping;
-            self.is_read.store(true, Ordering::Release);
             self.trouble.send_replace(None);
             return None;
         }
@@ -273,6 +276,12 @@ impl Queue {
         for (_, ack) in waiting {
             let _ = ack.send(Err(trouble.clone()));
         }
+    }
+
+    /// How many calls wait.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.state().waiting.len()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

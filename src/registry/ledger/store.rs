@@ -3,9 +3,7 @@
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
 
-use redb::{
-    Database, ReadTransaction, ReadableDatabase as _, ReadableTable as _, Table, TableDefinition,
-};
+use redb::{Database, ReadTransaction, ReadableDatabase as _, Table, TableDefinition};
 
 use crate::registry::ledger::fault::Fault;
 use crate::registry::ledger::record::{Operation, Record};

@@ -3,7 +3,7 @@
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use redb::Database;
+use redb::{CompactionError, Database};
 use tokio::sync::oneshot;
 
 use crate::registry::ledger::disk::Disk;
@@ -72,8 +72,8 @@ pub(super) struct Writer {
     given: u64,
     /// How many bytes the records have.
     bytes: u64,
-    /// How large the file was when it could not be made smaller.
-    least: u64,
+    /// How many bytes the file and the records had when it was made smaller last.
+    compacted: (u64, u64),
 }
 
 impl Writer {
@@ -85,7 +85,17 @@ impl Writer {
         restore: Restore,
     ) -> Writer {
         let (versions, restore) = (Versions::THIS, Some(restore));
-        Writer { disk, queue, shelf, pauses, versions, restore, given: 0, bytes: 0, least: 0 }
+        Writer {
+            disk,
+            queue,
+            shelf,
+            pauses,
+            versions,
+            restore,
+            given: 0,
+            bytes: 0,
+            compacted: (0, 0),
+        }
     }
 
     /// Runs until the queue is closed. `opened` is told how the first opening went.
@@ -128,11 +138,8 @@ impl Writer {
                     self.commit(&groups, acks);
                     idle = Some(self.pauses.idle);
                 }
-                Work::Idle => {
-                    self.compact();
-                    // Not again before something has changed.
-                    idle = None;
-                }
+                // Not again before something has changed, unless somebody is in the way.
+                Work::Idle => idle = self.compact().then_some(self.pauses.idle),
                 Work::Close => break,
             }
         }
@@ -176,6 +183,7 @@ impl Writer {
             self.restore = None;
         }
         self.shelf.with_mut(|shelf| *shelf = Some(database));
+        self.queue.note_read();
         Ok(())
     }
 
@@ -236,23 +244,35 @@ impl Writer {
         }
     }
 
-    /// Makes the file smaller if there is little in it.
-    fn compact(&mut self) {
-        let length = self.disk.len();
-        if length <= SMALL.max(self.least.saturating_mul(2)) || self.bytes > length / 4 {
-            return;
+    /// Makes the file smaller if there is little in it. Whether it is to be tried again, since somebody
+    /// reads. Who writes or reads meanwhile waits: for about a second where 500 MiB become 50.
+    fn compact(&mut self) -> bool {
+        let (length, (least, bytes)) = (self.disk.len(), self.compacted);
+        // It can't be smaller than it was made, with as much in it.
+        let is_compact = length <= least.saturating_mul(2) && self.bytes > bytes / 2;
+        if length <= SMALL || self.bytes > length / 4 || is_compact {
+            return false;
         }
-        let compacted = self.shelf.with_mut(|shelf| match shelf {
-            // A reader may be in the way: it is tried when the writer is idle again.
-            Some(database) => caught(|| Ok(database.compact()?)),
-            None => Ok(false),
+        let compacted = self.shelf.with_mut(|shelf| {
+            let Some(database) = shelf else { return Ok(true) };
+            caught(|| match database.compact() {
+                Ok(_) => Ok(true),
+                Err(CompactionError::TransactionInProgress) => Ok(false),
+                Err(error) => Err(error.into()),
+            })
         });
         match compacted {
-            Ok(_) => self.least = self.disk.len(),
+            Ok(is_done) => {
+                if is_done {
+                    self.compacted = (self.disk.len(), self.bytes);
+                }
+                !is_done
+            }
             Err(fault) => {
                 let trouble = self.give_up(fault);
                 tracing::warn!(cause = trouble.cause, "the file of the state stays large");
                 self.queue.note_failure(&trouble, Vec::new());
+                false
             }
         }
     }

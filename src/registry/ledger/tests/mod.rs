@@ -1,5 +1,6 @@
 //! The ledger on files, and on disks that fail.
 
+mod faults;
 mod files;
 mod import;
 mod salvage;

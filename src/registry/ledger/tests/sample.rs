@@ -55,9 +55,9 @@ pub(super) fn binding(number: u64) -> Binding {
         created_at: time(number),
         updated_at: time(number + 1),
         turns: number,
-        latest_turn: (number % 2 == 0).then(|| turn(number)),
-        is_fresh_copy: number % 4 == 0,
-        copied_from: (number % 5 == 0).then(|| thread(number + 1)),
+        latest_turn: number.is_multiple_of(2).then(|| turn(number)),
+        is_fresh_copy: number.is_multiple_of(4),
+        copied_from: number.is_multiple_of(5).then(|| thread(number + 1)),
         used_at: time(number + 2),
     }
 }
@@ -68,19 +68,22 @@ pub(super) fn mark(number: u64, at: u64) -> KeptMark {
 
 pub(super) fn facts(number: u64) -> ThreadFacts {
     ThreadFacts {
-        usage: (number % 2 == 0).then(|| Usage {
+        usage: number.is_multiple_of(2).then(|| Usage {
             input_tokens: number,
             output_tokens: 1,
             ..Usage::default()
         }),
-        is_blank: number % 3 == 0,
-        turns: (number % 5 != 0).then(|| TurnsSeen {
+        is_blank: number.is_multiple_of(3),
+        turns: (!number.is_multiple_of(5)).then(|| TurnsSeen {
             count: usize::try_from(number).unwrap(),
-            last: (number % 2 == 0)
-                .then(|| SeenTurn { id: format!("t{number}"), has_completed: number % 4 == 0 }),
+            last: number.is_multiple_of(2).then(|| SeenTurn {
+                id: format!("t{number}"),
+                has_completed: number.is_multiple_of(4),
+            }),
         }),
-        left: (number % 3 != 1).then(|| Left { summary: number % 2 == 0, ..Left::default() }),
-        dynamic_tools: (number % 7 == 0).then(|| Fingerprint::of(&number)),
+        left: (number % 3 != 1)
+            .then(|| Left { summary: number.is_multiple_of(2), ..Left::default() }),
+        dynamic_tools: number.is_multiple_of(7).then(|| Fingerprint::of(&number)),
         developer_instructions: (number % 2 == 1).then(|| Fingerprint::of(&"text")),
     }
 }
@@ -88,7 +91,7 @@ pub(super) fn facts(number: u64) -> ThreadFacts {
 pub(super) fn started(number: u64) -> KeptTurn {
     KeptTurn {
         turn_id: turn(number),
-        context: (number % 4 != 0).then(|| context(number)),
+        context: (!number.is_multiple_of(4)).then(|| context(number)),
         created_at: time(number),
         started_at: time(number + 1),
         requests: (0..number % 3).map(|more| request(number + more)).collect(),
@@ -101,7 +104,7 @@ pub(super) fn started(number: u64) -> KeptTurn {
 pub(super) fn thread_started(number: u64) -> KeptThreadStarted {
     KeptThreadStarted {
         thread_id: thread(number),
-        worker: (number % 2 == 0).then(|| "w0".to_owned()),
+        worker: number.is_multiple_of(2).then(|| "w0".to_owned()),
         sequence: number,
         event: vec![1; usize::try_from(number % 50).unwrap()].into(),
     }
@@ -237,12 +240,12 @@ pub(super) fn some_of_all() -> Vec<Change> {
         changes.push(Change::Bind(context(number), binding(number)));
         changes.push(Change::Facts(thread(number), facts(number)));
         changes.push(Change::StartTurn(Box::new(started(number))));
-        if number % 2 == 0 {
+        if number.is_multiple_of(2) {
             changes.push(Change::ThreadStarted(turn(number), thread_started(number)));
             changes.push(Change::JoinTurn(request(number + 100), turn(number)));
             changes.push(Change::Reserve(turn(number), number * 10_000));
         }
-        if number % 4 == 0 {
+        if number.is_multiple_of(4) {
             changes.push(Change::EndTurn(turn(number), end(number, 10_000)));
             changes.push(Change::Mark(mark(number, number)));
         }

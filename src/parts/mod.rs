@@ -1,6 +1,8 @@
 //! The parts, for the tests and benchmarks that stand outside of the crate. Nobody else can count on
 //! anything here.
 
+mod kept_contexts;
+
 pub mod app {
     pub use crate::app::{App, BoundAddress, READINESS_SERVICE, ServeError};
 }
@@ -68,6 +70,11 @@ pub mod process {
         Moment, Pipes, Process, ProcessSpec, adopt_orphans, clear_leftovers, describe,
         instance_variable, kill_started_since, resident_bytes,
     };
+}
+
+pub mod registry {
+    pub use super::kept_contexts::KeptContexts;
+    pub use crate::registry::ledger::Durability;
 }
 
 pub mod telemetry {

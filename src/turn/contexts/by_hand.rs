@@ -1,0 +1,234 @@
+//! What callers change by hand: nobody hears of it, and nothing of it is seen, before it is kept.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Contexts;
+use crate::model::id::{ContextKey, ThreadId};
+use crate::model::refusal::Refusal;
+use crate::registry::bindings::{Binding, Bound};
+use crate::registry::ledger::Change;
+use crate::registry::threads::ThreadFacts;
+use crate::turn::admission::{Busy, Lane, Reservation};
+use crate::turn::engine::Engine;
+
+/// How long a call waits for others that bind and delete the same context: what they do has been kept by
+/// then, and who copies its thread takes longer.
+const RESERVED_WITHIN: Duration = Duration::from_secs(2);
+
+impl Contexts {
+    /// Keeps a context free of turns while a caller binds a thread to it, and the thread from being deleted.
+    ///
+    /// # Errors
+    /// [`Refusal::ContextInUse`], [`Refusal::ContextsFull`], [`Refusal::LedgerUnavailable`]; see
+    /// [`Admission::reserve`].
+    pub(crate) async fn reserve_to_bind(
+        &self,
+        key: &ContextKey,
+        thread_id: &ThreadId,
+    ) -> Result<Reservation, Refusal> {
+        self.check_ledger()?;
+        let binding = Lane::Binding(key.tenant.clone(), thread_id.clone());
+        let lanes = [Lane::Context(key.clone()), binding];
+        let look = |_: &Busy<'_>| Ok((lanes.to_vec(), ()));
+        let settle = |busy: &Busy<'_>| self.make_room(key, busy, None);
+        let reserved = self.admission.reserve(look, settle).await?;
+        Ok(reserved.ok_or_else(|| Refusal::ContextInUse(key.clone()))?.0)
+    }
+
+    /// Binds a thread to a context that is kept free for it. Nobody sees it before it is kept.
+    ///
+    /// # Errors
+    /// [`Refusal::LedgerUnavailable`]; nothing has changed then.
+    pub(crate) async fn bind(
+        &self,
+        key: &ContextKey,
+        thread_id: &ThreadId,
+        _reserved: &Reservation,
+    ) -> Result<Bound, Refusal> {
+        let bound = self.bindings.plan(key, thread_id);
+        let change = Change::Bind(key.clone(), bound.binding.clone());
+        self.keep(vec![change], vec![self.bindings.as_is(key)]).await?;
+        self.bindings.put(key, &bound.binding);
+        Ok(bound)
+    }
+
+    /// Keeps a context free of turns while its binding is deleted, and gives that.
+    ///
+    /// # Errors
+    /// [`Refusal::ContextInUse`], [`Refusal::ContextNotFound`], [`Refusal::LedgerUnavailable`]; see
+    /// [`Admission::reserve`].
+    pub(crate) async fn reserve_to_unbind(
+        &self,
+        key: &ContextKey,
+    ) -> Result<(Reservation, Binding), Refusal> {
+        self.check_ledger()?;
+        let look = |_: &Busy<'_>| Ok((vec![Lane::Context(key.clone())], self.bindings.get(key)));
+        let reserved = self.admission.reserve(look, |_| Ok(())).await?;
+        let (reserved, bound) = reserved.ok_or_else(|| Refusal::ContextInUse(key.clone()))?;
+        Ok((reserved, bound.ok_or_else(|| Refusal::ContextNotFound(key.clone()))?))
+    }
+
+    /// Deletes the binding of a context that is kept free for it. All see it until that is kept.
+    ///
+    /// # Errors
+    /// [`Refusal::LedgerUnavailable`]; nothing has changed then.
+    pub(crate) async fn unbind(
+        &self,
+        key: &ContextKey,
+        _reserved: &Reservation,
+    ) -> Result<(), Refusal> {
+        self.keep(vec![Change::Unbind(key.clone())], vec![self.bindings.as_is(key)]).await?;
+        self.bindings.remove(key);
+        Ok(())
+    }
+
+    /// Keeps a context and its thread free of turns while both are deleted, the thread also of new contexts,
+    /// and gives the thread.
+    ///
+    /// # Errors
+    /// [`Refusal::ContextInUse`], [`Refusal::ContextNotFound`], [`Refusal::LedgerUnavailable`]; see
+    /// [`Admission::reserve`].
+    pub(crate) async fn reserve_to_erase(
+        &self,
+        key: &ContextKey,
+    ) -> Result<(Reservation, ThreadId), Refusal> {
+        self.check_ledger()?;
+        let look = |_: &Busy<'_>| {
+            let thread_id = self.get(key)?.thread_id;
+            let [context, thread] = self.lanes_of(key, &thread_id);
+            let binding = Lane::Binding(key.tenant.clone(), thread_id.clone());
+            Ok((vec![context, thread, binding], thread_id))
+        };
+        let reserved = self.admission.reserve(look, |_| Ok(())).await?;
+        reserved.ok_or_else(|| Refusal::ContextInUse(key.clone()))
+    }
+
+    /// Deletes the binding of a context, and what is known of its thread, which is gone.
+    ///
+    /// # Errors
+    /// [`Refusal::LedgerUnavailable`]; nothing has changed then.
+    pub(crate) async fn erase(
+        &self,
+        key: &ContextKey,
+        thread: (&ThreadId, &ThreadFacts),
+        _reserved: &Reservation,
+    ) -> Result<(), Refusal> {
+        let (thread_id, facts) = thread;
+        let undo = [self.bindings.as_is(key), Change::Facts(thread_id.clone(), facts.clone())];
+        let changes = [Change::Unbind(key.clone()), Change::ForgetFacts(thread_id.clone())];
+        self.keep(changes.to_vec(), undo.to_vec()).await?;
+        self.bindings.remove(key);
+        Ok(())
+    }
+
+    /// See [`Bindings::other_of`].
+    pub(crate) fn other_of(&self, thread_id: &ThreadId, key: &ContextKey) -> Option<ContextKey> {
+        self.bindings.other_of(thread_id, key)
+    }
+
+    /// See [`Bindings::copy_of`].
+    pub(crate) fn copy_of(&self, thread_id: &ThreadId) -> Option<ContextKey> {
+        self.bindings.copy_of(thread_id)
+    }
+
+    /// Whether anything can be kept now: what is refused at once needs no undoing.
+    ///
+    /// # Errors
+    /// [`Refusal::LedgerUnavailable`].
+    pub(crate) fn check_ledger(&self) -> Result<(), Refusal> {
+        self.ledger.trouble().borrow().clone().map_or(Ok(()), |trouble| Err(trouble.into()))
+    }
+
+    async fn keep(&self, changes: Vec<Change>, undo: Vec<Change>) -> Result<(), Refusal> {
+        Ok(self.ledger.try_write(changes, undo).await?)
+    }
+
+    /// Binds a context that is kept free to a copy of another one's thread, of which this is known.
+    ///
+    /// # Errors
+    /// [`Refusal::LedgerUnavailable`]; nothing has changed then.
+    pub(crate) async fn bind_copy(
+        &self,
+        key: &ContextKey,
+        copy: (&ThreadId, &ThreadFacts),
+        copied_from: &ThreadId,
+        _reserved: &Reservation,
+    ) -> Result<Binding, Refusal> {
+        let (thread_id, facts) = copy;
+        let binding = self.bindings.plan_copy(key, thread_id, copied_from);
+        let facts = Change::Facts(thread_id.clone(), facts.clone());
+        let changes = vec![Change::Bind(key.clone(), binding.clone()), facts];
+        let undo = vec![self.bindings.as_is(key), Change::ForgetFacts(thread_id.clone())];
+        self.keep(changes, undo).await?;
+        self.bindings.put(key, &binding);
+        Ok(binding)
+    }
+
+    /// Has what is known of a thread kept, if a context goes on with it. Not waited for.
+    pub(crate) fn keep_facts(&self, thread_id: &ThreadId, facts: &ThreadFacts) {
+        if self.has_thread(thread_id) {
+            drop(self.ledger.write(vec![Change::Facts(thread_id.clone(), facts.clone())]));
+        }
+    }
+}
+
+impl Engine {
+    /// Binds a thread to a context for a caller, and lets go of the one that was bound before. A caller
+    /// that goes does not undo it.
+    ///
+    /// # Errors
+    /// See [`Contexts::reserve_to_bind`] and [`Contexts::bind`].
+    pub(crate) async fn bind_context(
+        self: &Arc<Engine>,
+        key: ContextKey,
+        thread_id: ThreadId,
+    ) -> Result<Bound, Refusal> {
+        let reserving = self.contexts().reserve_to_bind(&key, &thread_id);
+        let reserved = in_time(&key, reserving).await?;
+        let engine = Arc::clone(self);
+        self.unbroken(async move {
+            let bound = engine.contexts().bind(&key, &thread_id, &reserved).await?;
+            if let Some(replaced) = &bound.replaced {
+                engine.let_go(replaced.clone());
+            }
+            Ok(bound)
+        })
+        .await
+    }
+
+    /// Deletes the binding of a context for a caller, and lets go of its thread. A caller that goes does
+    /// not undo it.
+    ///
+    /// # Errors
+    /// See [`Contexts::reserve_to_unbind`] and [`Contexts::unbind`].
+    pub(crate) async fn delete_context(self: &Arc<Engine>, key: ContextKey) -> Result<(), Refusal> {
+        let (reserved, bound) = in_time(&key, self.contexts().reserve_to_unbind(&key)).await?;
+        let engine = Arc::clone(self);
+        self.unbroken(async move {
+            engine.contexts().unbind(&key, &reserved).await?;
+            engine.let_go(bound.thread_id);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Does something short that is not to be cut off with its call: what is kept is to be what is.
+    async fn unbroken<T: Send + 'static>(
+        &self,
+        deed: impl Future<Output = Result<T, Refusal>> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let fault = |error: tokio::task::JoinError| Refusal::Internal(error.to_string());
+        self.tasks.spawn(deed).await.map_err(fault)?
+    }
+}
+
+/// Reserves a context, which others may have reserved. It is not waited for without end.
+async fn in_time<T>(
+    key: &ContextKey,
+    reserving: impl Future<Output = Result<T, Refusal>>,
+) -> Result<T, Refusal> {
+    let in_use = || Err(Refusal::ContextInUse(key.clone()));
+    tokio::time::timeout(RESERVED_WITHIN, reserving).await.unwrap_or_else(|_| in_use())
+}
