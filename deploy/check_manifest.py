@@ -133,6 +133,13 @@ def rule_faults(documents: list) -> list:
     mounts = {mount["mountPath"]: mount["name"] for mount in pod.sidecar["volumeMounts"]}
     for path in (env["CODEX_HOME"], "/tmp"):
         want(path in mounts, f"nothing writable at {path}")
+    # What a rollout must find again: the threads, and what names them.
+    for what, path in (("CODEX_HOME", env["CODEX_HOME"]), ("the state", env.get("CODEX_SIDECAR_STATE", env["CODEX_HOME"]))):
+        homes = [name for mount, name in mounts.items() if pathlib.PurePosixPath(path).is_relative_to(mount)]
+        want(
+            any("persistentVolumeClaim" in volumes.get(name, {}) for name in homes),
+            f"{what} is on no claim: a rollout would forget every context",
+        )
     shared = {mount["mountPath"]: mount["name"] for mount in pod.orchestrator["volumeMounts"]}
     want(
         mounts.get("/workspace", "") == shared.get("/workspace"),
@@ -177,6 +184,9 @@ def rule_mutants(documents: list):
         (entry,) = [e for e in pod.sidecar["env"] if e["name"] == name]
         entry["value"] = value
 
+    def add_env(pod, name, value):
+        pod.sidecar["env"].append({"name": name, "value": value})
+
     yield mutant("no restart policy", lambda pod: pod.sidecar.pop("restartPolicy"))
     yield mutant("a grace shorter than the drain", lambda pod: pod.spec.update(terminationGracePeriodSeconds=30))
     yield mutant("a drain longer than the grace", lambda pod: set_env(pod, "CODEX_SIDECAR_DRAIN_GRACE", "10m"))
@@ -186,6 +196,9 @@ def rule_mutants(documents: list):
     yield mutant("another port", lambda pod: set_env(pod, "CODEX_SIDECAR_LISTEN", "127.0.0.1:1"))
     yield mutant("probes of another port", lambda pod: set_env(pod, "CODEX_SIDECAR_HEALTH_LISTEN", "0.0.0.0:1"))
     yield mutant("open to the cluster", lambda pod: set_env(pod, "CODEX_SIDECAR_LISTEN", "0.0.0.0:50061"))
+    yield mutant("a state that a rollout forgets", lambda pod: add_env(pod, "CODEX_SIDECAR_STATE", "memory"))
+    yield mutant("a state without its threads", lambda pod: add_env(pod, "CODEX_SIDECAR_STATE", "/tmp/state.redb"))
+    yield mutant("threads on no claim", lambda pod: set_env(pod, "CODEX_HOME", "/workspace/codex"))
     yield mutant("no readiness", lambda pod: pod.sidecar["readinessProbe"]["grpc"].pop("service"))
 
 

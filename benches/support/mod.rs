@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use codex_sidecar::client::codex_service_client::CodexServiceClient;
+use codex_sidecar::client::pool_service_client::PoolServiceClient;
 use codex_sidecar::parts::app_server::baseline::{Baseline, Lingering};
 use codex_sidecar::parts::app_server::client::{
     CliDefaults, Client, LoadOptions, LoadThread, StartTurn, Task,
@@ -137,6 +138,7 @@ fn environment(home: PathBuf) -> Vec<(OsString, Option<OsString>)> {
 /// A sidecar, as a process of its own, as its users run it.
 pub(crate) struct Sidecar {
     child: tokio::process::Child,
+    channel: Channel,
     client: CodexServiceClient<Channel>,
     options: pb::ThreadOptions,
 }
@@ -144,10 +146,21 @@ pub(crate) struct Sidecar {
 impl Sidecar {
     /// Starts one; returns when it is ready for turns.
     pub(crate) async fn start(bed: &Bed, workers: usize) -> Result<Sidecar, Fault> {
-        let config = bed.place.path().join("sidecar.toml");
+        Sidecar::with(bed, workers, "sidecar-home", &[], "").await
+    }
+
+    /// The same with a CODEX_HOME of this name, with more flags and settings.
+    pub(crate) async fn with(
+        bed: &Bed,
+        workers: usize,
+        home: &str,
+        flags: &[OsString],
+        settings: &str,
+    ) -> Result<Sidecar, Fault> {
+        let config = bed.home(home)?.join("sidecar.toml");
         // As its users would configure a provider.
         let overrides = bed.model.config_overrides().join("\n");
-        std::fs::write(&config, format!("[worker.config]\n{overrides}\n"))?;
+        std::fs::write(&config, format!("{settings}[worker.config]\n{overrides}\n"))?;
         let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_codex-sidecar"));
         command
             .args(["serve", "--listen", "127.0.0.1:0", "--log-format", "text"])
@@ -156,11 +169,12 @@ impl Sidecar {
             .arg(&bed.codex)
             .arg("--config")
             .arg(&config)
+            .args(flags)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .kill_on_drop(true);
-        for (name, value) in environment(bed.home("sidecar-home")?) {
+        for (name, value) in environment(bed.home(home)?) {
             match value {
                 Some(value) => command.env(name, value),
                 None => command.env_remove(name),
@@ -172,7 +186,8 @@ impl Sidecar {
         let endpoint = Endpoint::from_shared(format!("http://{address}"))?;
         let channel = endpoint.connect().await?;
         tokio::time::timeout(START_TIMEOUT, ready(channel.clone())).await??;
-        let client = CodexServiceClient::new(channel).max_decoding_message_size(usize::MAX);
+        let client = CodexServiceClient::new(channel.clone());
+        let client = client.max_decoding_message_size(usize::MAX);
         let mut options = pb::ThreadOptions {
             working_directory: Some(bed.work.to_string_lossy().into_owned()),
             skip_git_repo_check: Some(true),
@@ -180,7 +195,7 @@ impl Sidecar {
         };
         options.set_sandbox_mode(pb::SandboxMode::ReadOnly);
         options.set_approval_policy(pb::ApprovalPolicy::Never);
-        Ok(Sidecar { child, client, options })
+        Ok(Sidecar { child, channel, client, options })
     }
 
     /// A client of it, on a connection that is open.
@@ -216,6 +231,13 @@ impl Sidecar {
     /// The CPU time that it has used, its workers not counted.
     pub(crate) fn cpu(&self) -> Result<Duration, Fault> {
         cpu(self.child.id().ok_or("the sidecar has ended")?)
+    }
+
+    /// The CPU time that its workers have used.
+    pub(crate) async fn cpu_of_workers(&self) -> Result<Duration, Fault> {
+        let mut pool = PoolServiceClient::new(self.channel.clone());
+        let workers = pool.list_workers(pb::ListWorkersRequest {}).await?.into_inner().workers;
+        workers.iter().map(|worker| cpu(worker.pid)).sum()
     }
 
     /// The memory that it has resident, in bytes, that of its workers not counted.

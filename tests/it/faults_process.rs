@@ -216,7 +216,8 @@ fn has_inner_pid(pid: u32, inner: u32) -> bool {
     ids.and_then(|ids| ids.split_whitespace().last()?.parse().ok()) == Some(inner)
 }
 
-async fn home_is_unusable(sidecar: &Client, cause: &str) {
+/// A turn is refused with this, and readiness says why.
+async fn home_is_unusable(sidecar: &Client, cause: &str, reason: &str) {
     let message = eventually("CODEX_HOME_UNUSABLE", async || {
         let info = sidecar.info().await;
         (info.not_ready_reason == "CODEX_HOME_UNUSABLE").then_some(info.not_ready_message)
@@ -226,7 +227,7 @@ async fn home_is_unusable(sidecar: &Client, cause: &str) {
     let health = sidecar.health_of(READINESS_SERVICE).await.unwrap();
     assert_eq!(health, ServingStatus::NotServing);
     let refused = sidecar.refused(prompt("a", "hello")).await;
-    refused.assert(Code::Unavailable, "WORKER_UNAVAILABLE");
+    refused.assert(Code::Unavailable, reason);
     assert!(refused.message.contains(cause) && refused.retry_after.is_some(), "{refused:#?}");
 }
 
@@ -238,10 +239,10 @@ async fn a_codex_home_that_cannot_be_made_is_told_and_used_once_it_can() {
     std::fs::remove_dir(&home).unwrap();
     std::fs::write(&home, "in the way").unwrap();
     let sidecar = Binary::cold(place, |command| {
-        command.env("CODEX_PATH", scripted::fake_cli());
+        command.env("CODEX_PATH", scripted::fake_cli()).args(["--state", "memory"]);
     })
     .await;
-    home_is_unusable(&sidecar, "can't be made").await;
+    home_is_unusable(&sidecar, "can't be made", "WORKER_UNAVAILABLE").await;
     std::fs::remove_file(&home).unwrap();
     sidecar.ready().await;
     sidecar.say("a", "hello").await.completed();
@@ -262,13 +263,15 @@ async fn on_a_disk(place: Place, options: &str, flags: &[&str]) -> Option<Binary
     Some(sidecar.await)
 }
 
-/// One of 48 MiB, looked at so often, and that disk as it is seen from here.
+/// One of 48 MiB, looked at so often, and that disk as it is seen from here. The sidecar's own state is on
+/// another one, so that it is Codex that has no room.
 async fn with_a_small_disk(look: &str) -> Option<(Binary, std::path::PathBuf)> {
     let place = Place::new();
     let home = place.codex_home();
     let config = place.path().join("sidecar.toml");
     std::fs::write(&config, format!("[pool]\nliveness_interval = \"{look}\"\n")).unwrap();
-    let flags = ["--config", config.to_str().unwrap()];
+    let state = place.path().join("state.redb");
+    let flags = ["--config", config.to_str().unwrap(), "--state", state.to_str().unwrap()];
     let sidecar = on_a_disk(place, "size=48m", &flags).await?;
     sidecar.ready().await;
     let disk = std::path::PathBuf::from(format!("/proc/{}/root{}", sidecar.pid(), home.display()));
@@ -285,7 +288,7 @@ async fn a_full_and_a_read_only_codex_home_are_told_and_survived() {
     let filler = disk.join("filler");
     let full = std::fs::write(&filler, vec![b'x'; 64 << 20]).unwrap_err();
     assert_eq!(full.raw_os_error(), Some(rustix::io::Errno::NOSPC.raw_os_error()));
-    home_is_unusable(&sidecar, "No space left").await;
+    home_is_unusable(&sidecar, "No space left", "WORKER_UNAVAILABLE").await;
     std::fs::remove_file(&filler).unwrap();
     sidecar.ready().await;
     let second = sidecar.say("a", "again").await;
@@ -298,7 +301,8 @@ async fn a_full_and_a_read_only_codex_home_are_told_and_survived() {
     let place = Place::new();
     let home = place.codex_home();
     let Some(sidecar) = on_a_disk(place, "ro", &[]).await else { return };
-    home_is_unusable(&sidecar, "Read-only").await;
+    // With the state in it, as it is by default.
+    home_is_unusable(&sidecar, "Read-only", "LEDGER_UNAVAILABLE").await;
     let mut remount = std::process::Command::new("nsenter");
     remount.args(["--mount", "--target", &sidecar.pid().to_string()]);
     remount.args(["mount", "-o", "remount,rw"]).arg(&home);
@@ -331,7 +335,8 @@ async fn a_second_sidecar_of_one_codex_home_says_who_has_it_and_does_not_start()
     let printed = String::from_utf8(printed.stdout).unwrap();
     assert!(printed.contains("share_codex_home = true"), "{printed}");
     let beside = Binary::cold(Place::new(), |command| {
-        command.arg("--share-codex-home").env("CODEX_HOME", first.place.codex_home());
+        command.args(["--share-codex-home", "--state", "memory"]);
+        command.env("CODEX_HOME", first.place.codex_home());
     });
     drop(beside.await);
 
@@ -355,7 +360,7 @@ async fn a_disk_that_fills_under_a_worker_is_told_by_readiness_and_what_it_cost_
 
     let unsaved = sidecar.say("a", "again").await;
     assert_eq!(unsaved.final_response(), "You said: again (user messages so far: 2)");
-    home_is_unusable(&sidecar, "No space left").await;
+    home_is_unusable(&sidecar, "No space left", "WORKER_UNAVAILABLE").await;
     // With the worker goes what it had in its memory alone.
     processes::signal(sidecar.workers().await[0].pid, Signal::KILL);
     std::fs::remove_file(&filler).unwrap();

@@ -22,11 +22,15 @@ mod cli_state;
 mod cli_terminal;
 mod clocks;
 mod configuration_file;
+#[cfg(target_os = "linux")]
+mod crashes;
 mod events;
 mod exec;
 mod failures;
 #[cfg(target_os = "linux")]
 mod faults_edge;
+#[cfg(target_os = "linux")]
+mod faults_ledger;
 mod faults_pool;
 #[cfg(target_os = "linux")]
 mod faults_process;
@@ -48,7 +52,9 @@ mod python_client;
 mod questions;
 mod queueing;
 mod registry;
+mod restarts;
 mod review;
+mod rollout;
 mod schedules;
 mod secrets;
 mod settings;

@@ -38,6 +38,31 @@ impl Client {
         Ok(Attached { stream, after, events: Vec::new() })
     }
 
+    /// All that is told of a turn after this event, to its end.
+    pub async fn told_after(&self, target: Target, after: u64) -> Vec<pb::TurnEvent> {
+        self.attach(target, after).await.rest().await
+    }
+
+    /// The turns that it knows, of this context or of all.
+    pub async fn turns(&self, context_id: Option<&str>) -> Vec<pb::TurnInfo> {
+        let context = context_id.map(|context_id| pb::ContextRef {
+            context_id: context_id.to_owned(),
+            ..Default::default()
+        });
+        let mut request = pb::ListTurnsRequest { context, page_size: 1000, ..Default::default() };
+        let mut turns = Vec::new();
+        loop {
+            let mut codex = self.codex();
+            let asked = codex.list_turns(request.clone());
+            let page = within(PATIENCE, "ListTurns", asked).await.unwrap().into_inner();
+            turns.extend(page.turns);
+            if page.next_page_token.is_empty() {
+                return turns;
+            }
+            request.page_token = page.next_page_token;
+        }
+    }
+
     pub async fn steer(&self, turn_id: &str, words: &str) -> Result<String, Refused> {
         let request =
             pb::SteerTurnRequest { turn_id: turn_id.to_owned(), inputs: vec![super::text(words)] };

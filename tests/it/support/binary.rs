@@ -56,6 +56,13 @@ impl Binary {
         binary
     }
 
+    /// On these directories, ready for turns: after another one, its successor.
+    pub async fn in_place(place: Place) -> Binary {
+        let binary = Binary::cold(place, |_| {}).await;
+        binary.ready().await;
+        binary
+    }
+
     /// Listening; whether it is ready is the test's matter.
     pub async fn cold(place: Place, change: impl FnOnce(&mut Command)) -> Binary {
         let mut command = command(&place);
@@ -121,6 +128,14 @@ impl Binary {
     pub async fn exited(&mut self, limit: Duration) -> ExitStatus {
         let exited = tokio::time::timeout(limit, self.child.wait()).await;
         exited.unwrap_or_else(|_| panic!("runs on after {limit:?}: {}", self.log())).unwrap()
+    }
+
+    /// Ends it by SIGKILL, with whatever runs.
+    pub async fn kill(mut self) -> Place {
+        self.signal(rustix::process::Signal::KILL);
+        let _ = self.exited(PATIENCE).await;
+        let Binary { place, .. } = self;
+        place
     }
 
     /// Drains it by SIGTERM and asserts that it went well.

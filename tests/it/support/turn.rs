@@ -128,6 +128,16 @@ impl Turn {
         told
     }
 
+    /// All that is left of a turn of an earlier sidecar, by the rule of sequences.
+    pub async fn read_kept(mut self) -> Vec<pb::TurnEvent> {
+        while let Some(event) = self.try_next().await.expect("what is kept is told whole") {
+            let before = self.events.iter().rev().nth(1).map_or(0, |event| event.sequence);
+            super::attached::assert_follows(before, &event);
+        }
+        assert!(self.events.last().is_some_and(is_terminal), "{:#?}", self.events);
+        self.events
+    }
+
     /// The rest, to an end that is a status.
     pub async fn rest_fails(&mut self) -> Refused {
         loop {
