@@ -123,7 +123,7 @@ async fn fill(path: PathBuf, most: usize) -> Result<bool, Fault> {
         show_bytes(file_bytes(&path)?)
     );
     let mut bound = 0;
-    for next in [10, 1_000, 100_000, 1_000_000].into_iter().filter(|next| *next <= most) {
+    for next in [10, 1_000, 10_000, 100_000, 1_000_000].into_iter().filter(|next| *next <= most) {
         if bound > 0 {
             single(&contexts, bound).await?;
             bound += 100;

@@ -153,7 +153,8 @@ async fn a_damaged_state_is_refused_with_the_commands_that_save_what_can_be_read
     let mut serve = binary::command(&place);
     serve.args(["serve", "--offline-model", "--listen", "127.0.0.1:0"]);
     let refused = binary::output(&mut serve).await;
-    let commands = ["state check", "state export", "mv ", "state import --partial"];
+    let commands =
+        ["state check", "state export", "mv ", "state import --partial", "start the sidecar"];
     fails(&refused, 64, &[&[file.to_str().unwrap(), "damaged"][..], &commands].concat());
     assert_eq!(std::fs::read(&file).unwrap(), bytes, "it was written to");
 
@@ -177,7 +178,7 @@ async fn a_damaged_state_is_refused_with_the_commands_that_save_what_can_be_read
         codes.push(output.status.code());
         assert!(!told(&output).contains("panicked"), "{output:#?}");
     }
-    assert_eq!(codes, [Some(1), Some(1), Some(0)], "check and export say that it is damaged");
+    assert_eq!(codes, [Some(1), Some(0)], "the export says that not all was read");
     let saved = std::fs::read_to_string(file.with_extension("redb.jsonl")).unwrap();
     assert_eq!(lines(&saved).last().unwrap()["partial"], true, "{saved}");
 
@@ -193,7 +194,8 @@ async fn the_file_is_found_as_serve_finds_it() {
     let named = |name: &str| place.path().join(name).display().to_string();
     let config = place.path().join("sidecar.toml");
     std::fs::write(&config, "[state]\npath = \"configured.redb\"\n").unwrap();
-    let cases: [(&[&str], &[(&str, &str)], String); 6] = [
+    type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], String);
+    let cases: [Case<'_>; 6] = [
         (&[], &[], place.codex_home().join("sidecar.redb").display().to_string()),
         (&["--codex-home", &named("h")], &[], named("h/sidecar.redb")),
         (&[], &[("CODEX_SIDECAR_STATE", &named("e"))], named("e")),
@@ -209,7 +211,7 @@ async fn the_file_is_found_as_serve_finds_it() {
         assert_eq!((&line["state"], &line["path"]), (&"missing".into(), &expected.into()));
     }
     fails(&state(&place, &["check", "--state", "memory"]).await, 64, &["memory", "--state"]);
-    let sidecar = Binary::with(|command| drop(command.args(["--state", "memory"]))).await;
+    let sidecar = Binary::with(|command| _ = command.args(["--state", "memory"])).await;
     let refused = state(&sidecar.place, &["export", "--addr", &sidecar.address]).await;
     fails(&refused, 3, &["STATE_IN_MEMORY", "--state memory"]);
     assert_eq!(sidecar.info().await.state, None);

@@ -101,8 +101,11 @@ fn failure(path: &Path, fault: FileFault, instead: &str) -> Failure {
              --state or --codex-home"
         ),
         FileFault::InUse => {
-            let owner = advice::owner(path).map(|owner| format!(" ({owner})")).unwrap_or_default();
-            format!("a sidecar has {shown} open{owner}: {instead}")
+            let who = match advice::owner(path) {
+                Some(owner) => format!("a sidecar ({owner})"),
+                None => "another process".to_owned(),
+            };
+            format!("{who} has {shown} open: {instead}")
         }
         FileFault::Damaged(cause) => {
             format!("{shown} is damaged: {cause}; {}", advice::salvage(path))

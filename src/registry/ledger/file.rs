@@ -18,7 +18,7 @@ use crate::registry::ledger::lines::{Counts, Entry, LineWriter};
 use crate::registry::ledger::open::{self, Opened, Versions};
 use crate::registry::ledger::read::{Piece, Pieces};
 use crate::registry::ledger::salvage::{self, Found};
-use crate::registry::ledger::store::{Snapshot, caught};
+use crate::registry::ledger::store::Snapshot;
 
 /// Why nothing could be done with the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -259,15 +259,7 @@ fn open(path: &Path, file: &File) -> Result<Opened, FileFault> {
     let file = file.try_clone().map_err(Fault::from)?;
     let overlay = Deferred::new(Box::new(ReadOnly(file))).map_err(Fault::from)?;
     let mut disk = InMemory { path: path.to_owned(), overlay };
-    let mut opened = open::open(&mut disk, Versions::THIS)?;
-    let is_whole = caught(|| match opened.database.check_integrity() {
-        Ok(is_whole) => Ok(is_whole),
-        Err(error) => Err(error.into()),
-    })?;
-    if !is_whole {
-        return Err(FileFault::Damaged("its checksums don't agree".to_owned()));
-    }
-    Ok(opened)
+    Ok(open::open(&mut disk, Versions::THIS)?)
 }
 
 /// A file that nothing is written to.

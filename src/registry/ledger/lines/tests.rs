@@ -116,7 +116,7 @@ fn event() -> impl Strategy<Value = bytes::Bytes> {
         }),
         // An enum's number that has no name here.
         (any::<String>(), any::<i32>()).prop_map(|(thread_id, origin)| {
-            let started = pb::ThreadStarted { thread_id, origin, ..Default::default() };
+            let started = pb::ThreadStarted { thread_id, origin };
             pb::turn_event::Event::ThreadStarted(started)
         }),
     ];
@@ -227,7 +227,7 @@ proptest! {
         prop_assert_eq!(read(&lines), (entries.clone(), vec![]));
         // Of the same form whoever writes it: nothing comes back otherwise than it went.
         let rewritten = written(&read(&lines).0);
-        let body = |lines: &[u8]| changed(lines, |lines| drop(lines.remove(0)));
+        let body = |lines: &[u8]| changed(lines, |lines| _ = lines.remove(0));
         prop_assert_eq!(body(&rewritten), body(&lines));
     }
 
@@ -304,10 +304,11 @@ fn what_is_wrong_with_lines_is_told_with_the_line() {
         (entries.len(), told)
     };
     let cut = "the line of kind \"end\" is not there: it was cut";
-    let cases: [(&dyn Fn(&mut Vec<&str>), usize, &[(u64, &str)]); 9] = [
-        (&|lines| drop(lines.pop()), 2, &[(3, cut)]),
-        (&|lines| drop(lines.remove(0)), 2, &[(1, "the first line is not of kind \"header\"")]),
-        (&|lines| drop(lines.remove(1)), 1, &[(3, "it counts 2 contexts, 0 evicted")]),
+    type Case<'a> = (&'a dyn Fn(&mut Vec<&str>), usize, &'a [(u64, &'a str)]);
+    let cases: [Case<'_>; 9] = [
+        (&|lines| _ = lines.pop(), 2, &[(3, cut)]),
+        (&|lines| _ = lines.remove(0), 2, &[(1, "the first line is not of kind \"header\"")]),
+        (&|lines| _ = lines.remove(1), 1, &[(3, "it counts 2 contexts, 0 evicted")]),
         (&|lines| lines.push(lines[1]), 2, &[(5, "comes after the line of kind \"end\"")]),
         (&|lines| lines.insert(1, lines[0]), 2, &[(2, "is a second header")]),
         (

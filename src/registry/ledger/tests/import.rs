@@ -30,7 +30,7 @@ fn turn(number: u64) -> KeptTurn {
     let mut turn = sample::started(number);
     turn.requests = vec![sample::request(number)];
     turn.thread_started = Some(sample::thread_started(number));
-    turn.end = (number % 2 == 0).then(|| sample::end(number, 0));
+    turn.end = number.is_multiple_of(2).then(|| sample::end(number, 0));
     turn.thread_started.as_mut().unwrap().event = event(1);
     if let Some(end) = &mut turn.end {
         end.event = event(2);
@@ -202,7 +202,8 @@ fn of_lines_that_are_not_whole_nothing_is_taken_or_what_is_whole() {
     // Without its header and its end, and with one bad line.
     let text = String::from_utf8(whole).unwrap();
     let mut parts: Vec<&str> = text.lines().collect();
-    (parts.pop(), parts.remove(0));
+    parts.pop();
+    parts.remove(0);
     parts[1] = "{}";
     let done = import(&new, parts.join("\n").as_bytes(), PARTIAL).unwrap();
     let mut taken = entries();

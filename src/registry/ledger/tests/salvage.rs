@@ -7,8 +7,8 @@ use crate::registry::ledger::lines::{Counts, Entry};
 use crate::registry::ledger::tests::sample::{self, Model};
 use crate::registry::ledger::{Change, Durability, KeptTurn, disk, open, record, store};
 
-/// A ledger in which each of these groups was kept in a commit of its own.
-fn write(path: &Path, groups: &[Vec<Change>]) -> redb::Database {
+/// A ledger in which each of these groups was kept in a commit of its own, and the lock on its file.
+fn write(path: &Path, groups: &[Vec<Change>]) -> (redb::Database, disk::FileDisk) {
     let mut disk = disk::FileDisk::new(path.to_owned(), Durability::Process);
     let opened = open::open(&mut disk, open::Versions::THIS).unwrap();
     let database = opened.begin(None).unwrap();
@@ -19,7 +19,7 @@ fn write(path: &Path, groups: &[Vec<Change>]) -> redb::Database {
         }
         store::commit(&database, &operations).unwrap();
     }
-    database
+    (database, disk)
 }
 
 fn groups() -> Vec<Vec<Change>> {
