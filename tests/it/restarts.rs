@@ -366,7 +366,7 @@ async fn the_latest_thread_of_a_directory_is_known_after_a_restart() {
     let thread_id = sidecar.run(unbound).await.thread_id().to_owned();
     let sidecar = Binary::in_place(sidecar.kill().await).await;
     let working_directory = sidecar.place.work().display().to_string();
-    let request = pb::GetLatestThreadRequest { working_directory, ..Default::default() };
+    let request = pb::GetLatestThreadRequest { working_directory };
     let latest = sidecar.codex().get_latest_thread(request).await.unwrap().into_inner();
     assert_eq!(latest.thread_id, thread_id);
 

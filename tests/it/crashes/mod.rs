@@ -137,7 +137,7 @@ async fn at_whatever_moment_it_is_killed_nothing_told_is_lost_and_nothing_runs_t
         while let Some(gone) = leaving.try_join_next() {
             crashes.has_gone(gone.unwrap());
         }
-        if crashes.round % 25 == 0 {
+        if crashes.round.is_multiple_of(25) {
             println!("after {:?}: {}", began.elapsed(), crashes.summary());
         }
     }
@@ -162,7 +162,7 @@ impl Crashes {
         let sidecar = self.start(place).await;
         let (load, mut moments) = self.load(&sidecar);
         if self.round > 1 {
-            self.check(&load, self.round % 25 == 0).await;
+            self.check(&load, self.round.is_multiple_of(25)).await;
         }
         self.contexts.push(Context::new(format!("new-{}", self.round)));
         let aim = Aim::random(&mut self.random);
