@@ -7,7 +7,6 @@
 
 use std::error::Error;
 use std::fs::File;
-use std::future::Future;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -175,11 +174,9 @@ async fn turns(contexts: &KeptContexts, bound: usize) -> Result<(), Fault> {
     Ok(())
 }
 
-fn turn(contexts: &KeptContexts, number: usize) -> impl Future<Output = ()> {
-    async move {
-        if let Err(refusal) = contexts.turn(&name(number)).await {
-            eprintln!("a turn of context {number} does not run: {refusal}");
-        }
+async fn turn(contexts: &KeptContexts, number: usize) {
+    if let Err(refusal) = contexts.turn(&name(number)).await {
+        eprintln!("a turn of context {number} does not run: {refusal}");
     }
 }
 

@@ -137,7 +137,7 @@ impl KeptContexts {
         let facts = Change::Facts(thread_id, facts);
         let told = Change::ThreadStarted(turn_id.clone(), told);
         self.ledger.write(vec![facts.clone(), told]).await?;
-        drop(self.ledger.write(vec![facts]));
+        self.ledger.note(&[facts]);
         self.contexts.note_end(&key);
         let event = Bytes::from_static(&[7; TERMINAL_BYTES]);
         let end = KeptEnd { ended_at: SystemTime::now(), sequence: 20, event };
@@ -149,7 +149,7 @@ impl KeptContexts {
             if retained.len() > RETAINED { retained.pop_front() } else { None }
         };
         if let Some(forgotten) = forgotten {
-            drop(self.ledger.write(vec![Change::ForgetTurn(forgotten)]));
+            self.ledger.note(&[Change::ForgetTurn(forgotten)]);
         }
         Ok(())
     }

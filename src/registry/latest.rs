@@ -95,7 +95,7 @@ impl LatestThreads {
 
     /// Not waited for.
     fn queue(&self, change: Change) {
-        drop(self.ledger.write(vec![change]));
+        self.ledger.note(&[change]);
     }
 
     fn lock(&self) -> MutexGuard<'_, Directories> {

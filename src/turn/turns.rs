@@ -260,7 +260,7 @@ impl Turns {
     fn forget(&self, turn: &Arc<Turn>) {
         self.write().remove(&turn.id);
         if turn.is_kept() {
-            drop(self.ledger.write(vec![Change::ForgetTurn(turn.id.clone())]));
+            self.ledger.note(&[Change::ForgetTurn(turn.id.clone())]);
         }
         for key in turn.requests().drain(..) {
             self.by_request.remove_if(&key, |_, claimed| claimed.is_for(turn));

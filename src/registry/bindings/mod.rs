@@ -15,6 +15,7 @@ use std::ops::Bound::{Excluded, Included, Unbounded};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use ahash::RandomState;
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry as Slot;
 
@@ -80,7 +81,7 @@ pub(crate) struct Mark {
 /// All bindings, in the order of their keys and in that of their last uses.
 #[derive(Debug)]
 pub(crate) struct Bindings {
-    entries: DashMap<By<Key>, ()>,
+    entries: DashMap<By<Key>, (), RandomState>,
     // Held by whoever changes anything.
     orders: Mutex<Orders>,
     clock: Clock,
@@ -99,7 +100,7 @@ impl Default for Bindings {
 impl Bindings {
     /// None yet. What changes is told to the ledger.
     pub(crate) fn new(ledger: Arc<Ledger>) -> Bindings {
-        let entries = DashMap::with_shard_amount(PARTS);
+        let entries = DashMap::with_hasher_and_shard_amount(RandomState::new(), PARTS);
         Bindings { entries, orders: Mutex::default(), clock: Clock::new(), ledger }
     }
 
@@ -401,7 +402,7 @@ impl Bindings {
 
     /// Not waited for.
     fn queue(&self, change: Change) {
-        drop(self.ledger.write(vec![change]));
+        self.ledger.note(&[change]);
     }
 
     fn orders(&self) -> MutexGuard<'_, Orders> {

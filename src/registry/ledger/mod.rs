@@ -241,6 +241,16 @@ impl Ledger {
         file.queue.submit(Group::new(&changes, None))
     }
 
+    /// The same for what nobody waits for: it is kept with the next that somebody waits for, or soon.
+    pub(crate) fn note(&self, changes: &[Change]) {
+        #[cfg(test)]
+        if let Some(played) = &self.played {
+            return drop(played.write(changes.to_vec(), None));
+        }
+        let Some(file) = &self.file else { return };
+        file.queue.note(Group::new(changes, None));
+    }
+
     /// The same for what can be refused: where they can't be kept now, they are not, and `undo` is in
     /// their place, in case that the disk has them all the same.
     pub(crate) fn try_write(&self, changes: Vec<Change>, undo: Vec<Change>) -> Written {

@@ -15,6 +15,9 @@ use crate::registry::ledger::{Change, Trouble, Written};
 /// end, and no other ones start.
 const MOST_QUEUED: usize = 64 * 1024 * 1024;
 
+/// How long what nobody waits for waits for something that is waited for, to be kept with it.
+const LINGERS: Duration = Duration::from_millis(50);
+
 /// How much is kept in one commit, in bytes, if there is more than one call.
 const MOST_AT_ONCE: usize = 8 * 1024 * 1024;
 
@@ -56,6 +59,8 @@ struct State {
     phase: Phase,
     waiting: VecDeque<(Group, Ack)>,
     waiting_bytes: usize,
+    /// Somebody waits for one of them.
+    is_awaited: bool,
     /// What is being committed.
     current: Option<Arc<Vec<Group>>>,
     backlog: Backlog,
@@ -106,8 +111,19 @@ impl Queue {
         self.is_read.store(true, Ordering::Release);
     }
 
+    /// Takes in what somebody waits for.
     pub(super) fn submit(&self, group: Group) -> Written {
         let mut state = self.state();
+        state.is_awaited = true;
+        self.take_in(&mut state, group)
+    }
+
+    /// Takes in what nobody waits for.
+    pub(super) fn note(&self, group: Group) {
+        drop(self.take_in(&mut self.state(), group));
+    }
+
+    fn take_in(&self, state: &mut State, group: Group) -> Written {
         match &state.phase {
             Phase::Closed(trouble) => Written::no(trouble.clone()),
             Phase::Troubled(trouble) => {
@@ -151,6 +167,7 @@ impl Queue {
     /// Waits for something to do, with `idle` at most so long.
     pub(super) fn next(&self, idle: Option<Duration>) -> Work {
         let is_idle = |state: &mut State| state.waiting.is_empty() && !state.is_closing;
+        let is_unawaited = |state: &mut State| !state.is_awaited && !state.is_closing;
         let mut state = self.state();
         match idle {
             Some(idle) => {
@@ -166,6 +183,8 @@ impl Queue {
                 state = waited.unwrap_or_else(PoisonError::into_inner);
             }
         }
+        let lingered = self.work.wait_timeout_while(state, LINGERS, is_unawaited);
+        (state, _) = lingered.unwrap_or_else(PoisonError::into_inner);
         let (mut groups, mut acks, mut bytes) = (Vec::new(), Vec::new(), 0);
         while let Some((group, _)) = state.waiting.front()
             && (groups.is_empty() || bytes + group.bytes <= MOST_AT_ONCE)
@@ -179,6 +198,7 @@ impl Queue {
             return Work::Close;
         }
         state.waiting_bytes -= bytes;
+        state.is_awaited = !state.waiting.is_empty();
         let groups = Arc::new(groups);
         state.current = Some(Arc::clone(&groups));
         Work::Commit(groups, acks)

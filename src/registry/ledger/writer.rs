@@ -1,6 +1,7 @@
 //! The one thread that writes: what waits becomes one commit.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, mpsc};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use redb::{CompactionError, Database};
@@ -8,10 +9,10 @@ use tokio::sync::oneshot;
 
 use crate::registry::ledger::disk::Disk;
 use crate::registry::ledger::fault::Fault;
-use crate::registry::ledger::open::{self, Versions};
+use crate::registry::ledger::open::{self, Found, Opened, Versions};
 use crate::registry::ledger::queue::{Ack, Group, Queue, Work};
 use crate::registry::ledger::store::{self, Snapshot, caught};
-use crate::registry::ledger::{OpenError, Restore, Trouble};
+use crate::registry::ledger::{Kept, OpenError, Restore, Trouble};
 
 /// How long the writer waits for what.
 #[derive(Debug, Clone, Copy)]
@@ -174,7 +175,7 @@ impl Writer {
     fn open(&mut self) -> Result<(), Fault> {
         let opened = open::open(&mut *self.disk, self.versions)?;
         let mut found = match &mut self.restore {
-            Some(restore) => Some(opened.read(&mut self.given, restore)?),
+            Some(restore) => Some(read(&opened, &mut self.given, restore)?),
             None => None,
         };
         let database = opened.begin(found.as_mut())?;
@@ -276,4 +277,33 @@ impl Writer {
             }
         }
     }
+}
+
+/// How much is read before it is given, and how many such parts may wait for that.
+const PART: usize = 1024;
+const PARTS: usize = 4;
+
+/// Reads all, while what was read is given to `restore` in a thread beside: a million contexts take as long
+/// to take in as to read.
+fn read(opened: &Opened, given: &mut u64, restore: &mut Restore) -> Result<Found, Fault> {
+    let (read, taken) = mpsc::sync_channel::<Vec<Kept>>(PARTS);
+    thread::scope(|scope| {
+        let restoring = move || taken.into_iter().flatten().for_each(restore);
+        let builder = thread::Builder::new().name("ledger restore".to_owned());
+        let restoring = builder.spawn_scoped(scope, restoring)?;
+        let mut part = Vec::new();
+        let found = opened.read(given, &mut |kept| {
+            part.push(kept);
+            if part.len() == PART {
+                // It takes all that comes, or has panicked, which is seen below.
+                let _ = read.send(std::mem::take(&mut part));
+            }
+        });
+        let _ = read.send(part);
+        drop(read);
+        match restoring.join() {
+            Ok(()) => found,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
 }

@@ -169,7 +169,7 @@ impl Contexts {
     /// Has what is known of a thread kept, if a context goes on with it. Not waited for.
     pub(crate) fn keep_facts(&self, thread_id: &ThreadId, facts: &ThreadFacts) {
         if self.has_thread(thread_id) {
-            drop(self.ledger.write(vec![Change::Facts(thread_id.clone(), facts.clone())]));
+            self.ledger.note(&[Change::Facts(thread_id.clone(), facts.clone())]);
         }
     }
 }

@@ -106,7 +106,7 @@ impl Keeping {
         if self.turn.log.append(event) > self.reserved / 2 {
             self.reserved *= RESERVES;
             let reserve = Change::Reserve(self.turn.id.clone(), self.reserved);
-            drop(self.ledger.write(vec![reserve]));
+            self.ledger.note(&[reserve]);
         }
     }
 
@@ -171,7 +171,7 @@ impl Keeping {
 
     /// Keeps what is known of a thread.
     pub(super) fn keep_facts(&self, thread_id: &ThreadId, facts: ThreadFacts) {
-        drop(self.ledger.write(vec![Change::Facts(thread_id.clone(), facts)]));
+        self.ledger.note(&[Change::Facts(thread_id.clone(), facts)]);
     }
 
     /// Keeps how the turn ends, and gives what its log is to end with. One that is refused leaves nothing.
@@ -211,7 +211,7 @@ impl Keeping {
         let sequence = terminal.sequence;
         let terminal = self.turn.log.next_again(terminal);
         if terminal.sequence > sequence {
-            drop(self.ledger.write(vec![end_of(&self.turn, &terminal)]));
+            self.ledger.note(&[end_of(&self.turn, &terminal)]);
         }
         terminal
     }

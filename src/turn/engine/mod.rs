@@ -266,7 +266,7 @@ impl Engine {
             };
             if let Some(id) = &request.request_id {
                 let leave = Change::LeaveTurn(id.clone(), turn.id.clone());
-                drop(self.ledger.write(vec![leave]));
+                self.ledger.note(&[leave]);
             }
             match refusal {
                 refusal @ (Refusal::SteeringFull { .. } | Refusal::InvalidInput(_)) => {
@@ -403,7 +403,7 @@ impl Drop for EndOnDrop<'_> {
             if let Ok(terminal) = &end
                 && self.turn.is_kept()
             {
-                drop(self.engine.ledger.write(vec![end_of(self.turn, terminal)]));
+                self.engine.ledger.note(&[end_of(self.turn, terminal)]);
             }
             self.turn.log.end_with(end);
         }

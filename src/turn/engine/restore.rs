@@ -44,7 +44,7 @@ impl Engine {
         let turn = Turn::restored(kept, terminal, self.turns.retained());
         if let Some(terminal) = lost_end {
             tracing::warn!(turn = %turn.id, "a turn was lost with the sidecar that ran it");
-            drop(self.ledger.write(vec![end_of(&turn, &terminal)]));
+            self.ledger.note(&[end_of(&turn, &terminal)]);
         }
         self.turns.restore(&turn, requests, ended_at);
     }
