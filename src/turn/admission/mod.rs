@@ -36,8 +36,6 @@ pub(crate) enum Lane {
     Context(ContextKey),
     /// A thread, whoever names it.
     Thread(Tenant, ThreadId),
-    /// The binding of a thread by a caller's hand. No turn stands here.
-    Binding(Tenant, ThreadId),
 }
 
 /// A turn that is to be admitted.
@@ -124,7 +122,7 @@ impl Busy<'_> {
     pub(crate) fn contexts(&self) -> impl Iterator<Item = &ContextKey> {
         self.0.keys().filter_map(|lane| match lane {
             Lane::Context(key) => Some(key),
-            Lane::Thread(..) | Lane::Binding(..) => None,
+            Lane::Thread(..) => None,
         })
     }
 }

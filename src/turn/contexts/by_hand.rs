@@ -1,8 +1,11 @@
 //! What callers change by hand: nobody hears of it, and nothing of it is seen, before it is kept.
 
 use std::future::Future;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
 use super::Contexts;
 use crate::model::id::{ContextKey, ThreadId};
@@ -17,6 +20,39 @@ use crate::turn::engine::Engine;
 /// then, and who copies its thread takes longer.
 const RESERVED_WITHIN: Duration = Duration::from_secs(2);
 
+/// Keeps those who bind a thread and whoever deletes it apart. Of many threads that share one lock few are
+/// ever deleted.
+#[derive(Debug)]
+pub(super) struct Deletions([Arc<RwLock<()>>; 64]);
+
+impl Default for Deletions {
+    fn default() -> Deletions {
+        Deletions(std::array::from_fn(|_| Arc::default()))
+    }
+}
+
+impl Deletions {
+    fn of(&self, thread_id: &ThreadId) -> Arc<RwLock<()>> {
+        let mut hasher = DefaultHasher::new();
+        thread_id.hash(&mut hasher);
+        let at = usize::try_from(hasher.finish() % 64).unwrap_or_default();
+        Arc::clone(&self.0[at])
+    }
+}
+
+/// A context that is kept free of turns, and a thread that nobody deletes meanwhile.
+#[derive(Debug)]
+pub(crate) struct ToBind {
+    _reserved: Reservation,
+    _undeleted: OwnedRwLockReadGuard<()>,
+}
+
+/// A context and its thread, kept free of turns and of others who would bind the thread.
+#[derive(Debug)]
+pub(crate) struct ToErase {
+    _unbound: OwnedRwLockWriteGuard<()>,
+}
+
 impl Contexts {
     /// Keeps a context free of turns while a caller binds a thread to it, and the thread from being deleted.
     ///
@@ -27,14 +63,14 @@ impl Contexts {
         &self,
         key: &ContextKey,
         thread_id: &ThreadId,
-    ) -> Result<Reservation, Refusal> {
+    ) -> Result<ToBind, Refusal> {
         self.check_ledger()?;
-        let binding = Lane::Binding(key.tenant.clone(), thread_id.clone());
-        let lanes = [Lane::Context(key.clone()), binding];
-        let look = |_: &Busy<'_>| Ok((lanes.to_vec(), ()));
-        let settle = |busy: &Busy<'_>| self.make_room(key, busy, None);
+        let look = |_: &Busy<'_>| Ok((vec![Lane::Context(key.clone())], ()));
+        let settle = |busy: &Busy<'_>| self.room(key, busy, None).map(drop);
         let reserved = self.admission.reserve(look, settle).await?;
-        Ok(reserved.ok_or_else(|| Refusal::ContextInUse(key.clone()))?.0)
+        let (_reserved, ()) = reserved.ok_or_else(|| Refusal::ContextInUse(key.clone()))?;
+        let _undeleted = self.deletions.of(thread_id).read_owned().await;
+        Ok(ToBind { _reserved, _undeleted })
     }
 
     /// Binds a thread to a context that is kept free for it. Nobody sees it before it is kept.
@@ -45,12 +81,12 @@ impl Contexts {
         &self,
         key: &ContextKey,
         thread_id: &ThreadId,
-        _reserved: &Reservation,
+        _reserved: &ToBind,
     ) -> Result<Bound, Refusal> {
         let bound = self.bindings.plan(key, thread_id);
         let change = Change::Bind(key.clone(), bound.binding.clone());
         self.keep(vec![change], vec![self.bindings.as_is(key)]).await?;
-        self.bindings.put(key, &bound.binding);
+        self.put(key, &bound.binding);
         Ok(bound)
     }
 
@@ -84,8 +120,8 @@ impl Contexts {
         Ok(())
     }
 
-    /// Keeps a context and its thread free of turns while both are deleted, the thread also of new contexts,
-    /// and gives the thread.
+    /// Keeps a context and its thread free of turns while both are deleted, and gives the thread. It is to be
+    /// kept free of [others](Contexts::keep_unbound), too.
     ///
     /// # Errors
     /// [`Refusal::ContextInUse`], [`Refusal::ContextNotFound`], [`Refusal::LedgerUnavailable`]; see
@@ -97,12 +133,15 @@ impl Contexts {
         self.check_ledger()?;
         let look = |_: &Busy<'_>| {
             let thread_id = self.get(key)?.thread_id;
-            let [context, thread] = self.lanes_of(key, &thread_id);
-            let binding = Lane::Binding(key.tenant.clone(), thread_id.clone());
-            Ok((vec![context, thread, binding], thread_id))
+            Ok((self.lanes_of(key, &thread_id).to_vec(), thread_id))
         };
         let reserved = self.admission.reserve(look, |_| Ok(())).await?;
         reserved.ok_or_else(|| Refusal::ContextInUse(key.clone()))
+    }
+
+    /// Waits until nobody binds this thread by hand, and lets nobody do so.
+    pub(crate) async fn keep_unbound(&self, thread_id: &ThreadId) -> ToErase {
+        ToErase { _unbound: self.deletions.of(thread_id).write_owned().await }
     }
 
     /// Deletes the binding of a context, and what is known of its thread, which is gone.
@@ -162,8 +201,36 @@ impl Contexts {
         let changes = vec![Change::Bind(key.clone(), binding.clone()), facts];
         let undo = vec![self.bindings.as_is(key), Change::ForgetFacts(thread_id.clone())];
         self.keep(changes, undo).await?;
-        self.bindings.put(key, &binding);
+        self.put(key, &binding);
         Ok(binding)
+    }
+
+    /// Binds a context as is kept. What has to go for it goes now: had it not been kept, nothing would have.
+    fn put(&self, key: &ContextKey, binding: &Binding) {
+        self.bindings.put(key, binding);
+        if !self.limits.evict_contexts || self.bindings.len() <= self.limits.max_contexts {
+            return;
+        }
+        self.admission.hold(|busy| {
+            let is_used = |other: &ContextKey| busy.has(other) || other == key;
+            let unused = self.bindings.unused_longest(is_used, Duration::ZERO);
+            unused.iter().for_each(|key| self.evict(key));
+        });
+    }
+
+    /// Has it kept that less is known of a bound thread than before.
+    ///
+    /// # Errors
+    /// [`Refusal::LedgerUnavailable`]; nothing has changed then.
+    pub(crate) async fn keep_doubts(
+        &self,
+        thread_id: &ThreadId,
+        facts: &ThreadFacts,
+        before: &ThreadFacts,
+    ) -> Result<(), Refusal> {
+        let [facts, before] =
+            [facts, before].map(|facts| vec![Change::Facts(thread_id.clone(), facts.clone())]);
+        self.keep(facts, before).await
     }
 
     /// Has what is known of a thread kept, if a context goes on with it. Not waited for.

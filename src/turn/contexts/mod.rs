@@ -58,6 +58,7 @@ pub(crate) struct Contexts {
     limits: ContextLimits,
     // The threads of contexts that were evicted, until somebody lets go of them.
     evicted: Mutex<Vec<ThreadId>>,
+    deletions: by_hand::Deletions,
 }
 
 impl Contexts {
@@ -68,7 +69,14 @@ impl Contexts {
         limits: ContextLimits,
     ) -> Contexts {
         let bindings = Bindings::new(Arc::clone(&ledger));
-        Contexts { bindings, ledger, admission, limits, evicted: Mutex::default() }
+        Contexts {
+            bindings,
+            ledger,
+            admission,
+            limits,
+            evicted: Mutex::default(),
+            deletions: by_hand::Deletions::default(),
+        }
     }
 
     /// See [`Bindings::restore`]. The limits do not matter: they refuse, and evict, when something comes.
@@ -159,7 +167,7 @@ impl Contexts {
             Ok((vec![context, thread, Lane::Context(target.clone())], thread_id))
         };
         let settle = |busy: &Busy<'_>| {
-            self.make_room(target, busy, Some(source))?;
+            self.room(target, busy, Some(source))?;
             self.bindings.note_use(source);
             Ok(())
         };
@@ -309,17 +317,6 @@ impl Contexts {
             }
         }
         self.bindings.forget_marks(MARKED_FOR);
-    }
-
-    /// Sees that there is room for a context, which may be bound. `spared` is in use, too.
-    fn make_room(
-        &self,
-        key: &ContextKey,
-        busy: &Busy<'_>,
-        spared: Option<&ContextKey>,
-    ) -> Result<(), Refusal> {
-        self.room(key, busy, spared)?.iter().for_each(|key| self.evict(key));
-        Ok(())
     }
 
     /// Looks for room for a context, and gives the one that has to go for it.

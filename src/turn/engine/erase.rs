@@ -36,6 +36,7 @@ impl Engine {
         idle: IdleThread,
     ) -> Result<ThreadId, Refusal> {
         let IdleThread { mut thread, thread_id, reserved, .. } = idle;
+        let _unbound = self.contexts.keep_unbound(&thread_id).await;
         self.check_not_shared(key, &thread_id).await?;
         let ties = Ties::none();
         let holder = self.holder_for_use(&mut thread, &thread_id, &ties).await;

@@ -156,6 +156,11 @@ impl Engine {
         let holder = self.holder_for_use(&mut thread, &thread_id, &ties).await;
         let holder = holder.map_err(Refusal::from)?;
         let thread_id = &thread_id;
+        // Before Codex is asked: a successor is not to take what it takes back for lost.
+        let known = thread.facts.clone();
+        let doubted = ThreadFacts { usage: None, turns: None, ..known.clone() };
+        self.contexts.keep_doubts(thread_id, &doubted, &known).await?;
+        thread.facts = doubted;
         let (may_be_done, asked) = (&AtomicBool::new(false), &StdMutex::new(holder.clone()));
         let deed = |worker: Arc<Worker>| async move {
             let reverted = worker.revert_thread(thread_id, before_turn_id).await;
@@ -175,10 +180,8 @@ impl Engine {
         };
         let reverting = self.on_a_worker(thread_id, holder, &ties, "before_codex_turn_id", deed);
         let reverted = reverting.await.map_err(Refusal::from);
-        if reverted.is_ok() || may_be_done.load(Ordering::Relaxed) {
-            // It has fewer turns, and other counts.
-            thread.facts.usage = None;
-            thread.facts.turns = None;
+        if reverted.is_err() && !may_be_done.load(Ordering::Relaxed) {
+            thread.facts = known;
         }
         thread.loaded = None;
         // Where it may be loaded still.
