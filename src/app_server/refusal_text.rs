@@ -108,6 +108,11 @@ pub(super) fn is_without_rollout(message: &str) -> bool {
     message.starts_with("no rollout found")
 }
 
+/// Whether it says that there is nothing in a thread's rollout.
+pub(super) fn is_of_empty_rollout(message: &str) -> bool {
+    message.contains("rollout") && message.ends_with(" is empty")
+}
+
 /// Whether it says that a thread can't be deleted because others are copies of it. Codex has unloaded it all
 /// the same.
 pub(super) fn has_copies(message: &str) -> bool {

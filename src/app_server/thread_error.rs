@@ -9,6 +9,9 @@ pub(crate) enum ThreadError {
     /// It has no rollout of the thread, or can't read it.
     #[error("{0}")]
     NotFound(String),
+    /// It has a rollout of the thread in which nothing was ever written.
+    #[error("{0}")]
+    NothingWritten(String),
     /// Another process writes the thread.
     #[error("{0}")]
     HeldElsewhere(String),
@@ -75,6 +78,9 @@ impl From<RequestError> for ThreadError {
             RequestError::Server { message, .. } => {
                 tracing::debug!(error = text, "Codex refuses a request");
                 match refusal_text::meaning(&message) {
+                    Meaning::ThreadNotFound if refusal_text::is_of_empty_rollout(&message) => {
+                        ThreadError::NothingWritten(message)
+                    }
                     Meaning::ThreadNotFound => {
                         let cause = refusal_text::cause_of_missing(&message);
                         ThreadError::NotFound(cause.map_or(message, str::to_owned))

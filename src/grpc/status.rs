@@ -101,7 +101,7 @@ pub(crate) fn status(refusal: &Refusal) -> Status {
                 .retry_after(*retry_after)
                 .status()
         }
-        Refusal::ContextsFull { max_contexts: _ } => {
+        Refusal::ContextsFull { bound: _, max_contexts: _ } => {
             says(Code::ResourceExhausted, "CONTEXTS_FULL", refusal).status()
         }
         Refusal::SteeringFull { turn_id, .. } => {
@@ -418,7 +418,11 @@ mod tests {
                 "POLICY_DENIED",
             ),
             (Refusal::QueueFull { waiting: 9, retry_after }, Code::ResourceExhausted, "QUEUE_FULL"),
-            (Refusal::ContextsFull { max_contexts: 9 }, Code::ResourceExhausted, "CONTEXTS_FULL"),
+            (
+                Refusal::ContextsFull { bound: 9, max_contexts: 9 },
+                Code::ResourceExhausted,
+                "CONTEXTS_FULL",
+            ),
             (
                 Refusal::SteeringFull {
                     turn_id: turn_id(),

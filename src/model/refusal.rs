@@ -220,10 +220,12 @@ pub enum Refusal {
     },
     /// There are as many contexts as there may be.
     #[error(
-        "{max_contexts} contexts are bound, the limit of this sidecar (limits.max_contexts); delete some, or let limits.evict_contexts or limits.context_ttl drop those that are unused"
+        "{bound} contexts are bound, and this sidecar keeps {max_contexts} at most (limits.max_contexts); delete some, or let limits.evict_contexts or limits.context_ttl drop those that are unused"
     )]
     ContextsFull {
-        /// How many.
+        /// How many there are, with those that are about to be bound.
+        bound: usize,
+        /// How many there may be.
         max_contexts: usize,
     },
     /// So much was added to the turn already that it takes no more.

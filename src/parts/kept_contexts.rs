@@ -81,7 +81,7 @@ impl KeptContexts {
     pub async fn bind(&self, context_id: &str, thread_id: &str) -> Result<(), Refusal> {
         let (key, thread_id) = (key(context_id), ThreadId::from_codex(thread_id));
         let reserved = self.contexts.reserve_to_bind(&key, &thread_id).await?;
-        self.contexts.bind(&key, &thread_id, &reserved).await.map(drop)
+        self.contexts.bind(&key, &thread_id, None, &reserved).await.map(drop)
     }
 
     /// The thread of a context.
@@ -125,19 +125,18 @@ impl KeptContexts {
         }));
         self.ledger.try_write(vec![start], vec![Change::ForgetTurn(turn_id.clone())]).await?;
         let thread_id = self.contexts.get(&key)?.thread_id;
-        self.contexts.bind_for_turn(Some(&key), &ticket, &thread_id);
-        self.contexts.note_turn(&key, &turn_id);
         let facts = ThreadFacts { usage: Some(Usage::default()), ..ThreadFacts::default() };
+        self.contexts.bind_for_turn(Some(&key), &ticket, &thread_id, &facts);
+        self.contexts.note_turn(&key, &turn_id);
+        self.contexts.keep_facts(&thread_id, &facts);
         let told = KeptThreadStarted {
             thread_id: thread_id.clone(),
             worker: Some("w0".to_owned()),
             sequence: 1,
             event: Bytes::from_static(&[7; THREAD_STARTED_BYTES]),
         };
-        let facts = Change::Facts(thread_id, facts);
-        let told = Change::ThreadStarted(turn_id.clone(), told);
-        self.ledger.write(vec![facts.clone(), told]).await?;
-        self.ledger.note(&[facts]);
+        self.ledger.write(vec![Change::ThreadStarted(turn_id.clone(), told)]).await?;
+        self.contexts.keep_facts(&thread_id, &facts);
         self.contexts.note_end(&key);
         let event = Bytes::from_static(&[7; TERMINAL_BYTES]);
         let end = KeptEnd { ended_at: SystemTime::now(), sequence: 20, event };

@@ -220,3 +220,23 @@ async fn where_codex_does_not_delete_it_all_stays() {
     codex.during(sidecar.say("a", "again")).await.completed();
     assert_eq!(codex.count("thread/resume"), 0);
 }
+
+/// A turn need not be one of the context to have been one of its thread.
+#[tokio::test(start_paused = true)]
+async fn a_turn_that_named_the_thread_goes_with_it_and_no_other_one_does() {
+    let disk = Arc::<Disk>::default();
+    let (sidecar, mut codex) = start(&disk, 1).await;
+    let first = codex.during(sidecar.say("a", "hello")).await;
+    let mut naming = with_id(prompt("", "and more"), "r");
+    naming.thread_id = first.thread_id().to_owned();
+    let named = codex.during(sidecar.run(naming)).await;
+    let other = codex.during(sidecar.say("b", "hello")).await;
+    codex.during(erase(&sidecar, "a")).await.unwrap();
+    for gone in [first.id(), named.id()] {
+        let refused = sidecar.attach(&gone).await.err().unwrap();
+        refused.assert(Code::NotFound, "TURN_NOT_FOUND");
+    }
+    assert!(sidecar.attach(&other.id()).await.is_ok());
+    let kept: Vec<_> = disk.turns().into_iter().map(|turn| turn.turn_id.0).collect();
+    assert_eq!(kept, [other.id()]);
+}

@@ -229,3 +229,70 @@ async fn the_latest_thread_of_a_directory_outlives_the_sidecar_and_goes_with_the
     let (sidecar, _codex) = start(&disk, 3, |_| {}).await;
     latest(&sidecar).await.unwrap_err().assert(Code::NotFound, "THREAD_NOT_FOUND");
 }
+
+/// Whoever goes on with a thread goes on with what is known of it.
+#[tokio::test(start_paused = true)]
+async fn what_is_known_of_a_thread_that_is_bound_by_hand_outlives_the_sidecar() {
+    let instructed = |context: &str| {
+        let mut request = prompt(context, "hello");
+        let options = request.thread_options.get_or_insert_default();
+        options.developer_instructions = Some("be brief".to_owned());
+        request
+    };
+    for restarts in [false, true] {
+        let disk = Arc::<Disk>::default();
+        let (mut sidecar, mut codex) = start(&disk, 1, |_| {}).await;
+        let unbound = pb::RunTurnRequest { unbound: true, ..instructed("") };
+        let first = codex.during(sidecar.run(unbound)).await;
+        disk.hold();
+        {
+            let mut binding = pin!(bind(&sidecar, "a", first.thread_id()));
+            tokio::time::timeout(Duration::from_secs(1), &mut binding).await.unwrap_err();
+            disk.fill();
+            binding.await.unwrap_err().assert(Code::Unavailable, "LEDGER_UNAVAILABLE");
+        }
+        disk.empty();
+        assert_eq!((kept(&disk).len(), disk.facts().len()), (0, 0));
+        bind(&sidecar, "a", first.thread_id()).await.unwrap();
+        if restarts {
+            (sidecar, codex) = start(&disk, 2, |_| {}).await;
+        }
+        let after = codex.during(sidecar.run(instructed("a"))).await;
+        assert_eq!(after.thread_id(), first.thread_id());
+        assert_eq!(after.warnings(), [] as [&pb::Warning; 0], "restarts: {restarts}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_kept_of_a_thread_whose_context_was_deleted_while_somebody_used_it() {
+    let disk = Arc::<Disk>::default();
+    let (sidecar, mut codex) = start(&disk, 1, |_| {}).await;
+    let first = codex.during(sidecar.say("a", "hello")).await;
+    let mut other = prompt("", "hello");
+    other.thread_id = first.thread_id().to_owned();
+    let mut running = sidecar.hold(&mut codex, other).await;
+    delete(&sidecar, "a").await.unwrap();
+    assert_eq!(disk.facts().len(), 0);
+    codex.end_last_turn().await;
+    codex.during(running.rest()).await;
+    assert_eq!((kept(&disk).len(), disk.facts().len()), (0, 0));
+}
+
+/// It was used until then.
+#[tokio::test(start_paused = true)]
+async fn the_time_of_a_context_begins_anew_when_its_turn_is_lost() {
+    let disk: Arc<Disk> = Arc::default();
+    let hour = Duration::from_secs(3600);
+    let limited = |setup: &mut Setup| setup.contexts.context_ttl = Some(hour);
+    let (sidecar, mut codex) = start(&disk, 1, limited).await;
+    let _running = sidecar.hold(&mut codex, prompt("a", "hello")).await;
+    disk.age(2 * hour);
+    // Killed twice, and that it was used is kept.
+    for number in [2, 3] {
+        let (sidecar, _codex) = start(&disk, number, limited).await;
+        let engine = Arc::clone(&sidecar.engine);
+        let _sweeping = tokio::spawn(async move { engine.sweep().await });
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert!(sidecar.context("a").await.is_ok(), "{number}");
+    }
+}

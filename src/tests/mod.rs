@@ -14,6 +14,7 @@ mod history;
 mod idempotency;
 mod idle_threads;
 mod kept_contexts;
+mod killed;
 mod mcp;
 mod ownership;
 mod policies;

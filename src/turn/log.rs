@@ -20,7 +20,7 @@ use prost::Message as _;
 use tokio::sync::watch;
 
 use crate::model::event::{Event, Gap, RequestRaised, RequestResolved, TurnEvent};
-use crate::model::id::TurnId;
+use crate::model::id::{ThreadId, TurnId};
 #[cfg(test)]
 use crate::model::outcome::Outcome;
 use crate::model::refusal::Refusal;
@@ -135,6 +135,13 @@ impl State {
         self.held.as_ref().map_or(self.last, |held| held.after)
     }
 
+    /// Holds what comes from here on, unless it is held already.
+    fn hold(&mut self) {
+        if self.held.is_none() {
+            self.held = Some(Held { after: self.last, summary: self.summary.clone() });
+        }
+    }
+
     fn progress(&self) -> Progress {
         Progress { last: self.shown(), ended: self.end.is_some() }
     }
@@ -230,16 +237,26 @@ impl Placed {
         Placed { sequence, emitted_at, encoded, event: told.event }
     }
 
-    /// One that was kept; `None` where it can't be read.
-    pub(crate) fn of_kept(encoded: Bytes) -> Option<Placed> {
-        let TurnEvent { sequence, emitted_at, event, .. } =
+    /// One of this turn that was kept; `None` where it can't be read, or is not what is looked for.
+    pub(crate) fn of_kept(
+        encoded: Bytes,
+        turn: &TurnId,
+        is_meant: impl Fn(&Event) -> bool,
+    ) -> Option<Placed> {
+        let TurnEvent { sequence, emitted_at, turn_id, event } =
             TurnEvent::decode(encoded.clone()).ok()?;
         let emitted_at = SystemTime::try_from(emitted_at?).ok()?;
-        Some(Placed { sequence, emitted_at, encoded, event })
+        let is_it = turn_id == turn.0
+            && (1..=Log::MOST_SEQUENCE).contains(&sequence)
+            && event.as_ref().is_some_and(is_meant);
+        is_it.then_some(Placed { sequence, emitted_at, encoded, event })
     }
 }
 
 impl Log {
+    /// The highest sequence: who has read it asks for the one after it.
+    pub(crate) const MOST_SEQUENCE: u64 = u64::MAX - 1;
+
     /// What a turn takes as long as it is kept, beside its events: itself, its log, their names, and its
     /// entries in the tables.
     const OVERHEAD: u64 = 1152;
@@ -271,12 +288,20 @@ impl Log {
 
     /// Appends an event, and gives its sequence. Does nothing once the log has ended.
     pub(crate) fn append(&self, event: Event) -> u64 {
+        self.append_within(event, u64::MAX)
+    }
+
+    /// The same, and holds it with all that comes after it where its sequence is beyond this one.
+    pub(crate) fn append_within(&self, event: Event, most: u64) -> u64 {
         let mut state = self.state();
         if state.end.is_some() {
             return state.last;
         }
         let placed = self.place(&state, event);
         let sequence = placed.sequence;
+        if sequence > most {
+            state.hold();
+        }
         self.push(&mut state, placed);
         self.make_room(state);
         sequence
@@ -287,8 +312,7 @@ impl Log {
         let mut state = self.state();
         let placed = self.place(&state, event);
         if state.end.is_none() {
-            let (after, summary) = (state.last, state.summary.clone());
-            state.held.get_or_insert(Held { after, summary });
+            state.hold();
             self.push(&mut state, placed.clone());
             self.make_room(state);
         }
@@ -395,6 +419,11 @@ impl Log {
         self.state().bytes + Log::OVERHEAD
     }
 
+    /// The last sequence, shown or not; 0 before the first.
+    pub(crate) fn last(&self) -> u64 {
+        self.state().last
+    }
+
     /// The last sequence that is shown so far; 0 before the first.
     pub(crate) fn last_sequence(&self) -> u64 {
         self.state().shown()
@@ -404,6 +433,11 @@ impl Log {
     pub(crate) fn summary(&self) -> Summary {
         let state = self.state();
         state.held.as_ref().map_or(&state.summary, |held| &held.summary).clone()
+    }
+
+    /// Whether it was told that the turn has this thread.
+    pub(crate) fn is_of_thread(&self, thread_id: &ThreadId) -> bool {
+        self.state().summary.thread_id.as_deref() == Some(thread_id.as_str())
     }
 
     /// The ids of what waits for an answer, as far as it is shown.

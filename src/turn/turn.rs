@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::model::event::InterruptReason;
+use crate::model::event::{Event, InterruptReason};
 use crate::model::failure::FailureReason;
 use crate::model::id::{CallerName, ContextKey, Tenant, TurnId};
 use crate::model::question::{Answer, Given, Unanswerable};
@@ -143,9 +143,13 @@ impl Turn {
     ) -> Arc<Turn> {
         let KeptTurn { turn_id: id, context, created_at, started_at, thread_started, .. } = kept;
         let (told, worker) = match thread_started {
-            Some(KeptThreadStarted { worker, event, .. }) => (Placed::of_kept(event), worker),
+            Some(KeptThreadStarted { worker, event, .. }) => {
+                let is_meant = |event: &Event| matches!(event, Event::ThreadStarted(_));
+                (Placed::of_kept(event, &id, is_meant), worker)
+            }
             None => (None, None),
         };
+        let told = told.filter(|told| told.sequence < terminal.sequence);
         let log = Log::restored(id.clone(), Arc::clone(retained), told, terminal);
         Arc::new(Turn {
             id,

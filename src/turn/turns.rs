@@ -9,7 +9,7 @@ use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use tokio::time::Instant;
 
-use crate::model::id::{ContextKey, Tenant, TurnId};
+use crate::model::id::{ContextKey, Tenant, ThreadId, TurnId};
 use crate::model::request::RequestId;
 use crate::registry::ledger::{Change, Ledger};
 use crate::turn::claims::Claimed;
@@ -170,9 +170,12 @@ impl Turns {
         self.make_room();
     }
 
-    /// Forgets the turns of a context, of which none runs or waits.
-    pub(crate) fn forget_context(&self, key: &ContextKey) {
-        let is_meant = |turn: &Turn| turn.context.as_ref() == Some(key);
+    /// Forgets the turns of a context, of which none runs or waits, and those that have ended on its thread.
+    pub(crate) fn forget_thread(&self, thread_id: &ThreadId, key: &ContextKey) {
+        let is_meant = |turn: &Turn| {
+            let is_of_thread = || turn.log.has_ended() && turn.log.is_of_thread(thread_id);
+            turn.context.as_ref() == Some(key) || is_of_thread()
+        };
         let mut after = None;
         loop {
             let (found, last) = self.page(after.as_ref(), LOOKED_AT_ONCE, is_meant);

@@ -70,7 +70,7 @@ impl Clock {
 
     /// The time of a use now, after that of the last one.
     pub(super) fn next(&self, last: UseTime) -> UseTime {
-        (self.micros() * MICRO).max(last.saturating_add(1))
+        self.now().max(last.saturating_add(1))
     }
 
     /// How long ago this was.
@@ -79,6 +79,11 @@ impl Clock {
         Duration::from_micros(u64::try_from(age).unwrap_or(0))
     }
 
+    pub(super) fn now(&self) -> UseTime {
+        self.micros() * MICRO
+    }
+
+    /// It may be after now: the clock on the wall may have been ahead then.
     pub(super) fn of_wall(&self, time: SystemTime) -> UseTime {
         nanos_since(time, self.began_at)
     }

@@ -21,6 +21,7 @@ use dashmap::mapref::entry::Entry as Slot;
 
 use crate::model::id::{ContextKey, Tenant, ThreadId, TurnId};
 use crate::registry::ledger::{Change, KeptBinding, KeptMark, Ledger};
+use crate::registry::threads::ThreadFacts;
 use entry::{By, Clock, Entry, Key, packed, packed_key, unpacked};
 use orders::Orders;
 
@@ -171,7 +172,11 @@ impl Bindings {
 
     /// Binds a context as was planned and kept. What was left of the context is no matter any more.
     pub(crate) fn put(&self, key: &ContextKey, binding: &Binding) {
-        self.put_in(&mut self.orders(), key, binding);
+        let mut orders = self.orders();
+        let before = self.entry(&packed_key(key)).map(|before| before.thread_id());
+        self.put_in(&mut orders, key, binding);
+        let forgotten = before.and_then(|thread_id| forgotten(&orders, &thread_id));
+        forgotten.into_iter().for_each(|change| self.queue(change));
     }
 
     fn put_in(&self, orders: &mut Orders, key: &ContextKey, binding: &Binding) -> Arc<Entry> {
@@ -192,24 +197,46 @@ impl Bindings {
         }
         orders.add(&entry);
         self.enter(&entry);
-        if let Some(before) = before {
-            self.forget_facts(orders, &before.thread_id());
-        }
         entry
     }
 
-    /// Binds a thread to a context, in place of any other. What was left of the context is no matter
-    /// any more.
-    pub(crate) fn bind(&self, key: &ContextKey, thread_id: &ThreadId) -> Bound {
+    /// Binds a thread of which this is known to a context, in place of any other. What was left of the
+    /// context is no matter any more.
+    pub(crate) fn bind(
+        &self,
+        key: &ContextKey,
+        thread_id: &ThreadId,
+        facts: &ThreadFacts,
+    ) -> Bound {
         let mut orders = self.orders();
         let Bound { binding, replaced } = self.plan(key, thread_id);
         let is_new = replaced.is_some() || !self.contains(key);
         let binding = self.put_in(&mut orders, key, &binding).binding(&self.clock);
         // Else it is as it was, but for the time.
         if is_new {
-            self.queue(Change::Bind(key.clone(), binding.clone()));
+            // All of it at once: a context whose thread nobody knows to be blank would be refused for ever.
+            let bind = Change::Bind(key.clone(), binding.clone());
+            let mut changes = vec![bind, Change::Facts(thread_id.clone(), facts.clone())];
+            changes.extend(replaced.as_ref().and_then(|thread_id| forgotten(&orders, thread_id)));
+            self.ledger.note(&changes);
         }
         Bound { binding, replaced }
+    }
+
+    /// Has what is known of a thread kept, if a context goes on with it. Whether one does.
+    pub(crate) fn keep_facts(&self, thread_id: &ThreadId, facts: &ThreadFacts) -> bool {
+        let orders = self.orders();
+        let is_bound = orders.other_of(thread_id, "").is_some();
+        if is_bound {
+            self.queue(Change::Facts(thread_id.clone(), facts.clone()));
+        }
+        is_bound
+    }
+
+    /// Has what is known of a thread forgotten, unless a context goes on with it.
+    pub(crate) fn forget_facts(&self, thread_id: &ThreadId) {
+        let orders = self.orders();
+        forgotten(&orders, thread_id).into_iter().for_each(|change| self.queue(change));
     }
 
     /// Notes that a turn of this context has its thread.
@@ -251,7 +278,7 @@ impl Bindings {
     pub(crate) fn remove(&self, key: &ContextKey) -> Option<Binding> {
         let mut orders = self.orders();
         let entry = self.leave(&mut orders, &packed_key(key))?;
-        self.forget_facts(&orders, &entry.thread_id());
+        forgotten(&orders, &entry.thread_id()).into_iter().for_each(|change| self.queue(change));
         Some(entry.binding(&self.clock))
     }
 
@@ -277,8 +304,8 @@ impl Bindings {
         entry.set_used(orders.next_use(&self.clock));
         orders.marked.insert(By::of(&entry));
         orders.marks.insert(By::of(&entry));
-        self.queue(Change::Mark(self.kept_mark(&entry)));
-        self.forget_facts(&orders, &thread_id);
+        let mark = Change::Mark(self.kept_mark(&entry));
+        self.ledger.note(&Vec::from_iter([mark].into_iter().chain(forgotten(&orders, &thread_id))));
         self.limit_marks(&mut orders, most_marks);
         Some(thread_id)
     }
@@ -342,7 +369,7 @@ impl Bindings {
 
     /// The same for what is left of a context.
     pub(crate) fn restore_mark(&self, kept: &KeptMark) {
-        let used = self.clock.of_wall(kept.evicted_at);
+        let used = self.clock.of_wall(kept.evicted_at).min(self.clock.now());
         let binding = Binding::first(&kept.thread_id, kept.evicted_at);
         let mark = Arc::new(Entry::new(&packed_key(&kept.key), &binding, used));
         let mut orders = self.lock();
@@ -393,13 +420,6 @@ impl Bindings {
         }
     }
 
-    /// What is known of a thread need not outlive the process where no context goes on with it.
-    fn forget_facts(&self, orders: &Orders, thread_id: &ThreadId) {
-        if orders.other_of(thread_id, "").is_none() {
-            self.queue(Change::ForgetFacts(thread_id.clone()));
-        }
-    }
-
     /// Not waited for.
     fn queue(&self, change: Change) {
         self.ledger.note(&[change]);
@@ -408,7 +428,7 @@ impl Bindings {
     fn orders(&self) -> MutexGuard<'_, Orders> {
         let mut orders = self.lock();
         if !orders.restored.is_empty() {
-            orders.take_in();
+            orders.take_in(self.clock.now());
         }
         orders
     }
@@ -417,4 +437,10 @@ impl Bindings {
     fn lock(&self) -> MutexGuard<'_, Orders> {
         self.orders.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What is known of a thread need not outlive the process where no context goes on with it.
+fn forgotten(orders: &Orders, thread_id: &ThreadId) -> Option<Change> {
+    let is_bound = orders.other_of(thread_id, "").is_some();
+    (!is_bound).then(|| Change::ForgetFacts(thread_id.clone()))
 }

@@ -63,7 +63,10 @@ impl Orders {
 
     /// Brings what was restored into its orders: all at once, because that is many times as fast, and takes
     /// half of the memory.
-    pub(super) fn take_in(&mut self) {
+    ///
+    /// What was used after `now`, by a clock that was ahead then, was used now: else nothing would grow old
+    /// before that time comes.
+    pub(super) fn take_in(&mut self, now: UseTime) {
         let mut restored: Vec<_> = self.by_key.iter().map(|by| Arc::clone(&by.entry)).collect();
         restored.append(&mut self.restored);
         // Most often they are.
@@ -78,6 +81,14 @@ impl Orders {
         });
         self.by_key = restored.iter().map(By::of).collect();
         restored.sort_by_cached_key(|entry| entry.used());
+        let mut latest = now;
+        for entry in restored.iter().rev() {
+            if entry.used() <= latest {
+                break;
+            }
+            entry.set_used(latest);
+            latest -= 1;
+        }
         self.last_use = restored.last().map_or(0, |last| last.used()).max(self.last_use);
         self.by_use = restored.iter().map(By::of).collect();
         restored.sort_by_cached_key(|entry| entry.thread());

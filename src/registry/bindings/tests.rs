@@ -8,6 +8,13 @@ fn key(context_id: &str, thread_key: &str) -> ContextKey {
     }
 }
 
+impl Bindings {
+    /// The same of a thread of which nothing is known.
+    fn bind_to(&self, key: &ContextKey, thread_id: &ThreadId) -> Bound {
+        self.bind(key, thread_id, &ThreadFacts::default())
+    }
+}
+
 #[test]
 fn pages_are_complete_and_in_order_and_of_one_tenant() {
     let bindings = Bindings::default();
@@ -17,7 +24,7 @@ fn pages_are_complete_and_in_order_and_of_one_tenant() {
             let mine = key(&format!("c{number:02}"), thread_key);
             let anothers = ContextKey { tenant: Tenant("z".to_owned()), ..mine.clone() };
             for key in [&mine, &anothers] {
-                bindings.bind(key, &ThreadId::from_codex(number.to_string()));
+                bindings.bind_to(key, &ThreadId::from_codex(number.to_string()));
             }
             expected.push(mine);
         }
@@ -40,7 +47,7 @@ fn a_page_of_one_context_holds_nothing_else_wherever_it_begins() {
     let bindings = Bindings::default();
     for context_id in ["a", "b", "bb", "c"] {
         for thread_key in ["1", "2"] {
-            bindings.bind(&key(context_id, thread_key), &ThreadId::from_codex("t"));
+            bindings.bind_to(&key(context_id, thread_key), &ThreadId::from_codex("t"));
         }
     }
     let page = |after: Option<(&str, &str)>| -> Vec<ContextKey> {
@@ -63,11 +70,11 @@ fn a_second_binding_tells_what_it_replaces_and_keeps_what_was_counted() {
     let key = key("c", "codex_thread_id");
     let (one, two) = (ThreadId::from_codex("1"), ThreadId::from_codex("2"));
     let turn = TurnId::generate();
-    let first = bindings.bind(&key, &one);
+    let first = bindings.bind_to(&key, &one);
     assert_eq!((first.replaced, first.binding.turns), (None, 0));
     bindings.note_turn(&key, &turn);
-    assert_eq!(bindings.bind(&key, &one).replaced, None);
-    let second = bindings.bind(&key, &two);
+    assert_eq!(bindings.bind_to(&key, &one).replaced, None);
+    let second = bindings.bind_to(&key, &two);
     assert_eq!(second.replaced, Some(one));
     assert_eq!(bindings.get(&key).as_ref(), Some(&second.binding));
     assert_eq!((second.binding.turns, second.binding.latest_turn.as_ref()), (1, Some(&turn)));
@@ -81,7 +88,7 @@ async fn the_one_unused_for_longest_goes_first_and_leaves_a_mark_for_a_while() {
     let bindings = Bindings::default();
     let keys: Vec<ContextKey> = (0..4).map(|number| key(&number.to_string(), "k")).collect();
     for (number, key) in keys.iter().enumerate() {
-        bindings.bind(key, &ThreadId::from_codex(number.to_string()));
+        bindings.bind_to(key, &ThreadId::from_codex(number.to_string()));
         tokio::time::advance(Duration::from_secs(1)).await;
     }
     bindings.note_use(&keys[0]);
@@ -94,7 +101,7 @@ async fn the_one_unused_for_longest_goes_first_and_leaves_a_mark_for_a_while() {
     assert_eq!(evicted, [id("2"), id("3"), id("0"), None]);
     let marks: Vec<_> = keys.iter().map(|key| bindings.mark(key).is_some()).collect();
     assert_eq!(marks, [true, false, false, true], "there is room for two");
-    bindings.bind(&keys[3], &ThreadId::from_codex("3"));
+    bindings.bind_to(&keys[3], &ThreadId::from_codex("3"));
     assert_eq!(bindings.mark(&keys[3]), None);
     assert_eq!(bindings.mark(&keys[0]).unwrap().thread_id, ThreadId::from_codex("0"));
     bindings.forget_marks(Duration::ZERO);
@@ -152,8 +159,8 @@ fn what_was_kept_is_as_it_was_whatever_its_ids_look_like() {
     let copy = bindings.copy_of(&ThreadId::from_codex("another"));
     assert!(copy.is_some_and(|key| key == all[1].key || key == all[4].key));
     // The first is the one that was unused for longest, and whoever comes is used after all of them.
-    bindings.bind(&all[0].key, &ThreadId::from_codex("new"));
-    bindings.bind(&key("new", "k"), &ThreadId::from_codex("new"));
+    bindings.bind_to(&all[0].key, &ThreadId::from_codex("new"));
+    bindings.bind_to(&key("new", "k"), &ThreadId::from_codex("new"));
     let mut order = Vec::new();
     while let Some(key) = bindings.unused_longest(|_| false, Duration::ZERO) {
         bindings.evict(&key, 10);
@@ -191,7 +198,7 @@ async fn ages_go_on_where_an_earlier_process_has_left_them() {
 fn all_contexts_of_a_thread_are_found_and_no_others() {
     let bindings = Bindings::default();
     for (context, thread) in [("a", UUID), ("b", UUID), ("c", "x"), ("d", "y"), ("e", "x")] {
-        bindings.bind(&key(context, "k"), &ThreadId::from_codex(thread));
+        bindings.bind_to(&key(context, "k"), &ThreadId::from_codex(thread));
     }
     let other = |thread, own| {
         bindings.other_of(&ThreadId::from_codex(thread), &key(own, "k")).map(|key| key.context_id)
@@ -200,7 +207,7 @@ fn all_contexts_of_a_thread_are_found_and_no_others() {
     assert_eq!(other("x", "c").as_deref(), Some("e"));
     assert_eq!(other("y", "d"), None);
     assert_eq!(other("z", "d"), None);
-    bindings.bind(&key("b", "k"), &ThreadId::from_codex("y"));
+    bindings.bind_to(&key("b", "k"), &ThreadId::from_codex("y"));
     assert_eq!(other(UUID, "a"), None);
     assert_eq!(other("y", "d").as_deref(), Some("b"));
     bindings.remove(&key("a", "k"));
@@ -212,11 +219,11 @@ fn a_context_that_gets_another_thread_is_never_seen_without_one() {
     let bindings = Bindings::default();
     let key = key("c", "k");
     let threads = ["1", "2"].map(ThreadId::from_codex);
-    bindings.bind(&key, &threads[0]);
+    bindings.bind_to(&key, &threads[0]);
     std::thread::scope(|scope| {
         let changing = scope.spawn(|| {
             for number in 0..20_000 {
-                bindings.bind(&key, &threads[number % 2]);
+                bindings.bind_to(&key, &threads[number % 2]);
             }
         });
         while !changing.is_finished() {
@@ -224,4 +231,32 @@ fn a_context_that_gets_another_thread_is_never_seen_without_one() {
         }
     });
     assert_eq!((bindings.len(), bindings.entries.len()), (1, 1));
+}
+
+/// The clock of the machine was ahead once, by a year, and was set right.
+#[tokio::test(start_paused = true)]
+async fn a_use_in_the_future_keeps_no_context_for_ever() {
+    let (hour, year) = (Duration::from_secs(3600), Duration::from_secs(365 * 24 * 3600));
+    let bindings = Bindings::default();
+    for (name, ahead) in [("a", 2 * year), ("b", year)] {
+        let used_at = SystemTime::now() + ahead;
+        let binding = Binding { used_at, ..Binding::first(&ThreadId::from_codex("t"), used_at) };
+        bindings.restore(&KeptBinding { key: key(name, ""), binding });
+        let (thread_id, evicted_at) = (ThreadId::from_codex("t"), used_at);
+        bindings.restore_mark(&KeptMark { key: key("gone", ""), thread_id, evicted_at });
+    }
+    bindings.restored();
+    bindings.bind_to(&key("c", ""), &ThreadId::from_codex("u"));
+    let mut order = Vec::new();
+    let unused = |known: &[ContextKey], at_least| {
+        bindings.unused_longest(|context| known.contains(context), at_least)
+    };
+    assert_eq!(unused(&[], hour), None);
+    tokio::time::advance(2 * hour).await;
+    while let Some(context) = unused(&order, hour) {
+        order.push(context);
+    }
+    assert_eq!(order, ["b", "a", "c"].map(|name| key(name, "")), "in the order of their uses");
+    bindings.forget_marks(hour);
+    assert_eq!(bindings.mark(&key("gone", "")), None);
 }

@@ -69,6 +69,30 @@ impl Disk {
         }
     }
 
+    /// Keeps the first calls of what is held, as one does that is killed between two commits; the rest stays
+    /// held. Gives what was kept.
+    pub(crate) fn keep_first(&self, calls: usize) -> Vec<Change> {
+        let mut state = self.state();
+        let mut kept = Vec::new();
+        let first: Vec<_> = state.held.drain(..calls).collect();
+        for Held { changes, written, .. } in first {
+            kept.extend(changes.iter().cloned());
+            changes.into_iter().for_each(|change| state.kept.change(&change));
+            let _ = written.send(Ok(()));
+        }
+        kept
+    }
+
+    /// What is held, call by call.
+    pub(crate) fn held(&self) -> Vec<Vec<Change>> {
+        self.state().held.iter().map(|held| held.changes.clone()).collect()
+    }
+
+    /// Has something on it that whoever has it did not write.
+    pub(crate) fn change(&self, change: &Change) {
+        self.state().kept.change(change);
+    }
+
     /// From here on there is no room, nor for what is held.
     pub(crate) fn fill(&self) {
         let mut state = self.state();

@@ -73,7 +73,8 @@ impl Contexts {
         Ok(ToBind { _reserved, _undeleted })
     }
 
-    /// Binds a thread to a context that is kept free for it. Nobody sees it before it is kept.
+    /// Binds a thread to a context that is kept free for it, with what is known of the thread here. Nobody
+    /// sees it before it is kept.
     ///
     /// # Errors
     /// [`Refusal::LedgerUnavailable`]; nothing has changed then.
@@ -81,11 +82,17 @@ impl Contexts {
         &self,
         key: &ContextKey,
         thread_id: &ThreadId,
+        facts: Option<&ThreadFacts>,
         _reserved: &ToBind,
     ) -> Result<Bound, Refusal> {
         let bound = self.bindings.plan(key, thread_id);
-        let change = Change::Bind(key.clone(), bound.binding.clone());
-        self.keep(vec![change], vec![self.bindings.as_is(key)]).await?;
+        let bind = Change::Bind(key.clone(), bound.binding.clone());
+        let facts = facts.map(|facts| Change::Facts(thread_id.clone(), facts.clone()));
+        let changes = [bind].into_iter().chain(facts).collect();
+        if let Err(refusal) = self.keep(changes, vec![self.bindings.as_is(key)]).await {
+            self.bindings.forget_facts(thread_id);
+            return Err(refusal);
+        }
         self.put(key, &bound.binding);
         Ok(bound)
     }
@@ -233,11 +240,9 @@ impl Contexts {
         self.keep(facts, before).await
     }
 
-    /// Has what is known of a thread kept, if a context goes on with it. Not waited for.
-    pub(crate) fn keep_facts(&self, thread_id: &ThreadId, facts: &ThreadFacts) {
-        if self.has_thread(thread_id) {
-            self.ledger.note(&[Change::Facts(thread_id.clone(), facts.clone())]);
-        }
+    /// Has what is known of a thread kept, if a context goes on with it; whether one does. Not waited for.
+    pub(crate) fn keep_facts(&self, thread_id: &ThreadId, facts: &ThreadFacts) -> bool {
+        self.bindings.keep_facts(thread_id, facts)
     }
 }
 
@@ -256,7 +261,18 @@ impl Engine {
         let reserved = in_time(&key, reserving).await?;
         let engine = Arc::clone(self);
         self.unbroken(async move {
-            let bound = engine.contexts().bind(&key, &thread_id, &reserved).await?;
+            // A turn that uses the thread keeps what it leaves itself.
+            let known = || engine.threads.try_lock(&thread_id);
+            let facts = known().map(|thread| thread.facts.clone());
+            let facts = facts.filter(|facts| *facts != ThreadFacts::default());
+            let binding = engine.contexts().bind(&key, &thread_id, facts.as_ref(), &reserved);
+            let bound = binding.await?;
+            if let Some(mut thread) = known() {
+                thread.is_bound = true;
+                if facts.is_some_and(|facts| facts != thread.facts) {
+                    engine.contexts().keep_facts(&thread_id, &thread.facts);
+                }
+            }
             if let Some(replaced) = &bound.replaced {
                 engine.let_go(replaced.clone());
             }

@@ -21,6 +21,7 @@ use crate::model::refusal::Refusal;
 use crate::model::request::{ContextPolicy, TurnRequest, Work};
 use crate::registry::bindings::{Binding, Bindings, Mark};
 use crate::registry::ledger::{KeptBinding, KeptMark, Ledger};
+use crate::registry::threads::ThreadFacts;
 use crate::turn::admission::{Admission, Busy, Entrant, Lane, Reservation, Ticket};
 use crate::turn::engine::Engine;
 use crate::turn::turn::Turn;
@@ -79,7 +80,8 @@ impl Contexts {
         }
     }
 
-    /// See [`Bindings::restore`]. The limits do not matter: they refuse, and evict, when something comes.
+    /// See [`Bindings::restore`]. Where they are too many, the sweep evicts
+    /// some, if it may; else what is new is refused.
     pub(crate) fn restore(&self, kept: KeptBinding) {
         self.bindings.restore(&kept);
     }
@@ -268,15 +270,16 @@ impl Contexts {
         known.or_else(|| request.configured_thread.clone())
     }
 
-    /// Notes the thread of a turn, which its context goes on with, and gives the one that it went on with
-    /// before, if another. Only for the turn that runs in the context's lane.
+    /// Notes the thread of a turn, of which this is known and which its context goes on with, and gives the
+    /// one that it went on with before, if another. Only for the turn that runs in the context's lane.
     pub(crate) fn bind_for_turn(
         &self,
         key: Option<&ContextKey>,
         ticket: &Ticket,
         thread_id: &ThreadId,
+        facts: &ThreadFacts,
     ) -> Option<ThreadId> {
-        let replaced = key.and_then(|key| self.bindings.bind(key, thread_id).replaced);
+        let replaced = key.and_then(|key| self.bindings.bind(key, thread_id, facts).replaced);
         ticket.note_thread(thread_id);
         replaced
     }
@@ -303,17 +306,19 @@ impl Contexts {
         Some(Event::warning(WarningCode::ContextEvicted, message, ""))
     }
 
-    /// Evicts what was unused for too long, and forgets what was evicted long ago.
+    /// Evicts what was unused for too long, or is too much, and forgets what was evicted long ago.
     fn sweep(&self) {
-        if let Some(ttl) = self.limits.context_ttl {
-            for _ in 0..SWEPT_AT_ONCE {
-                let evicted = self.admission.hold(|busy| {
-                    let unused = self.bindings.unused_longest(|key| busy.has(key), ttl);
-                    unused.inspect(|key| self.evict(key))
-                });
-                if evicted.is_none() {
-                    break;
-                }
+        let ContextLimits { max_contexts, context_ttl, evict_contexts } = self.limits;
+        for _ in 0..SWEPT_AT_ONCE {
+            let evicted = self.admission.hold(|busy| {
+                // An earlier process may have kept more.
+                let is_over = evict_contexts && self.bound_with(busy) > max_contexts;
+                let unused_for = if is_over { Some(Duration::ZERO) } else { context_ttl };
+                let unused = self.bindings.unused_longest(|key| busy.has(key), unused_for?);
+                unused.inspect(|key| self.evict(key))
+            });
+            if evicted.is_none() {
+                break;
             }
         }
         self.bindings.forget_marks(MARKED_FOR);
@@ -332,14 +337,20 @@ impl Contexts {
         if self.bindings.len() + busy.contexts().count() < most || is_known() {
             return Ok(None);
         }
-        let to_be_bound = busy.contexts().filter(|key| !self.bindings.contains(key)).count();
-        if self.bindings.len() + to_be_bound < most {
+        let bound = self.bound_with(busy);
+        if bound < most {
             return Ok(None);
         }
         let is_used = |key: &ContextKey| busy.has(key) || Some(key) == spared;
         let unused = || self.bindings.unused_longest(is_used, Duration::ZERO);
         let unused = self.limits.evict_contexts.then(unused).flatten();
-        unused.map(Some).ok_or(Refusal::ContextsFull { max_contexts: most })
+        unused.map(Some).ok_or(Refusal::ContextsFull { bound, max_contexts: most })
+    }
+
+    /// How many contexts are bound, with those that are about to be.
+    fn bound_with(&self, busy: &Busy<'_>) -> usize {
+        let to_be_bound = busy.contexts().filter(|key| !self.bindings.contains(key)).count();
+        self.bindings.len() + to_be_bound
     }
 
     fn evict(&self, key: &ContextKey) {

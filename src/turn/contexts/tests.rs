@@ -28,7 +28,7 @@ async fn bind(
     thread_id: &ThreadId,
 ) -> Result<Bound, Refusal> {
     let reserved = contexts.reserve_to_bind(key, thread_id).await?;
-    contexts.bind(key, thread_id, &reserved).await
+    contexts.bind(key, thread_id, None, &reserved).await
 }
 
 async fn unbind(contexts: &Contexts, key: &ContextKey) -> Result<ThreadId, Refusal> {
@@ -57,7 +57,7 @@ async fn a_binding_changes_by_hand_only_while_no_turn_runs_or_waits() {
     drop(running);
     // The other one runs now.
     assert_eq!(unbind(&contexts, &key).await.unwrap_err(), in_use);
-    contexts.bind_for_turn(Some(&key), &waiting, &two);
+    contexts.bind_for_turn(Some(&key), &waiting, &two, &ThreadFacts::default());
     let another = ContextKey { context_id: "d".to_owned(), ..key.clone() };
     assert_eq!(bind(&contexts, &another, &two).await.unwrap().replaced, None);
     drop(waiting);
@@ -79,7 +79,7 @@ async fn no_turn_runs_between_the_look_and_the_change_and_the_next_one_sees_it()
         futures::poll!(&mut other).map(|reserved| reserved.err()),
         Poll::Ready(Some(Refusal::ContextInUse(key.clone())))
     );
-    contexts.bind(&key, &thread_id, &reserved).await.unwrap();
+    contexts.bind(&key, &thread_id, None, &reserved).await.unwrap();
     assert!(waits());
     drop(reserved);
     assert_eq!(*turn.position().borrow(), QueuePosition::Running);
@@ -136,7 +136,7 @@ async fn a_turn_gets_the_context_that_it_asks_for_or_none() {
     let running = admit(&contexts);
     assert_eq!(asks(MustExist, Work::Inputs), missing);
     assert_eq!(asks(MustBeNew, Work::Inputs), exists);
-    contexts.bind_for_turn(Some(&key), &running, &thread_id);
+    contexts.bind_for_turn(Some(&key), &running, &thread_id, &ThreadFacts::default());
     drop(running);
     assert_eq!(asks(MustExist, Work::Inputs), Ok(()));
     assert_eq!(asks(MustBeNew, Work::Inputs), exists);
@@ -163,7 +163,7 @@ async fn a_context_beyond_the_most_is_refused_or_takes_the_place_of_the_one_unus
     };
     let mut limits = ContextLimits { max_contexts: 2, ..ContextLimits::default() };
     let contexts = limited(limits.clone());
-    let full = Refusal::ContextsFull { max_contexts: 2 };
+    let full = Refusal::ContextsFull { bound: 2, max_contexts: 2 };
     bind(&contexts, &named("a"), &thread).await.unwrap();
     // It counts before it is bound.
     let running = run(&contexts, "b").unwrap();
@@ -211,4 +211,38 @@ async fn a_context_beyond_the_most_is_refused_or_takes_the_place_of_the_one_unus
     tokio::time::advance(MARKED_FOR).await;
     contexts.sweep();
     assert!(contexts.eviction(&named("a")).is_none());
+}
+
+/// It was started again with a lower bound.
+#[tokio::test(start_paused = true)]
+async fn more_contexts_than_may_be_are_told_of_or_go_one_by_one() {
+    let thread = ThreadId::from_codex("1");
+    let named = |name: &str| ContextKey { context_id: name.to_owned(), ..key() };
+    for evict_contexts in [false, true] {
+        let contexts =
+            limited(ContextLimits { max_contexts: 1, evict_contexts, context_ttl: None });
+        let bindings = ["a", "b", "c"].map(|name| {
+            let binding = contexts.bindings.plan(&named(name), &thread).binding;
+            KeptBinding { key: named(name), binding }
+        });
+        bindings.into_iter().for_each(|kept| contexts.restore(kept));
+        contexts.restored();
+        let request = TurnRequest { context: Some(named("a")), ..TurnRequest::default() };
+        let running = contexts.admit(&request, &Weak::new(), || ()).unwrap();
+        contexts.sweep();
+        if evict_contexts {
+            assert!(contexts.count() == 1 && contexts.get(&named("a")).is_ok());
+            assert!(
+                contexts.eviction(&named("b")).is_some()
+                    || contexts.eviction(&named("c")).is_some()
+            );
+        } else {
+            assert_eq!(contexts.count(), 3);
+            let refusal = bind(&contexts, &named("d"), &thread).await.unwrap_err();
+            assert_eq!(refusal, Refusal::ContextsFull { bound: 3, max_contexts: 1 });
+            let told = refusal.to_string();
+            assert!(told.starts_with("3 contexts are bound") && told.contains("keeps 1"), "{told}");
+        }
+        drop(running);
+    }
 }

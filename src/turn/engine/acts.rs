@@ -8,11 +8,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::driver::{Done, Driver, Held, hear};
-use crate::model::event::{Event, ThreadOrigin, ThreadStarted, Usage};
+use super::keeping::Writing;
+use crate::model::event::{Event, ThreadStarted, Usage};
 use crate::model::id::ThreadId;
-use crate::model::request::TurnRequest;
 use crate::pool::Incarnation;
-use crate::registry::threads::ThreadFacts;
+use crate::turn::contexts::Contexts;
 use crate::turn::machine::{Act, EndedCommands, Input, Kept};
 use crate::worker::thread::{Task, ThreadError};
 use crate::worker::{Route, ThreadMessage, Worker};
@@ -33,7 +33,7 @@ impl Driver {
     pub(super) fn perform(&mut self, act: Act) {
         match act {
             Act::Tell(Event::ThreadStarted(started)) => self.introduce(started),
-            Act::Tell(event) => self.keeping.tell(event),
+            Act::Tell(event) => self.tell(event),
             Act::Open { after } => self.open(after),
             Act::ReplySteered { to, outcome } => self.replies.reply_steered(to, outcome),
             Act::ReplyAnswered { to, outcome } => self.replies.reply_answered(to, outcome),
@@ -52,14 +52,25 @@ impl Driver {
         self.begin(async move { Done::Opened(opening.opened().await.map(Box::new)) });
     }
 
+    fn tell(&mut self, event: Event) {
+        let reserving = self.keeping.tell(event);
+        self.wait_for_reserve(reserving);
+    }
+
+    pub(super) fn wait_for_reserve(&mut self, reserving: Option<Writing>) {
+        if let Some(kept) = reserving {
+            self.begin(async move { Done::Reserved(kept.await) });
+        }
+    }
+
     /// Tells of the turn's thread; readers know of it once it is kept.
     fn introduce(&mut self, started: ThreadStarted) {
-        // The old ones are on disk, and the ephemeral ones never will be.
-        let is_written_down = started.origin() != ThreadOrigin::New || self.request.ephemeral;
         let event = Event::ThreadStarted(started);
-        let Some(held) = &self.held else { return self.keeping.tell(event) };
-        let facts = held.facts_to_keep(&self.request);
-        let kept = self.keeping.introduce(event, &held.thread_id, facts, is_written_down);
+        let Some(held) = &mut self.held else { return self.tell(event) };
+        held.keep_facts(&self.engine.contexts);
+        // The ephemeral ones never will be.
+        let is_written_down = !held.thread.facts.is_blank || self.request.ephemeral;
+        let kept = self.keeping.introduce(event, &held.thread_id, is_written_down);
         if let Some(kept) = kept {
             self.begin(async move { Done::Kept(kept.await) });
         }
@@ -189,9 +200,7 @@ impl Driver {
             Act::NoteCompleted => held.lease.note_turn_completed(),
             Act::Keep(kept) => {
                 held.keep(kept);
-                if let Some(facts) = held.facts_to_keep(&self.request) {
-                    self.keeping.keep_facts(&thread_id, facts);
-                }
+                held.keep_facts(&self.engine.contexts);
             }
             // Done without a thread.
             Act::Tell(_)
@@ -237,7 +246,8 @@ impl Driver {
         let context = self.request.context.as_ref().filter(|_| !self.request.ephemeral);
         held.thread.is_bound |= context.is_some();
         let contexts = &self.engine.contexts;
-        let replaced = contexts.bind_for_turn(context, &self.ticket, &held.thread_id);
+        let (thread_id, facts) = (&held.thread_id, &held.thread.facts);
+        let replaced = contexts.bind_for_turn(context, &self.ticket, thread_id, facts);
         // Of which nothing need be remembered for the context's sake.
         if let Some(replaced) = replaced
             && let Some(mut thread) = self.engine.threads.try_lock(&replaced)
@@ -248,10 +258,9 @@ impl Driver {
 }
 
 impl Held {
-    /// What outlives the sidecar, where a context goes on with the thread.
-    fn facts_to_keep(&self, request: &TurnRequest) -> Option<ThreadFacts> {
-        let is_kept = self.thread.is_bound && !request.ephemeral;
-        is_kept.then(|| self.thread.facts.clone())
+    /// Has what is known of the thread outlive the sidecar, where a context goes on with it.
+    pub(super) fn keep_facts(&mut self, contexts: &Contexts) {
+        self.thread.is_bound = contexts.keep_facts(&self.thread_id, &self.thread.facts);
     }
 
     fn keep(&mut self, Kept { has_begun, in_force, usage }: Kept) {

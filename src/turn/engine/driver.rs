@@ -72,6 +72,8 @@ pub(super) enum Done {
     Kept(Result<(), Trouble>),
     // The turn's thread is told whether Codex has it on disk or not.
     ToldAnyway,
+    // Whether more room for the turn's events is kept.
+    Reserved(Result<(), Trouble>),
     // Codex will tell the end.
     Interrupted,
     // What needs nothing of what is held.
@@ -230,6 +232,9 @@ impl Driver {
                 }
                 if let Some(held) = &mut self.held {
                     held.count_turns(&told);
+                    if held.note_history(&told) {
+                        held.keep_facts(&self.engine.contexts);
+                    }
                     if self.keeping.waits_for_codex() && held.is_written_down(&told) {
                         self.keeping.note_written_down();
                     }
@@ -290,6 +295,11 @@ impl Driver {
             }
             Done::ToldAnyway => {
                 self.keeping.note_written_down();
+                None
+            }
+            Done::Reserved(kept) => {
+                let reserving = self.keeping.note_reserved(kept);
+                self.wait_for_reserve(reserving);
                 None
             }
             Done::Opened(Ok(opened)) => {
@@ -358,6 +368,15 @@ impl Held {
             matches!(told.news, News::TurnStarted { .. } | News::Event(_) | News::TurnEnded(_));
         let Scope { thread_id, turn_id } = &told.scope;
         is_of_turn && turn_id.is_some() && thread_id.as_deref() == Some(self.thread_id.as_str())
+    }
+
+    /// Notes whether the thread has a history now, of which nothing was known before: Codex tells of items
+    /// when it has written down what they answer.
+    fn note_history(&mut self, told: &Told) -> bool {
+        let is_of_thread = told.scope.thread_id.as_deref() == Some(self.thread_id.as_str());
+        let is_news = self.thread.facts.is_blank && told.is_of_an_item() && is_of_thread;
+        self.thread.facts.is_blank &= !is_news;
+        is_news
     }
 
     /// Counts the turns that Codex has ended on the thread: it has them from now on.

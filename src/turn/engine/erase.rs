@@ -58,7 +58,7 @@ impl Engine {
                 return Err(Refusal::ThreadHasCopies { thread_id, context: None });
             }
         }
-        self.turns.forget_context(key);
+        self.turns.forget_thread(&thread_id, key);
         self.latest_threads.forget(&thread_id);
         self.contexts.erase(key, (&thread_id, &thread.facts), &reserved).await?;
         // Nobody will ever name it.

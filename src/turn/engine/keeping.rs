@@ -4,8 +4,9 @@
 //! `thread_started` with the binding, its end. Nobody waits for more than his own part: the start is
 //! written while the thread is being opened, and what the turn tells goes on behind its `thread_started`,
 //! which is held until it is kept. So is that of a new thread until Codex has written the thread down, too:
-//! an id that was told is to be good for another turn, whatever dies. What can't be kept now holds up
-//! nothing: the turn warns of it, and the ledger keeps it as soon as it can.
+//! an id that was told is to be good for another turn, whatever dies. Nor is an event shown that is beyond
+//! those that the turn has reserved: the end of a turn that is lost comes after all that was told. What
+//! can't be kept now holds up nothing: the turn warns of it, and the ledger keeps it as soon as it can.
 
 use std::sync::Arc;
 
@@ -18,7 +19,6 @@ use crate::model::outcome::Outcome;
 use crate::model::refusal::Refusal;
 use crate::model::request::RequestId;
 use crate::registry::ledger::{Change, KeptEnd, KeptThreadStarted, KeptTurn, Ledger, Trouble};
-use crate::registry::threads::ThreadFacts;
 use crate::turn::log::Placed;
 use crate::turn::turn::Turn;
 
@@ -49,6 +49,8 @@ pub(super) struct Keeping {
     start: Option<Writing>,
     introduction: Option<Introduction>,
     reserved: u64,
+    // What it would have beside that, until it is kept.
+    reserving: Option<u64>,
     has_warned: bool,
 }
 
@@ -65,6 +67,7 @@ impl Keeping {
             start: None,
             introduction: None,
             reserved: RESERVED_AT_START,
+            reserving: None,
             has_warned: false,
         }
     }
@@ -100,24 +103,40 @@ impl Keeping {
         }))
     }
 
-    /// Tells something of the turn.
-    pub(super) fn tell(&mut self, event: Event) {
-        // Well before there is no room: it may take its time.
-        if self.turn.log.append(event) > self.reserved / 2 {
-            self.reserved *= RESERVES;
-            let reserve = Change::Reserve(self.turn.id.clone(), self.reserved);
-            self.ledger.note(&[reserve]);
-        }
+    /// Tells something of the turn. What it gives has to be waited for, and
+    /// [noted](Keeping::note_reserved).
+    pub(super) fn tell(&mut self, event: Event) -> Option<Writing> {
+        self.turn.log.append_within(event, self.reserved);
+        self.reserve()
     }
 
-    /// Tells of the turn's thread, of which this is known, where that is to be kept. What it gives has to
-    /// be waited for, and [noted](Keeping::note_kept); and [so](Keeping::note_written_down) that Codex has
-    /// written the thread down, where it has not.
+    fn reserve(&mut self) -> Option<Writing> {
+        let last = self.turn.log.last();
+        // Well before there is no room: it may take its time.
+        if last <= self.reserved / 2 || self.reserving.is_some() {
+            return None;
+        }
+        let reserving = last.max(self.reserved).saturating_mul(RESERVES);
+        self.reserving = Some(reserving);
+        let reserve = Change::Reserve(self.turn.id.clone(), reserving);
+        Some(self.ledger.write(vec![reserve]).boxed().shared())
+    }
+
+    /// Notes whether what the turn reserves is kept. What it gives has to be waited for as well.
+    pub(super) fn note_reserved(&mut self, kept: Result<(), Trouble>) -> Option<Writing> {
+        self.reserved = self.reserving.take()?;
+        self.release_if_settled();
+        self.warn(kept);
+        self.reserve()
+    }
+
+    /// Tells of the turn's thread, where that is to be kept. What it gives has to be waited for, and
+    /// [noted](Keeping::note_kept); and [so](Keeping::note_written_down) that Codex has written the thread
+    /// down, where it has not.
     pub(super) fn introduce(
         &mut self,
         thread_started: Event,
         thread_id: &ThreadId,
-        facts: Option<ThreadFacts>,
         is_written_down: bool,
     ) -> Option<Writing> {
         let Placed { sequence, encoded, .. } = self.turn.log.append_held(thread_started);
@@ -127,10 +146,8 @@ impl Keeping {
             sequence,
             event: encoded,
         };
-        let facts = facts.map(|facts| Change::Facts(thread_id.clone(), facts));
         let thread_started = Change::ThreadStarted(self.turn.id.clone(), thread_started);
-        let changes = facts.into_iter().chain([thread_started]).collect();
-        let writing = self.ledger.write(changes).boxed().shared();
+        let writing = self.ledger.write(vec![thread_started]).boxed().shared();
         let kept = writing.clone().now_or_never();
         let waits = kept.is_none().then(|| writing.clone());
         self.introduction = Some(Introduction { writing, kept, is_written_down });
@@ -163,15 +180,13 @@ impl Keeping {
         let settled = self
             .introduction
             .take_if(|introduction| introduction.is_written_down && introduction.kept.is_some());
-        if let Some(Introduction { kept: Some(kept), .. }) = settled {
+        let is_within = self.turn.log.last() <= self.reserved;
+        if self.introduction.is_none() && is_within {
             self.turn.log.release();
+        }
+        if let Some(Introduction { kept: Some(kept), .. }) = settled {
             self.warn(kept);
         }
-    }
-
-    /// Keeps what is known of a thread.
-    pub(super) fn keep_facts(&self, thread_id: &ThreadId, facts: ThreadFacts) {
-        self.ledger.note(&[Change::Facts(thread_id.clone(), facts)]);
     }
 
     /// Keeps how the turn ends, and gives what its log is to end with. One that is refused leaves nothing.

@@ -460,7 +460,9 @@ impl Engine {
                         .map_err(|error| open_error(error, Some(thread_id)))?;
                 }
                 thread.loaded = None;
-                let resumed = self.resume(worker, request, workspace, thread_id, ties).await;
+                let facts = &mut thread.facts;
+                let resumed =
+                    self.resume(worker, request, workspace, (thread_id, facts), ties).await;
                 if matches!(resumed, Err(OpenError::Lost(_))) {
                     thread.asked = Some(worker.id().clone());
                 }
@@ -528,7 +530,7 @@ impl Engine {
         worker: &Worker,
         request: &TurnRequest,
         workspace: &Workspace,
-        thread_id: &ThreadId,
+        (thread_id, facts): (&ThreadId, &mut ThreadFacts),
         ties: &Ties,
     ) -> Result<LoadedThread, OpenError> {
         let mut patience = PATIENCE.iter();
@@ -552,6 +554,11 @@ impl Engine {
                 },
                 Err(ThreadError::BadConfig(cause)) => {
                     return Err(self.bad_config(worker, cause).await);
+                }
+                Err(ThreadError::NothingWritten(cause)) => {
+                    let cause = note_nothing_written(facts, cause);
+                    let error = ThreadError::NothingWritten(cause);
+                    return Err(open_error(error, Some(thread_id)));
                 }
                 Err(error @ ThreadError::Unreadable(_)) => {
                     // It may be loaded, and no other worker could have it then.
@@ -644,6 +651,21 @@ async fn history_lost(
     Some(Event::warning(WarningCode::ThreadTruncated, message, ""))
 }
 
+/// Notes that Codex never got to write down anything of a thread. If all that it had was seen here it is
+/// blank from now on: what it had went with the worker that could not write it, and its context would be
+/// refused for ever. Gives the cause with what is lost.
+fn note_nothing_written(facts: &mut ThreadFacts, cause: String) -> String {
+    let Some(TurnsSeen { count, .. }) = facts.turns else { return cause };
+    let had_none = std::mem::replace(&mut facts.is_blank, true) && count == 0;
+    if had_none {
+        return cause;
+    }
+    format!(
+        "{cause}: Codex could not write down what was said on it, which is lost with the {count} turns that were \
+         seen to end on it, most likely because the disk of CODEX_HOME was full"
+    )
+}
+
 /// A warning where the sandbox's options have nothing to apply to. With a profile of the request
 /// itself, too: they may be the tool's.
 fn sandbox_options_ignored(loaded: &LoadedThread, options: &ThreadOptions) -> Option<Event> {
@@ -695,7 +717,7 @@ fn developer_instructions_ignored(
 
 pub(super) fn open_error(error: ThreadError, thread_id: Option<&ThreadId>) -> OpenError {
     match (error, thread_id) {
-        (ThreadError::NotFound(cause), Some(thread_id)) => {
+        (ThreadError::NotFound(cause) | ThreadError::NothingWritten(cause), Some(thread_id)) => {
             Refusal::ThreadNotFound { thread_id: thread_id.clone(), cause, can_be_new: false }
                 .into()
         }
@@ -718,6 +740,7 @@ pub(super) fn open_error(error: ThreadError, thread_id: Option<&ThreadId>) -> Op
         .into(),
         (
             error @ (ThreadError::NotFound(_)
+            | ThreadError::NothingWritten(_)
             | ThreadError::Archived(_)
             | ThreadError::HeldElsewhere(_)
             | ThreadError::BadConfig(_)

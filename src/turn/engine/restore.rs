@@ -5,11 +5,11 @@ use std::time::SystemTime;
 
 use super::Engine;
 use super::keeping::end_of;
-use crate::model::event::Usage;
+use crate::model::event::{Event, Usage};
 use crate::model::failure::{FailureReason, TurnError};
 use crate::model::outcome::Outcome;
 use crate::registry::ledger::{Kept, KeptTurn, Restore};
-use crate::turn::log::Placed;
+use crate::turn::log::{Log, Placed};
 use crate::turn::turn::Turn;
 
 impl Engine {
@@ -32,11 +32,13 @@ impl Engine {
     /// A turn that has ended is as it was. One that had not is over, and what it did nobody knows.
     fn restore_turn(&self, mut kept: KeptTurn) {
         let requests = std::mem::take(&mut kept.requests);
-        let end = kept.end.take().and_then(|end| Placed::of_kept(end.event));
+        let end = kept.end.take();
+        let end = end.and_then(|end| Placed::of_kept(end.event, &kept.turn_id, Event::is_terminal));
         let is_lost = end.is_none();
         let terminal = end.or_else(|| {
             let event = lost().into_event().ok()?;
-            Some(Placed::new(&kept.turn_id, kept.reserved + 1, SystemTime::now(), event))
+            let sequence = kept.reserved.saturating_add(1).min(Log::MOST_SEQUENCE);
+            Some(Placed::new(&kept.turn_id, sequence, SystemTime::now(), event))
         });
         let Some(terminal) = terminal else { return };
         let ended_at = terminal.emitted_at;
@@ -45,6 +47,10 @@ impl Engine {
         if let Some(terminal) = lost_end {
             tracing::warn!(turn = %turn.id, "a turn was lost with the sidecar that ran it");
             self.ledger.note(&[end_of(&turn, &terminal)]);
+            if let Some(key) = &turn.context {
+                // It was in use until now, as far as anybody knows.
+                self.contexts.note_end(key);
+            }
         }
         self.turns.restore(&turn, requests, ended_at);
     }

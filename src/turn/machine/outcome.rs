@@ -113,6 +113,7 @@ pub(super) fn refused_by_codex(error: &ThreadError) -> Outcome {
         }
         ThreadError::Steered(_) => (FailureReason::WorkerProtocol, true),
         ThreadError::NotFound(_)
+        | ThreadError::NothingWritten(_)
         | ThreadError::Archived(_)
         | ThreadError::HeldElsewhere(_)
         | ThreadError::BadConfig(_)
