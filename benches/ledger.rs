@@ -56,11 +56,11 @@ fn run_all(arguments: &[String]) -> Result<bool, Fault> {
     let most = if has("--quick") || !has("--bench") { 10_000 } else { 1_000_000 };
     let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let mut is_fine = true;
-    for (name, place) in [("tmpfs", Path::new("/dev/shm")), ("disk", target)] {
-        let place = tempfile::tempdir_in(place)?;
-        let fsync = fsync_takes(place.path())?;
+    for (name, directory) in [("tmpfs", Path::new("/dev/shm")), ("disk", target)] {
+        let directory = tempfile::tempdir_in(directory)?;
+        let fsync = fsync_takes(directory.path())?;
         println!("## {name}: {most} contexts, an fsync takes {}", show(fsync));
-        let path = place.path().join("sidecar.redb");
+        let path = directory.path().join("sidecar.redb");
         for step in ["fill", "open", "cut off", "open"] {
             let status = Command::new(std::env::current_exe()?)
                 .args([STEP, step])
@@ -74,8 +74,8 @@ fn run_all(arguments: &[String]) -> Result<bool, Fault> {
     Ok(is_fine)
 }
 
-fn fsync_takes(place: &Path) -> Result<Duration, Fault> {
-    let mut file = File::create(place.join("fsync"))?;
+fn fsync_takes(directory: &Path) -> Result<Duration, Fault> {
+    let mut file = File::create(directory.join("fsync"))?;
     let mut took: Vec<Duration> = Vec::new();
     for _ in 0..51 {
         file.write_all(&[7; 4096])?;
@@ -193,14 +193,14 @@ fn pages(contexts: &KeptContexts, bound: usize) {
     let mut names: Vec<_> = (0..bound).map(name).collect();
     names.sort();
     let end = bound.saturating_sub(1002);
-    for (place, after) in [("start", None), ("middle", Some(bound / 2)), ("end", Some(end))] {
+    for (part, after) in [("start", None), ("middle", Some(bound / 2)), ("end", Some(end))] {
         const TIMES: u32 = 20;
         let after = after.map(|at| names[at].as_str());
         let began = Instant::now();
         for _ in 0..TIMES {
             assert_eq!(contexts.page(after, 1000), 1000);
         }
-        println!("page of 1,000 at the {place}: {}", show(began.elapsed() / TIMES));
+        println!("page of 1,000 at the {part}: {}", show(began.elapsed() / TIMES));
     }
 }
 

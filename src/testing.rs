@@ -103,6 +103,21 @@ pub(crate) async fn sidecar_with(change: impl FnOnce(&mut Setup)) -> (Sidecar, C
     (sidecar, codex)
 }
 
+/// The same on this disk, in place of whichever had it; its worker gives threads of its own.
+pub(crate) async fn sidecar_on(
+    disk: &Arc<ledger::testing::Disk>,
+    number: u32,
+    change: impl FnOnce(&mut Setup),
+) -> (Sidecar, Codex) {
+    let (sidecar, mut codex) = sidecar_with(|setup| {
+        setup.state = Some(Arc::clone(disk));
+        change(setup);
+    })
+    .await;
+    codex.number = Some(number);
+    (sidecar, codex)
+}
+
 /// One whose workers play in the background: they say what they are told, and hold what they are told to
 /// [`HOLD`](testing::HOLD) until it is released.
 #[derive(Debug)]

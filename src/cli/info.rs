@@ -43,7 +43,7 @@ fn text(info: &pb::GetServerInfoResponse) -> String {
         "" => "none in its environment".to_owned(),
         fingerprint => format!("fingerprint {}", words::plain(fingerprint)),
     };
-    let kept = match &info.state {
+    let state = match &info.state {
         Some(state) => {
             let outlives = match state.durability() {
                 pb::StateDurability::Power => ", outlives the loss of power",
@@ -61,7 +61,7 @@ fn text(info: &pb::GetServerInfoResponse) -> String {
     let lines = [
         ("sidecar", words::or_dash(&info.sidecar_version)),
         ("up for", words::ago(info.start_time.as_ref())),
-        ("state", ready),
+        ("readiness", ready),
         ("drain", words::word(info.drain_state().as_str_name(), "DRAIN_STATE_")),
         (
             "codex",
@@ -72,7 +72,7 @@ fn text(info: &pb::GetServerInfoResponse) -> String {
             ),
         ),
         ("codex home", words::or_dash(&info.codex_home)),
-        ("kept", kept),
+        ("state", state),
         ("model", model.to_owned()),
         ("key", key),
         ("workers", format!("{} ready of {}", counts.ready_workers, limits.workers)),

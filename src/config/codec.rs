@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::model::options::{DEEPEST_CONFIG, config_depth};
-use crate::registry::ledger::{Durability, StatePlace};
+use crate::registry::ledger::{Durability, StatePath};
 use crate::telemetry::LogFormat;
 
 /// Longest duration that is taken: further out, clocks overflow.
@@ -273,26 +273,26 @@ impl Codec for LogForm {
 }
 
 /// A file, or the word `memory`.
-pub(super) struct Place;
+pub(super) struct FileOrMemory;
 
-impl Codec for Place {
-    type Value = StatePlace;
+impl Codec for FileOrMemory {
+    type Value = StatePath;
 
-    fn read(&self, raw: Raw<'_>, base: &Path) -> Result<StatePlace, String> {
+    fn read(&self, raw: Raw<'_>, base: &Path) -> Result<StatePath, String> {
         if text_of(raw) == Some("memory") {
-            return Ok(StatePlace::Memory);
+            return Ok(StatePath::Memory);
         }
         let path = AbsolutePath { bare_name_allowed: false }.read(raw, base);
-        path.map(StatePlace::File).map_err(|fault| match fault.as_str() {
+        path.map(StatePath::File).map_err(|fault| match fault.as_str() {
             "wants a path" => "wants a path, or memory".to_owned(),
             _ => fault,
         })
     }
 
-    fn write(&self, value: &StatePlace) -> toml::Value {
+    fn write(&self, value: &StatePath) -> toml::Value {
         toml::Value::String(match value {
-            StatePlace::File(path) => path.to_string_lossy().into_owned(),
-            StatePlace::Memory => "memory".to_owned(),
+            StatePath::File(path) => path.to_string_lossy().into_owned(),
+            StatePath::Memory => "memory".to_owned(),
         })
     }
 }

@@ -37,7 +37,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 
 use crate::grpc::limits::{ConnectionLimits, RequestLimits};
 use crate::pool::PoolSettings;
-use crate::registry::ledger::{StatePlace, StateSettings};
+use crate::registry::ledger::{StatePath, StateSettings};
 use crate::turn::admission::AdmissionLimits;
 use crate::turn::contexts::ContextLimits;
 use crate::turn::readers::ReaderLimits;
@@ -123,9 +123,9 @@ impl Config {
     /// The file of the ledger, which is beside the threads if it is not said where; `None` where nothing is
     /// kept.
     pub(crate) fn state_file(&self) -> Option<PathBuf> {
-        match &self.state.place {
-            Some(StatePlace::File(path)) => Some(path.clone()),
-            Some(StatePlace::Memory) => None,
+        match &self.state.path {
+            Some(StatePath::File(path)) => Some(path.clone()),
+            Some(StatePath::Memory) => None,
             None => Some(self.codex_home.join(LEDGER)),
         }
     }

@@ -1,8 +1,8 @@
 //! The one table of settings: key in the file, flag, environment variable, how it is written.
 
 use super::codec::{
-    self, AbsolutePath, Codec, FeatureNames, FileMode, GroupName, Ids, LogFilter, LogForm,
-    Outlives, Overrides, Place, SpanOrNone, Switch,
+    self, AbsolutePath, Codec, FeatureNames, FileMode, FileOrMemory, GroupName, Ids, LogFilter,
+    LogForm, Outlives, Overrides, SpanOrNone, Switch,
 };
 use super::listen::Listen;
 use super::{Config, UnixSockets};
@@ -122,7 +122,7 @@ pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
         start_spacing,
         worker_wait,
     } = pool;
-    let StateSettings { place, durability } = state;
+    let StateSettings { path, durability } = state;
     let WorkerSettings { config, disable_features, limits: worker_limits } = worker;
     let WorkerLimits { peer, start_timeout, request_timeout } = worker_limits;
     let PeerLimits {
@@ -220,7 +220,7 @@ pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
     v.required(key("after_end"), codec::duration_or_zero(), after_end);
 
     v.section("state");
-    v.optional(flag("path", "--state", "CODEX_SIDECAR_STATE"), Place, place);
+    v.optional(flag("path", "--state", "CODEX_SIDECAR_STATE"), FileOrMemory, path);
     v.required(key("durability"), Outlives, durability);
 
     v.section("timeouts");

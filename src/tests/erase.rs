@@ -11,13 +11,11 @@ use tonic::{Code, Request};
 use crate::grpc::api::codex_service_server::CodexService as _;
 use crate::pb;
 use crate::registry::ledger::testing::Disk;
-use crate::testing::{Refused, Sidecar, meanwhile, prompt, sidecar_with};
+use crate::testing::{Refused, Sidecar, meanwhile, prompt, sidecar_on};
 use crate::worker::testing::{Codex, HOLD};
 
 async fn start(disk: &Arc<Disk>, number: u32) -> (Sidecar, Codex) {
-    let (sidecar, mut codex) = sidecar_with(|setup| setup.state = Some(Arc::clone(disk))).await;
-    codex.number = Some(number);
-    (sidecar, codex)
+    sidecar_on(disk, number, |_| {}).await
 }
 
 async fn erase(sidecar: &Sidecar, context: &str) -> Result<String, Refused> {

@@ -10,21 +10,10 @@ use crate::grpc::api::codex_service_server::CodexService as _;
 use crate::model::id::ThreadId;
 use crate::pb;
 use crate::registry::ledger::testing::Disk;
-use crate::testing::{Refused, Setup, Sidecar, meanwhile, prompt, sidecar_with};
-use crate::worker::testing::Codex;
+use crate::testing::{Refused, Setup, Sidecar, meanwhile, prompt, sidecar_on};
 
 const THREADS: [&str; 2] =
     ["00000000-0000-4000-8000-000000000001", "00000000-0000-4000-8000-000000000002"];
-
-async fn start(disk: &Arc<Disk>, number: u32, change: impl FnOnce(&mut Setup)) -> (Sidecar, Codex) {
-    let (sidecar, mut codex) = sidecar_with(|setup| {
-        setup.state = Some(Arc::clone(disk));
-        change(setup);
-    })
-    .await;
-    codex.number = Some(number);
-    (sidecar, codex)
-}
 
 async fn bind(sidecar: &Sidecar, context: &str, thread_id: &str) -> Result<pb::Context, Refused> {
     let request = pb::BindContextRequest {
@@ -59,7 +48,7 @@ fn kept(disk: &Disk) -> Vec<(String, String)> {
 #[tokio::test(start_paused = true)]
 async fn a_binding_by_hand_is_told_when_it_is_kept_and_not_there_where_it_can_not_be() {
     let disk = Arc::default();
-    let (sidecar, mut codex) = start(&disk, 1, |_| {}).await;
+    let (sidecar, mut codex) = sidecar_on(&disk, 1, |_| {}).await;
     let second = Duration::from_secs(1);
     disk.hold();
     let mut binding = pin!(bind(&sidecar, "a", THREADS[0]));
@@ -104,7 +93,7 @@ async fn a_binding_by_hand_is_told_when_it_is_kept_and_not_there_where_it_can_no
 #[tokio::test(start_paused = true)]
 async fn a_copy_that_can_not_be_kept_is_not_left_in_codex() {
     let disk = Arc::default();
-    let (sidecar, mut codex) = start(&disk, 1, |_| {}).await;
+    let (sidecar, mut codex) = sidecar_on(&disk, 1, |_| {}).await;
     codex.during(sidecar.say("a", "hello")).await.completed();
     disk.hold();
     let mut forking = pin!(fork(&sidecar, "a", "b"));
@@ -127,7 +116,7 @@ async fn a_copy_that_can_not_be_kept_is_not_left_in_codex() {
     disk.empty();
     let forked = codex.during(fork(&sidecar, "a", "b")).await.unwrap();
     assert!(disk.facts().contains_key(&ThreadId::from_codex(&*forked.thread_id)));
-    let (sidecar, mut codex) = start(&disk, 2, |_| {}).await;
+    let (sidecar, mut codex) = sidecar_on(&disk, 2, |_| {}).await;
     let turn = codex.during(sidecar.say("b", "hello")).await;
     assert_eq!(turn.thread_started().origin(), pb::ThreadOrigin::Forked);
     assert_eq!(turn.thread_id(), forked.thread_id);
@@ -136,7 +125,7 @@ async fn a_copy_that_can_not_be_kept_is_not_left_in_codex() {
 #[tokio::test(start_paused = true)]
 async fn contexts_are_as_they_were_and_go_in_the_order_in_which_they_were_used() {
     let disk = Arc::default();
-    let (sidecar, mut codex) = start(&disk, 1, |_| {}).await;
+    let (sidecar, mut codex) = sidecar_on(&disk, 1, |_| {}).await;
     for context in ["c", "a", "d", "b", "a"] {
         codex.during(sidecar.say(context, "hello")).await.completed();
     }
@@ -144,7 +133,7 @@ async fn contexts_are_as_they_were_and_go_in_the_order_in_which_they_were_used()
     for context in ["a", "b", "c", "d"] {
         before.push(sidecar.context(context).await.unwrap());
     }
-    let (sidecar, mut codex) = start(&disk, 2, |setup| {
+    let (sidecar, mut codex) = sidecar_on(&disk, 2, |setup| {
         setup.contexts.max_contexts = 3;
         setup.contexts.evict_contexts = true;
     })
@@ -166,11 +155,11 @@ async fn contexts_are_as_they_were_and_go_in_the_order_in_which_they_were_used()
             "{new} takes the place of {gone}"
         );
     }
-    let (sidecar, mut codex) = start(&disk, 3, |_| {}).await;
+    let (sidecar, mut codex) = sidecar_on(&disk, 3, |_| {}).await;
     let anew = codex.during(sidecar.say("b", "hello")).await;
     let told = anew.warned("CONTEXT_EVICTED");
     assert!(told.len() == 1 && told[0].contains(&before[1].thread_id), "{told:?}");
-    let (sidecar, mut codex) = start(&disk, 4, |_| {}).await;
+    let (sidecar, mut codex) = sidecar_on(&disk, 4, |_| {}).await;
     assert_eq!(codex.during(sidecar.say("b", "hello")).await.warned("CONTEXT_EVICTED").len(), 0);
 }
 
@@ -183,10 +172,10 @@ async fn the_time_of_contexts_and_marks_goes_on_between_two_sidecars() {
         let engine = Arc::clone(&sidecar.engine);
         tokio::spawn(async move { engine.sweep().await })
     };
-    let (sidecar, mut codex) = start(&disk, 1, limited).await;
+    let (sidecar, mut codex) = sidecar_on(&disk, 1, limited).await;
     codex.during(sidecar.say("a", "hello")).await.completed();
     disk.age(hour - Duration::from_secs(60));
-    let (sidecar, _codex) = start(&disk, 2, limited).await;
+    let (sidecar, _codex) = sidecar_on(&disk, 2, limited).await;
     sweep(&sidecar);
     tokio::time::sleep(Duration::from_secs(50)).await;
     assert!(sidecar.context("a").await.is_ok());
@@ -196,7 +185,7 @@ async fn the_time_of_contexts_and_marks_goes_on_between_two_sidecars() {
 
     let day = 24 * hour;
     disk.age(29 * day);
-    let (sidecar, mut codex) = start(&disk, 3, |_| {}).await;
+    let (sidecar, mut codex) = sidecar_on(&disk, 3, |_| {}).await;
     sweep(&sidecar);
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!(codex.during(sidecar.say("a", "hello")).await.warned("CONTEXT_EVICTED").len(), 1);
@@ -211,12 +200,12 @@ async fn the_latest_thread_of_a_directory_outlives_the_sidecar_and_goes_with_the
         let latest = sidecar.api.get_latest_thread(Request::new(request)).await;
         latest.map(|latest| latest.into_inner()).map_err(Refused::from)
     };
-    let (sidecar, mut codex) = start(&disk, 1, |_| {}).await;
+    let (sidecar, mut codex) = sidecar_on(&disk, 1, |_| {}).await;
     let unbound = pb::RunTurnRequest { unbound: true, ..prompt("", "hello") };
     let turn = codex.during(sidecar.run(unbound)).await;
     let before = latest(&sidecar).await.unwrap();
     assert_eq!(before.thread_id, turn.thread_id());
-    let (sidecar, mut codex) = start(&disk, 2, |_| {}).await;
+    let (sidecar, mut codex) = sidecar_on(&disk, 2, |_| {}).await;
     assert_eq!(latest(&sidecar).await.unwrap(), before);
     bind(&sidecar, "a", turn.thread_id()).await.unwrap();
     let request = pb::DeleteContextRequest {
@@ -226,7 +215,7 @@ async fn the_latest_thread_of_a_directory_outlives_the_sidecar_and_goes_with_the
     };
     codex.during(sidecar.api.delete_context(Request::new(request))).await.unwrap();
     latest(&sidecar).await.unwrap_err().assert(Code::NotFound, "THREAD_NOT_FOUND");
-    let (sidecar, _codex) = start(&disk, 3, |_| {}).await;
+    let (sidecar, _codex) = sidecar_on(&disk, 3, |_| {}).await;
     latest(&sidecar).await.unwrap_err().assert(Code::NotFound, "THREAD_NOT_FOUND");
 }
 

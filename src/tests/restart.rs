@@ -8,26 +8,11 @@ use tonic::Code;
 use crate::pb;
 use crate::pb::turn_event::Event;
 use crate::registry::ledger::testing::Disk;
-use crate::testing::{self, Refused, Setup, Sidecar, Turn, meanwhile, prompt, sidecar_with};
+use crate::testing::{self, Refused, Sidecar, Turn, meanwhile, prompt, sidecar_on};
 use crate::worker::testing::Codex;
 
-/// One on this disk, in place of whichever had it; its worker gives threads of its own.
 async fn start(disk: &Arc<Disk>, number: u32) -> (Sidecar, Codex) {
-    start_with(disk, number, |_| {}).await
-}
-
-async fn start_with(
-    disk: &Arc<Disk>,
-    number: u32,
-    change: impl FnOnce(&mut Setup),
-) -> (Sidecar, Codex) {
-    let (sidecar, mut codex) = sidecar_with(|setup| {
-        setup.state = Some(Arc::clone(disk));
-        change(setup);
-    })
-    .await;
-    codex.number = Some(number);
-    (sidecar, codex)
+    sidecar_on(disk, number, |_| {}).await
 }
 
 fn with_id(request: pb::RunTurnRequest, id: &str) -> pb::RunTurnRequest {
@@ -348,7 +333,7 @@ async fn what_is_kept_of_turns_counts_after_a_restart_and_the_oldest_goes_for_it
         let context = number.to_string();
         ids.push(codex.during(sidecar.run(prompt(&context, &words))).await.id());
     }
-    let (sidecar, _codex) = start_with(&disk, 2, |setup| {
+    let (sidecar, _codex) = sidecar_on(&disk, 2, |setup| {
         (setup.retention.max_bytes, setup.retention.max_bytes_per_turn) = (14_000, 14_000);
     })
     .await;
@@ -526,7 +511,7 @@ async fn a_blank_thread_that_codex_has_after_all_takes_the_instructions_of_its_n
 #[tokio::test(start_paused = true)]
 async fn a_disk_that_is_full_for_codex_and_for_us_is_the_homes_trouble() {
     let (state, home) = (Arc::<Disk>::default(), testing::Disk::default());
-    let (sidecar, mut codex) = start_with(&state, 1, |setup| home.hold_home(setup)).await;
+    let (sidecar, mut codex) = sidecar_on(&state, 1, |setup| home.hold_home(setup)).await;
     home.fill();
     let reason = async |codex: &mut Codex, wanted: &str| {
         loop {

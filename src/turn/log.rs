@@ -11,8 +11,7 @@
 //! terminal event are never given up; nothing is appended after the end.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -24,71 +23,8 @@ use crate::model::id::{ThreadId, TurnId};
 #[cfg(test)]
 use crate::model::outcome::Outcome;
 use crate::model::refusal::Refusal;
+use crate::turn::retained::Retained;
 use crate::turn::summary::Summary;
-
-/// The bytes that all logs together hold, against their common bound.
-#[derive(Debug)]
-pub(crate) struct Retained {
-    bytes: AtomicU64,
-    max_bytes: u64,
-    max_bytes_per_turn: u64,
-    ended: Mutex<EndedLogs>,
-}
-
-/// The logs that have something to give up without anybody missing it now, oldest first.
-#[derive(Debug, Default)]
-struct EndedLogs {
-    logs: VecDeque<Weak<Log>>,
-    // Logs that are gone are taken out once there are this many, so that they don't pile up.
-    prune_at: usize,
-}
-
-impl Retained {
-    /// Nothing held yet.
-    pub(crate) fn new(max_bytes: u64, max_bytes_per_turn: u64) -> Arc<Retained> {
-        let (bytes, ended) = (AtomicU64::new(0), Mutex::default());
-        Arc::new(Retained { bytes, max_bytes, max_bytes_per_turn, ended })
-    }
-
-    /// How many bytes all logs hold.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.bytes.load(Ordering::Relaxed)
-    }
-
-    /// Whether they hold more than they should.
-    pub(crate) fn is_over(&self) -> bool {
-        self.excess() > 0
-    }
-
-    /// By how much they do.
-    pub(crate) fn excess(&self) -> u64 {
-        self.bytes().saturating_sub(self.max_bytes)
-    }
-
-    /// Notes a log that has ended: from now on it makes room for those that have not.
-    pub(crate) fn note_ended(&self, log: &Arc<Log>) {
-        let mut ended = self.ended();
-        ended.logs.push_back(Arc::downgrade(log));
-        if ended.logs.len() >= ended.prune_at {
-            ended.logs.retain(|log| log.strong_count() > 0);
-            ended.prune_at = (2 * ended.logs.len()).max(64);
-        }
-    }
-
-    /// Lets ended logs give up what need not be kept, oldest first, while all are too large.
-    pub(crate) fn make_room(&self) {
-        while self.is_over() {
-            let Some(oldest) = self.ended().logs.pop_front() else { return };
-            if let Some(log) = oldest.upgrade() {
-                log.shrink();
-            }
-        }
-    }
-
-    fn ended(&self) -> MutexGuard<'_, EndedLogs> {
-        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// The events of one turn.
 #[derive(Debug)]
@@ -263,7 +199,7 @@ impl Log {
 
     /// An empty log of this turn.
     pub(crate) fn new(turn_id: TurnId, retained: Arc<Retained>) -> Log {
-        retained.bytes.fetch_add(Log::OVERHEAD, Ordering::Relaxed);
+        retained.add(Log::OVERHEAD);
         let (state, progress) = (Mutex::default(), watch::Sender::default());
         Log { turn_id, state, progress, retained }
     }
@@ -381,14 +317,15 @@ impl Log {
         });
         let entry = Entry { sequence, emitted_at, keeping, encoded };
         state.bytes += entry.bytes();
-        self.retained.bytes.fetch_add(entry.bytes(), Ordering::Relaxed);
+        self.retained.add(entry.bytes());
         state.events.push_back(entry);
     }
 
     /// Keeps within the bounds, and wakes the readers. The newest event stays: whoever keeps up must be
     /// able to see it.
     fn make_room<'a>(&'a self, mut state: MutexGuard<'a, State>) {
-        while state.bytes > self.retained.max_bytes_per_turn && self.give_up_oldest(&mut state, 1) {
+        while state.bytes > self.retained.max_bytes_per_turn() && self.give_up_oldest(&mut state, 1)
+        {
         }
         if self.retained.is_over() {
             // Without the lock: the others are locked one by one, and one of them may be this one.
@@ -504,7 +441,7 @@ impl Log {
             return false;
         };
         state.bytes -= entry.bytes();
-        self.retained.bytes.fetch_sub(entry.bytes(), Ordering::Relaxed);
+        self.retained.remove(entry.bytes());
         true
     }
 
@@ -516,7 +453,7 @@ impl Log {
 
 impl Drop for Log {
     fn drop(&mut self) {
-        self.retained.bytes.fetch_sub(self.bytes(), Ordering::Relaxed);
+        self.retained.remove(self.bytes());
     }
 }
 
@@ -828,14 +765,5 @@ mod tests {
         // The oldest one has given up what it could, and keeps its ends.
         assert_eq!(drain(&mut ended[0].read_after(0), &mut 0).len(), 3);
         assert!(!retained.is_over());
-    }
-
-    #[test]
-    fn logs_that_are_gone_do_not_pile_up() {
-        let retained = Retained::new(1 << 20, 1 << 20);
-        for _ in 0..1000 {
-            retained.note_ended(&log(&retained));
-        }
-        assert!(retained.ended().logs.len() <= 64);
     }
 }

@@ -13,6 +13,7 @@ pub(crate) mod log;
 pub(crate) mod machine;
 pub(crate) mod pixels;
 pub(crate) mod readers;
+mod retained;
 pub(crate) mod retention;
 mod revision;
 pub(crate) mod summary;

@@ -19,9 +19,10 @@ use crate::model::question::{Answer, Given, Unanswerable};
 use crate::model::refusal::Refusal;
 use crate::model::request::{DisconnectPolicy, TurnRequest, UserInput};
 use crate::registry::ledger::{KeptThreadStarted, KeptTurn};
-use crate::turn::log::{Log, Placed, Retained};
+use crate::turn::log::{Log, Placed};
 use crate::turn::machine::Record;
 use crate::turn::pixels::ImageSum;
+use crate::turn::retained::Retained;
 
 /// A turn, as everybody but its task sees it.
 #[derive(Debug)]

@@ -13,7 +13,7 @@ use crate::model::id::{ContextKey, Tenant, ThreadId, TurnId};
 use crate::model::request::RequestId;
 use crate::registry::ledger::{Change, Ledger};
 use crate::turn::claims::Claimed;
-use crate::turn::log::Retained;
+use crate::turn::retained::Retained;
 use crate::turn::retention::Retention;
 use crate::turn::turn::{RequestKey, Turn};
 

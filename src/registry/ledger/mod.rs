@@ -57,9 +57,9 @@ use crate::registry::threads::ThreadFacts;
 
 pub(crate) use change::{Change, KeptBinding, KeptEnd, KeptMark, KeptThreadStarted, KeptTurn};
 
-/// Where the ledger is.
+/// Where the state is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum StatePlace {
+pub enum StatePath {
     /// This file.
     File(PathBuf),
     /// Nowhere: all is forgotten with the process.
@@ -80,7 +80,7 @@ pub enum Durability {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct StateSettings {
     /// Where it is. Default: `sidecar.redb` in CODEX_HOME, beside the threads that it names.
-    pub place: Option<StatePlace>,
+    pub path: Option<StatePath>,
     /// What kept changes outlive. Default: the loss of power.
     pub durability: Durability,
 }

@@ -2,7 +2,7 @@ use super::lanes::Waiting;
 use super::*;
 use crate::model::event::InterruptReason;
 use crate::model::request::TurnRequest;
-use crate::turn::log::Retained;
+use crate::turn::retained::Retained;
 use crate::turn::turn::{Command, Mailbox};
 use proptest::prelude::*;
 
