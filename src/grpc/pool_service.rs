@@ -16,11 +16,11 @@ use crate::model::request::QuestionPolicy;
 use crate::pb;
 use crate::pool::{self, PoolSettings, SlotState, SlotStatus};
 use crate::registry::ledger::export::ExportEnd;
-use crate::registry::ledger::{Durability, Ledger};
+use crate::registry::ledger::{self, Durability, Ledger};
 use crate::turn::admission::AdmissionLimits;
 use crate::turn::contexts::ContextLimits;
 use crate::turn::engine::readiness::{NotReady, Trouble};
-use crate::turn::engine::{DrainState, Engine};
+use crate::turn::engine::{DrainState, Engine, LEDGER_RETRY_AFTER};
 use crate::turn::pixels::{MAX_DECODED_IMAGES_BYTES, MAX_IMAGE_PIXELS, MAX_IMAGES_BYTES};
 use crate::turn::readers::ReaderLimits;
 use crate::turn::retention::Retention;
@@ -85,11 +85,11 @@ impl PoolService for PoolApi {
         request: Request<pb::ExportStateRequest>,
     ) -> Result<Response<Self::ExportStateStream>, Status> {
         let pb::ExportStateRequest {} = request.into_inner();
-        let export = self.engine.ledger().export().await.map_err(Refusal::from)?;
+        let export = self.engine.ledger().export().await.map_err(unreadable)?;
         let parts = export.ok_or(Refusal::StateInMemory)?;
         let parts = parts.map(|part| match part {
             Ok(lines) => Ok(pb::ExportStateResponse { lines: lines.into() }),
-            Err(ExportEnd::Trouble(trouble)) => Err(Refusal::from(trouble).into()),
+            Err(ExportEnd::Trouble(trouble)) => Err(unreadable(trouble).into()),
             Err(ExportEnd::Unread(patience)) => Err(Refusal::StateUnread(patience).into()),
         });
         Ok(Response::new(parts.boxed()))
@@ -185,6 +185,10 @@ impl PoolApi {
             ready_workers: count(ready),
         }
     }
+}
+
+fn unreadable(ledger::Trouble { cause }: ledger::Trouble) -> Refusal {
+    Refusal::StateUnreadable { cause, retry_after: LEDGER_RETRY_AFTER }
 }
 
 fn state(ledger: &Ledger) -> Option<pb::StateInfo> {

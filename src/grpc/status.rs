@@ -128,7 +128,8 @@ pub(crate) fn status(refusal: &Refusal) -> Status {
                 .retry_after(*retry_after)
                 .status()
         }
-        Refusal::LedgerUnavailable { cause: _, retry_after } => {
+        Refusal::LedgerUnavailable { cause: _, retry_after }
+        | Refusal::StateUnreadable { cause: _, retry_after } => {
             says(Code::Unavailable, "LEDGER_UNAVAILABLE", refusal)
                 .retry_after(*retry_after)
                 .status()

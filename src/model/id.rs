@@ -43,6 +43,20 @@ pub(crate) fn is_hidden(character: char) -> bool {
     turns || character.is_control()
 }
 
+/// Most bytes of a context id, a tool's name and a thread key.
+pub(crate) const LONGEST_NAME: usize = 256;
+
+/// What keeps such a name, trimmed and not empty, from being one, with what to do about it.
+pub(crate) fn faults_of_name(name: &str) -> impl Iterator<Item = String> {
+    let is_long = name.len() > LONGEST_NAME;
+    let long = is_long.then(|| format!("is too long; give at most {LONGEST_NAME} bytes"));
+    let hidden = name.chars().find(|character| is_hidden(*character));
+    let hidden = hidden.map(|hidden| {
+        format!("holds the control character U+{:04X}; leave it out", u32::from(hidden))
+    });
+    long.into_iter().chain(hidden)
+}
+
 /// Codex's id of a thread: a UUID in its hyphenated lower-case form.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ThreadId(String);

@@ -262,6 +262,14 @@ pub enum Refusal {
         humantime::format_duration(*.0)
     )]
     StateUnread(Duration),
+    /// The state can't be read now.
+    #[error("the state can't be exported now: {cause}; ask again")]
+    StateUnreadable {
+        /// Why not.
+        cause: String,
+        /// When to try again.
+        retry_after: Duration,
+    },
     /// Nothing is kept that outlives the sidecar.
     #[error("the sidecar keeps its state in memory (--state memory): there is nothing to export")]
     StateInMemory,

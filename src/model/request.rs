@@ -127,6 +127,23 @@ pub(crate) struct RequestId {
     pub content: ContentHash,
 }
 
+impl RequestId {
+    /// Most characters.
+    const LONGEST: usize = 36;
+
+    /// What keeps a text from being one, with what to do about it.
+    pub(crate) fn fault_of(id: &str) -> Option<String> {
+        let printable = |byte: u8| (b' '..=b'~').contains(&byte);
+        let is_one = (1..=RequestId::LONGEST).contains(&id.len()) && id.bytes().all(printable);
+        (!is_one).then(|| {
+            format!(
+                "is no request id; give 1 to {} printable ASCII characters, for example a UUID",
+                RequestId::LONGEST
+            )
+        })
+    }
+}
+
 /// Equal for equal requests. How it is made may change with a version of the sidecar; what was kept under
 /// an older one is compared with the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::{PlaceArgs, ask_it, failure, quietly};
+use super::{StateFileArgs, ask_it, code, damaged, failure, quietly};
 use crate::cli::failure::CommandResult;
-use crate::cli::{UNREACHABLE, words};
+use crate::cli::words;
 use crate::registry::ledger::advice;
 use crate::registry::ledger::file::{self, Checked, FileFault, Salvaged};
 use crate::registry::ledger::lines::Counts;
@@ -18,15 +18,15 @@ pub(super) struct CheckArgs {
     #[arg(value_name = "PATH", conflicts_with = "state")]
     path: Option<PathBuf>,
     #[command(flatten)]
-    place: PlaceArgs,
+    file: StateFileArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn check(args: CheckArgs) -> CommandResult {
-    let CheckArgs { path, place, json } = args;
-    let path = path.map_or_else(|| place.path(), Ok)?;
+    let CheckArgs { path, file: named, json } = args;
+    let path = path.map_or_else(|| named.path(), Ok)?;
     let (checked, salvaged) = quietly(|| {
         let checked = file::check(&path);
         let is_damaged = matches!(checked, Err(FileFault::Damaged(_)));
@@ -45,21 +45,13 @@ pub(super) fn check(args: CheckArgs) -> CommandResult {
             out.write_all(text(&path, &checked).as_bytes())?;
             Ok(0)
         }
-        (Err(FileFault::Damaged(cause)), salvaged) => {
-            let can_be_read = salvaged.map(readable).unwrap_or_default();
-            let cause = format!("{cause}{can_be_read}");
-            Err(failure(&path, FileFault::Damaged(cause), ""))
-        }
+        (Err(FileFault::Damaged(cause)), salvaged) => Err(damaged(&path, &cause, salvaged)),
         (Err(fault), _) => Err(failure(&path, fault, &busy(&path))),
     }
 }
 
 fn busy(path: &Path) -> String {
     format!("it can be checked when that one has ended; what it has is shown by {}", ask_it(path))
-}
-
-fn readable(Salvaged { counts, records }: Salvaged) -> String {
-    format!("; {records} records in it are whole by themselves, and say: {counts}")
 }
 
 fn text(path: &Path, checked: &Checked) -> String {
@@ -99,15 +91,20 @@ fn line(
                 FileFault::Missing => "missing",
                 FileFault::InUse => "in_use",
                 FileFault::Damaged(_) => "damaged",
+                FileFault::NotAFile(_) => "not_a_file",
                 FileFault::TooNew { .. } => "too_new",
                 FileFault::System(_) => "unreadable",
             };
-            let code = if fault == FileFault::InUse { UNREACHABLE } else { 1 };
+            let code = code(&fault);
             let mut line = json!({ "path": shown, "state": state });
             if fault == FileFault::InUse {
                 line["owner"] = advice::owner(path).into();
             }
-            line["message"] = failure(path, fault, &busy(path)).into_message().into();
+            let failure = match fault {
+                FileFault::Damaged(cause) => damaged(path, &cause, salvaged),
+                fault => failure(path, fault, &busy(path)),
+            };
+            line["message"] = failure.into_message().into();
             if let Some(Salvaged { counts, records }) = salvaged {
                 line["readable"] = json!({ "records": records, "counts": count(counts) });
             }

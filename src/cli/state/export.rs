@@ -1,14 +1,15 @@
 //! `state export`: what is kept as JSON lines.
 
-use std::fs::{File, OpenOptions, Permissions};
-use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, BufWriter, Read as _, Write};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use super::{PlaceArgs, ask_it, failure, quietly};
+use super::{StateFileArgs, ask_it, damaged, failure, quietly, readable};
 use crate::cli::failure::{CommandResult, Failure, tell};
 use crate::cli::{client, refusal};
 use crate::registry::ledger::file::{self, ExportFault, Exported, Salvaged};
+use crate::registry::ledger::lines::LEDGER;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct ExportArgs {
@@ -16,7 +17,7 @@ pub(super) struct ExportArgs {
     #[arg(value_name = "PATH", conflicts_with = "state")]
     path: Option<PathBuf>,
     #[command(flatten)]
-    place: PlaceArgs,
+    file: StateFileArgs,
     /// Ask the sidecar that runs at this address, HOST:PORT or unix:PATH, in place of reading a file
     #[arg(long, value_name = "ADDR", conflicts_with_all = ["path", "state", "codex_home", "config"])]
     addr: Option<String>,
@@ -26,32 +27,37 @@ pub(super) struct ExportArgs {
 }
 
 pub(super) async fn export(args: ExportArgs) -> CommandResult {
-    let ExportArgs { path, place, addr, output } = args;
+    let ExportArgs { path, file, addr, output } = args;
     let output = output.filter(|output| output.as_os_str() != "-");
+    // Of none where one that runs is asked.
+    let path = match &addr {
+        Some(_) => None,
+        None => Some(path.map_or_else(|| file.path(), Ok)?),
+    };
     let mut out = match &output {
-        Some(path) => Output::Beside(NewFile::new(path)?),
+        Some(output) => Output::Beside(NewFile::new(output, path.as_deref())?),
         None => Output::Stdout(BufWriter::new(io::stdout())),
     };
-    match addr {
-        Some(addr) => {
-            of_running(&addr, &mut out).await?;
+    let Some(path) = path else {
+        of_running(&addr.unwrap_or_default(), &mut out).await?;
+        out.done()?;
+        return Ok(0);
+    };
+    match of_file(&path, &mut out)? {
+        Exported::Whole(counts) => {
             out.done()?;
+            if output.is_some() {
+                tell(&format!("exported {counts}"));
+            }
             Ok(0)
         }
-        None => {
-            let path = path.map_or_else(|| place.path(), Ok)?;
-            let exported = of_file(&path, &mut out)?;
+        Exported::Salvaged(cause, found @ Salvaged { records: 0, .. }) => {
+            Err(damaged(&path, &cause, Some(found)))
+        }
+        Exported::Salvaged(cause, salvaged) => {
             // What could be read is there, also where that is not all.
             out.done()?;
-            match exported {
-                Exported::Whole(counts) => {
-                    if output.is_some() {
-                        tell(&format!("exported {counts}"));
-                    }
-                    Ok(0)
-                }
-                Exported::Salvaged(cause, salvaged) => Err(partly(&path, &cause, salvaged)),
-            }
+            Err(partly(&path, &cause, salvaged))
         }
     }
 }
@@ -75,12 +81,11 @@ fn of_file(path: &Path, out: &mut Output) -> Result<Exported, Failure> {
 }
 
 fn partly(path: &Path, cause: &str, salvaged: Salvaged) -> Failure {
-    let Salvaged { counts, records } = salvaged;
     Failure::told(format!(
-        "{} is damaged: {cause}; {records} records were found that are whole by themselves, and exported \
-         is what they say: {counts}. It may be older than the last state, and what was deleted may be among \
-         it. `codex-sidecar state import --partial` takes it",
-        path.display()
+        "{} is damaged: {cause}; {}. That is exported. It may be older than the last state, and what was \
+         deleted may be among it. `codex-sidecar state import --partial` takes it",
+        path.display(),
+        readable(salvaged)
     ))
 }
 
@@ -126,6 +131,7 @@ impl Write for Output {
 
 /// A file that takes its name only when it is whole.
 struct NewFile {
+    /// Where it is to be, through all links.
     path: PathBuf,
     /// What it is called until then; none where the name is that of a device or a pipe.
     beside: Option<PathBuf>,
@@ -133,44 +139,63 @@ struct NewFile {
 }
 
 impl NewFile {
-    fn new(path: &Path) -> Result<NewFile, Failure> {
-        let is_special = path.metadata().is_ok_and(|metadata| !metadata.is_file());
-        let beside = (!is_special).then(|| {
-            let mut name = path.as_os_str().to_owned();
-            name.push(".new");
-            PathBuf::from(name)
-        });
-        let no_links = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
-        let mut options = OpenOptions::new();
-        match &beside {
-            Some(_) => options.create(true).truncate(true).mode(0o600).custom_flags(no_links),
-            None => &mut options,
-        };
-        let opened = options.write(true).open(beside.as_deref().unwrap_or(path)).and_then(|file| {
-            if beside.is_some() {
-                // One that an earlier try has left may be another's to read.
-                file.set_permissions(Permissions::from_mode(0o600))?;
+    /// One at this path, which is not to be that of a state, least of all the one that is exported.
+    fn new(path: &Path, exported: Option<&Path>) -> Result<NewFile, Failure> {
+        let path = match path.symlink_metadata() {
+            Ok(metadata) if metadata.is_symlink() => {
+                path.canonicalize().map_err(|error| cant_write(path, &error))?
             }
-            Ok(file)
-        });
-        let file = opened.map_err(|error| cant_write(path, &error))?;
-        Ok(NewFile { path: path.to_owned(), beside, out: BufWriter::new(file) })
+            Ok(_) | Err(_) => path.to_owned(),
+        };
+        let is_special = path.metadata().is_ok_and(|metadata| !metadata.is_file());
+        if !is_special && is_state(&path, exported) {
+            return Err(Failure::usage(format!(
+                "-o {} is a state itself, which nothing is to be written over: name another file",
+                path.display()
+            )));
+        }
+        let beside = (!is_special)
+            .then(|| path.with_file_name(format!(".state-{}.new", uuid::Uuid::new_v4())));
+        let mut options = OpenOptions::new();
+        if beside.is_some() {
+            options.create_new(true).mode(0o600);
+        }
+        let file = options.write(true).open(beside.as_deref().unwrap_or(&path));
+        let file = file.map_err(|error| cant_write(&path, &error))?;
+        Ok(NewFile { path, beside, out: BufWriter::new(file) })
     }
 
     fn done(mut self) -> Result<(), Failure> {
-        let written = self.out.flush().and_then(|()| match self.beside.take() {
+        let written = self.out.flush().and_then(|()| match &self.beside {
             Some(beside) => {
                 self.out.get_ref().sync_all()?;
                 std::fs::rename(beside, &self.path)
             }
             None => Ok(()),
         });
-        written.map_err(|error| self.failure(&error))
+        written.map_err(|error| self.failure(&error))?;
+        self.beside = None;
+        Ok(())
     }
 
     fn failure(&self, error: &io::Error) -> Failure {
         cant_write(&self.path, error)
     }
+}
+
+/// Whether a file is the one that is exported, looks like a state, or is locked as that of a sidecar.
+fn is_state(path: &Path, exported: Option<&Path>) -> bool {
+    let same = |exported: &Path| {
+        let (Ok(one), Ok(other)) = (path.metadata(), exported.metadata()) else { return false };
+        (one.dev(), one.ino()) == (other.dev(), other.ino())
+    };
+    if exported.is_some_and(same) {
+        return true;
+    }
+    let Ok(mut file) = File::open(path) else { return false };
+    let mut start = [0; LEDGER.len()];
+    file.read_exact(&mut start).is_ok_and(|()| start == LEDGER)
+        || matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
 }
 
 fn cant_write(path: &Path, error: &io::Error) -> Failure {

@@ -1,10 +1,11 @@
 //! `state import`: exported lines into a sidecar's file.
 
+use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, BufReader, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 
-use super::{PlaceArgs, failure, quietly};
+use super::{StateFileArgs, failure, quietly};
 use crate::cli::REFUSED;
 use crate::cli::failure::{CommandResult, Failure, tell};
 use crate::registry::ledger::file::FileFault;
@@ -20,7 +21,7 @@ pub(super) struct ImportArgs {
     #[arg(value_name = "FILE", default_value = "-", hide_default_value = true)]
     lines: PathBuf,
     #[command(flatten)]
-    place: PlaceArgs,
+    file: StateFileArgs,
     /// Where the state says otherwise, the import wins: a context goes on with the import's thread
     #[arg(long)]
     replace: bool,
@@ -30,8 +31,9 @@ pub(super) struct ImportArgs {
 }
 
 pub(super) fn import(args: ImportArgs) -> CommandResult {
-    let ImportArgs { lines, place, replace, partial } = args;
-    let path = place.path()?;
+    let ImportArgs { lines, file, replace, partial } = args;
+    let path = file.path()?;
+    needs_directory(&path)?;
     let rules = ImportRules { replace, partial };
     let (name, imported) = if lines.as_os_str() == "-" {
         if io::stdin().is_terminal() {
@@ -43,14 +45,18 @@ pub(super) fn import(args: ImportArgs) -> CommandResult {
         (name, quietly(|| import::import(&path, io::stdin().lock(), rules)))
     } else {
         let name = lines.display().to_string();
-        let file = File::open(&lines)
-            .map_err(|error| Failure::told(format!("can't read {name}: {error}")))?;
+        let cant_read =
+            |problem: &dyn Display| Failure::told(format!("can't read {name}: {problem}"));
+        let file = File::open(&lines).map_err(|error| cant_read(&error))?;
+        if file.metadata().is_ok_and(|metadata| metadata.is_dir()) {
+            return Err(cant_read(&"it is a directory"));
+        }
         (name, quietly(|| import::import(&path, BufReader::new(file), rules)))
     };
-    let imported = imported.map_err(|fault| not_imported(&path, &name, fault))?;
+    let imported = imported.map_err(|fault| not_imported(&path, &name, fault, partial))?;
     let Imported { added, replaced, kept, faults } = imported;
     for line in told(&faults) {
-        tell(&format!("left out: {line}"));
+        tell(&format!("{name} is not whole: {line}"));
     }
     let mut out = io::stdout();
     writeln!(out, "imported into {}", path.display())?;
@@ -62,18 +68,37 @@ pub(super) fn import(args: ImportArgs) -> CommandResult {
     Ok(0)
 }
 
+/// A file can be made, and no directory.
+fn needs_directory(path: &Path) -> Result<(), Failure> {
+    let directory = match path.parent() {
+        Some(directory) if !directory.as_os_str().is_empty() => directory,
+        Some(_) | None => return Ok(()),
+    };
+    match directory.metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Failure::told(format!(
+            "there is no directory {} for the state: make it, or name another file with --state or \
+             another CODEX_HOME with --codex-home",
+            directory.display()
+        ))),
+        // What else is wrong with it is found out when the file is made.
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
 fn told(faults: &[LineFault]) -> impl Iterator<Item = String> {
     let more = faults.len().saturating_sub(TOLD);
     let lines = faults.iter().take(TOLD);
-    let lines = lines.map(|LineFault { line, problem, .. }| format!("line {line}: {problem}"));
+    let lines = lines.map(|LineFault { line, problem, .. }| match line {
+        0 => problem.clone(),
+        line => format!("line {line}: {problem}"),
+    });
     lines.chain((more > 0).then(|| format!("and {more} more")))
 }
 
-fn not_imported(path: &Path, lines: &str, fault: ImportFault) -> Failure {
+fn not_imported(path: &Path, lines: &str, fault: ImportFault, partial: bool) -> Failure {
     match fault {
-        ImportFault::File(FileFault::Damaged(cause)) => {
-            let told = FileFault::Damaged(cause);
-            failure(path, told, "")
+        ImportFault::File(FileFault::System(cause)) => {
+            Failure::told(format!("can't write {}: {cause}", path.display()))
         }
         ImportFault::File(fault) => failure(
             path,
@@ -82,11 +107,11 @@ fn not_imported(path: &Path, lines: &str, fault: ImportFault) -> Failure {
              a context)",
         ),
         ImportFault::Lines(faults) => {
-            let can_be_partial = !faults.iter().any(|fault| fault.is_fatal);
-            let hint = if can_be_partial {
-                "\n--partial takes the lines that are whole, if there are any"
-            } else {
-                ""
+            let is_fatal = faults.iter().any(|fault| fault.is_fatal);
+            let hint = match (is_fatal, partial) {
+                (true, _) => "",
+                (false, false) => "\n--partial takes the lines that are whole, if there are any",
+                (false, true) => "\nno line of it can be taken",
             };
             let faults: Vec<String> = told(&faults).map(|line| format!("\n  {line}")).collect();
             let message =

@@ -3,6 +3,8 @@
 mod check;
 mod export;
 mod import;
+#[cfg(test)]
+mod tests;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -11,7 +13,7 @@ use super::failure::{CommandResult, Failure};
 use super::{UNREACHABLE, USAGE};
 use crate::config::{Config, ServeArgs};
 use crate::registry::ledger::advice;
-use crate::registry::ledger::file::FileFault;
+use crate::registry::ledger::file::{self, FileFault, Salvaged};
 
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
@@ -21,7 +23,17 @@ Examples:
   codex-sidecar state import state.jsonl             on another machine, before its sidecar starts
   codex-sidecar state check
 
-The state names Codex's threads, which are in CODEX_HOME/sessions: copy that, too, for another machine.")]
+The state names Codex's threads, which are in CODEX_HOME/sessions: copy that, too, for another machine.
+
+Exit status:
+   0  done
+   1  the state is damaged or not there, or lines are not whole; of `export`: with what could be read, if any
+   2  a wrong command line
+   3  `import`: the state says otherwise than the lines (--replace lets them win)
+      `export --addr`: the sidecar refuses
+  64  a wrong configuration, or a state that can be in no such file
+  69  a sidecar has the state, or none can be reached at --addr
+After all but 0, and but 1 of `export`, nothing was changed or written.")]
 pub(super) struct StateArgs {
     #[command(subcommand)]
     action: Action,
@@ -33,7 +45,7 @@ enum Action {
     Export(export::ExportArgs),
     /// Put exported lines into the state of a sidecar that does not run: all of them, or none
     Import(import::ImportArgs),
-    /// Say what is in the state, and whether it is whole; exit 0 if it is, 1 if not, 69 if a sidecar has it
+    /// Say what is in the state, and whether it is whole: exit status 0 if it is
     Check(check::CheckArgs),
 }
 
@@ -47,7 +59,7 @@ pub(super) async fn state(StateArgs { action }: StateArgs) -> CommandResult {
 
 /// Which state, as `serve` would find it.
 #[derive(Debug, clap::Args)]
-struct PlaceArgs {
+struct StateFileArgs {
     /// The file [env: CODEX_SIDECAR_STATE] [default: sidecar.redb in CODEX_HOME]
     #[arg(long, value_name = "PATH")]
     state: Option<OsString>,
@@ -59,13 +71,13 @@ struct PlaceArgs {
     config: Option<OsString>,
 }
 
-impl PlaceArgs {
+impl StateFileArgs {
     /// The file.
     ///
     /// # Errors
     /// A configuration that is wrong, or says that nothing is kept.
     fn path(self) -> Result<PathBuf, Failure> {
-        let PlaceArgs { state, codex_home, config } = self;
+        let StateFileArgs { state, codex_home, config } = self;
         let args = ServeArgs { state, codex_home, config, ..ServeArgs::default() };
         let config = Config::load(args, &|name| std::env::var_os(name)).map_err(|errors| {
             let faults: Vec<String> = errors.0.iter().map(ToString::to_string).collect();
@@ -94,7 +106,7 @@ fn quietly<T>(work: impl FnOnce() -> T) -> T {
 /// Why nothing could be done with the file. `instead` is what can be done while a sidecar has it.
 fn failure(path: &Path, fault: FileFault, instead: &str) -> Failure {
     let shown = path.display();
-    let code = if fault == FileFault::InUse { UNREACHABLE } else { 1 };
+    let code = code(&fault);
     let message = match fault {
         FileFault::Missing => format!(
             "there is no state at {shown}: a sidecar makes it when it starts; another one is named by \
@@ -107,9 +119,11 @@ fn failure(path: &Path, fault: FileFault, instead: &str) -> Failure {
             };
             format!("{who} has {shown} open: {instead}")
         }
-        FileFault::Damaged(cause) => {
-            format!("{shown} is damaged: {cause}; {}", advice::salvage(path))
-        }
+        FileFault::Damaged(cause) => return damaged(path, &cause, file::look_into(path).ok()),
+        FileFault::NotAFile(what) => format!(
+            "{shown} is {what}, where no state can be: name a file with --state ([state] path in the \
+             configuration)"
+        ),
         FileFault::TooNew { version, newest } => format!(
             "a newer sidecar wrote {shown} (version {version}; this one reads up to {newest}): use that \
              sidecar's own `codex-sidecar state`"
@@ -117,6 +131,34 @@ fn failure(path: &Path, fault: FileFault, instead: &str) -> Failure {
         FileFault::System(cause) => format!("can't read {shown}: {cause}"),
     };
     Failure::Told { message, code }
+}
+
+fn code(fault: &FileFault) -> u8 {
+    match fault {
+        FileFault::InUse => UNREACHABLE,
+        FileFault::NotAFile(_) => USAGE,
+        FileFault::Missing
+        | FileFault::Damaged(_)
+        | FileFault::TooNew { .. }
+        | FileFault::System(_) => 1,
+    }
+}
+
+/// Why nothing could be done with a damaged file in which this was found.
+fn damaged(path: &Path, cause: &str, found: Option<Salvaged>) -> Failure {
+    let cure = match found {
+        _ if advice::has_lines(path) => advice::salvage(path),
+        Some(Salvaged { records: 0, .. }) => advice::nothing_left(path),
+        Some(found) => format!("{}; {}", readable(found), advice::salvage(path)),
+        None => advice::salvage(path),
+    };
+    Failure::told(format!("{} is damaged: {cause}; {cure}", path.display()))
+}
+
+fn readable(Salvaged { counts, records }: Salvaged) -> String {
+    let (records, are) =
+        if records == 1 { ("1 record", "is") } else { (&*format!("{records} records"), "are") };
+    format!("{records} in it {are} whole, and what they say is: {counts}")
 }
 
 /// How to ask the sidecar that has the file.

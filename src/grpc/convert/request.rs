@@ -11,7 +11,7 @@ use super::options::{
 };
 use super::{Faults, show};
 use crate::grpc::limits::RequestLimits;
-use crate::model::id::{CallerId, ContextKey, Tenant, ThreadId, is_hidden};
+use crate::model::id::{CallerId, ContextKey, LONGEST_NAME, Tenant, ThreadId, faults_of_name};
 use crate::model::options::ToolDefaults;
 use crate::model::refusal::Refusal;
 use crate::model::request::{
@@ -19,11 +19,6 @@ use crate::model::request::{
 };
 use crate::pb;
 use crate::turn::timeouts::Timeouts;
-
-/// Most bytes of a context id, a tool name and a thread key.
-const LONGEST_KEY: usize = 256;
-/// Most characters of a request id.
-const LONGEST_REQUEST_ID: usize = 36;
 
 /// The version of the hash of a request's content: SHA-256 of its encoding, without its id and what holds
 /// anyway. A field that a later version adds changes nothing where it is not set.
@@ -222,16 +217,8 @@ fn request_id_of(id: String, rest: &pb::RunTurnRequest, faults: &mut Faults) -> 
     if id.is_empty() {
         return None;
     }
-    let printable = |byte: u8| (b' '..=b'~').contains(&byte);
-    if id.len() > LONGEST_REQUEST_ID || !id.bytes().all(printable) {
-        faults.add(
-            "request_id",
-            format!(
-                "{} is no request id; give 1 to {LONGEST_REQUEST_ID} printable ASCII characters, \
-                 for example a UUID",
-                show(&id)
-            ),
-        );
+    if let Some(fault) = RequestId::fault_of(&id) {
+        faults.add("request_id", format!("{} {fault}", show(&id)));
         return None;
     }
     // Equal requests encode alike: fields go in the order of their numbers, and the only map there
@@ -291,18 +278,8 @@ fn within(path: &str, field: &str) -> String {
 
 /// A key is short, and is what it seems to be wherever it is shown.
 fn check_key(field: &str, value: &str, faults: &mut Faults) {
-    if value.len() > LONGEST_KEY {
-        faults.add(field, format!("{} is too long; give at most {LONGEST_KEY} bytes", show(value)));
-    }
-    if let Some(hidden) = value.chars().find(|c| is_hidden(*c)) {
-        faults.add(
-            field,
-            format!(
-                "{} holds the control character U+{:04X}; leave it out",
-                show(value),
-                u32::from(hidden)
-            ),
-        );
+    for fault in faults_of_name(value) {
+        faults.add(field, format!("{} {fault}", show(value)));
     }
 }
 
@@ -320,7 +297,7 @@ fn tool_of(field: &str, name: &str, faults: &mut Faults) -> Option<String> {
         return None;
     }
     check_key(field, name, faults);
-    (name.len() <= LONGEST_KEY).then(|| name.to_owned())
+    (name.len() <= LONGEST_NAME).then(|| name.to_owned())
 }
 
 /// The thread key: the request's, the one configured for the tool, or the one that the tool's name
@@ -349,7 +326,7 @@ fn thread_key_of(
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     let fault = if suffix.is_empty() || !suffix.bytes().all(plain) {
         "its suffix after codex_ must match [A-Za-z0-9_]+"
-    } else if key.len() > LONGEST_KEY {
+    } else if key.len() > LONGEST_NAME {
         "its suffix gives a thread key of more than 256 bytes"
     } else {
         return Some(key);

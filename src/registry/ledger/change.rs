@@ -56,6 +56,14 @@ pub(crate) struct KeptMark {
     pub(crate) evicted_at: SystemTime,
 }
 
+/// What is known of a thread.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct KeptFacts {
+    pub(crate) facts: ThreadFacts,
+    /// When it was told: the facts of a thread can become fewer, so that they do not tell which are newer.
+    pub(crate) at: SystemTime,
+}
+
 /// A turn.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct KeptTurn {

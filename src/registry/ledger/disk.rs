@@ -69,20 +69,15 @@ impl FileDisk {
 
     /// Opens it and locks it.
     fn take(&self) -> Result<File, Fault> {
+        look_at(&self.path)?;
         let mut options = OpenOptions::new();
         let file = match options.read(true).write(true).open(&self.path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return self.make(None),
-            Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
-                return Err(Fault::Damaged("it is a directory".to_owned()));
-            }
             Err(error) => return Err(error.into()),
         };
         lock(&file, &self.path)?;
         let metadata = file.metadata()?;
-        if !metadata.is_file() {
-            return Err(Fault::Damaged("it is no regular file".to_owned()));
-        }
         if metadata.len() == 0 {
             return self.make(Some(&file));
         }
@@ -188,6 +183,20 @@ impl Drop for FileDisk {
         if let Some(file) = &self.file {
             let _ = file.unlock();
         }
+    }
+}
+
+/// Looks at what is to be opened, if there is something: a device or a pipe does something when it is opened,
+/// or waits.
+///
+/// # Errors
+/// [`Fault::NotAFile`]
+pub(super) fn look_at(path: &Path) -> Result<(), Fault> {
+    let Ok(metadata) = std::fs::metadata(path) else { return Ok(()) };
+    match (metadata.is_file(), metadata.is_dir()) {
+        (true, _) => Ok(()),
+        (false, true) => Err(Fault::NotAFile("a directory".to_owned())),
+        (false, false) => Err(Fault::NotAFile("no regular file".to_owned())),
     }
 }
 

@@ -4,7 +4,9 @@
 //! reader that takes none for long is given up, since the file can't shrink, and grows, as long as that moment
 //! is to be read.
 
+use std::fs::File;
 use std::io::{self, Write};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -19,8 +21,10 @@ use tokio::sync::mpsc::{self, Sender};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::registry::ledger::fault::Fault;
+use crate::registry::ledger::file;
 use crate::registry::ledger::lines::{Entry, LineWriter};
 use crate::registry::ledger::read::Pieces;
+use crate::registry::ledger::record::Operation;
 use crate::registry::ledger::store::Snapshot;
 use crate::registry::ledger::{Ledger, Trouble};
 
@@ -48,31 +52,61 @@ pub(crate) enum ExportEnd {
 pub(crate) type Parts = BoxStream<'static, Result<Bytes, ExportEnd>>;
 
 impl Ledger {
-    /// All that is kept as of now; `None` for one that keeps nothing.
+    /// All that is kept as of now, with what can't be kept now; `None` for one that keeps nothing.
     ///
     /// # Errors
-    /// [`Trouble`] where it can't be read now.
+    /// [`Trouble`] where it was not read yet.
     pub(crate) async fn export(&self) -> Result<Option<Parts>, Trouble> {
         // It is never closed.
         let permit = EXPORTS.acquire().await.ok();
-        let (Some(snapshot), Some(path)) = (self.snapshot()?, self.path()) else { return Ok(None) };
-        let path = path.to_owned();
+        let Some(file) = &self.file else { return Ok(None) };
+        if !file.queue.is_read() {
+            let trouble = file.queue.trouble().borrow().clone();
+            let cause = || "it is not read yet".to_owned();
+            return Err(trouble.unwrap_or_else(|| Trouble { cause: cause() }));
+        }
+        // Of this moment, whenever there is a thread for it.
+        let (path, snapshot, unkept) =
+            (file.path.clone(), file.shelf.snapshot(), file.queue.unkept());
         let make = move |out: Out| {
             let _permit = permit;
-            write(&snapshot, out).map_err(|fault| fault.into_trouble(&path))
+            let written = match snapshot {
+                Some(snapshot) => snapshot.and_then(|snapshot| write(&snapshot, out, || Ok(()))),
+                None => write_closed(&path, &unkept, out),
+            };
+            written.map_err(|fault| fault.into_trouble(&path))
         };
         Ok(Some(parts(PATIENCE, make)))
     }
 }
 
-/// Writes all lines.
-fn write(snapshot: &Snapshot, out: Out) -> Result<(), Fault> {
+/// Writes all lines of a file that can't be written now, and was closed for that, with what waits for it.
+fn write_closed(path: &Path, unkept: &[Operation], out: Out) -> Result<(), Fault> {
+    // Its lock is this process's already.
+    let read = File::open(path)?;
+    let written_at = read.metadata()?.modified()?;
+    let opened = file::open(path, &read, unkept)?;
+    write(&Snapshot::of(&opened.database)?, out, || {
+        // The writer tries again from time to time, and then what was read may be of two moments.
+        let is_same = read.metadata()?.modified()? == written_at;
+        let changed = || Fault::System("it was written while it was read: ask again".to_owned());
+        is_same.then_some(()).ok_or_else(changed)
+    })
+}
+
+/// Writes all lines; the last one, without which they are not whole, if `is_true`.
+fn write(
+    snapshot: &Snapshot,
+    out: Out,
+    is_true: impl FnOnce() -> Result<(), Fault>,
+) -> Result<(), Fault> {
     let mut writer = LineWriter::new(out)?;
     for piece in Pieces::of(snapshot.records()?.map(|read| read.map(|(record, _)| record))) {
         if let Some(entry) = Entry::of(piece?) {
             writer.entry(entry)?;
         }
     }
+    is_true()?;
     writer.end(false)?;
     Ok(())
 }

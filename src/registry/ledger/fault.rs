@@ -12,6 +12,8 @@ pub(super) enum Fault {
     InUse,
     /// It can't be read as a ledger, because of this.
     Damaged(String),
+    /// What has its name can be none, because of this.
+    NotAFile(String),
     /// What is in it is of this version.
     TooNew(u64),
     /// This may go away.
@@ -28,6 +30,7 @@ impl Fault {
         match self {
             Fault::InUse => Ok(OpenError::InUse { path }),
             Fault::Damaged(cause) => Ok(OpenError::Damaged { path, cause }),
+            Fault::NotAFile(what) => Ok(OpenError::NotAFile { path, what }),
             Fault::TooNew(version) => Ok(OpenError::TooNew { path, version, newest }),
             Fault::System(_) => Err(self.into_trouble(&path)),
         }
@@ -40,6 +43,7 @@ impl Fault {
             cause: match self {
                 Fault::InUse => format!("{path}: another process has the file"),
                 Fault::Damaged(cause) => format!("{path}: the file is damaged: {cause}"),
+                Fault::NotAFile(what) => format!("{path}: it is {what}"),
                 Fault::TooNew(version) => {
                     format!("{path}: a newer sidecar has written the file (version {version})")
                 }
@@ -67,7 +71,7 @@ impl From<redb::Error> for Fault {
             | redb::Error::TableIsMultimap(_)
             | redb::Error::TypeDefinitionChanged { .. }
             | redb::Error::TableDoesNotExist(_)) => {
-                Fault::Damaged(format!("it is no ledger ({error})"))
+                Fault::Damaged(format!("it is no state of a sidecar ({error})"))
             }
             error => Fault::System(error.to_string()),
         }

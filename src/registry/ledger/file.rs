@@ -12,13 +12,14 @@ use redb::StorageBackend;
 
 use crate::registry::ledger::KeptTurn;
 use crate::registry::ledger::backend::Deferred;
-use crate::registry::ledger::disk::Disk;
+use crate::registry::ledger::disk::{self, Disk};
 use crate::registry::ledger::fault::Fault;
 use crate::registry::ledger::lines::{Counts, Entry, LineWriter};
 use crate::registry::ledger::open::{self, Opened, Versions};
 use crate::registry::ledger::read::{Piece, Pieces};
+use crate::registry::ledger::record::Operation;
 use crate::registry::ledger::salvage::{self, Found};
-use crate::registry::ledger::store::Snapshot;
+use crate::registry::ledger::store::{self, Snapshot};
 
 /// Why nothing could be done with the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +30,8 @@ pub(crate) enum FileFault {
     InUse,
     /// It can't be read as a ledger, or not all of it.
     Damaged(String),
+    /// What has its name can be none, because of this.
+    NotAFile(String),
     /// A newer sidecar wrote it.
     TooNew { version: u64, newest: u64 },
     /// What the system says.
@@ -54,6 +57,7 @@ impl From<Fault> for FileFault {
         match fault {
             Fault::InUse => FileFault::InUse,
             Fault::Damaged(cause) => FileFault::Damaged(cause),
+            Fault::NotAFile(what) => FileFault::NotAFile(what),
             Fault::TooNew(version) => {
                 FileFault::TooNew { version, newest: Versions::THIS.newest() }
             }
@@ -101,7 +105,7 @@ pub(crate) enum Exported {
 pub(crate) fn check(path: &Path) -> Result<Checked, FileFault> {
     let file = take(path)?;
     let metadata = file.metadata().map_err(Fault::from)?;
-    let opened = open(path, &file)?;
+    let opened = open(path, &file, &[])?;
     let version = Snapshot::of(&opened.database)?.version()?;
     let (mut counts, mut unended_turns, mut request_ids) = (Counts::default(), 0, 0);
     entries::<FileFault>(&opened, &mut |entry| {
@@ -133,7 +137,7 @@ pub(crate) fn look_into(path: &Path) -> Result<Salvaged, FileFault> {
     Ok(Salvaged { counts, records })
 }
 
-/// Writes what is in the file as lines; of a damaged one what can be read.
+/// Writes what is in the file as lines; of a damaged one what can be read, and nothing where that is nothing.
 ///
 /// # Errors
 /// [`ExportFault`]
@@ -142,6 +146,9 @@ pub(crate) fn export(path: &Path, out: impl Write) -> Result<Exported, ExportFau
     let file = take(path)?;
     let source = Source::of(path, &file)?;
     let (is_whole, records) = (matches!(source, Source::Whole(_)), source.records());
+    if let Source::Damaged(cause, Found { whole: 0, .. }) = source {
+        return Ok(Exported::Salvaged(cause, Salvaged::default()));
+    }
     let mut writer = LineWriter::new(out).map_err(ExportFault::Out)?;
     let cause = source.entries(&mut |entry| writer.entry(entry).map_err(ExportFault::Out))?;
     let (_, counts) = writer.end(!is_whole).map_err(ExportFault::Out)?;
@@ -162,7 +169,7 @@ enum Source {
 impl Source {
     /// It is read once before anything is told of it, so that a damaged one is not found out in the midst.
     fn of(path: &Path, file: &File) -> Result<Source, FileFault> {
-        let opened = open(path, file).and_then(|opened| {
+        let opened = open(path, file, &[]).map_err(FileFault::from).and_then(|opened| {
             entries::<FileFault>(&opened, &mut |_| Ok(()))?;
             Ok(opened)
         });
@@ -236,6 +243,7 @@ impl Entry {
 
 /// Opens the file to be read only, with no sidecar on it meanwhile.
 fn take(path: &Path) -> Result<File, FileFault> {
+    disk::look_at(path)?;
     let file = File::open(path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => FileFault::Missing,
         _ => FileFault::System(error.to_string()),
@@ -246,20 +254,24 @@ fn take(path: &Path) -> Result<File, FileFault> {
         // A file system may have no locks.
         Err(TryLockError::Error(_)) => {}
     }
-    let metadata = file.metadata().map_err(Fault::from)?;
-    match (metadata.is_file(), metadata.len()) {
-        (false, _) => Err(FileFault::Damaged("it is no regular file".to_owned())),
-        (true, 0) => Err(FileFault::Damaged("it is empty".to_owned())),
-        (true, _) => Ok(file),
-    }
+    Ok(file)
 }
 
-/// Opens the ledger in it, whose pages are all looked at.
-fn open(path: &Path, file: &File) -> Result<Opened, FileFault> {
-    let file = file.try_clone().map_err(Fault::from)?;
-    let overlay = Deferred::new(Box::new(ReadOnly(file))).map_err(Fault::from)?;
+/// Opens the ledger in it, whose pages are all looked at, with what is to be done with it done in memory.
+///
+/// # Errors
+/// [`Fault`]
+pub(super) fn open(path: &Path, file: &File, unkept: &[Operation]) -> Result<Opened, Fault> {
+    if file.metadata()?.len() == 0 {
+        return Err(Fault::Damaged("it is empty".to_owned()));
+    }
+    let overlay = Deferred::new(Box::new(ReadOnly(file.try_clone()?)))?;
     let mut disk = InMemory { path: path.to_owned(), overlay };
-    Ok(open::open(&mut disk, Versions::THIS)?)
+    let opened = open::open(&mut disk, Versions::THIS)?;
+    if !unkept.is_empty() {
+        store::commit(&opened.database, unkept)?;
+    }
+    Ok(opened)
 }
 
 /// A file that nothing is written to.

@@ -18,8 +18,7 @@ use crate::registry::ledger::key::{self, TurnPart};
 use crate::registry::ledger::lines::{Counts, Entry, LineFault, LineReader};
 use crate::registry::ledger::open::{self, Versions};
 use crate::registry::ledger::read::{Piece, Pieces};
-use crate::registry::ledger::record::{self, Record};
-use crate::registry::ledger::salvage::is_later;
+use crate::registry::ledger::record::Record;
 use crate::registry::ledger::store::{self, RECORDS, caught};
 use crate::registry::ledger::{Durability, Kept, KeptTurn};
 
@@ -209,10 +208,12 @@ impl<'a> Import<'a> {
         if let Entry::Turn(turn) = &entry {
             self.claim(turn)?;
         }
+        self.put(entry)
+    }
+
+    fn put(&mut self, entry: Entry) -> Result<(), Fault> {
         let mut operations = Vec::new();
-        for change in entry.into_changes() {
-            record::append_operations(&change, &mut operations);
-        }
+        entry.append_operations(&mut operations);
         for operation in &operations {
             store::apply(&mut self.records, operation)?;
         }
@@ -226,13 +227,7 @@ impl<'a> Import<'a> {
             let Some(other) = before.filter(|before| *before != turn.turn_id) else { continue };
             let Some(mut kept) = self.turn(&other)? else { continue };
             kept.requests.retain(|of_other| of_other.id != request.id);
-            let mut operations = Vec::new();
-            for change in Entry::Turn(Box::new(kept)).into_changes() {
-                record::append_operations(&change, &mut operations);
-            }
-            for operation in &operations {
-                store::apply(&mut self.records, operation)?;
-            }
+            self.put(Entry::Turn(Box::new(kept)))?;
         }
         Ok(())
     }
@@ -273,7 +268,7 @@ impl<'a> Import<'a> {
             }
             Entry::Thread(thread_id, facts) => match self.get(&key::thread(thread_id))? {
                 Some(Record::Facts(_, has)) if *has == *facts => Has::Enough,
-                Some(Record::Facts(_, has)) if !is_later(facts, &has) && !replace => Has::Enough,
+                Some(Record::Facts(_, has)) if has.at >= facts.at && !replace => Has::Enough,
                 Some(_) => Has::Less,
                 None => Has::Nothing,
             },

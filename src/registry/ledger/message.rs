@@ -108,6 +108,8 @@ pub(super) struct Facts {
     pub(super) developer_instructions: Option<Vec<u8>>,
     #[prost(message, optional, tag = "6")]
     pub(super) left: Option<Left>,
+    #[prost(sfixed64, tag = "7")]
+    pub(super) at: i64,
 }
 
 #[derive(Clone, Copy, PartialEq, Message)]

@@ -51,11 +51,12 @@ use crate::registry::ledger::disk::{Disk, FileDisk};
 use crate::registry::ledger::fault::Fault;
 use crate::registry::ledger::queue::{Group, Queue};
 use crate::registry::ledger::record::Record;
-use crate::registry::ledger::store::Snapshot;
 use crate::registry::ledger::writer::{Pauses, Shelf, Writer};
 use crate::registry::threads::ThreadFacts;
 
-pub(crate) use change::{Change, KeptBinding, KeptEnd, KeptMark, KeptThreadStarted, KeptTurn};
+pub(crate) use change::{
+    Change, KeptBinding, KeptEnd, KeptFacts, KeptMark, KeptThreadStarted, KeptTurn,
+};
 
 /// Where the state is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,6 +102,9 @@ pub(crate) enum OpenError {
     /// It can't be read as a ledger, or not all of it.
     #[error("{}", advice::damaged(path, cause))]
     Damaged { path: PathBuf, cause: String },
+    /// There can be none in what has its name.
+    #[error("{}", advice::not_a_file(path, what))]
+    NotAFile { path: PathBuf, what: String },
     /// A newer sidecar wrote it.
     #[error("{}", advice::too_new(path, *version, *newest))]
     TooNew { path: PathBuf, version: u64, newest: u64 },
@@ -291,7 +295,7 @@ impl Ledger {
                 },
             };
             match record.map_err(|fault| fault.into_trouble(&path))? {
-                Some(Record::Facts(_, facts)) => Ok(Some(*facts)),
+                Some(Record::Facts(_, kept)) => Ok(Some(kept.facts)),
                 Some(_) | None => Ok(None),
             }
         });
@@ -299,15 +303,10 @@ impl Ledger {
         read.await.unwrap_or_else(gone)
     }
 
-    /// What is kept at this moment, without what waits; `None` for one that keeps nothing.
-    ///
-    /// # Errors
-    /// [`Trouble`] where it can't be read now.
-    fn snapshot(&self) -> Result<Option<Snapshot>, Trouble> {
-        let Some(file) = &self.file else { return Ok(None) };
-        let closed = || Err(Fault::System("it can't be read now".to_owned()));
-        let snapshot = file.shelf.snapshot().unwrap_or_else(closed);
-        snapshot.map(Some).map_err(|fault| fault.into_trouble(&file.path))
+    /// What is kept at this moment, without what waits; `None` while that can't be read.
+    #[cfg(test)]
+    fn snapshot(&self) -> Option<Result<store::Snapshot, Fault>> {
+        self.file.as_ref()?.shelf.snapshot()
     }
 
     /// Where it is.

@@ -239,6 +239,13 @@ impl Queue {
         }
     }
 
+    /// What could not be kept until now.
+    pub(super) fn unkept(&self) -> Vec<Operation> {
+        let state = self.state();
+        let current = state.current_backlog.iter().flat_map(|backlog| backlog.operations());
+        current.chain(state.backlog.operations()).collect()
+    }
+
     /// What could not be kept until now, to be committed. Without any, all is kept: there is no trouble any
     /// more.
     pub(super) fn take_backlog(&self) -> Option<Arc<Backlog>> {

@@ -4,14 +4,13 @@ use std::iter::Peekable;
 
 use crate::model::id::{ThreadId, TurnId};
 use crate::registry::ledger::record::Record;
-use crate::registry::ledger::{Kept, KeptTurn};
-use crate::registry::threads::ThreadFacts;
+use crate::registry::ledger::{Kept, KeptFacts, KeptTurn};
 
 /// Something that was kept, with all of its records.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Piece {
     Kept(Kept),
-    Facts(ThreadId, Box<ThreadFacts>),
+    Facts(ThreadId, Box<KeptFacts>),
     /// Records of a turn that is not kept any more.
     Stray(TurnId),
 }

@@ -13,7 +13,7 @@ use crate::registry::latest::LatestThread;
 use crate::registry::ledger::frame::Frame;
 use crate::registry::ledger::key::{self, TurnPart};
 use crate::registry::ledger::{
-    Change, KeptBinding, KeptEnd, KeptMark, KeptThreadStarted, KeptTurn, message,
+    Change, KeptBinding, KeptEnd, KeptFacts, KeptMark, KeptThreadStarted, KeptTurn, message,
 };
 use crate::registry::threads::{Left, SeenTurn, ThreadFacts, TurnsSeen};
 
@@ -29,7 +29,7 @@ pub(super) enum Record {
     End(TurnId, KeptEnd),
     /// A request that has joined the turn.
     Request(TurnId, RequestId),
-    Facts(ThreadId, Box<ThreadFacts>),
+    Facts(ThreadId, Box<KeptFacts>),
     Directory(PathBuf, LatestThread),
 }
 
@@ -71,7 +71,7 @@ pub(super) fn append_operations(change: &Change, to: &mut Vec<Operation>) {
         }
         Change::ForgetMark(context) => to.push(Operation::Remove(key::mark(context))),
         Change::Facts(thread_id, facts) => {
-            to.push(put(facts_message(facts), kind::FACTS, key::thread(thread_id)));
+            to.push(put_facts(thread_id, facts, SystemTime::now()));
         }
         Change::ForgetFacts(thread_id) => to.push(Operation::Remove(key::thread(thread_id))),
         Change::StartTurn(turn) => {
@@ -154,6 +154,10 @@ fn put(message: impl prost::Message, kind: u8, key: Vec<u8>) -> Operation {
     Operation::Put { key, value }
 }
 
+pub(super) fn put_facts(thread_id: &ThreadId, facts: &ThreadFacts, at: SystemTime) -> Operation {
+    put(facts_message(facts, at), kind::FACTS, key::thread(thread_id))
+}
+
 fn put_thread_started(turn_id: &TurnId, started: &KeptThreadStarted) -> Operation {
     let message = message::ThreadStarted {
         thread_id: key::id(started.thread_id.as_str()),
@@ -214,7 +218,7 @@ fn request_message(request: &RequestId) -> message::Request {
     }
 }
 
-fn facts_message(facts: &ThreadFacts) -> message::Facts {
+fn facts_message(facts: &ThreadFacts, at: SystemTime) -> message::Facts {
     let ThreadFacts { usage, is_blank, turns, left, dynamic_tools, developer_instructions } = facts;
     let fingerprint = |print: &Fingerprint| print.as_bytes().to_vec();
     message::Facts {
@@ -230,6 +234,7 @@ fn facts_message(facts: &ThreadFacts) -> message::Facts {
         dynamic_tools: dynamic_tools.as_ref().map(fingerprint),
         developer_instructions: developer_instructions.as_ref().map(fingerprint),
         left: left.map(|Left { summary, service_tier }| message::Left { summary, service_tier }),
+        at: nanoseconds(at),
     }
 }
 
@@ -333,12 +338,13 @@ fn turn_record(turn_id: TurnId, kind: u8, payload: &[u8]) -> Option<Record> {
     })
 }
 
-fn facts(message: message::Facts) -> Option<ThreadFacts> {
+fn facts(message: message::Facts) -> Option<KeptFacts> {
     let fingerprint = |bytes: Option<Vec<u8>>| match bytes {
         Some(bytes) => Some(Some(Fingerprint::from_bytes(bytes.try_into().ok()?))),
         None => Some(None),
     };
-    Some(ThreadFacts {
+    let at = time(message.at)?;
+    let facts = ThreadFacts {
         usage: message.usage,
         is_blank: message.is_blank,
         turns: message.turns.map(|turns| TurnsSeen {
@@ -352,7 +358,8 @@ fn facts(message: message::Facts) -> Option<ThreadFacts> {
             .map(|message::Left { summary, service_tier }| Left { summary, service_tier }),
         dynamic_tools: fingerprint(message.dynamic_tools)?,
         developer_instructions: fingerprint(message.developer_instructions)?,
-    })
+    };
+    Some(KeptFacts { facts, at })
 }
 
 fn request(message: message::Request) -> Option<RequestId> {

@@ -15,7 +15,6 @@ use crate::registry::ledger::KeptBinding;
 use crate::registry::ledger::frame::{Frame, HEAD, MAGIC};
 use crate::registry::ledger::key;
 use crate::registry::ledger::record::Record;
-use crate::registry::threads::ThreadFacts;
 
 /// How much of the file is looked at together, in bytes.
 const WINDOW: usize = 1 << 20;
@@ -163,19 +162,9 @@ fn is_newer(one: &Record, other: &Record) -> bool {
         (Record::Mark(one), Record::Mark(other)) => one.evicted_at > other.evicted_at,
         (Record::Reserved(_, one), Record::Reserved(_, other)) => one > other,
         (Record::End(_, one), Record::End(_, other)) => one.sequence > other.sequence,
-        (Record::Facts(_, one), Record::Facts(_, other)) => is_later(one, other),
+        (Record::Facts(_, one), Record::Facts(_, other)) => one.at > other.at,
         (Record::Directory(_, one), Record::Directory(_, other)) => one.at > other.at,
         // Written once.
         _ => false,
     }
-}
-
-/// Whether this was known of a thread after that, as far as they tell: a thread is blank only at first, has
-/// ever more turns unless they are taken back, and uses ever more.
-pub(super) fn is_later(one: &ThreadFacts, other: &ThreadFacts) -> bool {
-    let so_far = |facts: &ThreadFacts| {
-        let turns = facts.turns.as_ref().map_or(0, |turns| turns.count);
-        (!facts.is_blank, turns, facts.usage.map_or(0, |usage| usage.total_tokens()))
-    };
-    so_far(one) > so_far(other)
 }

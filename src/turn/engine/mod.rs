@@ -50,7 +50,7 @@ use keeping::end_of;
 pub(crate) use history::Copy;
 
 /// When to try again what the ledger can't keep now: it tries itself each second.
-const LEDGER_RETRY_AFTER: Duration = Duration::from_secs(2);
+pub(crate) const LEDGER_RETRY_AFTER: Duration = Duration::from_secs(2);
 
 /// How the engine behaves.
 #[derive(Debug, Clone)]

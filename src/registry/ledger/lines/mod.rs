@@ -15,8 +15,8 @@ use std::time::SystemTime;
 
 use crate::model::id::ThreadId;
 use crate::registry::latest::LatestThread;
-use crate::registry::ledger::{Change, KeptBinding, KeptMark, KeptTurn};
-use crate::registry::threads::ThreadFacts;
+use crate::registry::ledger::record::{self, Operation};
+use crate::registry::ledger::{Change, KeptBinding, KeptFacts, KeptMark, KeptTurn};
 use shape::{EndLine, HeaderLine, Line};
 
 /// What the header calls these lines.
@@ -30,26 +30,39 @@ const VERSION: u64 = 1;
 const LONGEST_LINE: u64 = 512 << 20;
 
 /// What the file of a ledger begins with.
-const LEDGER: &[u8] = b"redb";
+pub(crate) const LEDGER: &[u8] = b"redb";
+
+/// What some editors put before a text.
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// Something kept, whole.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Entry {
     Context(Box<KeptBinding>),
     EvictedContext(KeptMark),
-    Thread(ThreadId, ThreadFacts),
+    Thread(ThreadId, KeptFacts),
     Turn(Box<KeptTurn>),
     /// The thread that was worked with last in a directory, of those without a context.
     Directory(PathBuf, LatestThread),
 }
 
 impl Entry {
-    /// The changes that make it so, whatever is kept of it.
+    /// Appends what makes it so in the table, whatever is kept of it.
+    pub(super) fn append_operations(self, to: &mut Vec<Operation>) {
+        if let Entry::Thread(thread_id, KeptFacts { facts, at }) = &self {
+            return to.push(record::put_facts(thread_id, facts, *at));
+        }
+        for change in self.into_changes() {
+            record::append_operations(&change, to);
+        }
+    }
+
+    /// The changes that make it so. They say nothing of when the facts of a thread were told.
     pub(crate) fn into_changes(self) -> Vec<Change> {
         match self {
             Entry::Context(kept) => vec![Change::Bind(kept.key, kept.binding)],
             Entry::EvictedContext(kept) => vec![Change::Mark(kept)],
-            Entry::Thread(thread_id, facts) => vec![Change::Facts(thread_id, facts)],
+            Entry::Thread(thread_id, kept) => vec![Change::Facts(thread_id, kept.facts)],
             Entry::Turn(kept) => {
                 vec![Change::ForgetTurn(kept.turn_id.clone()), Change::StartTurn(kept)]
             }
@@ -141,6 +154,8 @@ pub(crate) struct LineReader<R> {
     line: u64,
     state: ReaderState,
     counts: Counts,
+    /// How many lines there are that may be something kept, and can't be taken.
+    untaken: u64,
     /// A line that a fault came before.
     pending: Option<Line>,
 }
@@ -159,7 +174,7 @@ enum ReaderState {
 impl<R: BufRead> LineReader<R> {
     pub(crate) fn new(from: R) -> LineReader<R> {
         let (state, counts) = (ReaderState::AtStart, Counts::default());
-        LineReader { from, line: 0, state, counts, pending: None }
+        LineReader { from, line: 0, state, counts, untaken: 0, pending: None }
     }
 
     fn fault(&self, problem: impl Into<String>) -> LineFault {
@@ -175,7 +190,9 @@ impl<R: BufRead> LineReader<R> {
     fn over(&mut self) -> Option<LineFault> {
         match std::mem::replace(&mut self.state, ReaderState::Over) {
             ReaderState::AtEnd | ReaderState::Over => None,
-            ReaderState::AtStart => Some(self.fault("there is nothing")),
+            // What there was can't be taken, which was told.
+            ReaderState::AtStart if self.untaken > 0 => None,
+            ReaderState::AtStart => Some(self.fatal("there is nothing in it")),
             ReaderState::Within => {
                 Some(self.fault("the line of kind \"end\" is not there: it was cut"))
             }
@@ -217,10 +234,12 @@ impl<R: BufRead> LineReader<R> {
                 self.state = ReaderState::AtEnd;
                 if end.partial {
                     return Err(self.fault(
-                        "these are the parts of a damaged ledger that could be read, and not all",
+                        "these are the parts of a damaged state that could be read, and not all",
                     ));
                 }
-                if end.counts() != self.counts {
+                // What could not be taken was told.
+                let is_told = end.counts().total() == self.counts.total() + self.untaken;
+                if end.counts() != self.counts && !(is_told && self.untaken > 0) {
                     let problem =
                         format!("it counts {}, and there are {}", end.counts(), self.counts);
                     return Err(self.fault(problem));
@@ -245,7 +264,10 @@ impl<R: BufRead> LineReader<R> {
             }
             Line::Header(_) | Line::End(_) => Err("is in the wrong place".to_owned()),
         };
-        let entry = entry.map_err(|problem| self.fault(problem))?;
+        let entry = entry.map_err(|problem| {
+            self.untaken += 1;
+            self.fault(problem)
+        })?;
         self.counts.count(&entry);
         Ok(entry)
     }
@@ -288,29 +310,54 @@ impl<R: BufRead> LineReader<R> {
                 break;
             }
         }
-        if self.line == 1 && bytes.starts_with(LEDGER) {
-            return Err(self.fatal(
-                "this is a ledger itself, and not the lines that `codex-sidecar state export` makes \
-                 of it",
-            ));
+        if self.line == 1 {
+            if let Some(problem) = no_lines(&bytes) {
+                return Err(self.fatal(problem));
+            }
+            if bytes.starts_with(BYTE_ORDER_MARK) {
+                bytes.drain(..BYTE_ORDER_MARK.len());
+            }
         }
         if bytes.len() as u64 == LONGEST_LINE && !bytes.ends_with(b"\n") {
             return Err(self.fatal(format!("is longer than {LONGEST_LINE} bytes")));
         }
         serde_json::from_slice(&bytes).map(Some).map_err(|error| {
+            self.untaken += 1;
             // The line has its own number.
             self.fault(error.to_string().replace(" at line 1 column ", " at column "))
         })
     }
 }
 
+/// What is wrong where these are no lines at all.
+fn no_lines(start: &[u8]) -> Option<&'static str> {
+    if start.starts_with(LEDGER) {
+        return Some(
+            "this is the file of a state, and not the lines that `codex-sidecar state export` makes of it",
+        );
+    }
+    if start.starts_with(&[0x1F, 0x8B]) {
+        return Some("this is compressed: unpack it first (gunzip)");
+    }
+    let is_text = !start.contains(&0) && std::str::from_utf8(start).is_ok();
+    (!is_text).then_some("this is no text in UTF-8, as `codex-sidecar state export` makes it")
+}
+
 impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let &Counts { contexts, evicted_contexts, threads, turns, directories } = self;
-        write!(
-            f,
-            "{contexts} contexts, {evicted_contexts} evicted contexts, {threads} threads, {turns} turns, \
-             {directories} directories"
-        )
+        let all = [
+            (contexts, "context", "contexts"),
+            (evicted_contexts, "evicted context", "evicted contexts"),
+            (threads, "thread", "threads"),
+            (turns, "turn", "turns"),
+            (directories, "directory", "directories"),
+        ];
+        let some = all.into_iter().filter(|(count, ..)| *count > 0);
+        for (number, (count, one, more)) in some.enumerate() {
+            let comma = if number > 0 { ", " } else { "" };
+            write!(f, "{comma}{count} {}", if count == 1 { one } else { more })?;
+        }
+        if self.total() == 0 { f.write_str("nothing") } else { Ok(()) }
     }
 }

@@ -16,19 +16,25 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Counts, Entry};
-use crate::model::event::Usage;
+use crate::model::event::{Event, Usage};
 use crate::model::fingerprint::Fingerprint;
 use crate::model::id::{ContextKey, Tenant, ThreadId, TurnId};
+use crate::model::refusal::show;
 use crate::model::request::{ContentHash, RequestId};
 use crate::model::{self, id};
 use crate::pb;
 use crate::registry::bindings::Binding;
 use crate::registry::latest::LatestThread;
-use crate::registry::ledger::{KeptBinding, KeptEnd, KeptMark, KeptThreadStarted, KeptTurn};
+use crate::registry::ledger::{
+    KeptBinding, KeptEnd, KeptFacts, KeptMark, KeptThreadStarted, KeptTurn,
+};
 use crate::registry::threads::{Left, SeenTurn, ThreadFacts, TurnsSeen};
 
 /// What an event is in the contract.
 const EVENT: &str = "TurnEvent";
+
+/// The highest number of an event: more than a turn can have, and as exact in every reader of JSON.
+const LAST_SEQUENCE: u64 = 1 << 53;
 
 /// A line.
 #[derive(Debug, Serialize, Deserialize)]
@@ -105,6 +111,9 @@ pub(super) struct EvictedLine {
 #[serde(deny_unknown_fields)]
 pub(super) struct ThreadLine {
     thread_id: String,
+    /// When this was told of it.
+    #[serde(with = "time")]
+    update_time: SystemTime,
     /// Whether Codex was never seen to work on a turn of it.
     blank: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -286,28 +295,72 @@ fn event_out(encoded: &[u8]) -> (Option<Value>, Option<Base64>) {
     }
 }
 
-fn event_in(json: Option<Value>, base64: Option<Base64>) -> Result<Bytes, String> {
-    match (json, base64) {
+/// The event of this turn with this sequence.
+fn event_in(
+    json: Option<Value>,
+    base64: Option<Base64>,
+    turn_id: &str,
+    sequence: u64,
+) -> Result<(Bytes, Option<Event>), String> {
+    let bytes = match (json, base64) {
         (Some(json), None) => model::json::deserialize(EVENT, json)
-            .map(Bytes::from)
-            .map_err(|error| format!("event is none of the contract's: {error}")),
-        (None, Some(Base64(bytes))) => match pb::TurnEvent::decode(bytes.as_slice()) {
-            Ok(_) => Ok(Bytes::from(bytes)),
-            Err(error) => Err(format!("event_base64 is no event: {error}")),
-        },
-        (Some(_), Some(_)) | (None, None) => Err("wants one of event and event_base64".to_owned()),
+            .map_err(|error| format!("event is none of the contract's: {error}"))?,
+        (None, Some(Base64(bytes))) => bytes,
+        (Some(_), Some(_)) | (None, None) => {
+            return Err("wants one of event and event_base64".to_owned());
+        }
+    };
+    let event = pb::TurnEvent::decode(bytes.as_slice())
+        .map_err(|error| format!("event_base64 is no event: {error}"))?;
+    if event.turn_id != turn_id {
+        return Err(format!("event is of turn {}", show(&event.turn_id)));
+    }
+    if event.sequence != sequence {
+        return Err(format!("event has sequence {} and not {sequence}", event.sequence));
+    }
+    if event.emitted_at.is_none_or(|time| SystemTime::try_from(time).is_err()) {
+        return Err("event has no time (emitted_at)".to_owned());
+    }
+    Ok((Bytes::from(bytes), event.event))
+}
+
+/// A turn whose sequences are what they can be.
+fn in_order(turn: KeptTurn) -> Result<KeptTurn, String> {
+    let KeptTurn { thread_started, reserved, end, .. } = &turn;
+    let started = thread_started.as_ref().map(|started| started.sequence);
+    let ended = end.as_ref().map(|end| end.sequence);
+    let numbers = [
+        ("thread_started.sequence", started),
+        ("end.sequence", ended),
+        ("reserved_sequence", Some(*reserved)),
+    ];
+    for (field, number) in numbers {
+        if let Some(number) = number.filter(|number| !(1..=LAST_SEQUENCE).contains(number)) {
+            return Err(format!("{field} {number} is not one of 1 to {LAST_SEQUENCE}"));
+        }
+    }
+    let (before, what) = match ended {
+        Some(ended) => (ended.saturating_sub(1), "end.sequence"),
+        // Its end comes behind what is reserved.
+        None => (*reserved, "reserved_sequence"),
+    };
+    match started.filter(|started| *started > before) {
+        Some(started) => Err(format!("thread_started.sequence {started} is behind {what}")),
+        None => Ok(turn),
     }
 }
 
-/// A name that must not be empty, and can be told.
+/// A name as a request may have it.
 fn name(field: &str, text: String) -> Result<String, String> {
-    if text.is_empty() {
-        return Err(format!("{field} is empty"));
+    let fault = match text.trim() {
+        "" => Some("is empty".to_owned()),
+        trimmed if trimmed != text => Some("has space around it; leave that out".to_owned()),
+        trimmed => id::faults_of_name(trimmed).next(),
+    };
+    match fault {
+        Some(fault) => Err(format!("{field} {} {fault}", show(&text))),
+        None => Ok(text),
     }
-    if text.chars().any(id::is_hidden) {
-        return Err(format!("{field} {text:?} has characters that can't be seen"));
-    }
-    Ok(text)
 }
 
 fn thread_id(field: &str, text: String) -> Result<ThreadId, String> {
@@ -435,8 +488,9 @@ impl TryFrom<EvictedLine> for KeptMark {
     }
 }
 
-impl From<(ThreadId, ThreadFacts)> for ThreadLine {
-    fn from((thread_id, facts): (ThreadId, ThreadFacts)) -> ThreadLine {
+impl From<(ThreadId, KeptFacts)> for ThreadLine {
+    fn from((thread_id, kept): (ThreadId, KeptFacts)) -> ThreadLine {
+        let KeptFacts { facts, at } = kept;
         let ThreadFacts { usage, is_blank, turns, left, dynamic_tools, developer_instructions } =
             facts;
         let digest = |fingerprint: Fingerprint| Base64(fingerprint.as_bytes().to_vec());
@@ -446,6 +500,7 @@ impl From<(ThreadId, ThreadFacts)> for ThreadLine {
         };
         ThreadLine {
             thread_id: thread_id.to_string(),
+            update_time: at,
             blank: is_blank,
             usage: usage.map(UsageLine::from),
             turns_seen: turns
@@ -460,12 +515,13 @@ impl From<(ThreadId, ThreadFacts)> for ThreadLine {
     }
 }
 
-impl TryFrom<ThreadLine> for (ThreadId, ThreadFacts) {
+impl TryFrom<ThreadLine> for (ThreadId, KeptFacts) {
     type Error = String;
 
-    fn try_from(line: ThreadLine) -> Result<(ThreadId, ThreadFacts), String> {
+    fn try_from(line: ThreadLine) -> Result<(ThreadId, KeptFacts), String> {
         let ThreadLine {
             thread_id: thread,
+            update_time,
             blank,
             usage,
             turns_seen,
@@ -495,7 +551,7 @@ impl TryFrom<ThreadLine> for (ThreadId, ThreadFacts) {
                 developer_instructions_digest,
             )?,
         };
-        Ok((thread_id("thread_id", thread)?, facts))
+        Ok((thread_id("thread_id", thread)?, KeptFacts { facts, at: update_time }))
     }
 }
 
@@ -604,32 +660,48 @@ impl TryFrom<TurnLine> for KeptTurn {
         let request = |RequestLine { request_id, content_version, content_digest }| {
             let digest = content_digest.digest("content_digest")?;
             let content = ContentHash { version: content_version, digest };
-            Ok(RequestId { id: name("request_id", request_id)?, content })
+            match RequestId::fault_of(&request_id) {
+                Some(fault) => Err(format!("request_id {} {fault}", show(&request_id))),
+                None => Ok(RequestId { id: request_id, content }),
+            }
         };
         let started = |line: ThreadStartedLine| {
             let ThreadStartedLine { thread_id: thread, worker_id, sequence, event, event_base64 } =
                 line;
-            Ok::<_, String>(KeptThreadStarted {
-                thread_id: thread_id("thread_started.thread_id", thread)?,
-                worker: worker_id,
-                sequence,
-                event: event_in(event, event_base64)
-                    .map_err(|error| format!("thread_started: {error}"))?,
-            })
+            let thread_id = thread_id("thread_started.thread_id", thread)?;
+            let (event, told) = event_in(event, event_base64, &turn_id, sequence)
+                .map_err(|error| format!("thread_started: {error}"))?;
+            match told {
+                Some(Event::ThreadStarted(told)) if told.thread_id == thread_id.as_str() => {}
+                told => {
+                    let what = told.as_ref().map_or("none", Event::name);
+                    return Err(format!(
+                        "thread_started: event is {what}, and not thread_started of that thread"
+                    ));
+                }
+            }
+            Ok::<_, String>(KeptThreadStarted { thread_id, worker: worker_id, sequence, event })
         };
         let ended = |TurnEndLine { end_time, sequence, event, event_base64 }| {
-            let event = event_in(event, event_base64).map_err(|error| format!("end: {error}"))?;
+            let (event, told) = event_in(event, event_base64, &turn_id, sequence)
+                .map_err(|error| format!("end: {error}"))?;
+            if !told.as_ref().is_some_and(Event::is_terminal) {
+                let what = told.as_ref().map_or("none", Event::name);
+                return Err(format!("end: event is {what}, which ends no turn"));
+            }
             Ok::<_, String>(KeptEnd { ended_at: end_time, sequence, event })
         };
-        Ok(KeptTurn {
+        let thread_started = thread_started.map(started).transpose()?;
+        let end = end.map(ended).transpose()?;
+        in_order(KeptTurn {
             turn_id: TurnId(name("turn_id", turn_id)?),
             context,
             created_at: create_time,
             started_at: start_time,
             requests: requests.into_iter().map(request).collect::<Result<_, String>>()?,
-            thread_started: thread_started.map(started).transpose()?,
+            thread_started,
             reserved: reserved_sequence,
-            end: end.map(ended).transpose()?,
+            end,
         })
     }
 }

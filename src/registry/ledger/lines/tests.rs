@@ -12,12 +12,14 @@ use crate::model::id::{ContextKey, Tenant, TurnId};
 use crate::model::request::{ContentHash, RequestId};
 use crate::pb;
 use crate::registry::bindings::Binding;
-use crate::registry::ledger::{KeptEnd, KeptThreadStarted};
+use crate::registry::ledger::{KeptEnd, KeptFacts, KeptThreadStarted, KeptTurn};
+use crate::registry::threads::ThreadFacts;
 use crate::registry::threads::{Left, SeenTurn, TurnsSeen};
 
 /// What a caller may name a thing.
 fn name() -> impl Strategy<Value = String> {
-    "[^\\p{Cc}\u{61c}\u{200e}\u{200f}\u{2028}-\u{202e}\u{2066}-\u{2069}]{1,20}"
+    let seen = "[^\\p{Cc}\u{61c}\u{200e}\u{200f}\u{2028}-\u{202e}\u{2066}-\u{2069}]{1,20}";
+    seen.prop_map(|name| name.trim().to_owned()).prop_filter("empty", |name| !name.is_empty())
 }
 
 fn thread() -> impl Strategy<Value = ThreadId> {
@@ -91,19 +93,49 @@ fn facts() -> impl Strategy<Value = Entry> {
         any::<[bool; 2]>().prop_map(|[summary, service_tier]| Left { summary, service_tier });
     let seen = (option::of(turns), option::of(left));
     let fingerprint = || option::of(any::<[u8; 32]>().prop_map(Fingerprint::from_bytes));
-    (thread(), option::of(usage), any::<bool>(), seen, fingerprint(), fingerprint()).prop_map(
-        |(thread_id, usage, is_blank, seen, dynamic_tools, developer_instructions)| {
+    let facts = (thread(), option::of(usage), any::<bool>(), seen, fingerprint(), fingerprint())
+        .prop_map(|(thread_id, usage, is_blank, seen, dynamic_tools, developer_instructions)| {
             let (turns, left) = seen;
             let facts =
                 ThreadFacts { usage, is_blank, turns, left, dynamic_tools, developer_instructions };
-            Entry::Thread(thread_id, facts)
-        },
-    )
+            (thread_id, facts)
+        });
+    (facts, time())
+        .prop_map(|((thread_id, facts), at)| Entry::Thread(thread_id, KeptFacts { facts, at }))
 }
 
-/// An encoded event: also one with a field of a newer contract, and one that another encoder has written.
-fn event() -> impl Strategy<Value = bytes::Bytes> {
-    let kinds = prop_oneof![
+/// What an encoded event of a turn has: also a field of a newer contract, and what another encoder has written.
+#[derive(Debug, Clone)]
+struct Encoded {
+    at: prost_types::Timestamp,
+    strange: Vec<u8>,
+}
+
+impl Encoded {
+    fn event(self, turn_id: &TurnId, sequence: u64, event: pb::turn_event::Event) -> bytes::Bytes {
+        let Encoded { at, strange } = self;
+        let (emitted_at, turn_id, event) = (Some(at), turn_id.0.clone(), Some(event));
+        let event = pb::TurnEvent { sequence, emitted_at, turn_id, event };
+        [event.encode_to_vec(), strange].concat().into()
+    }
+}
+
+fn encoded() -> impl Strategy<Value = Encoded> {
+    let strange = prop_oneof![
+        4 => Just(vec![]),
+        // Field 1000, a number.
+        1 => Just(vec![0xC0, 0x3E, 7]),
+        // A field once more, which changes nothing: `emitted_at` without anything.
+        1 => Just(vec![0x12, 0]),
+    ];
+    (-99..99_i64, strange).prop_map(|(seconds, strange)| {
+        let at = prost_types::Timestamp { seconds, nanos: 5_000_000 };
+        Encoded { at, strange }
+    })
+}
+
+fn terminal() -> impl Strategy<Value = pb::turn_event::Event> {
+    prop_oneof![
         any::<String>().prop_map(|final_response| pb::turn_event::Event::TurnCompleted(
             pb::TurnCompleted { final_response, ..Default::default() }
         )),
@@ -114,54 +146,36 @@ fn event() -> impl Strategy<Value = bytes::Bytes> {
                 ..Default::default()
             })
         }),
-        // An enum's number that has no name here.
-        (any::<String>(), any::<i32>()).prop_map(|(thread_id, origin)| {
-            let started = pb::ThreadStarted { thread_id, origin };
-            pb::turn_event::Event::ThreadStarted(started)
-        }),
-    ];
-    let strange = prop_oneof![
-        4 => Just(vec![]),
-        // Field 1000, a number.
-        1 => Just(vec![0xC0, 0x3E, 7]),
-        // `sequence` once more.
-        1 => Just(vec![8, 9]),
-    ];
-    (any::<u64>(), option::of(-99..99_i64), kinds, strange).prop_map(
-        |(sequence, seconds, kind, strange)| {
-            let event = pb::TurnEvent {
-                sequence,
-                emitted_at: seconds
-                    .map(|seconds| prost_types::Timestamp { seconds, nanos: 5_000_000 }),
-                turn_id: "turn".to_owned(),
-                event: Some(kind),
-            };
-            [event.encode_to_vec(), strange].concat().into()
-        },
-    )
+    ]
 }
 
 fn turn() -> impl Strategy<Value = Entry> {
-    let request = (name(), any::<u32>(), any::<[u8; 32]>()).prop_map(|(id, version, digest)| {
-        RequestId { id, content: ContentHash { version, digest } }
-    });
-    let started = (thread(), option::of(any::<String>()), any::<u64>(), event()).prop_map(
-        |(thread_id, worker, sequence, event)| KeptThreadStarted {
-            thread_id,
-            worker,
-            sequence,
-            event,
-        },
-    );
-    let end = (time(), any::<u64>(), event()).prop_map(|(ended_at, sequence, event)| KeptEnd {
-        ended_at,
-        sequence,
-        event,
-    });
-    let rest = (vec(request, 0..3), option::of(started), any::<u64>(), option::of(end));
+    let request =
+        ("[ -~]{1,36}", any::<u32>(), any::<[u8; 32]>()).prop_map(|(id, version, digest)| {
+            RequestId { id, content: ContentHash { version, digest } }
+        });
+    let sequence = 1..1_u64 << 52;
+    // An enum's number that may have no name here.
+    let started =
+        (thread(), option::of(any::<String>()), sequence.clone(), any::<i32>(), encoded());
+    let end = (time(), sequence.clone(), terminal(), encoded());
+    let rest = (vec(request, 0..3), option::of(started), sequence, option::of(end));
     (turn_id(), option::of(key()), time(), time(), rest).prop_map(
         |(turn_id, context, created_at, started_at, rest)| {
-            let (requests, thread_started, reserved, end) = rest;
+            let (requests, started, more, end) = rest;
+            let first = started.as_ref().map_or(0, |started| started.2);
+            let thread_started = started.map(|(thread_id, worker, sequence, origin, encoded)| {
+                let told = pb::ThreadStarted { thread_id: thread_id.to_string(), origin };
+                let told = pb::turn_event::Event::ThreadStarted(told);
+                let event = encoded.event(&turn_id, sequence, told);
+                KeptThreadStarted { thread_id, worker, sequence, event }
+            });
+            let end = end.map(|(ended_at, more, terminal, encoded)| {
+                let sequence = first + more;
+                let event = encoded.event(&turn_id, sequence, terminal);
+                KeptEnd { ended_at, sequence, event }
+            });
+            let reserved = first + more;
             Entry::Turn(Box::new(KeptTurn {
                 turn_id,
                 context,
@@ -305,24 +319,29 @@ fn what_is_wrong_with_lines_is_told_with_the_line() {
     };
     let cut = "the line of kind \"end\" is not there: it was cut";
     type Case<'a> = (&'a dyn Fn(&mut Vec<&str>), usize, &'a [(u64, &'a str)]);
-    let cases: [Case<'_>; 9] = [
+    let cases: [Case<'_>; 10] = [
         (&|lines| _ = lines.pop(), 2, &[(3, cut)]),
         (&|lines| _ = lines.remove(0), 2, &[(1, "the first line is not of kind \"header\"")]),
-        (&|lines| _ = lines.remove(1), 1, &[(3, "it counts 2 contexts, 0 evicted")]),
+        (&|lines| _ = lines.remove(1), 1, &[(3, "it counts 2 contexts, and there are 1 context")]),
         (&|lines| lines.push(lines[1]), 2, &[(5, "comes after the line of kind \"end\"")]),
         (&|lines| lines.insert(1, lines[0]), 2, &[(2, "is a second header")]),
         (
             &|lines| lines[1] = r#"{"kind":"context","context_id":"a"}"#,
             1,
-            &[(2, "missing field `thread_id_key`"), (4, "it counts 2")],
+            &[(2, "missing field `thread_id_key`")],
         ),
-        (&|lines| lines[2] = "{", 1, &[(3, "EOF while parsing"), (4, "it counts 2")]),
-        (
-            &|lines| lines[2] = r#"{"kind":"budget"}"#,
-            1,
-            &[(3, "unknown variant `budget`"), (4, "it counts 2")],
-        ),
+        (&|lines| lines[2] = "{", 1, &[(3, "EOF while parsing")]),
+        (&|lines| lines[2] = r#"{"kind":"budget"}"#, 1, &[(3, "unknown variant `budget`")]),
         (&|lines| lines.clear(), 0, &[(1, "there is nothing")]),
+        // One can't be taken, and another one is not there.
+        (
+            &|lines| {
+                lines[1] = "{";
+                lines.remove(2);
+            },
+            0,
+            &[(2, "EOF while parsing"), (3, "it counts 2 contexts, and there are nothing")],
+        ),
     ];
     for (change, taken, expected) in cases {
         let (entries, told) = faults(change);
@@ -346,6 +365,124 @@ fn what_is_wrong_with_lines_is_told_with_the_line() {
         "{told:?}"
     );
     let ledger = [b"redb\x1a\n".as_slice(), &[0; 99]].concat();
-    let (_, told) = read(&ledger);
-    assert!(told.len() == 1 && told[0].problem.contains("state export"), "{told:?}");
+    let compressed = [b"\x1f\x8b\x08".as_slice(), &[b'\n'; 99]].concat();
+    let utf_16: Vec<u8> = whole.iter().flat_map(|byte| [*byte, 0]).collect();
+    for (bytes, says) in [
+        (ledger, "state export"),
+        (compressed, "gunzip"),
+        (utf_16, "UTF-8"),
+        (Vec::new(), "nothing"),
+    ] {
+        let (_, told) = read(&bytes);
+        assert!(told.len() == 1 && told[0].problem.contains(says), "{told:?}");
+    }
+    // What some editors put before a text says nothing.
+    let (entries, told) = read(&["\u{feff}".as_bytes(), &whole].concat());
+    assert_eq!((entries.len(), told), (2, vec![]));
+}
+
+fn some_turn() -> Entry {
+    let turn_id = TurnId("turn 1".to_owned());
+    let encoded = || Encoded { at: prost_types::Timestamp::default(), strange: vec![] };
+    let told = pb::ThreadStarted { thread_id: "t".to_owned(), origin: 1 };
+    let started = encoded().event(&turn_id, 3, pb::turn_event::Event::ThreadStarted(told));
+    let completed = pb::turn_event::Event::TurnCompleted(pb::TurnCompleted::default());
+    let end = encoded().event(&turn_id, 9, completed);
+    let Entry::Context(context) = some_context("a") else { panic!() };
+    let content = ContentHash { version: 1, digest: [7; 32] };
+    Entry::Turn(Box::new(KeptTurn {
+        turn_id,
+        context: Some(context.key),
+        created_at: UNIX_EPOCH,
+        started_at: UNIX_EPOCH,
+        requests: vec![RequestId { id: "r".to_owned(), content }],
+        thread_started: Some(KeptThreadStarted {
+            thread_id: ThreadId::from_codex("t"),
+            worker: None,
+            sequence: 3,
+            event: started,
+        }),
+        reserved: 4096,
+        end: Some(KeptEnd { ended_at: UNIX_EPOCH, sequence: 9, event: end }),
+    }))
+}
+
+#[test]
+fn what_a_sidecar_never_keeps_is_not_taken() {
+    use serde_json::{Value, json};
+    let lines = written(&[some_context("a"), some_turn()]);
+    assert_eq!(read(&lines).1, []);
+    let text = String::from_utf8(lines).unwrap();
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let long = "x".repeat(257);
+    let queued = json!({ "position": 1 });
+    let completed = lines[2]["end"]["event"]["turn_completed"].clone();
+    // The line, what is changed in it, and what is told.
+    let cases: &[(usize, &[(&str, Value)], &str)] = &[
+        (1, &[("/context_id", json!("  c "))], "context_id \"  c \" has space around it"),
+        (1, &[("/context_id", json!(""))], "context_id \"\" is empty"),
+        (1, &[("/context_id", json!(long))], "… (257 bytes) is too long; give at most 256 bytes"),
+        (1, &[("/thread_id_key", json!(long))], "is too long; give at most 256 bytes"),
+        (1, &[("/thread_id_key", json!("a\nb"))], "holds the control character U+000A"),
+        (2, &[("/requests/0/request_id", json!("x".repeat(37)))], "is no request id"),
+        (
+            2,
+            &[("/reserved_sequence", json!(u64::MAX))],
+            "reserved_sequence 18446744073709551615 is not",
+        ),
+        (
+            2,
+            &[("/reserved_sequence", json!(u64::MAX)), ("/end", Value::Null)],
+            "reserved_sequence 1844",
+        ),
+        (
+            2,
+            &[("/reserved_sequence", json!(2)), ("/end", Value::Null)],
+            "is behind reserved_sequence",
+        ),
+        (2, &[("/end/sequence", json!(10))], "end: event has sequence 9 and not 10"),
+        (
+            2,
+            &[("/end/sequence", json!(3)), ("/end/event/sequence", json!("3"))],
+            "thread_started.sequence 3 is behind end.sequence",
+        ),
+        (
+            2,
+            &[("/end/sequence", json!(0)), ("/end/event/sequence", json!("0"))],
+            "end.sequence 0 is not",
+        ),
+        (2, &[("/end/event/turn_id", json!("turn 2"))], "end: event is of turn \"turn 2\""),
+        (2, &[("/end/event/emitted_at", Value::Null)], "end: event has no time"),
+        (
+            2,
+            &[("/end/event/turn_completed", Value::Null), ("/end/event/queued", queued)],
+            "end: event is queued, which ends no turn",
+        ),
+        (2, &[("/end/event/turn_completed", Value::Null)], "end: event is none"),
+        (
+            2,
+            &[
+                ("/thread_started/event/thread_started", Value::Null),
+                ("/thread_started/event/turn_completed", completed),
+            ],
+            "thread_started: event is turn_completed, and not",
+        ),
+        (
+            2,
+            &[("/thread_started/thread_id", json!("another"))],
+            "thread_started: event is thread_started, and not thread_started of that thread",
+        ),
+    ];
+    for (at, changes, says) in cases {
+        let mut lines = lines.clone();
+        for (pointer, value) in *changes {
+            let (object, field) = pointer.rsplit_once('/').unwrap();
+            lines[*at].pointer_mut(object).unwrap()[field] = value.clone();
+        }
+        let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        let (entries, faults) = read(text.as_bytes());
+        let told: Vec<&str> = faults.iter().map(|fault| &*fault.problem).collect();
+        assert!(entries.len() == 1 && told.len() == 1, "{changes:?}: {told:?}");
+        assert!(told[0].contains(says), "{changes:?}: {told:?}");
+    }
 }

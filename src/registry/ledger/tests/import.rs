@@ -1,17 +1,27 @@
 //! Lines that become a ledger's.
 
+use std::io;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use prost::Message as _;
+use redb::StorageBackend;
 
 use crate::model::id::ThreadId;
 use crate::pb;
+use crate::registry::ledger::disk::{Disk, FileDisk};
+use crate::registry::ledger::fault::Fault;
 use crate::registry::ledger::file::{self, FileFault, read};
 use crate::registry::ledger::import::{ImportFault, ImportRules, Imported, import};
 use crate::registry::ledger::lines::{Counts, Entry, LineWriter};
 use crate::registry::ledger::tests::sample;
-use crate::registry::ledger::{Durability, KeptBinding, KeptTurn, Ledger};
+use crate::registry::ledger::writer::Pauses;
+use crate::registry::ledger::{
+    Change, Durability, KeptBinding, KeptEnd, KeptFacts, KeptTurn, Ledger,
+};
+use crate::registry::threads::ThreadFacts;
 
 const AS_IT_IS: ImportRules = ImportRules { replace: false, partial: false };
 const REPLACE: ImportRules = ImportRules { replace: true, partial: false };
@@ -23,19 +33,37 @@ fn context(number: u64) -> Entry {
 }
 
 fn turn(number: u64) -> KeptTurn {
-    let event = |sequence| {
-        let event = pb::TurnEvent { sequence, turn_id: "t".to_owned(), ..Default::default() };
-        bytes::Bytes::from(event.encode_to_vec())
-    };
     let mut turn = sample::started(number);
     turn.requests = vec![sample::request(number)];
-    turn.thread_started = Some(sample::thread_started(number));
-    turn.end = number.is_multiple_of(2).then(|| sample::end(number, 0));
-    turn.thread_started.as_mut().unwrap().event = event(1);
-    if let Some(end) = &mut turn.end {
-        end.event = event(2);
+    let (turn_id, mut started) = (turn.turn_id.0.clone(), sample::thread_started(number));
+    let told = pb::ThreadStarted { thread_id: started.thread_id.to_string(), origin: 1 };
+    let event = pb::TurnEvent {
+        sequence: started.sequence,
+        emitted_at: Some(prost_types::Timestamp::default()),
+        turn_id,
+        event: Some(pb::turn_event::Event::ThreadStarted(told)),
+    };
+    started.event = event.encode_to_vec().into();
+    turn.thread_started = Some(started);
+    if number.is_multiple_of(2) {
+        turn.end = ended(&turn);
     }
     turn
+}
+
+/// How it might have ended.
+fn ended(turn: &KeptTurn) -> Option<KeptEnd> {
+    let end = sample::end(turn.thread_started.as_ref()?.sequence + 1, 0);
+    let (turn_id, emitted_at) = (turn.turn_id.0.clone(), Some(prost_types::Timestamp::default()));
+    let completed = pb::turn_event::Event::TurnCompleted(pb::TurnCompleted::default());
+    let event =
+        pb::TurnEvent { sequence: end.sequence, emitted_at, turn_id, event: Some(completed) };
+    Some(KeptEnd { event: event.encode_to_vec().into(), ..end })
+}
+
+fn facts(number: u64) -> Entry {
+    let (facts, at) = (sample::facts(number), sample::latest(number).at);
+    Entry::Thread(sample::thread(number), KeptFacts { facts, at })
 }
 
 /// Some of all, in the order of the keys.
@@ -44,9 +72,7 @@ fn entries() -> Vec<Entry> {
     entries.extend((4..6).map(|number| Entry::EvictedContext(sample::mark(number, number))));
     // Those whose ids are UUIDs come first.
     entries.extend([1, 2, 4, 5, 3].map(|number| Entry::Turn(Box::new(turn(number)))));
-    entries.extend(
-        [1, 2, 3].map(|number| Entry::Thread(sample::thread(number), sample::facts(number))),
-    );
+    entries.extend([1, 2, 3].map(facts));
     entries.extend(
         [0, 1]
             .map(|number| Entry::Directory(format!("/d/{number}").into(), sample::latest(number))),
@@ -112,12 +138,15 @@ fn what_is_newer_stays_unless_the_import_is_to_win() {
                     kept.binding.updated_at += later;
                 }
                 Entry::EvictedContext(mark) => mark.evicted_at += later,
-                Entry::Thread(_, facts) => {
-                    facts.is_blank = false;
-                    facts.turns.get_or_insert_default().count += 1;
+                // Less is known of it: turns were taken back.
+                Entry::Thread(_, kept) => {
+                    kept.at += later;
+                    kept.facts = ThreadFacts { is_blank: true, ..ThreadFacts::default() };
                 }
                 // The one without an end has got one.
-                Entry::Turn(kept) => kept.end = kept.end.clone().or_else(|| turn(2).end),
+                Entry::Turn(kept) => {
+                    kept.end = kept.end.clone().or_else(|| ended(kept));
+                }
                 Entry::Directory(_, latest) => latest.at += later,
             }
             entry
@@ -227,6 +256,89 @@ async fn a_file_that_a_sidecar_has_is_left_alone() {
     import(&path, &lines(&entries())[..], AS_IT_IS).unwrap();
 }
 
+/// A file on a disk that can be full.
+#[derive(Debug)]
+struct Filling {
+    file: FileDisk,
+    is_full: Arc<AtomicBool>,
+}
+
+#[derive(Debug)]
+struct FillingStorage(Box<dyn StorageBackend>, Arc<AtomicBool>);
+
+fn room(is_full: &AtomicBool) -> io::Result<()> {
+    if is_full.load(Ordering::SeqCst) { Err(io::Error::from_raw_os_error(28)) } else { Ok(()) }
+}
+
+impl StorageBackend for FillingStorage {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.read(offset, out)
+    }
+
+    fn set_len(&self, length: u64) -> io::Result<()> {
+        room(&self.1).and_then(|()| self.0.set_len(length))
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        room(&self.1).and_then(|()| self.0.sync_data())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        room(&self.1).and_then(|()| self.0.write(offset, data))
+    }
+}
+
+impl Disk for Filling {
+    fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    fn attach(&mut self) -> Result<Box<dyn StorageBackend>, Fault> {
+        Ok(Box::new(FillingStorage(self.file.attach()?, Arc::clone(&self.is_full))))
+    }
+
+    fn back_up(&self, version: u64) -> Result<(), Fault> {
+        self.file.back_up(version)
+    }
+
+    fn len(&self) -> u64 {
+        self.file.len()
+    }
+
+    fn probe(&self) -> io::Result<()> {
+        room(&self.is_full)
+    }
+}
+
+#[tokio::test]
+async fn a_ledger_on_a_full_disk_is_exported_with_what_it_could_not_keep() {
+    use futures::TryStreamExt as _;
+    let directory = tempfile::tempdir().unwrap();
+    let [path, other] = ["sidecar.redb", "other.redb"].map(|name| directory.path().join(name));
+    let is_full = Arc::new(AtomicBool::new(false));
+    let file = FileDisk::new(path, Durability::Process);
+    let disk = Filling { file, is_full: Arc::clone(&is_full) };
+    let ledger = Ledger::on(Box::new(disk), Durability::Process, Pauses::default());
+    ledger.open(Box::new(|_| {})).await.unwrap();
+    ledger
+        .write([context(1), context(2)].into_iter().flat_map(Entry::into_changes).collect())
+        .await
+        .unwrap();
+    is_full.store(true, Ordering::SeqCst);
+    let unkept = vec![Change::Unbind(sample::context(1)), Change::Mark(sample::mark(5, 5))];
+    assert!(ledger.write(unkept).await.is_err());
+    let parts = ledger.export().await.unwrap().unwrap();
+    let parts: Vec<bytes::Bytes> = parts.try_collect().await.unwrap();
+    import(&other, &parts.concat()[..], AS_IT_IS).unwrap();
+    assert_eq!(all_of(&other), [context(2), Entry::EvictedContext(sample::mark(5, 5))]);
+    is_full.store(false, Ordering::SeqCst);
+    ledger.close().await;
+}
+
 #[tokio::test]
 async fn what_a_running_ledger_exports_is_its_state_at_one_moment() {
     use futures::TryStreamExt as _;
@@ -244,7 +356,14 @@ async fn what_a_running_ledger_exports_is_its_state_at_one_moment() {
     ledger.write(context(3_000).into_changes()).await.unwrap();
     let parts: Vec<bytes::Bytes> = parts.try_collect().await.unwrap();
     import(&other, &parts.concat()[..], AS_IT_IS).unwrap();
-    assert_eq!(all_of(&other), entries());
+    // When the facts were told is the ledger's to say.
+    let mut exported = all_of(&other);
+    for (exported, entry) in exported.iter_mut().zip(entries()) {
+        let (Entry::Thread(_, kept), Entry::Thread(_, of)) = (exported, entry) else { continue };
+        assert!(kept.at > of.at);
+        kept.at = of.at;
+    }
+    assert_eq!(exported, entries());
     ledger.close().await;
     assert!(Ledger::memory().export().await.unwrap().is_none());
 }

@@ -67,7 +67,7 @@ fn was_written(entry: &Entry, changes: &[Change]) -> bool {
             (&kept.key, &kept.binding) == (key, binding)
         }
         (Entry::EvictedContext(kept), Change::Mark(mark)) => kept == mark,
-        (Entry::Thread(id, facts), Change::Facts(of, has)) => (id, facts) == (of, has),
+        (Entry::Thread(id, kept), Change::Facts(of, has)) => (id, &kept.facts) == (of, has),
         (Entry::Directory(path, latest), Change::Directory(of, has)) => (path, latest) == (of, has),
         (Entry::Turn(kept), Change::StartTurn(start)) => {
             let KeptTurn { turn_id, context, created_at, started_at, requests, .. } = &**kept;
@@ -218,6 +218,10 @@ fn the_newest_of_each_record_is_found_without_any_table() {
             binding.updated_at += std::time::Duration::from_secs(round);
             binding.used_at = binding.updated_at;
             group.push(Change::Bind(sample::context(number), binding));
+            // What is known of a thread can become less.
+            let mut facts = sample::facts(number);
+            facts.turns.get_or_insert_default().count = usize::try_from(20 - round).unwrap();
+            group.push(Change::Facts(sample::thread(number), facts));
         }
         groups.push(group);
     }
