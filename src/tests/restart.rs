@@ -324,6 +324,26 @@ async fn a_turn_is_kept_for_as_long_as_it_would_have_been_without_the_restart() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_turn_that_was_lost_is_kept_also_where_none_is() {
+    let disk = Arc::default();
+    let keeps_none =
+        |number| sidecar_on(&disk, number, |setup| setup.retention.after_end = Duration::ZERO);
+    let (sidecar, mut codex) = keeps_none(1).await;
+    let request = with_id(prompt("a", "hello"), "r");
+    let before = sidecar.hold(&mut codex, request.clone()).await;
+    for number in 2..4 {
+        let (sidecar, mut codex) = keeps_none(number).await;
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let again = codex.during(sidecar.run(request.clone())).await;
+        assert_eq!((again.id(), codex.count("turn/start")), (before.id(), 0));
+        assert_restarted(&again);
+    }
+    disk.age(Duration::from_secs(600));
+    let (_sidecar, _codex) = keeps_none(4).await;
+    assert_eq!(disk.turns(), []);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_kept_of_turns_counts_after_a_restart_and_the_oldest_goes_for_it() {
     let disk = Arc::<Disk>::default();
     let (sidecar, mut codex) = start(&disk, 1).await;

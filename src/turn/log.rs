@@ -149,9 +149,9 @@ pub(crate) struct Read {
     pub is_terminal: bool,
 }
 
-/// An event with its place in the log.
+/// An event with its sequence.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Placed {
+pub(crate) struct Numbered {
     pub(crate) sequence: u64,
     pub(crate) emitted_at: SystemTime,
     /// The encoded [`TurnEvent`].
@@ -160,17 +160,17 @@ pub(crate) struct Placed {
     event: Option<Event>,
 }
 
-impl Placed {
+impl Numbered {
     pub(crate) fn new(
         turn_id: &TurnId,
         sequence: u64,
         emitted_at: SystemTime,
         event: Event,
-    ) -> Placed {
+    ) -> Numbered {
         let (turn_id, at) = (turn_id.0.clone(), Some(emitted_at.into()));
         let told = TurnEvent { sequence, emitted_at: at, turn_id, event: Some(event) };
         let encoded = told.encode_to_vec().into();
-        Placed { sequence, emitted_at, encoded, event: told.event }
+        Numbered { sequence, emitted_at, encoded, event: told.event }
     }
 
     /// One of this turn that was kept; `None` where it can't be read, or is not what is looked for.
@@ -178,14 +178,14 @@ impl Placed {
         encoded: Bytes,
         turn: &TurnId,
         is_meant: impl Fn(&Event) -> bool,
-    ) -> Option<Placed> {
+    ) -> Option<Numbered> {
         let TurnEvent { sequence, emitted_at, turn_id, event } =
             TurnEvent::decode(encoded.clone()).ok()?;
         let emitted_at = SystemTime::try_from(emitted_at?).ok()?;
         let is_it = turn_id == turn.0
             && (1..=Log::MOST_SEQUENCE).contains(&sequence)
             && event.as_ref().is_some_and(is_meant);
-        is_it.then_some(Placed { sequence, emitted_at, encoded, event })
+        is_it.then_some(Numbered { sequence, emitted_at, encoded, event })
     }
 }
 
@@ -208,13 +208,13 @@ impl Log {
     pub(crate) fn restored(
         turn_id: TurnId,
         retained: Arc<Retained>,
-        thread_started: Option<Placed>,
-        terminal: Placed,
+        thread_started: Option<Numbered>,
+        terminal: Numbered,
     ) -> Log {
         let log = Log::new(turn_id, retained);
         let mut state = log.state();
-        for placed in thread_started.into_iter().chain([terminal]) {
-            log.push(&mut state, placed);
+        for numbered in thread_started.into_iter().chain([terminal]) {
+            log.push(&mut state, numbered);
         }
         state.end = Some(End::Terminal);
         log.progress.send_replace(state.progress());
@@ -233,26 +233,26 @@ impl Log {
         if state.end.is_some() {
             return state.last;
         }
-        let placed = self.place(&state, event);
-        let sequence = placed.sequence;
+        let numbered = self.number(&state, event);
+        let sequence = numbered.sequence;
         if sequence > most {
             state.hold();
         }
-        self.push(&mut state, placed);
+        self.push(&mut state, numbered);
         self.make_room(state);
         sequence
     }
 
     /// The same, and holds it with all that comes after it, until that is [released](Log::release).
-    pub(crate) fn append_held(&self, event: Event) -> Placed {
+    pub(crate) fn append_held(&self, event: Event) -> Numbered {
         let mut state = self.state();
-        let placed = self.place(&state, event);
+        let numbered = self.number(&state, event);
         if state.end.is_none() {
             state.hold();
-            self.push(&mut state, placed.clone());
+            self.push(&mut state, numbered.clone());
             self.make_room(state);
         }
-        placed
+        numbered
     }
 
     /// Shows readers what was held.
@@ -264,19 +264,19 @@ impl Log {
     }
 
     /// The event as it is if nothing is appended before it.
-    pub(crate) fn next(&self, event: Event) -> Placed {
+    pub(crate) fn next(&self, event: Event) -> Numbered {
         let state = self.state();
-        self.place(&state, event)
+        self.number(&state, event)
     }
 
     /// The same for one that was the next, and is so no more if something was appended since.
-    pub(crate) fn next_again(&self, placed: Placed) -> Placed {
+    pub(crate) fn next_again(&self, numbered: Numbered) -> Numbered {
         let state = self.state();
-        match placed {
-            Placed { sequence, event: Some(event), .. } if sequence <= state.last => {
-                self.place(&state, event)
+        match numbered {
+            Numbered { sequence, event: Some(event), .. } if sequence <= state.last => {
+                self.number(&state, event)
             }
-            placed => placed,
+            numbered => numbered,
         }
     }
 
@@ -288,7 +288,7 @@ impl Log {
     }
 
     /// The same with a terminal event that is the [next](Log::next).
-    pub(crate) fn end_with(&self, end: Result<Placed, Refusal>) {
+    pub(crate) fn end_with(&self, end: Result<Numbered, Refusal>) {
         let mut state = self.state();
         if state.end.is_some() {
             return;
@@ -304,12 +304,12 @@ impl Log {
         self.make_room(state);
     }
 
-    fn place(&self, state: &State, event: Event) -> Placed {
-        Placed::new(&self.turn_id, state.last + 1, SystemTime::now(), event)
+    fn number(&self, state: &State, event: Event) -> Numbered {
+        Numbered::new(&self.turn_id, state.last + 1, SystemTime::now(), event)
     }
 
-    fn push(&self, state: &mut State, placed: Placed) {
-        let Placed { sequence, emitted_at, encoded, event } = placed;
+    fn push(&self, state: &mut State, numbered: Numbered) {
+        let Numbered { sequence, emitted_at, encoded, event } = numbered;
         state.last = sequence;
         let keeping = event.as_ref().map_or(Keeping::Pinned, |event| {
             state.summary.note(sequence, emitted_at, event);
@@ -504,7 +504,7 @@ impl Reader {
             self.next = sequence;
             let to = sequence - 1;
             let gap = Event::Gap(Gap { from, to });
-            let gap = Placed::new(&self.log.turn_id, to, emitted_at, gap);
+            let gap = Numbered::new(&self.log.turn_id, to, emitted_at, gap);
             Read { encoded: gap.encoded, is_terminal: false }
         };
         Some(Some(Ok(read)))

@@ -10,7 +10,8 @@ pub struct Retention {
     pub max_bytes_per_turn: usize,
     /// Most bytes of events in all, at least as many as of one turn. Default 256 MiB.
     pub max_bytes: usize,
-    /// How long a turn is kept after its end; zero keeps none. Default 10 min.
+    /// How long a turn is kept after its end; zero keeps none but what a restart has lost, which is kept for
+    /// 10 min at the least. Default 10 min.
     pub after_end: Duration,
 }
 

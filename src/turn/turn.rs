@@ -19,7 +19,7 @@ use crate::model::question::{Answer, Given, Unanswerable};
 use crate::model::refusal::Refusal;
 use crate::model::request::{DisconnectPolicy, TurnRequest, UserInput};
 use crate::registry::ledger::{KeptThreadStarted, KeptTurn};
-use crate::turn::log::{Log, Placed};
+use crate::turn::log::{Log, Numbered};
 use crate::turn::machine::Record;
 use crate::turn::pixels::ImageSum;
 use crate::turn::retained::Retained;
@@ -139,14 +139,14 @@ impl Turn {
     /// A turn of an earlier process, which has ended with this event.
     pub(super) fn restored(
         kept: KeptTurn,
-        terminal: Placed,
+        terminal: Numbered,
         retained: &Arc<Retained>,
     ) -> Arc<Turn> {
         let KeptTurn { turn_id: id, context, created_at, started_at, thread_started, .. } = kept;
         let (told, worker) = match thread_started {
             Some(KeptThreadStarted { worker, event, .. }) => {
                 let is_meant = |event: &Event| matches!(event, Event::ThreadStarted(_));
-                (Placed::of_kept(event, &id, is_meant), worker)
+                (Numbered::of_kept(event, &id, is_meant), worker)
             }
             None => (None, None),
         };

@@ -9,6 +9,7 @@ use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use tokio::time::Instant;
 
+use crate::model::failure::FailureReason;
 use crate::model::id::{ContextKey, Tenant, ThreadId, TurnId};
 use crate::model::request::RequestId;
 use crate::registry::ledger::{Change, Ledger};
@@ -16,6 +17,10 @@ use crate::turn::claims::Claimed;
 use crate::turn::retained::Retained;
 use crate::turn::retention::Retention;
 use crate::turn::turn::{RequestKey, Turn};
+
+/// How long a turn that was lost with an earlier process is kept at least: whoever repeats its request must
+/// not have it run again, and be told.
+const LOST_FOR: Duration = Duration::from_secs(600);
 
 /// How many turns are looked at before others have their turn.
 const LOOKED_AT_ONCE: usize = 1000;
@@ -192,7 +197,9 @@ impl Turns {
     /// clock on the wall.
     pub(super) fn restore(&self, turn: &Arc<Turn>, requests: Vec<RequestId>, ended_at: SystemTime) {
         let age = SystemTime::now().duration_since(ended_at).unwrap_or_default();
-        let left = self.keep_for.saturating_sub(age);
+        let is_lost = turn.log.summary().reason == FailureReason::SidecarRestarted.as_str();
+        let keep_for = if is_lost { self.keep_for.max(LOST_FOR) } else { self.keep_for };
+        let left = keep_for.saturating_sub(age);
         if left.is_zero() {
             return self.forget(turn);
         }

@@ -19,7 +19,7 @@ use crate::model::outcome::Outcome;
 use crate::model::refusal::Refusal;
 use crate::model::request::RequestId;
 use crate::registry::ledger::{Change, KeptEnd, KeptThreadStarted, KeptTurn, Ledger, Trouble};
-use crate::turn::log::Placed;
+use crate::turn::log::Numbered;
 use crate::turn::turn::Turn;
 
 /// How many events a turn may tell before it has to reserve more.
@@ -139,7 +139,7 @@ impl Keeping {
         thread_id: &ThreadId,
         is_written_down: bool,
     ) -> Option<Writing> {
-        let Placed { sequence, encoded, .. } = self.turn.log.append_held(thread_started);
+        let Numbered { sequence, encoded, .. } = self.turn.log.append_held(thread_started);
         let thread_started = KeptThreadStarted {
             thread_id: thread_id.clone(),
             worker: self.turn.worker(),
@@ -190,7 +190,7 @@ impl Keeping {
     }
 
     /// Keeps how the turn ends, and gives what its log is to end with. One that is refused leaves nothing.
-    pub(super) async fn end(mut self, outcome: Outcome) -> Result<Placed, Refusal> {
+    pub(super) async fn end(mut self, outcome: Outcome) -> Result<Numbered, Refusal> {
         let has_started = match self.start.take() {
             Some(start) => start.await.is_ok(),
             None => false,
@@ -221,8 +221,8 @@ impl Keeping {
         Ok(self.after_all(terminal))
     }
 
-    /// The terminal event after whatever was told since it was placed.
-    fn after_all(&self, terminal: Placed) -> Placed {
+    /// The terminal event after whatever was told since it was numbered.
+    fn after_all(&self, terminal: Numbered) -> Numbered {
         let sequence = terminal.sequence;
         let terminal = self.turn.log.next_again(terminal);
         if terminal.sequence > sequence {
@@ -245,8 +245,8 @@ impl Keeping {
 }
 
 /// That a turn has ended with this event.
-pub(super) fn end_of(turn: &Turn, terminal: &Placed) -> Change {
-    let Placed { sequence, emitted_at: ended_at, .. } = *terminal;
+pub(super) fn end_of(turn: &Turn, terminal: &Numbered) -> Change {
+    let Numbered { sequence, emitted_at: ended_at, .. } = *terminal;
     let event = terminal.encoded.clone();
     Change::EndTurn(turn.id.clone(), KeptEnd { ended_at, sequence, event })
 }

@@ -9,7 +9,7 @@ use crate::model::event::{Event, Usage};
 use crate::model::failure::{FailureReason, TurnError};
 use crate::model::outcome::Outcome;
 use crate::registry::ledger::{Kept, KeptTurn, Restore};
-use crate::turn::log::{Log, Placed};
+use crate::turn::log::{Log, Numbered};
 use crate::turn::turn::Turn;
 
 impl Engine {
@@ -33,12 +33,13 @@ impl Engine {
     fn restore_turn(&self, mut kept: KeptTurn) {
         let requests = std::mem::take(&mut kept.requests);
         let end = kept.end.take();
-        let end = end.and_then(|end| Placed::of_kept(end.event, &kept.turn_id, Event::is_terminal));
+        let end =
+            end.and_then(|end| Numbered::of_kept(end.event, &kept.turn_id, Event::is_terminal));
         let is_lost = end.is_none();
         let terminal = end.or_else(|| {
             let event = lost().into_event().ok()?;
             let sequence = kept.reserved.saturating_add(1).min(Log::MOST_SEQUENCE);
-            Some(Placed::new(&kept.turn_id, sequence, SystemTime::now(), event))
+            Some(Numbered::new(&kept.turn_id, sequence, SystemTime::now(), event))
         });
         let Some(terminal) = terminal else { return };
         let ended_at = terminal.emitted_at;
