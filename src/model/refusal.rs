@@ -291,7 +291,7 @@ pub enum Refusal {
     },
     /// What has to outlive the sidecar can't be written down, or was not read yet.
     #[error(
-        "the sidecar can't keep what it does: {cause}; nothing begins until it can, which it tries by itself"
+        "the sidecar can't keep what it does: {cause}; nothing begins until it can, and it looks each second whether it can"
     )]
     LedgerUnavailable {
         /// Why not.

@@ -230,7 +230,7 @@ async fn what_is_known_of_a_thread_that_is_bound_by_hand_outlives_the_sidecar() 
     };
     for restarts in [false, true] {
         let disk = Arc::<Disk>::default();
-        let (mut sidecar, mut codex) = start(&disk, 1, |_| {}).await;
+        let (mut sidecar, mut codex) = sidecar_on(&disk, 1, |_| {}).await;
         let unbound = pb::RunTurnRequest { unbound: true, ..instructed("") };
         let first = codex.during(sidecar.run(unbound)).await;
         disk.hold();
@@ -244,7 +244,7 @@ async fn what_is_known_of_a_thread_that_is_bound_by_hand_outlives_the_sidecar() 
         assert_eq!((kept(&disk).len(), disk.facts().len()), (0, 0));
         bind(&sidecar, "a", first.thread_id()).await.unwrap();
         if restarts {
-            (sidecar, codex) = start(&disk, 2, |_| {}).await;
+            (sidecar, codex) = sidecar_on(&disk, 2, |_| {}).await;
         }
         let after = codex.during(sidecar.run(instructed("a"))).await;
         assert_eq!(after.thread_id(), first.thread_id());
@@ -255,7 +255,7 @@ async fn what_is_known_of_a_thread_that_is_bound_by_hand_outlives_the_sidecar() 
 #[tokio::test(start_paused = true)]
 async fn nothing_is_kept_of_a_thread_whose_context_was_deleted_while_somebody_used_it() {
     let disk = Arc::<Disk>::default();
-    let (sidecar, mut codex) = start(&disk, 1, |_| {}).await;
+    let (sidecar, mut codex) = sidecar_on(&disk, 1, |_| {}).await;
     let first = codex.during(sidecar.say("a", "hello")).await;
     let mut other = prompt("", "hello");
     other.thread_id = first.thread_id().to_owned();
@@ -273,12 +273,12 @@ async fn the_time_of_a_context_begins_anew_when_its_turn_is_lost() {
     let disk: Arc<Disk> = Arc::default();
     let hour = Duration::from_secs(3600);
     let limited = |setup: &mut Setup| setup.contexts.context_ttl = Some(hour);
-    let (sidecar, mut codex) = start(&disk, 1, limited).await;
+    let (sidecar, mut codex) = sidecar_on(&disk, 1, limited).await;
     let _running = sidecar.hold(&mut codex, prompt("a", "hello")).await;
     disk.age(2 * hour);
     // Killed twice, and that it was used is kept.
     for number in [2, 3] {
-        let (sidecar, _codex) = start(&disk, number, limited).await;
+        let (sidecar, _codex) = sidecar_on(&disk, number, limited).await;
         let engine = Arc::clone(&sidecar.engine);
         let _sweeping = tokio::spawn(async move { engine.sweep().await });
         tokio::time::sleep(Duration::from_secs(5)).await;

@@ -110,7 +110,7 @@ fn aside(path: &Path, suffix: &str) -> String {
 }
 
 /// For a shell.
-fn quoted(path: &Path) -> String {
+pub(super) fn quoted(path: &Path) -> String {
     let text = path.to_string_lossy().into_owned();
     shlex::try_quote(&text).map(|quoted| quoted.into_owned()).unwrap_or(text)
 }

@@ -2,13 +2,14 @@
 
 use std::io;
 use std::ops::Bound;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use redb::backends::FileBackend;
-use redb::{BackendError, DatabaseError, StorageBackend};
+use redb::{BackendError, StorageBackend};
 
 use crate::registry::ledger::Durability;
+use crate::registry::ledger::fault::Fault;
 
 /// The file. Its lock ends with the file and not with the database, which is closed and opened again while
 /// the file stays this process's.
@@ -16,16 +17,21 @@ use crate::registry::ledger::Durability;
 pub(super) struct FileStorage {
     file: Arc<FileBackend>,
     durability: Durability,
+    /// How long the file was left, in bytes.
+    length: Arc<AtomicU64>,
 }
 
 impl FileStorage {
     /// # Errors
-    /// Those of redb.
-    pub(super) fn new(
-        file: std::fs::File,
-        durability: Durability,
-    ) -> Result<FileStorage, DatabaseError> {
-        Ok(FileStorage { file: Arc::new(FileBackend::new(file)?), durability })
+    /// [`Fault`]
+    pub(super) fn new(file: std::fs::File, durability: Durability) -> Result<FileStorage, Fault> {
+        let length = Arc::new(AtomicU64::new(file.metadata()?.len()));
+        Ok(FileStorage { file: Arc::new(FileBackend::new(file)?), durability, length })
+    }
+
+    /// How long the file is, in bytes, as far as it was written by this.
+    pub(super) fn length(&self) -> u64 {
+        self.length.load(Ordering::Acquire)
     }
 
     /// Unlocks the file, whoever may still read it.
@@ -46,7 +52,9 @@ impl StorageBackend for FileStorage {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.file.set_len(len)
+        self.file.set_len(len)?;
+        self.length.store(len, Ordering::Release);
+        Ok(())
     }
 
     fn sync_data(&self) -> io::Result<()> {

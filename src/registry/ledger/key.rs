@@ -118,3 +118,9 @@ pub(super) fn turn_part(turn_id: &TurnId, part: TurnPart<'_>) -> Vec<u8> {
     }
     key
 }
+
+/// Whether it is the key of a turn's end.
+pub(super) fn is_end(key: &[u8]) -> bool {
+    let part = key.strip_prefix(&[TURN]).and_then(split_id);
+    part.is_some_and(|(_, part)| part == [3])
+}

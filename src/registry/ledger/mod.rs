@@ -41,8 +41,9 @@ mod writer;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 
@@ -214,8 +215,9 @@ impl Ledger {
         };
         if let Err(error) = std::thread::Builder::new().name("ledger".to_owned()).spawn(run) {
             let cause = format!("there can be no thread that writes the state: {error}");
-            file.queue.note_failure(&Trouble { cause }, Vec::new());
+            file.queue.note_failure(&Trouble { cause });
         }
+        tokio::spawn(watch_for_hangs(Arc::downgrade(&file.queue), pauses.hangs, file.path.clone()));
         answer.await.unwrap_or(Ok(()))
     }
 
@@ -264,6 +266,14 @@ impl Ledger {
         }
         let Some(file) = &self.file else { return Written::yes() };
         file.queue.submit(Group::new(&changes, Some(undo)))
+    }
+
+    /// Of what was removed by the changes up to now nothing is to be left in the file soon: the freed room
+    /// in it has what was there until it is used again.
+    pub(crate) fn erase_soon(&self) {
+        if let Some(file) = &self.file {
+            file.queue.erase_soon();
+        }
     }
 
     /// What is known of a thread.
@@ -328,6 +338,20 @@ impl Ledger {
         match &self.file {
             Some(file) => file.queue.trouble(),
             None => self.untroubled.subscribe(),
+        }
+    }
+}
+
+/// The writer can't say so itself while it waits for the disk.
+async fn watch_for_hangs(queue: Weak<Queue>, after: Duration, path: PathBuf) {
+    let seconds = after.as_secs();
+    let cause = format!("{}: the disk has not answered for {seconds} seconds", path.display());
+    let trouble = Trouble { cause };
+    loop {
+        tokio::time::sleep(after / 10).await;
+        match queue.upgrade() {
+            Some(queue) if !queue.is_closed() => queue.note_if_hangs(after, &trouble),
+            Some(_) | None => return,
         }
     }
 }

@@ -47,19 +47,24 @@ pub(super) struct Opened {
     deferred: Deferred,
 }
 
-/// Makes a ledger in a storage that is empty.
+/// Makes a ledger in a storage that is empty, with the records of another one, if there is one.
 ///
 /// # Errors
 /// [`Fault`]
-pub(super) fn make(storage: Box<dyn StorageBackend>) -> Result<(), Fault> {
+pub(super) fn make(storage: Box<dyn StorageBackend>, like: Option<&Snapshot>) -> Result<(), Fault> {
     let deferred = Deferred::new(storage)?;
     deferred.release()?;
     let database = database(deferred)?;
-    let transaction = database.begin_write()?;
-    transaction.open_table(META)?.insert(VERSION_KEY, Versions::THIS.newest())?;
-    transaction.open_table(RECORDS)?;
-    transaction.commit()?;
-    Ok(database.close()?)
+    caught(|| {
+        let transaction = database.begin_write()?;
+        transaction.open_table(META)?.insert(VERSION_KEY, Versions::THIS.newest())?;
+        match like {
+            Some(snapshot) => snapshot.copy_to(&transaction)?,
+            None => drop(transaction.open_table(RECORDS)?),
+        }
+        Ok(transaction.commit()?)
+    })?;
+    caught(|| Ok(database.close()?))
 }
 
 /// Opens the ledger of a disk, and brings it to this version.

@@ -3,11 +3,12 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{oneshot, watch};
 
 use crate::registry::ledger::backlog::Backlog;
+use crate::registry::ledger::key;
 use crate::registry::ledger::record::{Operation, append_operations};
 use crate::registry::ledger::{Change, Trouble, Written};
 
@@ -61,8 +62,16 @@ struct State {
     waiting_bytes: usize,
     /// Somebody waits for one of them.
     is_awaited: bool,
-    /// What is being committed.
+    /// What is being committed, and who waits for it.
     current: Option<Arc<Vec<Group>>>,
+    acks: Vec<Ack>,
+    /// How many groups were queued, and how many of them the writer has taken since.
+    queued: u64,
+    taken: u64,
+    /// Once so many are taken nothing of what was removed is to be left in the file.
+    erase_after: Option<u64>,
+    /// Since when the disk is at work.
+    busy_since: Option<Instant>,
     backlog: Backlog,
     /// The backlog that is being committed; `backlog` has what came since.
     current_backlog: Option<Arc<Backlog>>,
@@ -80,11 +89,20 @@ enum Phase {
 /// What the writer is to do.
 #[derive(Debug)]
 pub(super) enum Work {
-    Commit(Arc<Vec<Group>>, Vec<Ack>),
+    Commit(Arc<Vec<Group>>),
     /// Nothing came for a while.
     Idle,
     /// Nothing more comes.
     Close,
+}
+
+/// The disk is at work until this is dropped.
+pub(super) struct Busy<'a>(&'a Queue);
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.state().busy_since = None;
+    }
 }
 
 impl Queue {
@@ -141,6 +159,7 @@ impl Queue {
                 }
                 let (ack, written) = oneshot::channel();
                 state.waiting_bytes += group.bytes;
+                state.queued += 1;
                 state.waiting.push_back((group, ack));
                 self.work.notify_one();
                 Written::when(written)
@@ -164,27 +183,17 @@ impl Queue {
             .or_else(|| state.current_backlog.as_ref()?.find(key))
     }
 
-    /// Waits for something to do, with `idle` at most so long.
-    pub(super) fn next(&self, idle: Option<Duration>) -> Work {
+    /// Waits for something to do, at most so long.
+    pub(super) fn next(&self, at_most: Duration) -> Work {
         let is_idle = |state: &mut State| state.waiting.is_empty() && !state.is_closing;
         let is_unawaited = |state: &mut State| !state.is_awaited && !state.is_closing;
-        let mut state = self.state();
-        match idle {
-            Some(idle) => {
-                let waited = self.work.wait_timeout_while(state, idle, is_idle);
-                let (waited, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
-                if timeout.timed_out() {
-                    return Work::Idle;
-                }
-                state = waited;
-            }
-            None => {
-                let waited = self.work.wait_while(state, is_idle);
-                state = waited.unwrap_or_else(PoisonError::into_inner);
-            }
+        let waited = self.work.wait_timeout_while(self.state(), at_most, is_idle);
+        let (state, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+        if timeout.timed_out() {
+            return Work::Idle;
         }
         let lingered = self.work.wait_timeout_while(state, LINGERS, is_unawaited);
-        (state, _) = lingered.unwrap_or_else(PoisonError::into_inner);
+        let (mut state, _) = lingered.unwrap_or_else(PoisonError::into_inner);
         let (mut groups, mut acks, mut bytes) = (Vec::new(), Vec::new(), 0);
         while let Some((group, _)) = state.waiting.front()
             && (groups.is_empty() || bytes + group.bytes <= MOST_AT_ONCE)
@@ -198,15 +207,20 @@ impl Queue {
             return Work::Close;
         }
         state.waiting_bytes -= bytes;
+        state.taken += u64::try_from(groups.len()).unwrap_or_default();
         state.is_awaited = !state.waiting.is_empty();
         let groups = Arc::new(groups);
         state.current = Some(Arc::clone(&groups));
-        Work::Commit(groups, acks)
+        state.acks = acks;
+        Work::Commit(groups)
     }
 
     /// What was being committed is kept.
-    pub(super) fn note_kept(&self, acks: Vec<Ack>) {
-        self.state().current = None;
+    pub(super) fn note_kept(&self) {
+        let mut state = self.state();
+        state.current = None;
+        let acks = std::mem::take(&mut state.acks);
+        drop(state);
         for ack in acks {
             // Nobody may wait for it.
             let _ = ack.send(Ok(()));
@@ -214,28 +228,87 @@ impl Queue {
     }
 
     /// What was being committed may be kept or not, and nothing can be kept now.
-    pub(super) fn note_failure(&self, trouble: &Trouble, mut acks: Vec<Ack>) {
-        {
-            let mut state = self.state();
-            let State { current, waiting, backlog, .. } = &mut *state;
-            for group in current.take().iter().flat_map(|groups| groups.iter()) {
-                match &group.undo {
-                    // The disk may have it all the same.
-                    Some(undo) => backlog.add(Group::new(undo, None).operations),
-                    None => backlog.add(group.operations.iter().cloned()),
-                }
-            }
-            for (group, ack) in waiting.drain(..) {
-                if group.undo.is_none() {
-                    backlog.add(group.operations);
-                }
-                acks.push(ack);
-            }
-            state.waiting_bytes = 0;
-            self.set_trouble(&mut state, trouble);
-        }
+    pub(super) fn note_failure(&self, trouble: &Trouble) {
+        let mut state = self.state();
+        let acks = self.fail(&mut state, trouble);
+        drop(state);
         for ack in acks {
             let _ = ack.send(Err(trouble.clone()));
+        }
+    }
+
+    /// Whoever is to be told.
+    fn fail(&self, state: &mut State, trouble: &Trouble) -> Vec<Ack> {
+        let State { current, acks, waiting, backlog, .. } = &mut *state;
+        for group in current.take().iter().flat_map(|groups| groups.iter()) {
+            match &group.undo {
+                // The disk may have it all the same.
+                Some(undo) => backlog.add(Group::new(undo, None).operations),
+                None => backlog.add(group.operations.iter().cloned()),
+            }
+        }
+        let mut acks = std::mem::take(acks);
+        for (group, ack) in waiting.drain(..) {
+            if group.undo.is_none() {
+                backlog.add(group.operations);
+            }
+            acks.push(ack);
+        }
+        state.waiting_bytes = 0;
+        state.taken = state.queued;
+        self.set_trouble(state, trouble);
+        acks
+    }
+
+    /// The disk is at work until what this gives is dropped.
+    pub(super) fn busy(&self) -> Busy<'_> {
+        self.state().busy_since = Some(Instant::now());
+        Busy(self)
+    }
+
+    /// Where the disk has been at work for so long, nothing can be kept now: what it is at may come to its end
+    /// or not.
+    pub(super) fn note_if_hangs(&self, after: Duration, trouble: &Trouble) {
+        let mut state = self.state();
+        let hangs = state.busy_since.is_some_and(|since| since.elapsed() >= after);
+        if !hangs || !matches!(state.phase, Phase::Keeping) {
+            return;
+        }
+        let acks = self.fail(&mut state, trouble);
+        drop(state);
+        tracing::warn!(cause = trouble.cause, "the state can't be written now");
+        for ack in acks {
+            let _ = ack.send(Err(trouble.clone()));
+        }
+    }
+
+    /// Whether nothing can be kept now.
+    pub(super) fn is_troubled(&self) -> bool {
+        matches!(self.state().phase, Phase::Troubled(_))
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        matches!(self.state().phase, Phase::Closed(_))
+    }
+
+    /// Of what was removed by now nothing is to be left in the file.
+    pub(super) fn erase_soon(&self) {
+        let mut state = self.state();
+        state.erase_after = Some(state.queued);
+    }
+
+    /// Whether there is something to erase whose removal is kept.
+    pub(super) fn has_to_erase(&self) -> bool {
+        let state = self.state();
+        let is_kept = |after| state.current.is_none() && after <= state.taken;
+        matches!(state.phase, Phase::Keeping) && state.erase_after.is_some_and(is_kept)
+    }
+
+    /// Nothing is left of what was removed when this was asked for.
+    pub(super) fn note_erased(&self) {
+        let mut state = self.state();
+        if state.erase_after.is_some_and(|after| after <= state.taken) {
+            state.erase_after = None;
         }
     }
 
@@ -293,14 +366,26 @@ impl Queue {
         self.work.notify_all();
     }
 
+    /// Of how many turns the end could not be kept until now.
+    pub(super) fn unkept_ends(&self) -> usize {
+        let state = self.state();
+        let ends = state.backlog.operations().filter(|operation| match operation {
+            Operation::Put { key, .. } => key::is_end(key),
+            Operation::Remove(_) | Operation::RemoveAll(_) => false,
+        });
+        ends.count()
+    }
+
     /// Nothing is kept any more, because of this.
     pub(super) fn note_closed(&self, trouble: &Trouble) {
         let mut state = self.state();
+        state.current = None;
+        let acks = std::mem::take(&mut state.acks);
         state.phase = Phase::Closed(trouble.clone());
         state.waiting_bytes = 0;
         let waiting = std::mem::take(&mut state.waiting);
         drop(state);
-        for (_, ack) in waiting {
+        for ack in waiting.into_iter().map(|(_, ack)| ack).chain(acks) {
             let _ = ack.send(Err(trouble.clone()));
         }
     }

@@ -3,7 +3,10 @@
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
 
-use redb::{Database, ReadTransaction, ReadableDatabase as _, Table, TableDefinition};
+use redb::{
+    Database, ReadTransaction, ReadableDatabase as _, ReadableTable as _, Table, TableDefinition,
+    WriteTransaction,
+};
 
 use crate::registry::ledger::fault::Fault;
 use crate::registry::ledger::record::{Operation, Record};
@@ -20,11 +23,15 @@ pub(super) const RECORDS: TableDefinition<'static, &[u8], &[u8]> = TableDefiniti
 /// # Errors
 /// Those of `work`; [`Fault::Damaged`] where it panics.
 pub(super) fn caught<T>(work: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
-    std::panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic: Box<dyn Any + Send>| {
-        let words = panic.downcast_ref::<&str>().map(|words| (*words).to_owned());
-        let words = words.or_else(|| panic.downcast_ref::<String>().cloned());
-        Err(Fault::Damaged(words.unwrap_or_else(|| "it can't be read".to_owned())))
-    })
+    std::panic::catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|panic| Err(Fault::Damaged(words_of(&*panic))))
+}
+
+/// What somebody said who panicked.
+pub(super) fn words_of(panic: &(dyn Any + Send)) -> String {
+    let words = panic.downcast_ref::<&str>().map(|words| (*words).to_owned());
+    let words = words.or_else(|| panic.downcast_ref::<String>().cloned());
+    words.unwrap_or_else(|| "it can't be read".to_owned())
 }
 
 /// Does these operations in one transaction, durable on return. By how many bytes the records have grown.
@@ -128,6 +135,19 @@ impl Snapshot {
             Some(value) => decode(key, value.value()).map(Some),
             None => Ok(None),
         })
+    }
+
+    /// Has the other one have these records.
+    ///
+    /// # Errors
+    /// [`Fault`]
+    pub(super) fn copy_to(&self, other: &WriteTransaction) -> Result<(), Fault> {
+        let mut records = other.open_table(RECORDS)?;
+        for read in self.0.open_table(RECORDS)?.iter()? {
+            let (key, value) = read?;
+            records.insert(key.value(), value.value())?;
+        }
+        Ok(())
     }
 
     /// All records in the order of their keys, each with how many bytes it takes.

@@ -61,6 +61,7 @@ impl Engine {
         self.turns.forget_thread(&thread_id, key);
         self.latest_threads.forget(&thread_id);
         self.contexts.erase(key, (&thread_id, &thread.facts), &reserved).await?;
+        self.ledger.erase_soon();
         // Nobody will ever name it.
         *thread = ThreadState::default();
         Ok(thread_id)

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use redb::StorageBackend;
 
 use super::sample::{self, Model, Restored};
-use crate::registry::ledger::disk::Disk;
+use crate::registry::ledger::disk::{Disk, Whereabouts};
 use crate::registry::ledger::fault::Fault;
 use crate::registry::ledger::writer::Pauses;
 use crate::registry::ledger::{Change, Durability, Ledger, Written, open};
@@ -43,6 +43,8 @@ struct Bytes {
     failures: Option<usize>,
     /// Whether a sync waits.
     is_held: bool,
+    /// Who looks for it panics, once.
+    panics: bool,
     /// Which of the unsynced steps outlive the end of power.
     luck: u64,
     is_off: bool,
@@ -131,7 +133,7 @@ impl Memory {
     /// With an empty ledger in it.
     fn new() -> Memory {
         let memory = Memory::default();
-        open::make(Box::new(memory.clone())).unwrap();
+        open::make(Box::new(memory.clone()), None).unwrap();
         memory.bytes().steps = 0;
         memory
     }
@@ -158,10 +160,15 @@ impl Memory {
 
     /// A ledger on it, and what it has restored.
     async fn open(&self) -> (Ledger, Model) {
+        self.open_with(Duration::from_secs(10)).await
+    }
+
+    async fn open_with(&self, hangs: Duration) -> (Ledger, Model) {
         let pauses = Pauses {
             again: Duration::from_millis(1),
             in_use: Duration::from_millis(1),
-            idle: Duration::from_secs(1),
+            smaller: Duration::from_secs(1),
+            hangs,
         };
         let ledger = Ledger::on(Box::new(self.clone()), Durability::Power, pauses);
         let restored = Restored::default();
@@ -217,6 +224,11 @@ impl Disk for Memory {
 
     fn len(&self) -> u64 {
         self.bytes().now.len() as u64
+    }
+
+    fn look(&mut self) -> Whereabouts {
+        assert!(!std::mem::take(&mut self.bytes().panics), "a fault");
+        Whereabouts::InPlace
     }
 }
 
@@ -463,4 +475,57 @@ async fn with_much_that_waits_no_turn_starts_and_those_that_run_are_kept() {
     ledger.try_write(start(3), Vec::new()).await.unwrap();
     let (_again, found) = memory.after(true).open().await;
     assert_eq!(found.turns.len(), 2);
+}
+
+#[tokio::test]
+async fn a_disk_that_hangs_is_trouble_until_it_answers_and_keeps_what_counts() {
+    let memory = Memory::new();
+    let (ledger, _) = memory.open_with(Duration::from_millis(50)).await;
+    memory.bytes().is_held = true;
+    let bind = |number| Change::Bind(sample::context(number), sample::binding(number));
+    let start = |number| Change::StartTurn(Box::new(sample::started(number)));
+    let forget = |number| Change::ForgetTurn(sample::turn(number));
+    // One is being committed, the others wait.
+    let held = ledger.try_write(vec![start(1), bind(1)], vec![forget(1)]);
+    let others = [ledger.write(vec![bind(2)]), ledger.try_write(vec![start(3)], vec![forget(3)])];
+    for written in std::iter::once(held).chain(others) {
+        let cause = written.await.unwrap_err().cause;
+        assert!(cause.starts_with("/disk: the disk has not answered for"), "{cause}");
+    }
+    assert!(ledger.trouble().borrow().is_some());
+    memory.bytes().is_held = false;
+    ledger.trouble().wait_for(Option::is_none).await.unwrap();
+    ledger.write(vec![bind(4)]).await.unwrap();
+    let (_again, found) = memory.after(true).open().await;
+    assert!(found.turns.is_empty(), "what was refused is undone");
+    assert_eq!(found.bindings.len(), 3, "{:?}", found.bindings);
+}
+
+#[tokio::test]
+async fn a_panic_of_the_writer_is_trouble_that_goes_away_and_nobody_waits_for_ever() {
+    let memory = Memory::new();
+    let (ledger, _) = memory.open().await;
+    let bind = |number| Change::Bind(sample::context(number), sample::binding(number));
+    for number in 0..3 {
+        memory.bytes().panics = true;
+        // It may be the one that looks, or one that comes later.
+        let written = ledger.write(vec![bind(number)]).await;
+        assert!(written.is_ok() || ledger.trouble().borrow().is_some() || number == 0);
+        ledger.trouble().wait_for(Option::is_none).await.unwrap();
+    }
+    ledger.write(vec![bind(4)]).await.unwrap();
+    let (_again, found) = memory.after(true).open().await;
+    assert_eq!(found.bindings.len(), 4);
+}
+
+#[tokio::test]
+async fn a_panic_while_it_is_taken_in_refuses_the_ledger() {
+    let memory = Memory::new();
+    let (ledger, _) = memory.open().await;
+    ledger.write(vec![Change::Bind(sample::context(1), sample::binding(1))]).await.unwrap();
+    ledger.close().await;
+    let ledger = Ledger::on(Box::new(memory), Durability::Power, Pauses::default());
+    let refused = ledger.open(Box::new(|_| panic!("too large"))).await.unwrap_err();
+    assert!(refused.to_string().contains("too large"), "{refused}");
+    assert!(ledger.write(Vec::new()).await.is_err());
 }

@@ -3,5 +3,6 @@
 mod faults;
 mod files;
 mod import;
+mod place;
 mod salvage;
 pub(super) mod sample;
