@@ -418,7 +418,9 @@ fn what_a_sidecar_never_keeps_is_not_taken() {
     let queued = json!({ "position": 1 });
     let completed = lines[2]["end"]["event"]["turn_completed"].clone();
     // The line, what is changed in it, and what is told.
-    let cases: &[(usize, &[(&str, Value)], &str)] = &[
+    /// The line's number, what is changed in it, what is said of it.
+    type Case<'a> = (usize, &'a [(&'a str, Value)], &'a str);
+    let cases: &[Case<'_>] = &[
         (1, &[("/context_id", json!("  c "))], "context_id \"  c \" has space around it"),
         (1, &[("/context_id", json!(""))], "context_id \"\" is empty"),
         (1, &[("/context_id", json!(long))], "… (257 bytes) is too long; give at most 256 bytes"),
