@@ -74,7 +74,7 @@ pub mod process {
 
 pub mod registry {
     pub use super::kept_contexts::KeptContexts;
-    pub use crate::registry::ledger::Durability;
+    pub use crate::registry::ledger::{Durability, StatePath};
 }
 
 pub mod telemetry {

@@ -6,6 +6,7 @@ use std::path::Path;
 use crate::support::{Place, Sidecar, Told, desk, processes, prompt, with_options};
 use codex_sidecar::parts::config::ToolDefaults;
 use codex_sidecar::parts::model::options::ThreadOptions;
+use codex_sidecar::parts::registry::StatePath;
 use codex_sidecar::pb;
 use codex_sidecar::pb::item::Kind;
 use serde_json::json;
@@ -303,7 +304,7 @@ async fn developer_instructions_of_a_later_turn_are_told_to_be_ignored() {
     // The thread was begun without any.
     sidecar.run(prompt("b", "hello")).await;
     assert_eq!(codes(&sidecar.run(with("b", "Answer in Greek.")).await), ignored);
-    // It is remembered when the worker is lost, and not known when the sidecar was.
+    // It is remembered when the worker is lost, and when the sidecar is; not by one that keeps nothing.
     let worker = sidecar.workers().await.remove(0);
     processes::signal(worker.pid, rustix::process::Signal::KILL);
     assert!(codes(&sidecar.run(with("a", "Answer in Latin.")).await).is_empty());
@@ -314,6 +315,13 @@ async fn developer_instructions_of_a_later_turn_are_told_to_be_ignored() {
         thread_id: thread.clone(),
         ..with("a", instructions)
     };
+    assert!(codes(&sidecar.run(explicit("Answer in Latin.")).await).is_empty());
+    assert_eq!(codes(&sidecar.run(explicit("Answer in Greek.")).await), ignored);
+    let place = sidecar.stop().await;
+    let sidecar = Sidecar::in_place(place, |_, config| {
+        config.state.path = Some(StatePath::Memory);
+    })
+    .await;
     assert_eq!(codes(&sidecar.run(explicit("Answer in Latin.")).await), ignored);
     assert!(codes(&sidecar.run(explicit("Answer in Latin.")).await).is_empty(), "told once");
     sidecar.stop().await;

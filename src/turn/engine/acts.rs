@@ -264,7 +264,7 @@ impl Held {
     }
 
     fn keep(&mut self, Kept { has_begun, in_force, usage }: Kept) {
-        self.thread.facts.is_blank &= !has_begun;
+        self.thread.facts.is_blank &= !has_begun || self.is_unsaved;
         if let Some(loaded) = &mut self.thread.loaded {
             loaded.note_in_force(in_force);
         }

@@ -97,6 +97,10 @@ pub(super) struct Held {
     // Shared with the worker's books for as long as Codex goes on with a turn that was given up.
     pub(super) lease: Arc<Lease>,
     pub(super) thread: ThreadLock<LoadedThread>,
+    // Whether nothing was written of the thread before this turn.
+    was_blank: bool,
+    // Codex has said in this turn that it could not write the thread down.
+    pub(super) is_unsaved: bool,
 }
 
 /// Something that the turn's machine has to be told.
@@ -231,8 +235,9 @@ impl Driver {
                     self.engine.pool.doubt_home();
                 }
                 if let Some(held) = &mut self.held {
+                    let is_unsaved = held.note_unsaved(&told);
                     held.count_turns(&told);
-                    if held.note_history(&told) {
+                    if held.note_history(&told) || is_unsaved {
                         held.keep_facts(&self.engine.contexts);
                     }
                     if self.keeping.waits_for_codex() && held.is_written_down(&told) {
@@ -312,7 +317,17 @@ impl Driver {
                 let opened = Opened { thread_id: thread_id.clone(), origin, eviction, warnings };
                 let lease = Arc::new(lease);
                 self.turn.note_worker(lease.worker().id().slot_name());
-                self.held = Some(Held { thread_id, began_at, loaded, route, lease, thread });
+                let (was_blank, is_unsaved) = (thread.facts.is_blank, false);
+                self.held = Some(Held {
+                    thread_id,
+                    began_at,
+                    loaded,
+                    route,
+                    lease,
+                    thread,
+                    was_blank,
+                    is_unsaved,
+                });
                 Some(Input::Opened(Ok(opened)))
             }
             Done::Opened(Err(error)) => Some(Input::Opened(Err(error))),
@@ -370,11 +385,24 @@ impl Held {
         is_of_turn && turn_id.is_some() && thread_id.as_deref() == Some(self.thread_id.as_str())
     }
 
+    /// Notes that Codex could not write the thread down. One of which nothing was written before is as blank
+    /// as it was: what it has goes with its worker.
+    fn note_unsaved(&mut self, told: &Told) -> bool {
+        if !told.is_of_lost_history() {
+            return false;
+        }
+        self.is_unsaved = true;
+        let is_news = self.was_blank && !self.thread.facts.is_blank;
+        self.thread.facts.is_blank |= self.was_blank;
+        is_news
+    }
+
     /// Notes whether the thread has a history now, of which nothing was known before: Codex tells of items
     /// when it has written down what they answer.
     fn note_history(&mut self, told: &Told) -> bool {
         let is_of_thread = told.scope.thread_id.as_deref() == Some(self.thread_id.as_str());
-        let is_news = self.thread.facts.is_blank && told.is_of_an_item() && is_of_thread;
+        let can_be = self.thread.facts.is_blank && !self.is_unsaved;
+        let is_news = can_be && told.is_of_an_item() && is_of_thread;
         self.thread.facts.is_blank &= !is_news;
         is_news
     }

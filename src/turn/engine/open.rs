@@ -556,7 +556,7 @@ impl Engine {
                     return Err(self.bad_config(worker, cause).await);
                 }
                 Err(ThreadError::NothingWritten(cause)) => {
-                    let cause = note_nothing_written(facts, cause);
+                    let cause = nothing_written(facts, cause);
                     let error = ThreadError::NothingWritten(cause);
                     return Err(open_error(error, Some(thread_id)));
                 }
@@ -651,13 +651,11 @@ async fn history_lost(
     Some(Event::warning(WarningCode::ThreadTruncated, message, ""))
 }
 
-/// Notes that Codex never got to write down anything of a thread. If all that it had was seen here it is
-/// blank from now on: what it had went with the worker that could not write it, and its context would be
-/// refused for ever. Gives the cause with what is lost.
-fn note_nothing_written(facts: &mut ThreadFacts, cause: String) -> String {
-    let Some(TurnsSeen { count, .. }) = facts.turns else { return cause };
-    let had_none = std::mem::replace(&mut facts.is_blank, true) && count == 0;
-    if had_none {
+/// Why a thread can't be had of which Codex has not a byte, with what is lost where it had said that it could
+/// not write it down. Of any other somebody has taken the content.
+fn nothing_written(facts: &ThreadFacts, cause: String) -> String {
+    let Some(TurnsSeen { count: count @ 1.., .. }) = facts.turns else { return cause };
+    if !facts.is_blank {
         return cause;
     }
     format!(
