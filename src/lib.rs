@@ -7,6 +7,7 @@
 //! `pool` are what it stands on; `worker` is one Codex process, which `app_server` speaks with and
 //! `process` starts and ends; `model` are the words that all of them speak.
 
+mod access;
 mod app;
 mod app_server;
 mod cli;

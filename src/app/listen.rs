@@ -17,9 +17,9 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixSocket, UnixStream};
 use tokio::time::Instant;
 use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
-use tonic::service::Routes;
 
 use super::connections::{self, Connections};
+use super::doors::Doors;
 use super::{ServeError, StartError};
 use crate::config::{Config, ListenAddress, UnixSockets};
 use crate::model::id::CallerName;
@@ -270,11 +270,11 @@ impl Listener {
 pub(super) async fn serve(
     listener: Listener,
     address: BoundAddress,
-    routes: Routes,
+    doors: Doors,
     connections: Connections,
     close: CancellationToken,
 ) -> Result<(), ServeError> {
-    let served = connections::serve(listener, routes, connections, close).await;
+    let served = connections::serve(listener, doors, connections, close).await;
     served.map_err(|source| ServeError::Transport { address: address.to_string(), source })
 }
 

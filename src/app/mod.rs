@@ -5,10 +5,12 @@
 //! its own, because an open stream would otherwise hold it up for ever.
 
 mod connections;
+mod doors;
 mod home_lock;
 mod listen;
 mod worker_spec;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -23,9 +25,11 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use self::connections::Connections;
+use self::doors::Doors;
 use self::home_lock::HomeLock;
 use self::listen::Listener;
 use self::worker_spec::worker_spec;
+use crate::access::Access;
 use crate::config::{Config, key_fingerprint};
 use crate::grpc::api::codex_service_server::CodexServiceServer;
 use crate::grpc::api::pool_service_server::PoolServiceServer;
@@ -34,6 +38,7 @@ use crate::grpc::limits::ConnectionLimits;
 use crate::grpc::pool_service::{PoolApi, Setup};
 use crate::grpc::stream::EventBodies;
 use crate::grpc::when_read::WhenRead;
+use crate::model::id::Tenant;
 use crate::offline_model::OfflineModel;
 use crate::output_schema;
 use crate::pb;
@@ -148,8 +153,8 @@ pub struct App {
     offline_model: Option<OfflineModel>,
     pool: Arc<Pool>,
     engine: Arc<Engine>,
-    routes: Routes,
-    health_routes: Routes,
+    doors: Doors,
+    health_doors: Doors,
     reporter: HealthReporter,
 }
 
@@ -242,9 +247,12 @@ impl App {
             .max_decoding_message_size(config.requests.max_message_bytes);
         let health = health.max_decoding_message_size(config.requests.max_message_bytes);
         let codex = WhenRead::new(EventBodies(codex), Arc::clone(&ledger));
-        let health_routes = Routes::new(health.clone());
+        let open = Routes::new(health.clone());
         let routes = Routes::new(health).add_service(codex).add_service(workers);
         let routes = with_reflection(routes, config.requests.max_message_bytes)?;
+        let tenants = BTreeMap::from([(Tenant::default(), routes)]);
+        let doors = Doors::new(Arc::new(Access::default()), open.clone(), tenants);
+        let health_doors = Doors::open(open);
         Ok(App {
             config,
             home_lock,
@@ -253,8 +261,8 @@ impl App {
             offline_model,
             pool,
             engine,
-            routes,
-            health_routes,
+            doors,
+            health_doors,
             reporter,
         })
     }
@@ -283,18 +291,18 @@ impl App {
             offline_model,
             pool,
             engine,
-            routes,
-            health_routes,
+            doors,
+            health_doors,
             reporter,
         } = self;
         let close = CancellationToken::new();
         let mut servers = tokio::task::JoinSet::new();
         // Probes have a room of their own: those who crowd the other one can't keep them out.
-        for (listeners, routes) in [(listeners, routes), (health_listeners, health_routes)] {
+        for (listeners, doors) in [(listeners, doors), (health_listeners, health_doors)] {
             let connections = Connections::new(config.connections.clone());
             for (listener, address) in listeners {
-                let (routes, connections) = (routes.clone(), connections.clone());
-                servers.spawn(listen::serve(listener, address, routes, connections, close.clone()));
+                let (doors, connections) = (doors.clone(), connections.clone());
+                servers.spawn(listen::serve(listener, address, doors, connections, close.clone()));
             }
         }
         let readiness = tokio::spawn(report_readiness(reporter.clone(), Arc::clone(&engine)));

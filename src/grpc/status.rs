@@ -39,7 +39,12 @@ impl From<Refusal> for Status {
 /// The status that says `refusal`.
 pub(crate) fn status(refusal: &Refusal) -> Status {
     match refusal {
-        Refusal::InvalidInput(violations) => invalid_input(violations),
+        Refusal::Unauthenticated => {
+            says(Code::Unauthenticated, "UNAUTHENTICATED", refusal).status()
+        }
+        Refusal::InvalidInput(violations) => {
+            of_fields(Code::InvalidArgument, "INVALID_INPUT", "invalid request: ", violations)
+        }
         Refusal::ThreadNotFound { thread_id, cause: _, can_be_new: _ } => {
             says(Code::NotFound, "THREAD_NOT_FOUND", refusal).with("thread_id", thread_id).status()
         }
@@ -86,10 +91,8 @@ pub(crate) fn status(refusal: &Refusal) -> Status {
                 .about(field, refusal)
                 .status()
         }
-        Refusal::PolicyDenied { field, description } => {
-            says(Code::PermissionDenied, "POLICY_DENIED", refusal)
-                .about(field, description)
-                .status()
+        Refusal::PolicyDenied(denied) => {
+            of_fields(Code::PermissionDenied, "POLICY_DENIED", "denied by policy: ", denied)
         }
         Refusal::QueueFull { waiting: _, retry_after }
         | Refusal::QueueShareFull { waiting: _, retry_after }
@@ -294,9 +297,14 @@ impl Draft {
     }
 }
 
-fn invalid_input(violations: &[FieldViolation]) -> Status {
+fn of_fields(
+    code: Code,
+    reason: &'static str,
+    what: &str,
+    violations: &[FieldViolation],
+) -> Status {
     // The message is for people and has the first ones; the BadRequest is for programs.
-    let mut message = "invalid request: ".to_owned();
+    let mut message = what.to_owned();
     for (at, FieldViolation { field, description }) in violations.iter().enumerate() {
         if message.len() > MESSAGE_BYTES {
             break;
@@ -304,7 +312,7 @@ fn invalid_input(violations: &[FieldViolation]) -> Status {
         let separator = if at == 0 { "" } else { "; " };
         message.push_str(&format!("{separator}{field}: {description}"));
     }
-    let mut draft = says(Code::InvalidArgument, "INVALID_INPUT", message);
+    let mut draft = says(code, reason, message);
 
     let mut listed = 0;
     let mut bytes = 0;
@@ -414,7 +422,7 @@ mod tests {
                 "WORKING_DIRECTORY_MISSING",
             ),
             (
-                Refusal::PolicyDenied { field: cause(), description: cause() },
+                Refusal::PolicyDenied(vec![FieldViolation::new(cause(), cause())]),
                 Code::PermissionDenied,
                 "POLICY_DENIED",
             ),

@@ -49,16 +49,16 @@ pub(super) async fn run(
 /// The refusal of the turn, as that of the call that it came with.
 fn within(refusal: Refusal) -> Refusal {
     let path = |field: String| format!("{REQUEST}.{field}");
+    let all = |violations: Vec<FieldViolation>| {
+        let within = |FieldViolation { field, description }| FieldViolation {
+            field: path(field),
+            description,
+        };
+        violations.into_iter().map(within).collect()
+    };
     match refusal {
-        Refusal::InvalidInput(violations) => {
-            let violations = violations.into_iter().map(|FieldViolation { field, description }| {
-                FieldViolation { field: path(field), description }
-            });
-            Refusal::InvalidInput(violations.collect())
-        }
-        Refusal::PolicyDenied { field, description } => {
-            Refusal::PolicyDenied { field: path(field), description }
-        }
+        Refusal::InvalidInput(violations) => Refusal::InvalidInput(all(violations)),
+        Refusal::PolicyDenied(denied) => Refusal::PolicyDenied(all(denied)),
         Refusal::WorkingDirectoryMissing { field, path: directory, cause } => {
             Refusal::WorkingDirectoryMissing { field: path(field), path: directory, cause }
         }

@@ -74,6 +74,11 @@ pub(crate) fn show_json(json: &str) -> String {
 /// Why a call was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
+    /// No credential, or one that opens nothing. Which of the two is for the log alone.
+    #[error(
+        "the call needs a credential that is known here: send authorization: Bearer …, or come with a client certificate or as a user that the sidecar knows"
+    )]
+    Unauthenticated,
     /// The request is wrong by itself.
     #[error("invalid request: {}", .0.iter().map(|violation| format!("{}: {}", violation.field, violation.description)).collect::<Vec<_>>().join("; "))]
     InvalidInput(Vec<FieldViolation>),
@@ -162,14 +167,10 @@ pub enum Refusal {
         /// `does not exist`, `is not a directory`, ….
         cause: String,
     },
-    /// Above the policy's ceiling, or outside the allowed roots.
-    #[error("{field} is denied by policy: {description}")]
-    PolicyDenied {
-        /// The field's path.
-        field: String,
-        /// What is denied and what is allowed.
-        description: String,
-    },
+    /// Above the policy's ceiling, or outside the allowed roots: each field with what is denied, what is
+    /// allowed, and the setting that says so.
+    #[error("denied by policy: {}", .0.iter().map(|denied| format!("{}: {}", denied.field, denied.description)).collect::<Vec<_>>().join("; "))]
+    PolicyDenied(Vec<FieldViolation>),
     /// Too many turns wait.
     #[error("{waiting} turns already wait, the limit of this sidecar; try again later")]
     QueueFull {

@@ -23,6 +23,7 @@ use proc_macro2::{Delimiter, Group, Ident, Literal, TokenStream, TokenTree};
 const FLOORS: &[&[&str]] = &[
     &["model", "pb"],
     &[
+        "access",
         "process",
         "app_server",
         "redact",

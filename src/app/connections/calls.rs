@@ -14,18 +14,21 @@ use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tonic::Status;
-use tonic::service::Routes;
 
 use super::books::{CallOnDrop, Connection};
+use crate::access::Peer;
+use crate::app::doors::{Closed, Doors};
 use crate::grpc::call;
 use crate::model::id::CallerName;
+use crate::model::refusal::Refusal;
 
 /// The services for one connection.
 #[derive(Debug)]
 pub(super) struct Calls {
     pub(super) connection: Arc<Connection>,
     pub(super) name: CallerName,
-    pub(super) routes: Routes,
+    pub(super) peer: Peer,
+    pub(super) doors: Doors,
 }
 
 impl hyper::service::Service<Request<Incoming>> for Calls {
@@ -39,10 +42,16 @@ impl hyper::service::Service<Request<Incoming>> for Calls {
         let open = self.connection.begin_call(waits);
         request.extensions_mut().insert(self.connection.caller);
         request.extensions_mut().insert(self.name.clone());
-        let (connection, routes) = (Arc::clone(&self.connection), self.routes.clone());
+        let connection = Arc::clone(&self.connection);
+        let services = self.doors.services(request.uri().path(), &self.peer, request.headers());
         Box::pin(async move {
             let patience = connection.limits().request_timeout;
-            let response = call::answer(routes, request, patience, connection.arrivals()).await;
+            let response = match services {
+                Ok(routes) => call::answer(routes, request, patience, connection.arrivals()).await,
+                Err(Closed::Unauthenticated(_)) => {
+                    Status::from(Refusal::Unauthenticated).into_http()
+                }
+            };
             Ok(response.map(|body| Counted { body, call: open }))
         })
     }

@@ -26,13 +26,14 @@ use rustix::io::Errno;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tonic::service::Routes;
 
 use self::books::Connection;
 pub(super) use self::books::Connections;
 use self::calls::Calls;
 use self::handshake::Handshake;
+use super::doors::Doors;
 use super::listen::{Listener, Socket};
+use crate::access::Peer;
 use crate::model::id::CallerName;
 
 /// How long a connection that is told to leave, and has no call, is there for one that is on its way.
@@ -47,7 +48,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 /// What the system says where the listener is of no use any more.
 pub(super) async fn serve(
     listener: Listener,
-    routes: Routes,
+    doors: Doors,
     connections: Connections,
     close: CancellationToken,
 ) -> io::Result<()> {
@@ -61,7 +62,7 @@ pub(super) async fn serve(
                 Ok((socket, name)) => {
                     // Else it is closed here and now.
                     if let Some(connection) = connections.admit(&close) {
-                        open.spawn(hold(socket, name, connection, routes.clone()));
+                        open.spawn(hold(socket, name, connection, doors.clone()));
                     }
                 }
                 Err(error) => match Errno::from_io_error(&error) {
@@ -86,12 +87,12 @@ pub(super) async fn serve(
     Ok(())
 }
 
-async fn hold(socket: Socket, name: CallerName, connection: Connection, routes: Routes) {
+async fn hold(socket: Socket, name: CallerName, connection: Connection, doors: Doors) {
     let connection = Arc::new(connection);
     let (limits, close) = (connection.limits(), &connection.close);
     let shaken = CancellationToken::new();
     let socket = Handshake::new(socket, shaken.clone());
-    let calls = Calls { connection: Arc::clone(&connection), name, routes };
+    let calls = Calls { connection: Arc::clone(&connection), name, peer: Peer::default(), doors };
     let mut http = http2::Builder::new(TokioExecutor::new());
     http.timer(TokioTimer::new())
         // Neither is bounded by default: a client could open streams, or reset them, without end.

@@ -2,6 +2,7 @@
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tonic::service::Routes;
 use tonic::transport::Endpoint;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -19,9 +20,9 @@ async fn health_service(limits: ConnectionLimits) -> (std::net::SocketAddr, Conn
     let connections = Connections::new(limits);
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
-    let (routes, shared) = (Routes::new(health), connections.clone());
+    let (doors, shared) = (Doors::open(Routes::new(health)), connections.clone());
     tokio::spawn(async move {
-        serve(Listener::Tcp(listener), routes, shared, CancellationToken::new()).await
+        serve(Listener::Tcp(listener), doors, shared, CancellationToken::new()).await
     });
     (address, connections)
 }

@@ -65,6 +65,7 @@ pub(super) fn thread_options(
         reasoning_summary,
         approvals_reviewer,
         service_tier,
+        environment: _,
     } = options;
 
     let model = model.and_then(|name| model_name(&name, faults));

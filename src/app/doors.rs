@@ -1,0 +1,66 @@
+//! The doors: which services a call comes to, by who makes it.
+//!
+//! Each tenant has services of its own, over an engine of its own, so that nothing of one is within the
+//! reach of another: a call comes to those of its tenant, or to none.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use http::HeaderMap;
+use tonic::service::Routes;
+
+use crate::access::{Access, Peer, Unauthenticated};
+use crate::model::id::Tenant;
+
+/// What a call may come to. Clones are the same doors.
+#[derive(Debug, Clone)]
+pub(super) struct Doors(Arc<Inside>);
+
+#[derive(Debug)]
+struct Inside {
+    access: Arc<Access>,
+    /// What is nobody's: health.
+    open: Routes,
+    tenants: BTreeMap<Tenant, Routes>,
+}
+
+/// A call that no door opens for.
+#[derive(Debug)]
+pub(super) enum Closed {
+    /// It is not known whose it is.
+    Unauthenticated(Unauthenticated),
+}
+
+impl Doors {
+    /// To the services of each tenant; `open` are for everybody.
+    pub(super) fn new(
+        access: Arc<Access>,
+        open: Routes,
+        tenants: BTreeMap<Tenant, Routes>,
+    ) -> Doors {
+        Doors(Arc::new(Inside { access, open, tenants }))
+    }
+
+    /// To these alone, for everybody: health probes.
+    pub(super) fn open(open: Routes) -> Doors {
+        Doors::new(Arc::default(), open, BTreeMap::new())
+    }
+
+    /// The services for one call.
+    ///
+    /// # Errors
+    /// [`Closed`]; the body of the call is not read then.
+    pub(super) fn services(
+        &self,
+        path: &str,
+        peer: &Peer,
+        headers: &HeaderMap,
+    ) -> Result<Routes, Closed> {
+        let Inside { access, open, tenants } = &*self.0;
+        if path.starts_with("/grpc.health.v1.") || tenants.is_empty() {
+            return Ok(open.clone());
+        }
+        let tenant = access.admit(peer, headers).map_err(Closed::Unauthenticated)?;
+        Ok(tenants.get(&tenant).cloned().unwrap_or_else(|| open.clone()))
+    }
+}
