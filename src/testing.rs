@@ -31,6 +31,7 @@ use crate::registry::ledger::{self, Ledger};
 use crate::turn::admission::{Admission, AdmissionLimits};
 use crate::turn::contexts::ContextLimits;
 use crate::turn::engine::{Engine, EngineSettings};
+use crate::turn::quota::QuotaLimits;
 use crate::turn::readers::ReaderLimits;
 use crate::turn::retention::Retention;
 use crate::turn::timeouts::Timeouts;
@@ -48,6 +49,7 @@ pub(crate) struct Setup {
     pub(crate) retention: Retention,
     pub(crate) readers: ReaderLimits,
     pub(crate) contexts: ContextLimits,
+    pub(crate) quotas: QuotaLimits,
     pub(crate) timeouts: Timeouts,
     /// What outlives it; nothing, where that is not said.
     pub(crate) state: Option<Arc<ledger::testing::Disk>>,
@@ -170,12 +172,23 @@ impl Sidecar {
             retention: Retention::default(),
             readers: ReaderLimits::default(),
             contexts: ContextLimits::default(),
+            quotas: QuotaLimits::default(),
             timeouts: Timeouts::default(),
             state: None,
         };
         change(&mut setup);
-        let Setup { spec, workers, pool, limits, retention, readers, contexts, timeouts, state } =
-            setup;
+        let Setup {
+            spec,
+            workers,
+            pool,
+            limits,
+            retention,
+            readers,
+            contexts,
+            quotas,
+            timeouts,
+            state,
+        } = setup;
         let work = tempfile::tempdir().unwrap();
         let default_directory = work.path().canonicalize().unwrap();
         let ledger = Arc::new(state.as_ref().map_or_else(Ledger::memory, Ledger::played_on));
@@ -189,6 +202,7 @@ impl Sidecar {
                 timeouts: timeouts.clone(),
                 readers: readers.clone(),
                 contexts: contexts.clone(),
+                quotas: quotas.clone(),
             },
         );
         ledger.open(engine.restoring()).now_or_never().unwrap().unwrap();
@@ -203,6 +217,7 @@ impl Sidecar {
                 pool,
                 drain_grace: Duration::ZERO,
                 admission: limits.clone(),
+                quotas,
                 requests: RequestLimits::default(),
                 connections: ConnectionLimits::default(),
                 max_line_bytes: spec.limits.peer.max_line_bytes,

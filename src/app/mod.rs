@@ -220,6 +220,7 @@ impl App {
                 timeouts: config.timeouts.clone(),
                 readers: config.readers.clone(),
                 contexts: config.contexts.clone(),
+                quotas: config.quotas.clone(),
             },
         );
         // Before anybody is answered: what is not known would else be taken for what is not there.
@@ -422,6 +423,7 @@ fn setup(config: &Config) -> Setup {
         pool: config.pool.clone(),
         drain_grace: config.drain_grace,
         admission: config.limits.clone(),
+        quotas: config.quotas.clone(),
         requests: config.requests.clone(),
         connections: config.connections.clone(),
         max_line_bytes: config.worker.limits.peer.max_line_bytes,

@@ -2,13 +2,27 @@
 
 use std::time::Duration;
 
+use super::load::join;
 use super::{Config, Fault, Origins};
 
-/// Values that contradict each other.
-pub(super) fn together(config: &Config, origins: &Origins, faults: &mut Vec<Fault>) {
-    let origin = |key: &str| match origins.get(key) {
+/// Where the value of this key comes from.
+pub(super) fn origin(origins: &Origins, key: &str) -> String {
+    match origins.get(key) {
         Some(origin) => origin.to_string(),
         None => format!("{key} (default)"),
+    }
+}
+
+/// Values of one place that contradict each other: at the top level, or in the tenant's table at `at`,
+/// which has the top level's where it says nothing.
+pub(super) fn together(config: &Config, at: &str, origins: &Origins, faults: &mut Vec<Fault>) {
+    let is_said = |key: &str| {
+        let own = join(at, key);
+        if origins.contains_key(&own) { Some(own) } else { None }
+    };
+    let origin = |key: &str| match is_said(key) {
+        Some(own) => self::origin(origins, &own),
+        None => self::origin(origins, key),
     };
     let show = |duration: Duration| humantime::format_duration(duration).to_string();
 
@@ -18,7 +32,9 @@ pub(super) fn together(config: &Config, origins: &Origins, faults: &mut Vec<Faul
         // By default it is whatever a maximum leaves of it.
         (
             "idle",
-            timeouts.idle.filter(|_| origins.contains_key("timeouts.idle")),
+            timeouts.idle.filter(|_| {
+                is_said("timeouts.idle").is_some() || origins.contains_key("timeouts.idle")
+            }),
             timeouts.max_idle,
         ),
         ("answer", timeouts.answer, timeouts.max_answer),

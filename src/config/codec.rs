@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::model::id::is_hidden;
 use crate::model::options::{DEEPEST_CONFIG, config_depth};
 use crate::registry::ledger::{Durability, StatePath};
 use crate::telemetry::LogFormat;
@@ -347,6 +348,7 @@ impl Codec for LogFilter {
 }
 
 /// A path that is made absolute.
+#[derive(Clone, Copy)]
 pub(super) struct AbsolutePath {
     /// A name without a slash stays one, and is looked for on PATH.
     pub(super) bare_name_allowed: bool,
@@ -438,6 +440,50 @@ impl Codec for Ids {
 
     fn write(&self, value: &Vec<u32>) -> toml::Value {
         value.iter().map(|id| toml::Value::Integer(i64::from(*id))).collect::<Vec<_>>().into()
+    }
+}
+
+/// Texts that say something.
+pub(super) struct TextList;
+
+impl Codec for TextList {
+    type Value = Vec<String>;
+
+    fn read(&self, raw: Raw<'_>, _base: &Path) -> Result<Vec<String>, String> {
+        let texts: Option<Vec<String>> = match raw {
+            Raw::Toml(toml::Value::Array(values)) => values
+                .iter()
+                .map(|value| value.as_str().map(|text| text.trim().to_owned()))
+                .collect(),
+            _ => None,
+        };
+        let plausible = |text: &String| !text.is_empty() && !text.chars().any(is_hidden);
+        texts.filter(|texts| texts.iter().all(plausible)).ok_or_else(|| {
+            "wants a list of texts that are not empty, like [\"a\", \"b\"]".to_owned()
+        })
+    }
+
+    fn write(&self, value: &Vec<String>) -> toml::Value {
+        value.iter().map(|text| toml::Value::String(text.clone())).collect::<Vec<_>>().into()
+    }
+}
+
+/// The name of an environment variable.
+pub(super) struct VariableName;
+
+impl Codec for VariableName {
+    type Value = String;
+
+    fn read(&self, raw: Raw<'_>, _base: &Path) -> Result<String, String> {
+        let plausible = |name: &&str| {
+            !name.is_empty() && name.chars().all(|c| c.is_ascii_graphic() && c != '=')
+        };
+        let name = text_of(raw).filter(plausible).map(str::to_owned);
+        name.ok_or_else(|| "wants the name of an environment variable".to_owned())
+    }
+
+    fn write(&self, value: &String) -> toml::Value {
+        toml::Value::String(value.clone())
     }
 }
 

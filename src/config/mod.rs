@@ -23,10 +23,12 @@ mod listen;
 mod load;
 mod print;
 mod settings;
+mod tenants;
 #[cfg(test)]
 mod tests;
 mod tools;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
@@ -40,6 +42,7 @@ use crate::pool::PoolSettings;
 use crate::registry::ledger::{StatePath, StateSettings};
 use crate::turn::admission::AdmissionLimits;
 use crate::turn::contexts::ContextLimits;
+use crate::turn::quota::QuotaLimits;
 use crate::turn::readers::ReaderLimits;
 use crate::turn::retention::Retention;
 use crate::turn::timeouts::Timeouts;
@@ -84,6 +87,8 @@ pub struct Config {
     pub log: String,
     /// How many turns run and wait.
     pub limits: AdmissionLimits,
+    /// How much is run in a while.
+    pub quotas: QuotaLimits,
     /// What one request may hold.
     pub requests: RequestLimits,
     /// What clients may hold open.
@@ -104,6 +109,8 @@ pub struct Config {
     pub state: StateSettings,
     /// Defaults of the caller's Codex tools, by tool name.
     pub tools: BTreeMap<String, ToolDefaults>,
+    /// Who else is served than the tenant `default`, which all of the above is, by their names.
+    pub tenants: BTreeMap<String, TenantConfig>,
     /// The key for the model provider: CODEX_API_KEY, else OPENAI_API_KEY. `None` where neither is
     /// given, for example because CODEX_HOME has a login.
     pub api_key: Option<ApiKey>,
@@ -170,6 +177,7 @@ impl Default for Config {
             log_format: LogFormat::Text,
             log: "info".to_owned(),
             limits: AdmissionLimits::default(),
+            quotas: QuotaLimits::default(),
             requests: RequestLimits::default(),
             connections: ConnectionLimits::default(),
             retention: Retention::default(),
@@ -180,6 +188,7 @@ impl Default for Config {
             worker: WorkerSettings::default(),
             state: StateSettings::default(),
             tools: BTreeMap::new(),
+            tenants: BTreeMap::new(),
             api_key: None,
             guard: None,
             worker_env: Vec::new(),
@@ -233,13 +242,44 @@ impl Default for UnixSockets {
     }
 }
 
+/// One tenant beside `default`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TenantConfig {
+    /// How it is served: the top level's configuration with what its table says. CODEX_HOME, state, key and
+    /// tools are its own; what is the sidecar's as a whole (listeners, log, connections) is the top
+    /// level's. It has no tenants.
+    pub config: Config,
+    /// By what its callers are known.
+    pub credentials: Credentials,
+    /// The file that its key for the model provider was read from, absolute.
+    pub api_key_file: Option<PathBuf>,
+    /// The environment variable that it was read from.
+    pub api_key_env: Option<String>,
+    /// Its workers' share of the processors against other tenants' (`cpu.weight` of cgroup v2), 1 to
+    /// 10,000. Default: as the system shares them.
+    pub cpu_weight: Option<u32>,
+}
+
+/// By what a tenant's callers are known.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Credentials {
+    /// A file of bearer tokens, absolute.
+    pub token_file: Option<PathBuf>,
+    /// Names in client certificates (subject alternative names).
+    pub client_names: Option<Vec<String>>,
+    /// Users of the other side of a Unix socket, by their numbers.
+    pub unix_uids: Option<Vec<u32>>,
+    /// Groups of the other side of a Unix socket, by their numbers.
+    pub unix_gids: Option<Vec<u32>>,
+}
+
 /// The key for the model provider.
 #[derive(Clone)]
 pub struct ApiKey {
     /// The key itself; `Debug` does not show it.
     pub secret: SecretString,
-    /// The environment variable that it came from.
-    pub source: &'static str,
+    /// The environment variable, or the file, that it came from.
+    pub source: Cow<'static, str>,
 }
 
 /// What tells a key from others without telling the key: the first 16 hexadecimal digits of its

@@ -3,26 +3,42 @@
 use std::fmt::Write as _;
 
 use super::codec::{self, Codec};
-use super::settings::{self, Name, Visitor};
+use super::load::join;
+use super::settings::{self, Name, Scope, Visitor};
 use super::{Config, Origins};
 use crate::model::options::ToolDefaults;
 use crate::worker::settings::is_bare_key;
 
 pub(super) fn to_toml(config: &Config, origins: &Origins) -> String {
-    let mut printer = Printer { section: "", origins, text: String::new() };
+    let mut printer = Printer { at: "", section: "", origins, text: String::new() };
     match &config.api_key {
         Some(key) => printer.comment(&format!("key: [redacted], from {}", key.source)),
         None => printer.comment("key: none (CODEX_API_KEY, OPENAI_API_KEY)"),
     }
     // A copy, because the one walk over all settings is also the one that fills them.
     settings::visit(&mut config.clone(), &mut printer);
-    for (name, tool) in &config.tools {
-        printer.tool(name, tool);
+    printer.tools(config);
+    for (name, tenant) in &config.tenants {
+        let at = format!("tenants.{name}");
+        let Printer { text, .. } = printer;
+        printer = Printer { at: &at, section: "", origins, text };
+        printer.header(&[]);
+        let key = match &tenant.config.api_key {
+            Some(key) => format!("[redacted], from {}", key.source),
+            None => "none (api_key_file, api_key_env)".to_owned(),
+        };
+        printer.comment(&format!("key: {key}"));
+        settings::visit_tenant(&mut tenant.clone(), &mut printer);
+        printer.tools(&tenant.config);
+        let Printer { text, .. } = printer;
+        printer = Printer { at: "", section: "", origins, text };
     }
     printer.text
 }
 
 struct Printer<'a> {
+    /// The path of the tenant's table; empty for the top level.
+    at: &'a str,
     section: &'static str,
     origins: &'a Origins,
     text: String,
@@ -35,21 +51,25 @@ impl Visitor for Printer<'_> {
     }
 
     fn required<C: Codec>(&mut self, name: Name, codec: C, slot: &mut C::Value) {
-        let path = self.path(name.key);
-        self.line(name.key, &codec.write(slot), &path);
+        if self.has(name) {
+            let path = join(self.section, name.key);
+            self.line(name.key, &codec.write(slot), &path);
+        }
     }
 
     fn optional<C: Codec>(&mut self, name: Name, codec: C, slot: &mut Option<C::Value>) {
         match slot {
             Some(value) => self.required(name, codec, value),
+            None if !self.has(name) => {}
             None => self.comment(&format!("{} is not set", name.key)),
         }
     }
 }
 
 impl Printer<'_> {
-    fn path(&self, key: &str) -> String {
-        if self.section.is_empty() { key.to_owned() } else { format!("{}.{key}", self.section) }
+    /// Whether the setting has its place here.
+    fn has(&self, name: Name) -> bool {
+        self.at.is_empty() || name.scope != Scope::Sidecar
     }
 
     fn comment(&mut self, text: &str) {
@@ -58,12 +78,14 @@ impl Printer<'_> {
     }
 
     fn header(&mut self, parts: &[&str]) {
-        let parts: Vec<String> = parts.iter().map(|part| show_key(part)).collect();
+        let at = self.at.split('.').filter(|part| !part.is_empty());
+        let parts: Vec<String> = at.chain(parts.iter().copied()).map(show_key).collect();
         let _ = writeln!(self.text, "\n[{}]", parts.join("."));
     }
 
     fn line(&mut self, key: &str, value: &toml::Value, path: &str) {
-        let origin = match self.origins.get(path) {
+        let own = self.origins.get(&join(self.at, path));
+        let origin = match own.or_else(|| self.origins.get(path)) {
             Some(origin) => origin.to_string().replace('\n', " "),
             None => "default".to_owned(),
         };
@@ -75,6 +97,12 @@ impl Printer<'_> {
         let _ = writeln!(self.text, "{} = {value}  # {origin}", show_key(key));
         for key in redacted {
             self.comment(&format!("{path}: {key} = \"[redacted]\""));
+        }
+    }
+
+    fn tools(&mut self, config: &Config) {
+        for (name, tool) in &config.tools {
+            self.tool(name, tool);
         }
     }
 

@@ -1,17 +1,19 @@
-//! The one table of settings: key in the file, flag, environment variable, how it is written.
+//! The one table of settings: key in the file, flag, environment variable, whose it is, how it is
+//! written.
 
 use super::codec::{
     self, AbsolutePath, Codec, FeatureNames, FileMode, FileOrMemory, GroupName, Ids, LogFilter,
-    LogForm, Outlives, Overrides, SpanOrNone, Switch,
+    LogForm, Outlives, Overrides, SpanOrNone, Switch, TextList, VariableName,
 };
 use super::listen::Listen;
-use super::{Config, UnixSockets};
+use super::{Config, Credentials, TenantConfig, UnixSockets};
 use crate::app_server::peer::PeerLimits;
 use crate::grpc::limits::{CODEX_MAX_INPUT_CHARACTERS, ConnectionLimits, RequestLimits};
 use crate::pool::PoolSettings;
 use crate::registry::ledger::StateSettings;
 use crate::turn::admission::AdmissionLimits;
 use crate::turn::contexts::ContextLimits;
+use crate::turn::quota::QuotaLimits;
 use crate::turn::readers::ReaderLimits;
 use crate::turn::retention::Retention;
 use crate::turn::timeouts::Timeouts;
@@ -34,16 +36,35 @@ pub(super) struct Name {
     pub(super) flag: Option<&'static str>,
     /// The environment variable.
     pub(super) env: Option<&'static str>,
+    /// Whose it is.
+    pub(super) scope: Scope,
 }
 
-/// A setting that only the file has.
+/// Whose a setting is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// The sidecar's as a whole: there is one of it.
+    Sidecar,
+    /// Each tenant's: its table may have it, and inherits the top level's, but for what makes it another
+    /// tenant.
+    Tenant,
+}
+
+impl Name {
+    /// The sidecar's as a whole.
+    const fn of_sidecar(self) -> Name {
+        Name { scope: Scope::Sidecar, ..self }
+    }
+}
+
+/// A tenant's setting that only the file has.
 const fn key(key: &'static str) -> Name {
-    Name { key, flag: None, env: None }
+    Name { key, flag: None, env: None, scope: Scope::Tenant }
 }
 
-/// A setting with a flag and an environment variable.
+/// A tenant's setting that has, for the top level, a flag and an environment variable.
 const fn flag(key: &'static str, flag: &'static str, env: &'static str) -> Name {
-    Name { key, flag: Some(flag), env: Some(env) }
+    Name { key, flag: Some(flag), env: Some(env), scope: Scope::Tenant }
 }
 
 /// Somebody who goes through all settings.
@@ -57,7 +78,23 @@ pub(super) trait Visitor {
     fn optional<C: Codec>(&mut self, name: Name, codec: C, slot: &mut Option<C::Value>);
 }
 
-/// Goes through all settings but tools and key.
+/// Goes through all settings of a tenant but its tools and the key itself.
+pub(super) fn visit_tenant(tenant: &mut TenantConfig, visitor: &mut impl Visitor) {
+    let TenantConfig { config, credentials, api_key_file, api_key_env, cpu_weight } = tenant;
+    let Credentials { token_file, client_names, unix_uids, unix_gids } = credentials;
+    let v = visitor;
+    let any_path = AbsolutePath { bare_name_allowed: false };
+    v.optional(key("token_file"), any_path, token_file);
+    v.optional(key("client_names"), TextList, client_names);
+    v.optional(key("unix_uids"), Ids, unix_uids);
+    v.optional(key("unix_gids"), Ids, unix_gids);
+    v.optional(key("api_key_file"), any_path, api_key_file);
+    v.optional(key("api_key_env"), VariableName, api_key_env);
+    v.optional(key("cpu_weight"), codec::count(1..=10_000), cpu_weight);
+    visit(config, v);
+}
+
+/// Goes through all settings but tenants, tools and key.
 pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
     // All fields by name, here and below: a new one fails to compile until it has its line. One
     // that is `_` is no user's setting.
@@ -75,6 +112,7 @@ pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
         log_format,
         log,
         limits,
+        quotas,
         requests,
         connections,
         retention,
@@ -85,6 +123,7 @@ pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
         worker,
         state,
         tools: _,
+        tenants: _,
         api_key: _,
         guard: _,
         worker_env: _,
@@ -96,6 +135,7 @@ pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
         max_waiting_turns,
         max_waiting_turns_per_context,
     } = limits;
+    let QuotaLimits { turns_per_minute, tokens_per_day } = quotas;
     let RequestLimits { max_input_characters, max_message_bytes } = requests;
     let ConnectionLimits {
         max_connections,
@@ -121,6 +161,7 @@ pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
         breaker_open,
         start_spacing,
         worker_wait,
+        stop_when_idle,
     } = pool;
     let StateSettings { path, durability } = state;
     let WorkerSettings { config, disable_features, limits: worker_limits } = worker;
@@ -138,21 +179,21 @@ pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
     let any_name = AbsolutePath { bare_name_allowed: true };
     let any_path = AbsolutePath { bare_name_allowed: false };
     let v = visitor;
-    v.required(flag("listen", "--listen", "CODEX_SIDECAR_LISTEN"), Listen, listen);
+    v.required(flag("listen", "--listen", "CODEX_SIDECAR_LISTEN").of_sidecar(), Listen, listen);
     v.optional(
-        flag("health_listen", "--health-listen", "CODEX_SIDECAR_HEALTH_LISTEN"),
+        flag("health_listen", "--health-listen", "CODEX_SIDECAR_HEALTH_LISTEN").of_sidecar(),
         Listen,
         health_listen,
     );
     v.required(
-        flag("insecure_listen", "--insecure-listen", "CODEX_SIDECAR_INSECURE_LISTEN"),
+        flag("insecure_listen", "--insecure-listen", "CODEX_SIDECAR_INSECURE_LISTEN").of_sidecar(),
         Switch,
         insecure_listen,
     );
-    v.required(key("unix_mode"), FileMode, unix_mode);
-    v.optional(key("unix_group"), GroupName, unix_group);
-    v.optional(key("unix_allow_uids"), Ids, allow_uids);
-    v.optional(key("unix_allow_gids"), Ids, allow_gids);
+    v.required(key("unix_mode").of_sidecar(), FileMode, unix_mode);
+    v.optional(key("unix_group").of_sidecar(), GroupName, unix_group);
+    v.optional(key("unix_allow_uids").of_sidecar(), Ids, allow_uids);
+    v.optional(key("unix_allow_gids").of_sidecar(), Ids, allow_gids);
     v.optional(flag("codex_path", "--codex-path", "CODEX_PATH"), any_name, codex_path);
     v.required(flag("codex_home", "--codex-home", "CODEX_HOME"), any_path, codex_home);
     v.required(
@@ -171,12 +212,16 @@ pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
         offline_model,
     );
     v.required(
-        flag("drain_grace", "--drain-grace", "CODEX_SIDECAR_DRAIN_GRACE"),
+        flag("drain_grace", "--drain-grace", "CODEX_SIDECAR_DRAIN_GRACE").of_sidecar(),
         codec::duration_or_zero(),
         drain_grace,
     );
-    v.required(flag("log_format", "--log-format", "CODEX_SIDECAR_LOG_FORMAT"), LogForm, log_format);
-    v.required(flag("log", "--log", "CODEX_SIDECAR_LOG"), LogFilter, log);
+    v.required(
+        flag("log_format", "--log-format", "CODEX_SIDECAR_LOG_FORMAT").of_sidecar(),
+        LogForm,
+        log_format,
+    );
+    v.required(flag("log", "--log", "CODEX_SIDECAR_LOG").of_sidecar(), LogFilter, log);
 
     v.section("limits");
     v.required(key("max_running_turns"), codec::count(1..=MANY), max_running_turns);
@@ -196,15 +241,19 @@ pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
         codec::count(1..=CODEX_MAX_INPUT_CHARACTERS as u64),
         max_input_characters,
     );
-    v.required(key("max_message_bytes"), codec::bytes(64 * KIB..=256 * MIB), max_message_bytes);
     v.required(
-        Name { key: "max_line_bytes", flag: None, env: Some("CODEX_SIDECAR_MAX_LINE_BYTES") },
+        key("max_message_bytes").of_sidecar(),
+        codec::bytes(64 * KIB..=256 * MIB),
+        max_message_bytes,
+    );
+    v.required(
+        Name { env: Some("CODEX_SIDECAR_MAX_LINE_BYTES"), ..key("max_line_bytes") },
         codec::bytes(64 * KIB..=64 * MIB),
         max_line_bytes,
     );
-    v.required(key("max_connections"), codec::count(1..=MANY), max_connections);
+    v.required(key("max_connections").of_sidecar(), codec::count(1..=MANY), max_connections);
     v.required(
-        key("max_streams_per_connection"),
+        key("max_streams_per_connection").of_sidecar(),
         codec::count(1..=MANY),
         max_streams_per_connection,
     );
@@ -213,6 +262,8 @@ pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
     v.required(key("max_contexts"), codec::count(1..=100 * MANY), max_contexts);
     v.optional(key("context_ttl"), codec::duration(), context_ttl);
     v.required(key("evict_contexts"), Switch, evict_contexts);
+    v.optional(key("turns_per_minute"), codec::count(1..=MANY), turns_per_minute);
+    v.optional(key("tokens_per_day"), codec::count(1..=u64::MAX >> 1), tokens_per_day);
 
     v.section("retention");
     v.required(key("max_bytes_per_turn"), codec::bytes(64 * KIB..=GIB), max_bytes_per_turn);
@@ -235,8 +286,8 @@ pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
     v.required(key("worker_start"), codec::duration(), start_timeout);
     v.required(key("worker_request"), codec::duration(), request_timeout);
     v.required(key("worker_wait"), codec::duration(), worker_wait);
-    v.required(key("handshake"), codec::duration(), handshake_timeout);
-    v.required(key("request"), codec::duration(), message_timeout);
+    v.required(key("handshake").of_sidecar(), codec::duration(), handshake_timeout);
+    v.required(key("request").of_sidecar(), codec::duration(), message_timeout);
 
     v.section("pool");
     v.optional(key("max_turns_per_worker"), codec::count(1..=u64::MAX >> 1), max_turns_per_worker);
@@ -251,6 +302,7 @@ pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
     v.required(key("breaker_open"), codec::duration(), breaker_open);
     v.required(key("start_spacing"), codec::duration_or_zero(), start_spacing);
     v.required(key("write_timeout"), codec::duration(), write_timeout);
+    v.required(key("stop_when_idle"), SpanOrNone, stop_when_idle);
 
     v.section("worker");
     v.required(key("disable_features"), FeatureNames, disable_features);

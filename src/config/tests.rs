@@ -70,7 +70,7 @@ fn a_flag_beats_the_environment_beats_the_file_beats_the_default() {
     let listen: Vec<String> = config.listen.iter().map(ToString::to_string).collect();
     assert_eq!(listen, ["[::1]:1", "localhost:2", "unix:/run/x.sock"]);
     let key = config.api_key.unwrap();
-    assert_eq!((key.source, key.secret.expose_secret()), ("OPENAI_API_KEY", "sk-second"));
+    assert_eq!((&*key.source, key.secret.expose_secret()), ("OPENAI_API_KEY", "sk-second"));
     assert_eq!(origins["workers"].to_string(), "--workers");
     assert_eq!(origins["drain_grace"].to_string(), "CODEX_SIDECAR_DRAIN_GRACE");
     assert_eq!(origins["log"].to_string(), format!("{path}: log"));
@@ -186,6 +186,8 @@ const FULL: &str = r#"
     max_contexts = 10
     context_ttl = "11s"
     evict_contexts = true
+    turns_per_minute = 12
+    tokens_per_day = 1000000
     [retention]
     max_bytes_per_turn = "1MiB"
     max_bytes = "1GiB"
@@ -215,6 +217,7 @@ const FULL: &str = r#"
     breaker_failures = 5
     breaker_open = "6s"
     start_spacing = "0s"
+    stop_when_idle = "10m"
     write_timeout = "7s"
     [worker]
     disable_features = ["apps", "plugins"]
@@ -248,19 +251,40 @@ const FULL: &str = r#"
     turn_timeout = "2s"
     answer_timeout = "3s"
     max_total_tokens = 100000
+    [tenants.research]
+    codex_home = "research"
+    workers = 1
+    token_file = "research.tokens"
+    client_names = ["research.internal", "spiffe://a/research"]
+    unix_uids = [1001]
+    unix_gids = []
+    api_key_env = "RESEARCH_KEY"
+    cpu_weight = 50
+    [tenants.research.limits]
+    max_running_turns = 9
+    [tenants.research.worker.config]
+    model = "other"
+    [tenants.research.tools.codex_engineer]
+    model = "small"
+    [tenants.b-2]
+    codex_home = "/b"
+    [tenants.b-2.state]
+    path = "memory"
 "#;
 
 #[test]
 fn what_print_config_prints_loads_to_the_same_configuration() {
     let (_directory, path) = file(FULL);
     for line in [vec![], vec!["--config", &path]] {
-        let (config, origins) = load(&line, &[("HOME", "/home/x")]).unwrap();
+        let key = ("RESEARCH_KEY", "sk-canary");
+        let (config, origins) = load(&line, &[("HOME", "/home/x"), key]).unwrap();
         let printed = config.to_toml(&origins);
+        assert!(!printed.contains("canary"));
         let (_directory, path) = file(&printed);
-        let reloaded = load(&["--config", &path], &[("HOME", "/home/y")]);
+        let reloaded = load(&["--config", &path], &[("HOME", "/home/y"), key]);
         assert_eq!(reloaded.as_ref().map(|(config, _)| config), Ok(&config), "{printed}");
     }
-    let (config, _) = load(&["--config", &path], &[]).unwrap();
+    let (config, _) = load(&["--config", &path], &[("RESEARCH_KEY", "x")]).unwrap();
     let tool = ToolDefaults::of(&config.tools, "codex_engineer");
     assert_eq!(tool.thread_id.as_deref(), Some("0199a213-81c0-7800-8aa1-bbab2a035a53"));
     assert_eq!(tool.thread_options.web_search_mode, Some(WebSearchMode::Live));
@@ -284,7 +308,7 @@ fn what_print_config_prints_loads_to_the_same_configuration() {
 #[test]
 fn a_key_reaches_its_part_from_whatever_section() {
     let (_directory, path) = file(FULL);
-    let (config, _) = load(&["--config", &path], &[]).unwrap();
+    let (config, _) = load(&["--config", &path], &[("RESEARCH_KEY", "x")]).unwrap();
     let seconds = Duration::from_secs;
     assert_eq!(
         config.limits,
@@ -328,7 +352,10 @@ fn a_key_reaches_its_part_from_whatever_section() {
         allow_gids: Some(Vec::new()),
     };
     assert_eq!((config.insecure_listen, config.unix_sockets), (true, sockets));
+    let quotas = QuotaLimits { turns_per_minute: Some(12), tokens_per_day: Some(1_000_000) };
+    assert_eq!(config.quotas, quotas);
     assert_eq!(config.pool.worker_wait, seconds(9));
+    assert_eq!(config.pool.stop_when_idle, Some(seconds(600)));
     let WorkerLimits { peer, start_timeout, .. } = config.worker.limits;
     assert_eq!(start_timeout, seconds(8));
     assert_eq!((peer.max_line_bytes, peer.write_timeout), (128 << 10, seconds(7)));
@@ -456,4 +483,161 @@ fn the_readmes_example_can_be_loaded() {
     let (config, _) = load(&["--config", &path], &[]).unwrap();
     assert_eq!(config.connections.max_connections, 1024);
     assert!(config.contexts.evict_contexts && config.tools.contains_key("codex_engineer"));
+}
+
+#[test]
+fn a_tenant_has_the_top_levels_settings_with_its_own_over_them_and_nothing_that_makes_it_another() {
+    let (directory, path) = file(FULL);
+    let variables = [("RESEARCH_KEY", "sk-research"), ("CODEX_API_KEY", "sk-top")];
+    let line = ["--config", &path, "--workers", "7"];
+    let (config, origins) = load(&line, &variables).unwrap();
+    let TenantConfig { config: research, credentials, cpu_weight, .. } =
+        &config.tenants["research"];
+    assert_eq!(research.codex_home, directory.path().join("research"));
+    // Its own beats a flag of the top level's; what it does not say is the top level's, flag or not.
+    assert_eq!((research.workers, config.tenants["b-2"].config.workers), (1, 7));
+    assert_eq!(research.limits.max_running_turns, 9);
+    assert_eq!(research.limits.max_waiting_turns, config.limits.max_waiting_turns);
+    assert_eq!(research.timeouts, config.timeouts);
+    assert_eq!(research.worker.config.keys().collect::<Vec<_>>(), ["model"]);
+    assert_eq!(research.worker.disable_features, config.worker.disable_features);
+    assert_eq!(research.tools.keys().collect::<Vec<_>>(), ["codex_engineer"]);
+    assert_eq!(research.tools["codex_engineer"].thread_options.sandbox_mode, None);
+    assert_eq!(research.state_file(), Some(directory.path().join("research/sidecar.redb")));
+    let key = research.api_key.as_ref().unwrap();
+    assert_eq!((&*key.source, key.secret.expose_secret()), ("RESEARCH_KEY", "sk-research"));
+    assert_eq!(*cpu_weight, Some(50));
+    let names = ["research.internal", "spiffe://a/research"].map(str::to_owned).to_vec();
+    let token_file = Some(directory.path().join("research.tokens"));
+    let unix_gids = Some(Vec::new());
+    let all = Credentials {
+        token_file,
+        client_names: Some(names),
+        unix_uids: Some(vec![1001]),
+        unix_gids,
+    };
+    assert_eq!(*credentials, all);
+    let second = &config.tenants["b-2"];
+    assert_eq!(second.credentials, Credentials::default());
+    assert_eq!((&second.config.api_key, second.config.state_file()), (&None, None));
+    // Nobody's workers get a key of another.
+    let taken = |config: &Config| {
+        let taken = config.worker_env.iter().filter(|(_, value)| value.is_none());
+        taken.map(|(name, _)| name.to_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(taken(&config), ["RESEARCH_KEY"]);
+    for tenant in config.tenants.values() {
+        assert_eq!(taken(&tenant.config), ["RESEARCH_KEY", "CODEX_API_KEY", "OPENAI_API_KEY"]);
+    }
+    let printed = config.to_toml(&origins);
+    let has = |line: &str| assert!(printed.lines().any(|other| other == line), "{line}\n{printed}");
+    has("workers = 7  # --workers");
+    has(&format!("workers = 1  # {path}: tenants.research.workers"));
+    has(&format!("max_running_turns = 9  # {path}: tenants.research.limits.max_running_turns"));
+    has("# key: [redacted], from RESEARCH_KEY");
+}
+
+#[test]
+fn the_workers_of_a_tenant_are_not_kept_for_ever_unless_it_is_said() {
+    let stop_when_idle = |top: &str, own: &str| {
+        let text = format!("codex_home = \"/t\"\n{top}\n[tenants.a]\ncodex_home = \"/a\"\n{own}");
+        let (_directory, path) = file(&text);
+        let (config, _) = load(&["--config", &path], &[]).unwrap();
+        let own = config.tenants["a"].config.pool.stop_when_idle;
+        (config.pool.stop_when_idle, own)
+    };
+    let minutes = |minutes: u64| Some(Duration::from_secs(minutes * 60));
+    assert_eq!(stop_when_idle("", ""), (None, minutes(10)));
+    assert_eq!(stop_when_idle("pool.stop_when_idle = \"5m\"", ""), (minutes(5), minutes(5)));
+    assert_eq!(stop_when_idle("pool.stop_when_idle = \"0\"", ""), (None, None));
+    assert_eq!(stop_when_idle("", "pool.stop_when_idle = \"0\""), (None, None));
+}
+
+#[test]
+fn every_fault_of_every_tenant_is_told_at_once_and_what_they_inherit_once() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let (directory, path) = file(
+        r#"
+        codex_home = "top"
+        [timeouts]
+        turn = "2h"
+        max_turn = "1h"
+        [tenants]
+        five = 5
+        [tenants.a]
+        codex_home = "a"
+        workers = 0
+        wrokers = 1
+        listen = ["127.0.0.1:1"]
+        tokenfile = "x"
+        pool = 3
+        api_key_file = "open.key"
+        unix_uids = [7]
+        [tenants.a.limits]
+        max_connections = 5
+        max_running_turnz = 5
+        [tenants.a.tools.codex]
+        modle = "gpt"
+        [tenants.b]
+        codex_home = "sub/../a"
+        api_key_env = "NOT_THERE"
+        unix_uids = [7]
+        [tenants.b.retention]
+        max_bytes = "64KiB"
+        [tenants.c]
+        codex_home = "link"
+        cpu_weight = 0
+        api_key_file = "open.key"
+        api_key_env = "KEY"
+        [tenants.d]
+        [tenants.d.tenants.e]
+        [tenants.e]
+        codex_home = "e"
+        state.path = "top/sidecar.redb"
+        [tenants.default]
+        codex_home = "default"
+        [tenants."A b"]
+        codex_home = "blank"
+        "#,
+    );
+    let at = directory.path();
+    for name in ["top", "a", "sub"] {
+        std::fs::create_dir(at.join(name)).unwrap();
+    }
+    std::os::unix::fs::symlink(at.join("top"), at.join("link")).unwrap();
+    std::fs::write(at.join("open.key"), "sk-canary").unwrap();
+    std::fs::set_permissions(at.join("open.key"), std::fs::Permissions::from_mode(0o640)).unwrap();
+    let errors = load(&["--config", &path], &[("KEY", "x")]).unwrap_err();
+    let text = errors.to_string();
+    assert!(!text.contains("canary"), "{text}");
+    let expected = [
+        "FILE: timeouts.turn: 2h: wants at most timeouts.max_turn, which is 1h",
+        "FILE: tenants.five: 5: wants a table",
+        "FILE: tenants.a.workers: 0: wants a whole number from 1 to 64",
+        "FILE: tenants.a.wrokers: unknown key; did you mean workers?",
+        "FILE: tenants.a.listen: [\"127.0.0.1:1\"]: is the sidecar's and no tenant's: say listen at",
+        "FILE: tenants.a.tokenfile: unknown key; did you mean token_file?",
+        "FILE: tenants.a.pool: 3: wants a table",
+        "FILE: tenants.a.api_key_file: DIR/open.key: has the mode 0640, and others can read it; chmod 0600",
+        "FILE: tenants.a.limits.max_connections: 5: is the sidecar's and no tenant's: say limits.max_conn",
+        "FILE: tenants.a.limits.max_running_turnz: unknown key; did you mean max_running_turns?",
+        "FILE: tenants.a.tools.codex.modle: unknown key; did you mean model?",
+        "FILE: tenants.b.codex_home: DIR/sub/../a: is the CODEX_HOME of tenants.a, too; give each its own",
+        "FILE: tenants.b.api_key_env: NOT_THERE: is not set",
+        "FILE: tenants.b.unix_uids: 7: is tenants.a's, too; a credential is one tenant's",
+        "FILE: tenants.b.retention.max_bytes: 65536: wants at least retention.max_bytes_per_turn",
+        "FILE: tenants.c.codex_home: DIR/link: is the CODEX_HOME of the top level, too",
+        "FILE: tenants.c.cpu_weight: 0: wants a whole number from 1 to 10000",
+        "FILE: tenants.c.api_key_env: KEY: stands beside api_key_file; give one of the two",
+        "FILE: tenants.d.codex_home: is missing: each tenant has a CODEX_HOME of its own",
+        "FILE: tenants.d.tenants: unknown key; ",
+        "FILE: tenants.e.state.path: DIR/top/sidecar.redb: is the state of the top level, too",
+        "FILE: tenants.default: \"default\": is the tenant that the top level of the file is",
+        "FILE: tenants.A b: \"A b\": the name of a tenant wants 1 to 64 of a-z, 0-9 and -",
+    ];
+    for expected in expected {
+        let expected = expected.replace("FILE", &path).replace("DIR", at.to_str().unwrap());
+        assert!(text.lines().any(|line| line.starts_with(&expected)), "no {expected:?} in\n{text}");
+    }
+    assert_eq!(errors.0.len(), expected.len(), "{text}");
 }

@@ -7,6 +7,7 @@ use std::path::{Component, Path};
 use super::Fault;
 use super::codec::{self, Codec as _, Raw, check_depth, show_bounded, to_json};
 use super::file::{File, Origins, unknown_key};
+use super::load::join;
 use crate::model::id::is_hidden;
 use crate::model::options::{DynamicTool, ThreadOptions, ToolDefaults};
 
@@ -44,25 +45,29 @@ const OWN_KEYS: [&str; 7] = [
     "max_total_tokens",
 ];
 
+/// Reads the tools of a table, which is at this path of the file.
 pub(super) fn read(
     file: &File,
+    table: &toml::Table,
+    at: &str,
     origins: &mut Origins,
     faults: &mut Vec<Fault>,
 ) -> BTreeMap<String, ToolDefaults> {
     let mut tools = BTreeMap::new();
-    let Some(value) = file.table.get("tools") else {
+    let Some(value) = table.get("tools") else {
         return tools;
     };
+    let at = join(at, "tools");
     let Some(table) = value.as_table() else {
         faults.push(Fault {
-            origin: file.origin("tools").to_string(),
+            origin: file.origin(&at).to_string(),
             value: show_bounded(&value.to_string()),
             problem: "wants tables, like [tools.codex_engineer]".to_owned(),
         });
         return tools;
     };
     for (name, value) in table {
-        let path = format!("tools.{name}");
+        let path = join(&at, name);
         let mut refuse = |key: &str, value: &toml::Value, problem: String| {
             let key = if key.is_empty() { path.clone() } else { format!("{path}.{key}") };
             faults.push(Fault {

@@ -22,6 +22,7 @@ use crate::turn::contexts::ContextLimits;
 use crate::turn::engine::readiness::{NotReady, Trouble};
 use crate::turn::engine::{DrainState, Engine, LEDGER_RETRY_AFTER};
 use crate::turn::pixels::{MAX_DECODED_IMAGES_BYTES, MAX_IMAGE_PIXELS, MAX_IMAGES_BYTES};
+use crate::turn::quota::QuotaLimits;
 use crate::turn::readers::ReaderLimits;
 use crate::turn::retention::Retention;
 use crate::turn::timeouts::Timeouts;
@@ -45,6 +46,8 @@ pub(crate) struct Setup {
     pub drain_grace: Duration,
     /// How many turns run and wait.
     pub admission: AdmissionLimits,
+    /// How much is run in a while.
+    pub quotas: QuotaLimits,
     /// What one request may hold.
     pub requests: RequestLimits,
     /// What clients may hold open.
@@ -183,6 +186,7 @@ impl PoolApi {
             retained_bytes: engine.turns().retained().bytes(),
             contexts: engine.contexts().count() as u64,
             ready_workers: count(ready),
+            tokens_today: engine.quotas().tokens_today(),
         }
     }
 }
@@ -259,6 +263,7 @@ fn worker(index: usize, status: &SlotStatus) -> pb::Worker {
 fn limits(setup: &Setup) -> pb::ServerLimits {
     let Setup {
         admission,
+        quotas,
         requests,
         connections,
         retention,
@@ -303,6 +308,9 @@ fn limits(setup: &Setup) -> pb::ServerLimits {
         max_decoded_images_bytes: MAX_DECODED_IMAGES_BYTES,
         max_readers: count(readers.max_readers),
         max_readers_per_turn: count(readers.max_readers_per_turn),
+        turns_per_minute: quotas.turns_per_minute,
+        tokens_per_day: quotas.tokens_per_day,
+        stop_when_idle: duration(pool.stop_when_idle),
     }
 }
 

@@ -107,6 +107,16 @@ pub(crate) fn status(refusal: &Refusal) -> Status {
         Refusal::ContextsFull { bound: _, max_contexts: _ } => {
             says(Code::ResourceExhausted, "CONTEXTS_FULL", refusal).status()
         }
+        Refusal::TurnRateExceeded { most: _, retry_after } => {
+            says(Code::ResourceExhausted, "TURN_RATE_EXCEEDED", refusal)
+                .retry_after(*retry_after)
+                .status()
+        }
+        Refusal::TokenQuotaExceeded { used: _, most: _, retry_after } => {
+            says(Code::ResourceExhausted, "TOKEN_QUOTA_EXCEEDED", refusal)
+                .retry_after(*retry_after)
+                .status()
+        }
         Refusal::SteeringFull { turn_id, .. } => {
             says(Code::ResourceExhausted, "STEERING_FULL", refusal)
                 .with("turn_id", turn_id)
@@ -134,6 +144,11 @@ pub(crate) fn status(refusal: &Refusal) -> Status {
         Refusal::LedgerUnavailable { cause: _, retry_after }
         | Refusal::StateUnreadable { cause: _, retry_after } => {
             says(Code::Unavailable, "LEDGER_UNAVAILABLE", refusal)
+                .retry_after(*retry_after)
+                .status()
+        }
+        Refusal::TenantUnavailable { cause: _, retry_after } => {
+            says(Code::Unavailable, "TENANT_UNAVAILABLE", refusal)
                 .retry_after(*retry_after)
                 .status()
         }
@@ -428,6 +443,21 @@ mod tests {
             ),
             (Refusal::QueueFull { waiting: 9, retry_after }, Code::ResourceExhausted, "QUEUE_FULL"),
             (
+                Refusal::TurnRateExceeded { most: 9, retry_after },
+                Code::ResourceExhausted,
+                "TURN_RATE_EXCEEDED",
+            ),
+            (
+                Refusal::TokenQuotaExceeded { used: 9, most: 9, retry_after },
+                Code::ResourceExhausted,
+                "TOKEN_QUOTA_EXCEEDED",
+            ),
+            (
+                Refusal::TenantUnavailable { cause: cause(), retry_after },
+                Code::Unavailable,
+                "TENANT_UNAVAILABLE",
+            ),
+            (
                 Refusal::ContextsFull { bound: 9, max_contexts: 9 },
                 Code::ResourceExhausted,
                 "CONTEXTS_FULL",
@@ -540,6 +570,9 @@ mod tests {
                     | Refusal::ContextQueueFull { .. }
                     | Refusal::WorkerUnavailable { .. }
                     | Refusal::OutOfResources { .. }
+                    | Refusal::TurnRateExceeded { .. }
+                    | Refusal::TokenQuotaExceeded { .. }
+                    | Refusal::TenantUnavailable { .. }
                     | Refusal::Draining { .. }
             );
             let status = Status::from(refusal);

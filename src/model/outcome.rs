@@ -40,6 +40,16 @@ pub(crate) enum Outcome {
 }
 
 impl Outcome {
+    /// What the turn has used, as far as it is known.
+    pub(crate) fn usage(&self) -> Usage {
+        match self {
+            Outcome::Completed { usage, .. }
+            | Outcome::Failed { usage, .. }
+            | Outcome::Interrupted { usage, .. } => *usage,
+            Outcome::Refused(_) => Usage::default(),
+        }
+    }
+
     /// The turn's terminal event.
     ///
     /// # Errors

@@ -71,6 +71,12 @@ pub(crate) fn show_json(json: &str) -> String {
     shown + &rest
 }
 
+/// A duration for people: no longer than it has to be told, and none too short.
+fn in_milliseconds(duration: Duration) -> humantime::FormattedDuration {
+    let milliseconds = duration.as_micros().div_ceil(1_000);
+    humantime::format_duration(Duration::from_millis(milliseconds.try_into().unwrap_or(u64::MAX)))
+}
+
 /// Why a call was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -229,6 +235,28 @@ pub enum Refusal {
         /// How many there may be.
         max_contexts: usize,
     },
+    /// Too many turns have begun within a minute.
+    #[error(
+        "{most} turns may begin in a minute, and have (limits.turns_per_minute); try again in {}", in_milliseconds(*.retry_after)
+    )]
+    TurnRateExceeded {
+        /// How many may.
+        most: u32,
+        /// When the next one may.
+        retry_after: Duration,
+    },
+    /// The tokens of the day are used.
+    #[error(
+        "{used} tokens were used today, and {most} are there for a day of UTC (limits.tokens_per_day); try again after midnight, in {}", humantime::format_duration(Duration::from_secs(.retry_after.as_secs()))
+    )]
+    TokenQuotaExceeded {
+        /// How many were used.
+        used: u64,
+        /// How many there are.
+        most: u64,
+        /// When the day is over.
+        retry_after: Duration,
+    },
     /// So much was added to the turn already that it takes no more.
     #[error(
         "turn {turn_id} takes no more input: {steered} additions with {bytes} bytes were made to it, and the limits are {most} and {most_bytes}; wait for its end, and say the rest in the next turn"
@@ -295,6 +323,14 @@ pub enum Refusal {
         "the sidecar can't keep what it does: {cause}; nothing begins until it can, and it looks each second whether it can"
     )]
     LedgerUnavailable {
+        /// Why not.
+        cause: String,
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// What is the caller's tenant's can't be used.
+    #[error("this tenant is not served now: {cause}")]
+    TenantUnavailable {
         /// Why not.
         cause: String,
         /// When to try again.

@@ -64,6 +64,9 @@ pub struct PoolSettings {
     pub start_spacing: Duration,
     /// How long a turn waits for a worker that can take it. Default 10 s.
     pub worker_wait: Duration,
+    /// With it the workers are started for the first turn, and stopped when none was there for this long.
+    /// Default: none, they are always there; for tenants 10 minutes.
+    pub stop_when_idle: Option<Duration>,
 }
 
 impl Default for PoolSettings {
@@ -81,6 +84,7 @@ impl Default for PoolSettings {
             breaker_open: Duration::from_secs(30),
             start_spacing: Duration::from_millis(100),
             worker_wait: Duration::from_secs(10),
+            stop_when_idle: None,
         }
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! [`engine`] drives turns, one task each, which does what the turn's machine says; [`admission`] says
 //! who may run, [`contexts`] which thread goes on, [`log`] keeps what happened, [`turns`] finds it
-//! again, [`readers`] counts who reads it. [`timeouts`] and [`retention`] are their settings.
+//! again, [`readers`] counts who reads it, [`quota`] what is run in a while. [`timeouts`] and
+//! [`retention`] are their settings.
 
 pub(crate) mod admission;
 pub(crate) mod claims;
@@ -12,6 +13,7 @@ pub(crate) mod engine;
 pub(crate) mod log;
 pub(crate) mod machine;
 pub(crate) mod pixels;
+pub(crate) mod quota;
 pub(crate) mod readers;
 mod retained;
 pub(crate) mod retention;

@@ -63,7 +63,7 @@ fn text(path: &Path, checked: &Checked) -> String {
         }
         None => "-".to_owned(),
     };
-    let Counts { contexts, evicted_contexts, threads, turns, directories } = counts;
+    let Counts { contexts, evicted_contexts, threads, turns, directories, tokens } = counts;
     let lines = [
         ("state", format!("{} is whole", path.display())),
         ("version", version.to_string()),
@@ -73,6 +73,7 @@ fn text(path: &Path, checked: &Checked) -> String {
         ("threads", threads.to_string()),
         ("turns", format!("{turns}, {unended_turns} without an end; {request_ids} request ids")),
         ("directories", directories.to_string()),
+        ("tokens", if *tokens > 0 { "of a day" } else { "none" }.to_owned()),
     ];
     lines.map(|(name, value)| format!("{name:<13}{value}\n")).concat()
 }
@@ -127,12 +128,13 @@ fn line(
 }
 
 fn count(counts: Counts) -> Value {
-    let Counts { contexts, evicted_contexts, threads, turns, directories } = counts;
+    let Counts { contexts, evicted_contexts, threads, turns, directories, tokens } = counts;
     json!({
         "contexts": contexts,
         "evicted_contexts": evicted_contexts,
         "threads": threads,
         "turns": turns,
         "directories": directories,
+        "tokens": tokens,
     })
 }

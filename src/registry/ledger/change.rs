@@ -39,6 +39,8 @@ pub(crate) enum Change {
     /// The thread was worked with last in the directory, of those without a context.
     Directory(PathBuf, LatestThread),
     ForgetDirectory(PathBuf),
+    /// So many tokens were used on the latest day on which any were.
+    Tokens(KeptTokens),
 }
 
 /// A binding.
@@ -62,6 +64,15 @@ pub(crate) struct KeptFacts {
     pub(crate) facts: ThreadFacts,
     /// When it was told: the facts of a thread can become fewer, so that they do not tell which are newer.
     pub(crate) at: SystemTime,
+}
+
+/// How many tokens were used on a day.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct KeptTokens {
+    /// Its first moment, of UTC.
+    pub(crate) day: SystemTime,
+    /// Input and output.
+    pub(crate) tokens: u64,
 }
 
 /// A turn.

@@ -235,6 +235,7 @@ impl Entry {
             Piece::Kept(Kept::Directory { directory, latest }) => {
                 Entry::Directory(directory, latest)
             }
+            Piece::Kept(Kept::Tokens(tokens)) => Entry::Tokens(tokens),
             Piece::Facts(thread_id, facts) => Entry::Thread(thread_id, *facts),
             Piece::Stray(_) => return None,
         })

@@ -298,6 +298,12 @@ impl<'a> Import<'a> {
                 Some(_) => Has::Less,
                 None => Has::Nothing,
             },
+            Entry::Tokens(tokens) => match self.get(&[key::TOKENS])? {
+                Some(Record::Tokens(has)) if has == *tokens => Has::Enough,
+                Some(Record::Tokens(has)) if has >= *tokens && !replace => Has::Enough,
+                Some(_) => Has::Less,
+                None => Has::Nothing,
+            },
         })
     }
 

@@ -13,6 +13,8 @@ pub(super) const MARK: u8 = 2;
 pub(super) const TURN: u8 = 3;
 pub(super) const THREAD: u8 = 4;
 pub(super) const DIRECTORY: u8 = 5;
+/// The whole key: there is one.
+pub(super) const TOKENS: u8 = 6;
 
 /// A part of a turn, in the order in which they lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

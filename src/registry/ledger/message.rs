@@ -137,6 +137,14 @@ pub(super) struct SeenTurn {
 }
 
 #[derive(Clone, PartialEq, Message)]
+pub(super) struct Tokens {
+    #[prost(sfixed64, tag = "1")]
+    pub(super) day: i64,
+    #[prost(uint64, tag = "2")]
+    pub(super) tokens: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
 pub(super) struct Directory {
     #[prost(bytes = "vec", tag = "1")]
     pub(super) thread_id: Vec<u8>,

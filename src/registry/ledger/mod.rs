@@ -56,7 +56,7 @@ use crate::registry::ledger::writer::{Pauses, Shelf, Writer};
 use crate::registry::threads::ThreadFacts;
 
 pub(crate) use change::{
-    Change, KeptBinding, KeptEnd, KeptFacts, KeptMark, KeptThreadStarted, KeptTurn,
+    Change, KeptBinding, KeptEnd, KeptFacts, KeptMark, KeptThreadStarted, KeptTokens, KeptTurn,
 };
 
 /// Where the state is kept.
@@ -122,6 +122,7 @@ pub(crate) enum Kept {
         directory: PathBuf,
         latest: crate::registry::latest::LatestThread,
     },
+    Tokens(KeptTokens),
 }
 
 /// What an earlier process kept is given to this, piece by piece, in a thread that may block.

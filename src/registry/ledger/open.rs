@@ -152,7 +152,7 @@ impl Opened {
                     match &kept {
                         Kept::Binding(binding) => bound.push(hash(&binding.binding.thread_id)),
                         Kept::Mark(mark) => bound.push(hash(&mark.thread_id)),
-                        Kept::Turn(_) | Kept::Directory { .. } => {}
+                        Kept::Turn(_) | Kept::Directory { .. } | Kept::Tokens(_) => {}
                     }
                     if number > *given {
                         restore(kept);

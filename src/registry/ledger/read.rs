@@ -39,6 +39,7 @@ impl<E, I: Iterator<Item = Result<Record, E>>> Iterator for Pieces<I> {
             Record::Directory(directory, latest) => {
                 Piece::Kept(Kept::Directory { directory, latest })
             }
+            Record::Tokens(tokens) => Piece::Kept(Kept::Tokens(tokens)),
             Record::Turn(mut turn) => {
                 while let Some(part) = self.part_of(&turn.turn_id) {
                     add(&mut turn, part);
@@ -84,6 +85,7 @@ fn add(turn: &mut KeptTurn, part: Record) {
         | Record::Mark(_)
         | Record::Turn(_)
         | Record::Facts(..)
-        | Record::Directory(..) => {}
+        | Record::Directory(..)
+        | Record::Tokens(_) => {}
     }
 }

@@ -13,7 +13,8 @@ use crate::registry::latest::LatestThread;
 use crate::registry::ledger::frame::Frame;
 use crate::registry::ledger::key::{self, TurnPart};
 use crate::registry::ledger::{
-    Change, KeptBinding, KeptEnd, KeptFacts, KeptMark, KeptThreadStarted, KeptTurn, message,
+    Change, KeptBinding, KeptEnd, KeptFacts, KeptMark, KeptThreadStarted, KeptTokens, KeptTurn,
+    message,
 };
 use crate::registry::threads::{Left, SeenTurn, ThreadFacts, TurnsSeen};
 
@@ -31,6 +32,7 @@ pub(super) enum Record {
     Request(TurnId, RequestId),
     Facts(ThreadId, Box<KeptFacts>),
     Directory(PathBuf, LatestThread),
+    Tokens(KeptTokens),
 }
 
 /// A change of the table.
@@ -109,6 +111,10 @@ pub(super) fn append_operations(change: &Change, to: &mut Vec<Operation>) {
         Change::ForgetDirectory(directory) => {
             to.push(Operation::Remove(key::directory(directory)));
         }
+        Change::Tokens(KeptTokens { day, tokens }) => {
+            let message = message::Tokens { day: nanoseconds(*day), tokens: *tokens };
+            to.push(put(message, kind::TOKENS, vec![key::TOKENS]));
+        }
     }
 }
 
@@ -147,6 +153,7 @@ mod kind {
     pub(super) const REQUEST: u8 = 7;
     pub(super) const FACTS: u8 = 8;
     pub(super) const DIRECTORY: u8 = 9;
+    pub(super) const TOKENS: u8 = 10;
 }
 
 fn put(message: impl prost::Message, kind: u8, key: Vec<u8>) -> Operation {
@@ -284,6 +291,10 @@ fn record_of(frame: Frame<'_>) -> Option<Record> {
             let latest =
                 LatestThread { thread_id: thread_id(&message.thread_id)?, at: time(message.at)? };
             Record::Directory(key::parse_directory(rest), latest)
+        }
+        (key::TOKENS, kind::TOKENS) => {
+            let message::Tokens { day, tokens } = message::Tokens::decode(payload).ok()?;
+            Record::Tokens(KeptTokens { day: time(day)?, tokens })
         }
         _ => return None,
     })

@@ -164,6 +164,7 @@ fn is_newer(one: &Record, other: &Record) -> bool {
         (Record::End(_, one), Record::End(_, other)) => one.sequence > other.sequence,
         (Record::Facts(_, one), Record::Facts(_, other)) => one.at > other.at,
         (Record::Directory(_, one), Record::Directory(_, other)) => one.at > other.at,
+        (Record::Tokens(one), Record::Tokens(other)) => one > other,
         // Written once.
         _ => false,
     }

@@ -160,7 +160,8 @@ impl Disk {
 impl Played {
     pub(super) fn restore(&self, restore: Restore) {
         let kept: Vec<Kept> = {
-            let Model { bindings, marks, turns, directories, facts: _ } = &self.disk.state().kept;
+            let Model { bindings, marks, turns, directories, tokens, facts: _ } =
+                &self.disk.state().kept;
             let bindings = bindings.iter().map(|(key, binding)| {
                 let (key, binding) = (key.clone(), binding.clone());
                 Kept::Binding(Box::new(KeptBinding { key, binding }))
@@ -171,7 +172,8 @@ impl Played {
             });
             let turns = turns.values().map(|turn| Kept::Turn(Box::new(turn.clone())));
             let marks = marks.values().cloned().map(Kept::Mark);
-            bindings.chain(marks).chain(turns).chain(directories).collect()
+            let tokens = tokens.iter().copied().map(Kept::Tokens);
+            bindings.chain(marks).chain(turns).chain(directories).chain(tokens).collect()
         };
         kept.into_iter().for_each(restore);
     }

@@ -22,6 +22,7 @@ use super::replies::Replies;
 use crate::app_server::decode::{News, Scope, TurnEnd};
 use crate::app_server::message::Told;
 use crate::app_server::thread_error::ThreadError;
+use crate::model::event::{Event, Usage};
 use crate::model::id::ThreadId;
 use crate::model::outcome::Outcome;
 use crate::model::question::{Question, QuestionKind};
@@ -54,6 +55,8 @@ pub(super) struct Driver {
     acts: Vec<Act>,
     pub(super) replies: Replies,
     pub(super) keeping: Keeping,
+    // What is counted already of what the turn has used.
+    counted: Usage,
     pub(super) suspicion: open::Suspicion,
     // What is under way. Declared before what it is about.
     doing: FuturesUnordered<Doing>,
@@ -137,6 +140,7 @@ impl Driver {
             acts: Vec::new(),
             replies: Replies::default(),
             keeping,
+            counted: Usage::default(),
             suspicion: open::Suspicion::default(),
             doing: FuturesUnordered::new(),
             held: None,
@@ -210,12 +214,25 @@ impl Driver {
         let mut outcome = None;
         for act in acts.drain(..) {
             match act {
-                Act::End(ended) => outcome = Some(ended),
+                Act::End(ended) => {
+                    self.count(ended.usage());
+                    outcome = Some(ended);
+                }
+                Act::Tell(Event::TokenUsageUpdated(told)) => {
+                    self.count(told.usage.unwrap_or_default());
+                    self.perform(Act::Tell(Event::TokenUsageUpdated(told)));
+                }
                 act => self.perform(act),
             }
         }
         self.acts = acts;
         outcome
+    }
+
+    /// Counts what the turn has used, of which this is all until now.
+    fn count(&mut self, used: Usage) {
+        self.engine.quotas.count(used.since(self.counted));
+        self.counted = used;
     }
 
     fn note_position(&self, position: QueuePosition) -> Input {

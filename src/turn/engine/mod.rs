@@ -36,6 +36,7 @@ use crate::registry::threads::Threads;
 use crate::turn::admission::{Admission, QueuePosition, Ticket};
 use crate::turn::claims::RequestIdUse;
 use crate::turn::contexts::{ContextLimits, Contexts};
+use crate::turn::quota::{QuotaLimits, Quotas};
 use crate::turn::readers::{ReaderLimits, Readers};
 use crate::turn::revision;
 use crate::turn::timeouts::Timeouts;
@@ -63,6 +64,8 @@ pub(crate) struct EngineSettings {
     pub readers: ReaderLimits,
     /// How many contexts are kept.
     pub contexts: ContextLimits,
+    /// How much is run in a while.
+    pub quotas: QuotaLimits,
 }
 
 /// How far a drain is.
@@ -87,6 +90,7 @@ pub(crate) struct Engine {
     turns: Arc<Turns>,
     admission: Arc<Admission>,
     readers: Arc<Readers>,
+    pub(super) quotas: Arc<Quotas>,
     settings: EngineSettings,
     past: history::Past,
     drain: watch::Sender<DrainState>,
@@ -111,6 +115,7 @@ impl Engine {
                 Arc::clone(&admission),
                 settings.contexts.clone(),
             ),
+            quotas: Quotas::new(settings.quotas.clone(), Arc::clone(&ledger)),
             ledger,
             turns,
             admission,
@@ -153,6 +158,11 @@ impl Engine {
     /// Who reads.
     pub(crate) fn readers(&self) -> &Arc<Readers> {
         &self.readers
+    }
+
+    /// How much is run in a while.
+    pub(crate) fn quotas(&self) -> &Arc<Quotas> {
+        &self.quotas
     }
 
     /// Who runs and who waits.
@@ -213,12 +223,14 @@ impl Engine {
         if let Some(trouble) = self.ledger_trouble() {
             return Err(trouble.into());
         }
+        let begins = self.quotas.begin()?;
         let (turn, mailbox) = Turn::new(&request, Arc::clone(self.turns.retained()));
         turn.count_images(images);
         // Before the engine starts: a turn without a caller would be interrupted at once.
         let caller = turn.join();
         let weak = Arc::downgrade(&turn);
         let ticket = self.contexts.admit(&request, &weak, || self.turns.enter(&turn))?;
+        begins.keep();
         if *ticket.position().borrow() == QueuePosition::Running {
             turn.set_phase(Phase::Running);
         }

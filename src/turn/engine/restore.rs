@@ -25,6 +25,7 @@ impl Engine {
             Kept::Binding(binding) => self.contexts.restore(*binding),
             Kept::Mark(mark) => self.contexts.restore_mark(mark),
             Kept::Directory { directory, latest } => self.latest_threads.restore(directory, latest),
+            Kept::Tokens(tokens) => self.quotas.restore(tokens),
             Kept::Turn(turn) => self.restore_turn(*turn),
         }
     }

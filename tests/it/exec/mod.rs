@@ -646,7 +646,7 @@ async fn the_sidecars_own_key_raises_no_warning() {
     use codex_sidecar::parts::config::ApiKey;
     let sidecar = Sidecar::with(|config| {
         config.api_key =
-            Some(ApiKey { secret: "sk-canary".to_owned().into(), source: "CODEX_API_KEY" });
+            Some(ApiKey { secret: "sk-canary".to_owned().into(), source: "CODEX_API_KEY".into() });
     })
     .await;
     let info = sidecar.info().await;

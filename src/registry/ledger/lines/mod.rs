@@ -16,7 +16,7 @@ use std::time::SystemTime;
 use crate::model::id::ThreadId;
 use crate::registry::latest::LatestThread;
 use crate::registry::ledger::record::{self, Operation};
-use crate::registry::ledger::{Change, KeptBinding, KeptFacts, KeptMark, KeptTurn};
+use crate::registry::ledger::{Change, KeptBinding, KeptFacts, KeptMark, KeptTokens, KeptTurn};
 use shape::{EndLine, HeaderLine, Line};
 
 /// What the header calls these lines.
@@ -44,6 +44,8 @@ pub(crate) enum Entry {
     Turn(Box<KeptTurn>),
     /// The thread that was worked with last in a directory, of those without a context.
     Directory(PathBuf, LatestThread),
+    /// How many tokens were used on the latest day on which any were.
+    Tokens(KeptTokens),
 }
 
 impl Entry {
@@ -67,6 +69,7 @@ impl Entry {
                 vec![Change::ForgetTurn(kept.turn_id.clone()), Change::StartTurn(kept)]
             }
             Entry::Directory(directory, latest) => vec![Change::Directory(directory, latest)],
+            Entry::Tokens(tokens) => vec![Change::Tokens(tokens)],
         }
     }
 }
@@ -79,6 +82,8 @@ pub(crate) struct Counts {
     pub(crate) threads: u64,
     pub(crate) turns: u64,
     pub(crate) directories: u64,
+    /// Days of which it is known how many tokens were used.
+    pub(crate) tokens: u64,
 }
 
 impl Counts {
@@ -89,13 +94,14 @@ impl Counts {
             Entry::Thread(..) => &mut self.threads,
             Entry::Turn(_) => &mut self.turns,
             Entry::Directory(..) => &mut self.directories,
+            Entry::Tokens(_) => &mut self.tokens,
         };
         *counter += 1;
     }
 
     pub(crate) fn total(&self) -> u64 {
-        let &Counts { contexts, evicted_contexts, threads, turns, directories } = self;
-        contexts + evicted_contexts + threads + turns + directories
+        let &Counts { contexts, evicted_contexts, threads, turns, directories, tokens } = self;
+        contexts + evicted_contexts + threads + turns + directories + tokens
     }
 }
 
@@ -262,6 +268,7 @@ impl<R: BufRead> LineReader<R> {
             Line::Directory(line) => {
                 line.try_into().map(|(directory, latest)| Entry::Directory(directory, latest))
             }
+            Line::Tokens(line) => Ok(Entry::Tokens(line.into())),
             Line::Header(_) | Line::End(_) => Err("is in the wrong place".to_owned()),
         };
         let entry = entry.map_err(|problem| {
@@ -345,13 +352,14 @@ fn no_lines(start: &[u8]) -> Option<&'static str> {
 
 impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let &Counts { contexts, evicted_contexts, threads, turns, directories } = self;
+        let &Counts { contexts, evicted_contexts, threads, turns, directories, tokens } = self;
         let all = [
             (contexts, "context", "contexts"),
             (evicted_contexts, "evicted context", "evicted contexts"),
             (threads, "thread", "threads"),
             (turns, "turn", "turns"),
             (directories, "directory", "directories"),
+            (tokens, "day's tokens", "days' tokens"),
         ];
         let some = all.into_iter().filter(|(count, ..)| *count > 0);
         for (number, (count, one, more)) in some.enumerate() {

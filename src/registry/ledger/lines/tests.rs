@@ -12,7 +12,7 @@ use crate::model::id::{ContextKey, Tenant, TurnId};
 use crate::model::request::{ContentHash, RequestId};
 use crate::pb;
 use crate::registry::bindings::Binding;
-use crate::registry::ledger::{KeptEnd, KeptFacts, KeptThreadStarted, KeptTurn};
+use crate::registry::ledger::{KeptEnd, KeptFacts, KeptThreadStarted, KeptTokens, KeptTurn};
 use crate::registry::threads::ThreadFacts;
 use crate::registry::threads::{Left, SeenTurn, TurnsSeen};
 
@@ -201,7 +201,9 @@ fn directory() -> impl Strategy<Value = Entry> {
 }
 
 pub(in crate::registry::ledger) fn entries() -> impl Strategy<Value = Vec<Entry>> {
-    vec(prop_oneof![context(), evicted(), facts(), turn(), directory()], 0..12)
+    let tokens =
+        (time(), any::<u64>()).prop_map(|(day, tokens)| Entry::Tokens(KeptTokens { day, tokens }));
+    vec(prop_oneof![context(), evicted(), facts(), turn(), directory(), tokens], 0..12)
 }
 
 fn written(entries: &[Entry]) -> Vec<u8> {

@@ -77,6 +77,7 @@ fn entries() -> Vec<Entry> {
         [0, 1]
             .map(|number| Entry::Directory(format!("/d/{number}").into(), sample::latest(number))),
     );
+    entries.push(Entry::Tokens(sample::tokens(1)));
     entries
 }
 
@@ -148,6 +149,7 @@ fn what_is_newer_stays_unless_the_import_is_to_win() {
                     kept.end = kept.end.clone().or_else(|| ended(kept));
                 }
                 Entry::Directory(_, latest) => latest.at += later,
+                Entry::Tokens(kept) => kept.tokens += 1,
             }
             entry
         })

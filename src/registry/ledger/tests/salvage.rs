@@ -41,6 +41,7 @@ fn counts(model: &Model) -> Counts {
         threads: count(model.facts.len()),
         turns: count(model.turns.len()),
         directories: count(model.directories.len()),
+        tokens: count(model.tokens.iter().len()),
     }
 }
 
@@ -69,6 +70,7 @@ fn was_written(entry: &Entry, changes: &[Change]) -> bool {
         (Entry::EvictedContext(kept), Change::Mark(mark)) => kept == mark,
         (Entry::Thread(id, kept), Change::Facts(of, has)) => (id, &kept.facts) == (of, has),
         (Entry::Directory(path, latest), Change::Directory(of, has)) => (path, latest) == (of, has),
+        (Entry::Tokens(tokens), Change::Tokens(has)) => tokens == has,
         (Entry::Turn(kept), Change::StartTurn(start)) => {
             let KeptTurn { turn_id, context, created_at, started_at, requests, .. } = &**kept;
             let has = |wanted: &Change| changes.contains(wanted);

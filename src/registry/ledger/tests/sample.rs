@@ -12,7 +12,7 @@ use crate::model::request::{ContentHash, RequestId};
 use crate::registry::bindings::Binding;
 use crate::registry::latest::LatestThread;
 use crate::registry::ledger::{
-    Change, Kept, KeptBinding, KeptEnd, KeptMark, KeptThreadStarted, KeptTurn, Restore,
+    Change, Kept, KeptBinding, KeptEnd, KeptMark, KeptThreadStarted, KeptTokens, KeptTurn, Restore,
 };
 use crate::registry::threads::{Left, SeenTurn, ThreadFacts, TurnsSeen};
 
@@ -118,6 +118,10 @@ pub(super) fn latest(number: u64) -> LatestThread {
     LatestThread { thread_id: thread(number), at: time(number) }
 }
 
+pub(super) fn tokens(number: u64) -> KeptTokens {
+    KeptTokens { day: time(number), tokens: number }
+}
+
 /// What is kept, as a plain model of it says.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(in crate::registry::ledger) struct Model {
@@ -126,6 +130,7 @@ pub(in crate::registry::ledger) struct Model {
     pub(in crate::registry::ledger) facts: BTreeMap<ThreadId, ThreadFacts>,
     pub(in crate::registry::ledger) turns: BTreeMap<TurnId, KeptTurn>,
     pub(in crate::registry::ledger) directories: BTreeMap<PathBuf, LatestThread>,
+    pub(in crate::registry::ledger) tokens: Option<KeptTokens>,
 }
 
 impl Model {
@@ -176,6 +181,7 @@ impl Model {
                 self.directories.insert(directory, latest);
             }
             Change::ForgetDirectory(directory) => drop(self.directories.remove(&directory)),
+            Change::Tokens(tokens) => self.tokens = Some(tokens),
         }
     }
 
@@ -212,6 +218,7 @@ impl Model {
             Kept::Directory { directory, latest } => {
                 self.directories.insert(directory, latest).is_some()
             }
+            Kept::Tokens(tokens) => self.tokens.replace(tokens).is_some(),
         };
         assert!(!known, "a piece was given twice");
     }
@@ -256,5 +263,6 @@ pub(super) fn some_of_all() -> Vec<Change> {
     changes.push(Change::ForgetMark(context(8)));
     changes.push(Change::ForgetFacts(thread(3)));
     changes.push(Change::ForgetDirectory("/d/7".into()));
+    changes.extend([1, 2].map(|number| Change::Tokens(tokens(number))));
     changes
 }

@@ -7,6 +7,7 @@ mod context;
 mod directory;
 mod encoded;
 mod thread;
+mod tokens;
 mod turn;
 
 use std::time::SystemTime;
@@ -21,6 +22,7 @@ pub(super) use context::{ContextLine, EvictedLine};
 pub(super) use directory::DirectoryLine;
 use encoded::time;
 pub(super) use thread::ThreadLine;
+pub(super) use tokens::TokensLine;
 pub(super) use turn::TurnLine;
 
 /// A line.
@@ -33,6 +35,7 @@ pub(super) enum Line {
     Thread(Box<ThreadLine>),
     Turn(Box<TurnLine>),
     Directory(DirectoryLine),
+    Tokens(TokensLine),
     End(EndLine),
 }
 
@@ -58,6 +61,9 @@ pub(super) struct EndLine {
     threads: u64,
     turns: u64,
     directories: u64,
+    // Lines of before had none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    tokens: u64,
     /// Whether something could not be read.
     #[serde(default, skip_serializing_if = "is_false")]
     pub(super) partial: bool,
@@ -66,6 +72,11 @@ pub(super) struct EndLine {
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes it")]
 fn is_false(flag: &bool) -> bool {
     !flag
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes it")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// A name as a request may have it.
@@ -95,13 +106,21 @@ fn key(context_id: String, thread_id_key: String) -> Result<ContextKey, String> 
 
 impl EndLine {
     pub(super) fn new(counts: Counts, partial: bool) -> EndLine {
-        let Counts { contexts, evicted_contexts, threads, turns, directories } = counts;
-        EndLine { contexts, evicted_contexts, threads, turns, directories, partial }
+        let Counts { contexts, evicted_contexts, threads, turns, directories, tokens } = counts;
+        EndLine { contexts, evicted_contexts, threads, turns, directories, tokens, partial }
     }
 
     pub(super) fn counts(&self) -> Counts {
-        let &EndLine { contexts, evicted_contexts, threads, turns, directories, partial: _ } = self;
-        Counts { contexts, evicted_contexts, threads, turns, directories }
+        let &EndLine {
+            contexts,
+            evicted_contexts,
+            threads,
+            turns,
+            directories,
+            tokens,
+            partial: _,
+        } = self;
+        Counts { contexts, evicted_contexts, threads, turns, directories, tokens }
     }
 }
 
@@ -113,6 +132,7 @@ impl From<Entry> for Line {
             Entry::Thread(thread_id, facts) => Line::Thread(Box::new((thread_id, facts).into())),
             Entry::Turn(kept) => Line::Turn(Box::new((*kept).into())),
             Entry::Directory(directory, latest) => Line::Directory((directory, latest).into()),
+            Entry::Tokens(tokens) => Line::Tokens(tokens.into()),
         }
     }
 }
