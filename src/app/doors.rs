@@ -9,6 +9,7 @@ use std::sync::Arc;
 use http::HeaderMap;
 use tonic::service::Routes;
 
+use super::tenants::Served;
 use crate::access::{Access, Peer, Unauthenticated};
 use crate::model::id::Tenant;
 
@@ -21,7 +22,16 @@ struct Inside {
     access: Arc<Access>,
     /// What is nobody's: health.
     open: Routes,
-    tenants: BTreeMap<Tenant, Routes>,
+    tenants: BTreeMap<Tenant, Served>,
+}
+
+/// What a call comes to.
+#[derive(Debug)]
+pub(super) enum Services {
+    /// What is nobody's.
+    Open(Routes),
+    /// What is one tenant's.
+    Tenant(Served),
 }
 
 /// A call that no door opens for.
@@ -36,7 +46,7 @@ impl Doors {
     pub(super) fn new(
         access: Arc<Access>,
         open: Routes,
-        tenants: BTreeMap<Tenant, Routes>,
+        tenants: BTreeMap<Tenant, Served>,
     ) -> Doors {
         Doors(Arc::new(Inside { access, open, tenants }))
     }
@@ -55,12 +65,13 @@ impl Doors {
         path: &str,
         peer: &Peer,
         headers: &HeaderMap,
-    ) -> Result<Routes, Closed> {
+    ) -> Result<Services, Closed> {
         let Inside { access, open, tenants } = &*self.0;
         if path.starts_with("/grpc.health.v1.") || tenants.is_empty() {
-            return Ok(open.clone());
+            return Ok(Services::Open(open.clone()));
         }
         let tenant = access.admit(peer, headers).map_err(Closed::Unauthenticated)?;
-        Ok(tenants.get(&tenant).cloned().unwrap_or_else(|| open.clone()))
+        let services = tenants.get(&tenant).cloned().map(Services::Tenant);
+        Ok(services.unwrap_or_else(|| Services::Open(open.clone())))
     }
 }

@@ -17,7 +17,7 @@ use tonic::Status;
 
 use super::books::{CallOnDrop, Connection};
 use crate::access::Peer;
-use crate::app::doors::{Closed, Doors};
+use crate::app::doors::{Closed, Doors, Services};
 use crate::grpc::call;
 use crate::model::id::CallerName;
 use crate::model::refusal::Refusal;
@@ -47,7 +47,10 @@ impl hyper::service::Service<Request<Incoming>> for Calls {
         Box::pin(async move {
             let patience = connection.limits().request_timeout;
             let response = match services {
-                Ok(routes) => call::answer(routes, request, patience, connection.arrivals()).await,
+                Ok(Services::Open(routes)) => {
+                    call::answer(routes, request, patience, connection.arrivals()).await
+                }
+                Ok(Services::Tenant(tenant)) => tenant.answer(request, patience).await,
                 Err(Closed::Unauthenticated(_)) => {
                     Status::from(Refusal::Unauthenticated).into_http()
                 }
