@@ -254,6 +254,7 @@ fn worker(index: usize, status: &SlotStatus) -> pb::Worker {
             worker.next_start_time = Some((SystemTime::now() + pause).into());
             pb::WorkerState::Backoff
         }
+        SlotState::Asleep => pb::WorkerState::Asleep,
         SlotState::Stopped => pb::WorkerState::Stopping,
     };
     worker.state = state.into();

@@ -23,6 +23,8 @@ pub(super) async fn watch(pool: Arc<Pool>, spec: Arc<WorkerSpec>) {
     let watching = async {
         loop {
             pool.look_at_home(&spec).await;
+            // Of workers that sleep nothing else tells.
+            pool.update_readiness();
             let is_usable = pool.home_fault.borrow().is_none();
             let interval = pool.settings.liveness_interval;
             let pause = if is_usable { interval } else { LOOK.min(interval) };

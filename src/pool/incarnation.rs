@@ -12,6 +12,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::pool::Awake;
 use crate::worker::Worker;
 
 /// How many openings may go on in one worker at once, which is more than there ever are: one that must
@@ -164,13 +165,14 @@ impl Incarnation {
 #[derive(Debug)]
 pub(crate) struct Lease {
     incarnation: Arc<Incarnation>,
+    _awake: Arc<Awake>,
 }
 
 impl Lease {
-    pub(super) fn new(incarnation: Arc<Incarnation>) -> Lease {
+    pub(super) fn new(incarnation: Arc<Incarnation>, awake: Arc<Awake>) -> Lease {
         incarnation.turns.send_modify(|turns| turns.leased += 1);
         incarnation.started_turns.fetch_add(1, Ordering::Relaxed);
-        Lease { incarnation }
+        Lease { incarnation, _awake: awake }
     }
 
     pub(crate) fn worker(&self) -> &Arc<Worker> {

@@ -2,7 +2,8 @@
 //!
 //! Each slot of the pool has one task that starts a worker, waits for its end and starts the next
 //! ([`supervision`]), or replaces it while it is well ([`recycling`]); one that does not end a turn is
-//! drained ([`unended`]). What is in the [`slots`] is what everybody else goes by: [`placement`], which
+//! drained ([`unended`]); where they are not always there it waits for somebody who needs them
+//! ([`sleep`]). What is in the [`slots`] is what everybody else goes by: [`placement`], which
 //! gives a turn its [`Lease`], and [`readiness`]. The pool never moves a running turn, and knows nothing of
 //! what a turn says; of threads it knows which are [`idle`].
 
@@ -12,6 +13,7 @@ mod incarnation;
 mod placement;
 mod readiness;
 mod recycling;
+mod sleep;
 mod slots;
 mod supervision;
 mod unended;
@@ -30,7 +32,10 @@ use crate::worker::WorkerSpec;
 pub(crate) use incarnation::{Entering, Incarnation, Lease};
 pub(crate) use placement::Unavailable;
 pub(crate) use readiness::{Readiness, Trouble};
+pub(crate) use sleep::Awake;
 pub(crate) use slots::{SlotState, SlotStatus};
+
+use sleep::Demand;
 
 /// How workers are supervised and replaced.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,6 +111,7 @@ pub(crate) struct Pool {
     widened: AtomicBool,
     // One worker is recycled at a time.
     recycling: Arc<Semaphore>,
+    demand: Arc<Demand>,
     // Replaced, and still busy with the turns that they have.
     retiring: Mutex<Vec<Arc<Incarnation>>>,
     stop: CancellationToken,
@@ -114,13 +120,15 @@ pub(crate) struct Pool {
 
 impl Pool {
     /// Starts a pool of so many workers, at least one; returns at once. [`Pool::readiness`] tells when
-    /// it is warm.
+    /// it is warm, or would be.
     pub(crate) fn start(spec: WorkerSpec, workers: usize, settings: PoolSettings) -> Arc<Pool> {
         let workers = workers.max(1);
+        let is_asleep = settings.stop_when_idle.is_some();
+        let state = if is_asleep { SlotState::Asleep } else { SlotState::Starting };
+        let slot = SlotStatus { state, ..SlotStatus::default() };
         let pool = Arc::new(Pool {
-            settings,
             placing: Mutex::default(),
-            slots: watch::Sender::new(vec![SlotStatus::default(); workers]),
+            slots: watch::Sender::new(vec![slot; workers]),
             readiness: watch::Sender::new(readiness::starting()),
             home_fault: watch::Sender::new(None),
             home_doubted: Notify::new(),
@@ -131,13 +139,16 @@ impl Pool {
             starts: Arc::new(Semaphore::new(1)),
             widened: AtomicBool::new(false),
             recycling: Arc::new(Semaphore::new(1)),
+            demand: Demand::new(settings.stop_when_idle.is_none()),
             retiring: Mutex::default(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            settings,
         });
         let spec = Arc::new(spec);
         pool.tasks.spawn(home::watch(Arc::clone(&pool), Arc::clone(&spec)));
         pool.tasks.spawn(home::watch_config(Arc::clone(&pool)));
+        pool.tasks.spawn(sleep::watch(Arc::clone(&pool)));
         for slot in 0..workers {
             pool.tasks.spawn(supervision::run(Arc::clone(&pool), slot, Arc::clone(&spec)));
         }

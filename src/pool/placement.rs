@@ -36,16 +36,18 @@ impl Pool {
     /// [`Unavailable`] with the cause and when to try again.
     #[cfg(test)]
     pub(crate) async fn lease(&self, preferred: Option<&WorkerId>) -> Result<Lease, Unavailable> {
-        let place = |incarnation| Lease::new(incarnation);
+        let awake = Arc::new(self.wake());
+        let place = |incarnation| Lease::new(incarnation, Arc::clone(&awake));
         self.place(preferred, self.patience(), place).await
     }
 
     /// A worker to ask for what changes nothing and needs no thread, as placed as one for a turn. Also
-    /// where CODEX_HOME can't be written.
+    /// where CODEX_HOME can't be written. It may be stopped as soon as nobody is [`Awake`](Pool::wake).
     ///
     /// # Errors
     /// [`Unavailable`] with the cause and when to try again.
     pub(crate) async fn worker_to_ask(&self) -> Result<Arc<Worker>, Unavailable> {
+        let _awake = self.wake();
         self.place(None, self.patience(), |incarnation| Arc::clone(&incarnation.worker)).await
     }
 
@@ -65,9 +67,10 @@ impl Pool {
     ) -> Result<(Lease, Entering), Unavailable> {
         let mut deadline = self.patience();
         let settling = Instant::now() + self.settling();
+        let awake = Arc::new(self.wake());
         let on = |incarnation: Arc<Incarnation>| {
             let suspect = alone.then(|| Suspect::new(&incarnation));
-            (Lease::new(incarnation), suspect)
+            (Lease::new(incarnation, Arc::clone(&awake)), suspect)
         };
         loop {
             if let Some(cause) = self.home_fault.borrow().clone() {
@@ -147,7 +150,8 @@ impl Pool {
     fn may_come(&self, slot: &SlotStatus) -> bool {
         let broken = slot.failures >= self.settings.breaker_failures;
         match slot.state {
-            SlotState::Starting | SlotState::Backoff { .. } => !broken,
+            // One that sleeps is about to start: whoever looks for a worker has woken it.
+            SlotState::Starting | SlotState::Backoff { .. } | SlotState::Asleep => !broken,
             // Its worker has just died and its supervisor is about to see it, or it may yet live.
             SlotState::Ready(_) | SlotState::Unresponsive(_) => true,
             SlotState::Stopped => false,
@@ -172,6 +176,7 @@ fn unavailable(slots: &[SlotStatus]) -> Unavailable {
         SlotState::Starting
         | SlotState::Ready(_)
         | SlotState::Unresponsive(_)
+        | SlotState::Asleep
         | SlotState::Stopped => None,
     });
     let retry_after = pauses.min().unwrap_or_default().max(Duration::from_secs(1));

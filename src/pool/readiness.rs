@@ -7,7 +7,7 @@ use crate::pool::{Pool, SlotState, SlotStatus};
 /// Whether turns can run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Readiness {
-    /// At least one worker is warm, and at the start all were.
+    /// At least one worker is warm, and at the start all were; or they sleep, or have just been woken.
     Ready,
     /// None is.
     NotReady {
@@ -58,10 +58,18 @@ impl Pool {
             let all_tried = slots
                 .iter()
                 .all(|slot| slot.state.ready().is_some() || slot.last_failure.is_some());
+            // Probes are to send turns to workers that sleep, and not to be told of each awakening.
+            let sleeps = self.can_sleep()
+                && slots.iter().all(|slot| {
+                    let may_come = matches!(slot.state, SlotState::Asleep | SlotState::Starting);
+                    slot.failures == 0 && (may_come || slot.state.ready().is_some())
+                });
             let next = if let Some(cause) = home_fault {
                 Readiness::NotReady { kind: Trouble::HomeUnusable, cause }
             } else if let Some(cause) = config_fault.filter(|_| any_ready) {
                 Readiness::NotReady { kind: Trouble::ConfigInvalid, cause }
+            } else if sleeps {
+                Readiness::Ready
             } else if any_ready && (*readiness == Readiness::Ready || all_tried) {
                 Readiness::Ready
             } else {

@@ -27,6 +27,8 @@ pub(crate) enum SlotState {
         /// When.
         until: Instant,
     },
+    /// It has no worker until somebody needs one.
+    Asleep,
     /// The pool has been shut down.
     Stopped,
 }
@@ -39,6 +41,7 @@ impl SlotState {
             SlotState::Starting
             | SlotState::Unresponsive(_)
             | SlotState::Backoff { .. }
+            | SlotState::Asleep
             | SlotState::Stopped => None,
         }
     }
@@ -49,7 +52,10 @@ impl SlotState {
             SlotState::Ready(incarnation) | SlotState::Unresponsive(incarnation) => {
                 Some(incarnation)
             }
-            SlotState::Starting | SlotState::Backoff { .. } | SlotState::Stopped => None,
+            SlotState::Starting
+            | SlotState::Backoff { .. }
+            | SlotState::Asleep
+            | SlotState::Stopped => None,
         }
     }
 }

@@ -29,7 +29,7 @@ const STABLE_AFTER: Duration = Duration::from_secs(10);
 pub(super) async fn run(pool: Arc<Pool>, slot: usize, spec: Arc<WorkerSpec>) {
     let stop = pool.stop.clone();
     let mut supervision = Supervision {
-        pool,
+        pool: Arc::clone(&pool),
         slot,
         spec,
         generation: 0,
@@ -37,11 +37,18 @@ pub(super) async fn run(pool: Arc<Pool>, slot: usize, spec: Arc<WorkerSpec>) {
         recycling: None,
         hold_back: HoldBack::default(),
     };
-    tokio::select! {
-        biased;
-        () = stop.cancelled() => {}
-        () = supervision.keep_alive() => {}
-    }
+    let demand = Arc::clone(&pool.demand);
+    let living = async {
+        loop {
+            demand.awake().await;
+            tokio::select! {
+                biased;
+                before = pool.asleep(slot) => supervision.sleep(before).await,
+                () = supervision.keep_alive() => {}
+            }
+        }
+    };
+    stop.run_until_cancelled(living).await;
     supervision.end().await;
 }
 
@@ -103,21 +110,35 @@ impl Supervision {
         }
     }
 
-    /// Kills the worker of this slot, those that it replaced and one that has just been started, and
-    /// waits for their end.
+    /// Ends what is left in the slot, which sleeps.
+    async fn sleep(&mut self, before: SlotState) {
+        self.recycling = None;
+        self.hold_back = HoldBack::default();
+        let last = before.held().cloned().into_iter().collect();
+        self.end_all(last, "no turn needed it for a while").await;
+    }
+
+    /// Ends the slot.
     async fn end(&mut self) {
-        let is_ours = |retiring: &mut Arc<Incarnation>| retiring.worker.id().slot == self.slot;
-        let mut last: Vec<_> = self.pool.all_retiring().extract_if(.., is_ours).collect();
+        let mut last = Vec::new();
         self.pool.update(self.slot, |status| {
             last.extend(status.state.held().cloned());
             status.state = SlotState::Stopped;
         });
+        self.end_all(last, "the sidecar shuts down").await;
+    }
+
+    /// Kills these workers of the slot, those that they replaced and one that has just been started, and
+    /// waits for their end.
+    async fn end_all(&mut self, mut last: Vec<Arc<Incarnation>>, cause: &str) {
+        let is_ours = |retiring: &mut Arc<Incarnation>| retiring.worker.id().slot == self.slot;
+        last.extend(self.pool.all_retiring().extract_if(.., is_ours));
         self.starting.abort_all();
         while let Some(started) = self.starting.join_next().await {
             last.extend(started.into_iter().flatten());
         }
         for incarnation in &last {
-            incarnation.worker.kill("the sidecar shuts down");
+            incarnation.worker.kill(cause);
         }
         for incarnation in &last {
             incarnation.worker.exited().await;

@@ -1,6 +1,6 @@
 //! A pool over workers in memory, on a paused clock.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::FutureExt as _;
@@ -21,6 +21,14 @@ struct Played {
 
 impl Played {
     fn start(workers: usize, settings: PoolSettings) -> Played {
+        Played::start_with(workers, settings, |_| {})
+    }
+
+    fn start_with(
+        workers: usize,
+        settings: PoolSettings,
+        change: impl FnOnce(&mut WorkerSpec),
+    ) -> Played {
         let (launch, mut launched) = launcher();
         let (sender, receiver) = mpsc::unbounded_channel();
         tokio::spawn(async move {
@@ -30,7 +38,9 @@ impl Played {
                 let _ = sender.send(end);
             }
         });
-        Played { pool: Pool::start(spec(launch), workers, settings), workers: receiver }
+        let mut spec = spec(launch);
+        change(&mut spec);
+        Played { pool: Pool::start(spec, workers, settings), workers: receiver }
     }
 
     async fn warm(workers: usize, settings: PoolSettings) -> Played {
@@ -316,4 +326,100 @@ async fn a_worker_is_watched_while_its_successor_is_being_started() {
     assert_eq!(codex.ended().await, "signal 9");
     assert!(began.elapsed() < Duration::from_secs(21), "{:?}", began.elapsed());
     pool.shutdown().await;
+}
+
+/// A pool that sleeps once nobody has needed it for a minute.
+fn drowsy(workers: usize) -> Played {
+    let stop_when_idle = Some(Duration::from_secs(60));
+    Played::start(workers, PoolSettings { stop_when_idle, ..PoolSettings::default() })
+}
+
+fn sleeps(slots: &[SlotStatus]) -> bool {
+    slots.iter().all(|slot| matches!(slot.state, SlotState::Asleep))
+}
+
+#[tokio::test(start_paused = true)]
+async fn workers_start_with_the_first_who_needs_one_and_stop_when_nobody_has_for_long_enough() {
+    let mut played = drowsy(2);
+    played.is_ready().await;
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert!(sleeps(&played.pool.status()) && played.workers.try_recv().is_err());
+    assert_eq!(*played.pool.readiness().borrow(), Readiness::Ready);
+
+    // Many who come at once wake each worker once, and no probe is told of it.
+    let mut readiness = played.pool.readiness();
+    readiness.mark_unchanged();
+    let leases = futures::future::join_all((0..20).map(|_| played.pool.lease(None))).await;
+    let leases: Vec<Lease> = leases.into_iter().map(Result::unwrap).collect();
+    played.slots(|slots| slots.iter().all(|slot| slot.state.ready().is_some())).await;
+    let _workers = [(); 2].map(|()| played.workers.try_recv().unwrap());
+    assert!(played.workers.try_recv().is_err() && !readiness.has_changed().unwrap());
+
+    // One is enough to keep them all.
+    let kept = leases.into_iter().next().unwrap();
+    let (worker, slots) = (Arc::clone(kept.worker()), played.pool.status());
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert!(slots.iter().all(|slot| slot.state.ready().unwrap().worker.is_alive()));
+    drop(kept);
+    let idle_since = tokio::time::Instant::now();
+    let exit = worker.exited().await;
+    assert_eq!(idle_since.elapsed().as_secs(), 60);
+    assert_eq!(exit.cause, "killed: no turn needed it for a while");
+    played.slots(sleeps).await;
+    assert_eq!(*played.pool.readiness().borrow(), Readiness::Ready);
+    assert!(!readiness.has_changed().unwrap());
+
+    // And again.
+    let lease = played.pool.lease(Some(worker.id())).await.unwrap();
+    assert_eq!(lease.worker().id().generation, 2);
+    played.pool.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_comes_while_the_workers_stop_gets_one_that_stays() {
+    let played = drowsy(1);
+    let lease = || played.pool.lease(None);
+    drop(lease().await.unwrap());
+    for before in [0, 1, 2, 3] {
+        // Whatever of it has been done by then.
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        for _ in 0..before {
+            tokio::task::yield_now().await;
+        }
+        let lease = lease().await.unwrap();
+        tokio::time::sleep(Duration::from_secs(50)).await;
+        assert!(lease.worker().is_alive(), "after {before} steps");
+    }
+    played.pool.shutdown().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_sleeps_while_workers_fail_or_the_home_is_faulty() {
+    let stop_when_idle = Some(Duration::from_secs(60));
+    let settings = PoolSettings { stop_when_idle, ..PoolSettings::default() };
+    let is_faulty = Arc::<AtomicBool>::default();
+    let mut played = Played::start_with(1, settings, |spec| {
+        let is_faulty = Arc::clone(&is_faulty);
+        spec.check_home = Arc::new(move || match is_faulty.load(Ordering::Relaxed) {
+            true => Err("the disk is full".to_owned()),
+            false => Ok(()),
+        });
+    });
+    drop(played.pool.lease(None).await.unwrap());
+    // It dies young: what is wrong may be wrong with the next one, too.
+    played.workers.recv().await.unwrap().send(()).unwrap();
+    played.slots(|slots| slots[0].generation == 2).await;
+    assert_eq!(played.pool.status()[0].failures, 1);
+    is_faulty.store(true, Ordering::Relaxed);
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    // What could not be written down is there alone.
+    let status = played.pool.status();
+    assert!(status[0].state.ready().is_some_and(|ready| ready.worker.is_alive()));
+    is_faulty.store(false, Ordering::Relaxed);
+    played.slots(sleeps).await;
+    // Faulty and asleep is not ready.
+    is_faulty.store(true, Ordering::Relaxed);
+    let mut readiness = played.pool.readiness();
+    readiness.wait_for(|readiness| *readiness != Readiness::Ready).await.unwrap();
+    played.pool.shutdown().await;
 }

@@ -222,6 +222,7 @@ impl Engine {
         place: &HistoryPlace,
         at_most: usize,
     ) -> Result<HistoryPage, Refusal> {
+        let _awake = self.pool.wake();
         let mut attempt = 1;
         loop {
             let holder = self.threads.holder(thread_id);
@@ -264,6 +265,7 @@ impl Engine {
         }
         let engine = Arc::clone(self);
         let asking = tokio::spawn(async move {
+            let _awake = engine.pool.wake();
             let worker = engine.pool.worker_to_ask().await?;
             let models = worker.models().await.map_err(|error| open_error(error, None))?;
             let models = Arc::new(models);
