@@ -97,8 +97,8 @@ impl Tenants {
             };
             let span = tracing::error_span!("tenant", tenant = name);
             let state = watch::Sender::new(State::Starting);
-            let name = Tenant(name.clone());
-            all.insert(name.clone(), keeper(name, span, state, Some(build)));
+            let tenant = tenant.config.tenant.clone();
+            all.insert(tenant.clone(), keeper(tenant, span, state, Some(build)));
         }
         Tenants { all, stop }
     }

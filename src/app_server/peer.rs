@@ -18,6 +18,7 @@ use serde_json::value::RawValue;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc, oneshot, watch};
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use crate::app_server::decode;
 use crate::app_server::lines::{LineLimits, Lines, Piece};
@@ -244,11 +245,13 @@ impl Peer {
             closed: watch::Sender::new(None),
             misconduct: OnceLock::new(),
         });
-        tokio::spawn(write_lines(Arc::clone(&inner), writer, queue, limits.write_timeout));
+        tokio::spawn(
+            write_lines(Arc::clone(&inner), writer, queue, limits.write_timeout).in_current_span(),
+        );
         let peer = Peer { inner: Arc::clone(&inner) };
         let asked = peer.clone();
         let on_message = move |inbound| on_message(&asked, inbound);
-        tokio::spawn(read_lines(inner, reader, limits, on_message));
+        tokio::spawn(read_lines(inner, reader, limits, on_message).in_current_span());
         peer
     }
 

@@ -38,6 +38,7 @@ use std::time::Duration;
 use secrecy::{ExposeSecret as _, SecretString};
 
 use crate::grpc::limits::{ConnectionLimits, RequestLimits};
+use crate::model::id::Tenant;
 use crate::pool::PoolSettings;
 use crate::registry::ledger::{StatePath, StateSettings};
 use crate::turn::admission::AdmissionLimits;
@@ -111,6 +112,8 @@ pub struct Config {
     pub tools: BTreeMap<String, ToolDefaults>,
     /// Who else is served than the tenant `default`, which all of the above is, by their names.
     pub tenants: BTreeMap<String, TenantConfig>,
+    /// Whose configuration it is. No user's setting.
+    pub tenant: Tenant,
     /// The key for the model provider: CODEX_API_KEY, else OPENAI_API_KEY. `None` where neither is
     /// given, for example because CODEX_HOME has a login.
     pub api_key: Option<ApiKey>,
@@ -189,6 +192,7 @@ impl Default for Config {
             state: StateSettings::default(),
             tools: BTreeMap::new(),
             tenants: BTreeMap::new(),
+            tenant: Tenant::default(),
             api_key: None,
             guard: None,
             worker_env: Vec::new(),

@@ -124,6 +124,7 @@ pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
         state,
         tools: _,
         tenants: _,
+        tenant: _,
         api_key: _,
         guard: _,
         worker_env: _,

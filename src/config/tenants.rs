@@ -55,7 +55,7 @@ pub(super) fn read(
             refuse(show_bounded(&value.to_string()), "wants a table".to_owned());
             continue;
         };
-        let mut tenant = inheriting(top, origins);
+        let mut tenant = inheriting(name, top, origins);
         let place = Place::Tenant { path: &path, table };
         let mut loader = Loader::new(place, Some(file), origins, faults);
         settings::visit_tenant(&mut tenant, &mut loader);
@@ -93,13 +93,14 @@ fn check_name(name: &str) -> Result<(), String> {
 }
 
 /// A tenant whose table says nothing.
-fn inheriting(top: &Config, origins: &Origins) -> TenantConfig {
+fn inheriting(name: &str, top: &Config, origins: &Origins) -> TenantConfig {
     let mut config = Config {
         codex_home: PathBuf::new(),
         state: StateSettings { path: None, ..top.state.clone() },
         api_key: None,
         tools: BTreeMap::new(),
         tenants: BTreeMap::new(),
+        tenant: Tenant(name.to_owned()),
         ..top.clone()
     };
     if !origins.contains_key("pool.stop_when_idle") {

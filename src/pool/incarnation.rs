@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument as _;
 
 use crate::pool::Awake;
 use crate::worker::Worker;
@@ -289,10 +290,13 @@ impl Entering {
         let mut room = room;
         let rest = room.split(ROOM as usize - 1).filter(|_| suspect.is_some());
         let alone = rest.map(|rest| {
-            AbortOnDropHandle::new(tokio::spawn(async move {
-                tokio::time::sleep(ALONE_FOR).await;
-                drop(rest);
-            }))
+            AbortOnDropHandle::new(tokio::spawn(
+                async move {
+                    tokio::time::sleep(ALONE_FOR).await;
+                    drop(rest);
+                }
+                .in_current_span(),
+            ))
         });
         incarnation.turns.send_modify(|turns| turns.opening += 1);
         let incarnation = Arc::clone(incarnation);

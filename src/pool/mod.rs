@@ -26,6 +26,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
 
 use crate::worker::WorkerSpec;
 
@@ -146,11 +147,13 @@ impl Pool {
             settings,
         });
         let spec = Arc::new(spec);
-        pool.tasks.spawn(home::watch(Arc::clone(&pool), Arc::clone(&spec)));
-        pool.tasks.spawn(home::watch_config(Arc::clone(&pool)));
-        pool.tasks.spawn(sleep::watch(Arc::clone(&pool)));
+        pool.tasks.spawn(home::watch(Arc::clone(&pool), Arc::clone(&spec)).in_current_span());
+        pool.tasks.spawn(home::watch_config(Arc::clone(&pool)).in_current_span());
+        pool.tasks.spawn(sleep::watch(Arc::clone(&pool)).in_current_span());
         for slot in 0..workers {
-            pool.tasks.spawn(supervision::run(Arc::clone(&pool), slot, Arc::clone(&spec)));
+            pool.tasks.spawn(
+                supervision::run(Arc::clone(&pool), slot, Arc::clone(&spec)).in_current_span(),
+            );
         }
         pool.tasks.close();
         pool

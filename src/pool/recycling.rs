@@ -4,6 +4,7 @@
 //! One worker is replaced at a time; it ends once its turns have, and until then holds its threads.
 
 use std::sync::{Arc, MutexGuard, PoisonError};
+use tracing::Instrument as _;
 
 use crate::model::id::WorkerId;
 use crate::pool::supervision::{HoldBack, Supervision};
@@ -76,7 +77,7 @@ impl Supervision {
             worker.exited().await;
             pool.has_ended(&old);
             drop(permit);
-        });
+        }.in_current_span());
         Some(successor)
     }
 }

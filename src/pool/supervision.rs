@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use crate::model::id::WorkerId;
 use crate::pool::slots::Failure;
@@ -151,7 +152,8 @@ impl Supervision {
         if self.starting.is_empty() {
             self.generation += 1;
             let id = WorkerId { slot: self.slot, generation: self.generation };
-            self.starting.spawn(start(Arc::clone(&self.pool), id, Arc::clone(&self.spec)));
+            self.starting
+                .spawn(start(Arc::clone(&self.pool), id, Arc::clone(&self.spec)).in_current_span());
         }
     }
 
@@ -324,10 +326,13 @@ async fn start(
     let permit = Arc::clone(&pool.starts).acquire_owned().await.ok();
     let started = Worker::spawn(id.clone(), &spec).await;
     let spacing = pool.settings.start_spacing;
-    tokio::spawn(async move {
-        tokio::time::sleep(spacing).await;
-        drop(permit);
-    });
+    tokio::spawn(
+        async move {
+            tokio::time::sleep(spacing).await;
+            drop(permit);
+        }
+        .in_current_span(),
+    );
     let worker = started?;
     let (pid, cli) = (worker.pid(), worker.user_agent());
     tracing::info!(worker = %id, pid, cli, "worker ready");

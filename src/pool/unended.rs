@@ -7,6 +7,7 @@
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
+use tracing::Instrument as _;
 
 use crate::pool::incarnation::Unended;
 use crate::pool::{Lease, Pool};
@@ -31,24 +32,27 @@ impl Pool {
         let incarnation = Arc::clone(lease.incarnation());
         let unended = Unended::new(lease);
         self.doubt(&incarnation);
-        tokio::spawn(async move {
-            let within = grace.saturating_mul(PATIENCE).max(LEAST);
-            let cause = tokio::select! {
-                biased;
-                () = let_go => None,
-                _ = incarnation.worker.exited() => None,
-                () = incarnation.has_nothing_to_lose() => Some(String::new()),
-                () = tokio::time::sleep(within) => {
-                    Some(format!(", for {}", humantime::format_duration(within)))
+        tokio::spawn(
+            async move {
+                let within = grace.saturating_mul(PATIENCE).max(LEAST);
+                let cause = tokio::select! {
+                    biased;
+                    () = let_go => None,
+                    _ = incarnation.worker.exited() => None,
+                    () = incarnation.has_nothing_to_lose() => Some(String::new()),
+                    () = tokio::time::sleep(within) => {
+                        Some(format!(", for {}", humantime::format_duration(within)))
+                    }
+                };
+                if let Some(how_long) = cause {
+                    let cause = "it did not end a turn that it was told to interrupt";
+                    incarnation.give_up(&format!("{cause}{how_long}"));
                 }
-            };
-            if let Some(how_long) = cause {
-                let cause = "it did not end a turn that it was told to interrupt";
-                incarnation.give_up(&format!("{cause}{how_long}"));
+                drop(unended);
+                // Its supervisor sees whether it takes turns again.
+                incarnation.doubted.notify_one();
             }
-            drop(unended);
-            // Its supervisor sees whether it takes turns again.
-            incarnation.doubted.notify_one();
-        });
+            .in_current_span(),
+        );
     }
 }

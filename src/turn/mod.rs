@@ -11,6 +11,7 @@ mod clocks;
 pub(crate) mod contexts;
 pub(crate) mod engine;
 pub(crate) mod log;
+pub(crate) mod looks;
 pub(crate) mod machine;
 pub(crate) mod pixels;
 pub(crate) mod quota;

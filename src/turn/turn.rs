@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use crate::model::event::{Event, InterruptReason};
 use crate::model::failure::FailureReason;
@@ -385,14 +386,17 @@ impl Caller {
         // A call has one.
         let _ = self.presence.deadline_from.set(deadline - DEADLINE_MARGIN.min(left / 4));
         let presence = Arc::clone(&self.presence);
-        tokio::spawn(async move {
-            tokio::select! {
-                () = presence.turn.log.ended() => {}
-                () = tokio::time::sleep_until(deadline) => {
-                    presence.leave(InterruptReason::DeadlineExceeded);
+        tokio::spawn(
+            async move {
+                tokio::select! {
+                    () = presence.turn.log.ended() => {}
+                    () = tokio::time::sleep_until(deadline) => {
+                        presence.leave(InterruptReason::DeadlineExceeded);
+                    }
                 }
             }
-        });
+            .in_current_span(),
+        );
     }
 
     /// Counts the caller as gone because its deadline has passed.

@@ -12,23 +12,16 @@ use std::time::Duration;
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
-use tokio::sync::Semaphore;
 
 use crate::model::options::ThreadOptions;
 use crate::model::refusal::{FieldViolation, Refusal};
 use crate::model::request::UserInput;
 use crate::model::workspace::Workspace;
+use crate::turn::looks::Looks;
 use crate::turn::pixels::{Format, ImageSum};
 
 /// Largest image that is passed on, in bytes.
 pub(crate) const MAX_IMAGE_BYTES: u64 = 20 << 20;
-
-/// Longest time that one look may take: a network file system may never answer.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Most looks at once. One that hangs keeps its thread until the file system answers, and the
-/// runtime has only so many.
-static LOOKS: Semaphore = Semaphore::const_new(32);
 
 /// Looks at the directories of `options` and the images and skills of `inputs`, whose places are those in the
 /// request, and adds the images up. `default_directory` is where a turn works that names no directory.
@@ -40,11 +33,12 @@ static LOOKS: Semaphore = Semaphore::const_new(32);
 /// What is missing or wrong, by the field's path; [`Refusal::OutOfResources`] if the file system
 /// does not answer in time.
 pub(crate) async fn check(
+    looks: &Looks,
     options: &ThreadOptions,
     inputs: &[UserInput],
     default_directory: &Path,
 ) -> Result<(Workspace, ImageSum), Refusal> {
-    look(options, inputs, default_directory, ImageSum::default()).await
+    look(looks, options, inputs, default_directory, ImageSum::default()).await
 }
 
 /// Looks at the images and skills of `inputs` alone, as [`check`] does, and adds them to `images`: for a turn that
@@ -53,6 +47,7 @@ pub(crate) async fn check(
 /// # Errors
 /// As [`check`].
 pub(crate) async fn check_images(
+    looks: &Looks,
     inputs: &[UserInput],
     images: ImageSum,
 ) -> Result<ImageSum, Refusal> {
@@ -64,10 +59,11 @@ pub(crate) async fn check_images(
         return Ok(images);
     }
     let anywhere = ThreadOptions { skip_git_repo_check: Some(true), ..ThreadOptions::default() };
-    Ok(look(&anywhere, inputs, Path::new("/"), images).await?.1)
+    Ok(look(looks, &anywhere, inputs, Path::new("/"), images).await?.1)
 }
 
 async fn look(
+    looks: &Looks,
     options: &ThreadOptions,
     inputs: &[UserInput],
     default_directory: &Path,
@@ -103,30 +99,7 @@ async fn look(
     let needs_git = options.skip_git_repo_check != Some(true);
     let look = Look { workspace, needs_git, images, skills, sum };
 
-    let patient = tokio::time::timeout(PATIENCE, async {
-        // Never closed, so it fails never.
-        let permit = LOOKS.acquire().await.ok();
-        tokio::task::spawn_blocking(move || {
-            // Held by the thread, not by the waiting caller, who may leave a stuck one behind.
-            let _permit = permit;
-            look.take()
-        })
-        .await
-    });
-    match patient.await {
-        Ok(Ok(outcome)) => outcome,
-        Ok(Err(error)) => {
-            Err(Refusal::Internal(format!("the look at the workspace failed: {error}")))
-        }
-        Err(_elapsed) => Err(Refusal::OutOfResources {
-            cause: format!(
-                "the file system did not answer within {} seconds about the directories and \
-                 images of the request",
-                PATIENCE.as_secs()
-            ),
-            retry_after: PATIENCE,
-        }),
-    }
+    looks.take(move || look.take()).await
 }
 
 /// Everything that one look looks at. Blocks.
@@ -311,6 +284,18 @@ mod tests {
     use base64::prelude::{BASE64_STANDARD, Engine as _};
 
     use super::*;
+
+    async fn check(
+        options: &ThreadOptions,
+        inputs: &[UserInput],
+        default_directory: &Path,
+    ) -> Result<(Workspace, ImageSum), Refusal> {
+        super::check(&Looks::default(), options, inputs, default_directory).await
+    }
+
+    async fn check_images(inputs: &[UserInput], images: ImageSum) -> Result<ImageSum, Refusal> {
+        super::check_images(&Looks::default(), inputs, images).await
+    }
     use crate::turn::pixels::tests::png;
 
     const PNG: &[u8] =

@@ -13,6 +13,7 @@ use std::time::Duration;
 use futures::future::join_all;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use crate::app_server::client::{LoadOptions, LoadThread, ThreadOpened};
 use crate::app_server::decode::News;
@@ -396,7 +397,7 @@ impl Worker {
             if let Err(error) = letting_go {
                 tracing::debug!(worker = %id, thread_id, %error, "a thread could not be let go");
             }
-        });
+        }.in_current_span());
         answered
     }
 }

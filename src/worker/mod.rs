@@ -29,6 +29,7 @@ use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use crate::app_server::client::{CliDefaults, Client, Initialized};
 use crate::app_server::message::Call;
@@ -103,10 +104,13 @@ impl Worker {
         let stdout = redactor.reader(stdout);
         let stderr = redactor.reader(stderr);
         let stderr_tail = Arc::new(StderrTail::default());
-        let drained = tokio::spawn({
-            let (id, stderr_tail) = (id.clone(), Arc::clone(&stderr_tail));
-            async move { stderr::drain(id, stderr, &stderr_tail).await }
-        });
+        let drained = tokio::spawn(
+            {
+                let (id, stderr_tail) = (id.clone(), Arc::clone(&stderr_tail));
+                async move { stderr::drain(id, stderr, &stderr_tail).await }
+            }
+            .in_current_span(),
+        );
 
         let mcp = McpServers::new(id.clone());
         let (kin, suspects) = unowned::Kin::new();
@@ -165,7 +169,7 @@ impl Worker {
             config_fault_at_start,
             loading: Arc::default(),
         });
-        tokio::spawn(unowned::watch(Arc::downgrade(&worker), suspects));
+        tokio::spawn(unowned::watch(Arc::downgrade(&worker), suspects).in_current_span());
         Ok(worker)
     }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use crate::app_server::peer::Peer;
 use crate::worker::conversation::Ending;
@@ -101,10 +102,13 @@ impl Runner {
         let killed = Kill::default();
         let (ended, exit) = watch::channel(None);
         let life = Life { killed: killed.clone(), exit };
-        tokio::spawn(async move {
-            let exit = self.run(&killed).await;
-            let _ = ended.send(Some(Arc::new(exit)));
-        });
+        tokio::spawn(
+            async move {
+                let exit = self.run(&killed).await;
+                let _ = ended.send(Some(Arc::new(exit)));
+            }
+            .in_current_span(),
+        );
         life
     }
 

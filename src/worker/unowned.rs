@@ -14,6 +14,7 @@ use std::time::Duration;
 use futures::future::join_all;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use crate::app_server::client::TurnRef;
 use crate::app_server::decode::{News, Scope};
@@ -150,11 +151,14 @@ impl Kin {
 pub(super) async fn watch(worker: Weak<Worker>, mut suspects: mpsc::UnboundedReceiver<Suspect>) {
     while let Some(Suspect { thread_id, turn_id }) = suspects.recv().await {
         let Some(worker) = worker.upgrade() else { return };
-        tokio::spawn(async move {
-            if !worker.finds_an_owner(&thread_id).await {
-                worker.stop_unowned(&thread_id, &turn_id).await;
+        tokio::spawn(
+            async move {
+                if !worker.finds_an_owner(&thread_id).await {
+                    worker.stop_unowned(&thread_id, &turn_id).await;
+                }
             }
-        });
+            .in_current_span(),
+        );
     }
 }
 

@@ -37,8 +37,18 @@ const AHEAD: usize = 2;
 /// How long a part may wait to be taken.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How many exports are made at once, each in a thread of its own; others wait.
-static EXPORTS: Semaphore = Semaphore::const_new(2);
+/// How many exports of one ledger are made at once, each in a thread of its own; others wait.
+const AT_ONCE: usize = 2;
+
+/// Those of one ledger.
+#[derive(Debug, Clone)]
+pub(super) struct Exports(Arc<Semaphore>);
+
+impl Default for Exports {
+    fn default() -> Exports {
+        Exports(Arc::new(Semaphore::new(AT_ONCE)))
+    }
+}
 
 /// Why an export ended before its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,7 +68,7 @@ impl Ledger {
     /// [`Trouble`] where it was not read yet.
     pub(crate) async fn export(&self) -> Result<Option<Parts>, Trouble> {
         // It is never closed.
-        let permit = EXPORTS.acquire().await.ok();
+        let permit = Arc::clone(&self.exports.0).acquire_owned().await.ok();
         let Some(file) = &self.file else { return Ok(None) };
         if !file.queue.is_read() {
             let trouble = file.queue.trouble().borrow().clone();

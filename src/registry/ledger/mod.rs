@@ -134,6 +134,7 @@ pub(crate) struct Ledger {
     /// `None` for one that keeps nothing.
     file: Option<InFile>,
     untroubled: watch::Sender<Option<Trouble>>,
+    exports: export::Exports,
     #[cfg(test)]
     played: Option<testing::Played>,
 }
@@ -186,6 +187,7 @@ impl Ledger {
                 closing: Mutex::new(Some(closing)),
             }),
             untroubled: watch::Sender::default(),
+            exports: export::Exports::default(),
             #[cfg(test)]
             played: None,
         }

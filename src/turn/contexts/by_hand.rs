@@ -8,6 +8,8 @@ use std::time::Duration;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
 use super::Contexts;
+use tracing::Instrument as _;
+
 use crate::model::id::{ContextKey, ThreadId};
 use crate::model::refusal::Refusal;
 use crate::registry::bindings::{Binding, Bound};
@@ -303,7 +305,7 @@ impl Engine {
         deed: impl Future<Output = Result<T, Refusal>> + Send + 'static,
     ) -> Result<T, Refusal> {
         let fault = |error: tokio::task::JoinError| Refusal::Internal(error.to_string());
-        self.tasks.spawn(deed).await.map_err(fault)?
+        self.tasks.spawn(deed.in_current_span()).await.map_err(fault)?
     }
 }
 

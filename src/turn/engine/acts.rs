@@ -9,6 +9,8 @@ use tokio::time::Instant;
 
 use super::driver::{Done, Driver, Held, hear};
 use super::keeping::Writing;
+use tracing::Instrument as _;
+
 use crate::model::event::{Event, ThreadStarted, Usage};
 use crate::model::id::ThreadId;
 use crate::pool::Incarnation;
@@ -312,7 +314,7 @@ async fn give_up(
     let mut releasing = release(worker, &thread_id);
     let pinged = Arc::clone(worker);
     // Whatever it answers, it is heard.
-    tokio::spawn(async move { pinged.ping(grace).await });
+    tokio::spawn(async move { pinged.ping(grace).await }.in_current_span());
     match tokio::time::timeout(grace, &mut releasing).await {
         Ok(Ok(())) => return None,
         Ok(Err(error)) => releasing = Box::pin(std::future::ready(Err(error))),

@@ -16,6 +16,8 @@ use tokio::time::{Instant, timeout};
 
 use super::open::{Ties, open_error};
 use super::{DrainState, Engine};
+use tracing::Instrument as _;
+
 use crate::model::id::{ContextKey, ThreadId, WorkerId};
 use crate::model::refusal::Refusal;
 use crate::pb::Model;
@@ -208,11 +210,14 @@ impl Engine {
         };
         let (engine, thread_id, place) = (Arc::clone(self), thread_id.clone(), place.clone());
         // A caller that goes does not make room for another one: its worker reads on.
-        let reading = tokio::spawn(async move {
-            let page = engine.page(&thread_id, &place, at_most).await;
-            drop(read);
-            page
-        });
+        let reading = tokio::spawn(
+            async move {
+                let page = engine.page(&thread_id, &place, at_most).await;
+                drop(read);
+                page
+            }
+            .in_current_span(),
+        );
         reading.await.map_err(|error| Refusal::Internal(error.to_string()))?
     }
 
@@ -264,14 +269,17 @@ impl Engine {
             return Ok(Arc::clone(models));
         }
         let engine = Arc::clone(self);
-        let asking = tokio::spawn(async move {
-            let _awake = engine.pool.wake();
-            let worker = engine.pool.worker_to_ask().await?;
-            let models = worker.models().await.map_err(|error| open_error(error, None))?;
-            let models = Arc::new(models);
-            *known = Some((Instant::now(), Arc::clone(&models)));
-            Ok(models)
-        });
+        let asking = tokio::spawn(
+            async move {
+                let _awake = engine.pool.wake();
+                let worker = engine.pool.worker_to_ask().await?;
+                let models = worker.models().await.map_err(|error| open_error(error, None))?;
+                let models = Arc::new(models);
+                *known = Some((Instant::now(), Arc::clone(&models)));
+                Ok(models)
+            }
+            .in_current_span(),
+        );
         asking.await.map_err(|error| Refusal::Internal(error.to_string()))?
     }
 
@@ -295,7 +303,7 @@ impl Engine {
             }
         };
         let fault = |error: tokio::task::JoinError| Refusal::Internal(error.to_string());
-        self.tasks.spawn(deed).await.map_err(fault)?
+        self.tasks.spawn(deed.in_current_span()).await.map_err(fault)?
     }
 
     /// The thread of a context that is being reserved. It is not waited for without end: others may have

@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
 
 use crate::model::event::{InterruptReason, Usage};
 use crate::model::failure::{FailureReason, TurnError};
@@ -36,6 +37,7 @@ use crate::registry::threads::Threads;
 use crate::turn::admission::{Admission, QueuePosition, Ticket};
 use crate::turn::claims::RequestIdUse;
 use crate::turn::contexts::{ContextLimits, Contexts};
+use crate::turn::looks::Looks;
 use crate::turn::quota::{QuotaLimits, Quotas};
 use crate::turn::readers::{ReaderLimits, Readers};
 use crate::turn::revision;
@@ -91,6 +93,7 @@ pub(crate) struct Engine {
     admission: Arc<Admission>,
     readers: Arc<Readers>,
     pub(super) quotas: Arc<Quotas>,
+    looks: Looks,
     settings: EngineSettings,
     past: history::Past,
     drain: watch::Sender<DrainState>,
@@ -115,6 +118,7 @@ impl Engine {
                 Arc::clone(&admission),
                 settings.contexts.clone(),
             ),
+            looks: Looks::default(),
             quotas: Quotas::new(settings.quotas.clone(), Arc::clone(&ledger)),
             ledger,
             turns,
@@ -188,6 +192,7 @@ impl Engine {
             },
         };
         let (workspace, images) = workspace::check(
+            &self.looks,
             &request.thread_options,
             &request.inputs,
             &self.settings.default_directory,
@@ -200,16 +205,19 @@ impl Engine {
             self.contexts.check(&request)?;
             let (engine, request) = (Arc::clone(self), Arc::clone(&request));
             // In a task of its own: a call that is cut off here, and repeated, must not steer twice.
-            let steering = self.tasks.spawn(async move {
-                let joined = engine.steer_running(&request).await?;
-                match (joined, claim) {
-                    (Some(joined), Some(claim)) => {
-                        claim.settle(joined.turn());
-                        Ok::<_, Refusal>((Some(joined), None))
+            let steering = self.tasks.spawn(
+                async move {
+                    let joined = engine.steer_running(&request).await?;
+                    match (joined, claim) {
+                        (Some(joined), Some(claim)) => {
+                            claim.settle(joined.turn());
+                            Ok::<_, Refusal>((Some(joined), None))
+                        }
+                        (joined, claim) => Ok((joined, claim)),
                     }
-                    (joined, claim) => Ok((joined, claim)),
                 }
-            });
+                .in_current_span(),
+            );
             let fault = |error: tokio::task::JoinError| Refusal::Internal(error.to_string());
             let (joined, unsettled) = steering.await.map_err(fault)??;
             if let Some(joined) = joined {
@@ -238,7 +246,9 @@ impl Engine {
             claim.settle(&turn);
         }
         let workspace = Arc::new(workspace);
-        self.tasks.spawn(Arc::clone(self).drive(turn, mailbox, request, workspace, ticket));
+        self.tasks.spawn(
+            Arc::clone(self).drive(turn, mailbox, request, workspace, ticket).in_current_span(),
+        );
         Ok(caller)
     }
 
@@ -256,7 +266,7 @@ impl Engine {
             return Err(Refusal::field(format!("inputs[{at}].skill"), fault));
         }
         let before = turn.images();
-        let images = workspace::check_images(&inputs, before).await?.without(before);
+        let images = workspace::check_images(&self.looks, &inputs, before).await?.without(before);
         turn.steer(inputs, images).await
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::Instrument as _;
 
 use crate::model::event::{Event, ThreadOrigin, WarningCode};
 use crate::model::fingerprint::Fingerprint;
@@ -193,39 +194,42 @@ impl Engine {
         let ties = Ties { abandoned, suspicion: suspicion.clone(), asked: Mutex::default() };
         let engine = Arc::clone(self);
         let (request, workspace) = (Arc::clone(request), Arc::clone(workspace));
-        let task = self.tasks.spawn(async move {
-            let opened = {
-                let open = engine.open(&request, &workspace, &ties);
-                tokio::pin!(open);
-                tokio::select! {
-                    biased;
-                    opened = &mut open => opened,
-                    () = ties.abandoned.cancelled() => {
-                        engine.finish_abandoned(&mut open, &ties).await
-                    }
-                }
-            };
-            match opened {
-                Err(OpenError::Lost(cause)) => Err(engine.lost(cause, &ties).await),
-                Ok(opened) if ties.abandoned.is_cancelled() => {
-                    engine.undo(opened).await;
-                    Err(turn_has_ended())
-                }
-                Ok(opened) => {
-                    // The worker has done its part.
-                    ties.note_asked(None);
-                    let started = ties.unless_abandoned(started).await;
-                    match started.and_then(|started| Ok(started.map_err(Refusal::from)?)) {
-                        Ok(()) => Ok(opened),
-                        Err(error) => {
-                            engine.undo(opened).await;
-                            Err(error)
+        let task = self.tasks.spawn(
+            async move {
+                let opened = {
+                    let open = engine.open(&request, &workspace, &ties);
+                    tokio::pin!(open);
+                    tokio::select! {
+                        biased;
+                        opened = &mut open => opened,
+                        () = ties.abandoned.cancelled() => {
+                            engine.finish_abandoned(&mut open, &ties).await
                         }
                     }
+                };
+                match opened {
+                    Err(OpenError::Lost(cause)) => Err(engine.lost(cause, &ties).await),
+                    Ok(opened) if ties.abandoned.is_cancelled() => {
+                        engine.undo(opened).await;
+                        Err(turn_has_ended())
+                    }
+                    Ok(opened) => {
+                        // The worker has done its part.
+                        ties.note_asked(None);
+                        let started = ties.unless_abandoned(started).await;
+                        match started.and_then(|started| Ok(started.map_err(Refusal::from)?)) {
+                            Ok(()) => Ok(opened),
+                            Err(error) => {
+                                engine.undo(opened).await;
+                                Err(error)
+                            }
+                        }
+                    }
+                    Err(error) => Err(error),
                 }
-                Err(error) => Err(error),
             }
-        });
+            .in_current_span(),
+        );
         Opening { task, _abandon: abandon }
     }
 
