@@ -5,7 +5,9 @@
 #     deploy/check.sh [BINARY]
 #
 # With BINARY, a built codex-sidecar, also that it takes the manifest's environment,
-# configuration and probe commands. The tools come from PyPI, into target/, once.
+# configuration and probe commands; that it runs where image and manifest put it; and,
+# if it is one of deploy/release.sh, that its SBOM says what is in it. The tools come from
+# PyPI, into target/, once. What this machine can't do is said: "left out: ...".
 set -eu
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd -P)
@@ -40,9 +42,6 @@ same() {
 same "version of Codex (install-codex.sh, Containerfile)" \
     "$(version_in deploy/install-codex.sh '^PINNED_VERSION=\(.*\)$')" \
     "$(version_in deploy/Containerfile '^ARG CODEX_VERSION=\(.*\)$')"
-same "version of Rust (Cargo.toml, Containerfile)" \
-    "$(version_in Cargo.toml '^rust-version = "\(.*\)"$')" \
-    "$(version_in deploy/Containerfile '^ARG RUST_VERSION=\(.*\)$')"
 same "version of the sidecar (Cargo.toml, kubernetes.yaml)" \
     "$(version_in Cargo.toml '^version = "\(.*\)"$')" \
     "$(version_in deploy/kubernetes.yaml '^ *image: codex-sidecar:\(.*\)$')"
@@ -56,10 +55,19 @@ while read -r source; do
     [ -e "$source" ] || fail "the container file copies $source, which is not there"
     grep -qxF "!$source" deploy/Containerfile.dockerignore ||
         fail "the container file copies $source, which Containerfile.dockerignore keeps out"
-    [ "$source" = deploy/install-codex.sh ] || cp -R "$source" "$staging/"
+    cp -R "$source" "$staging/"
 done <"$staging/copied"
 cargo metadata --manifest-path "$staging/Cargo.toml" --locked --no-deps --format-version 1 >/dev/null ||
     fail "what the container file copies does not make a crate"
 echo "Containerfile: hadolint has nothing to say, versions agree, all that it copies is there"
 
 "$python" -B deploy/check_manifest.py deploy/kubernetes.yaml "$@"
+"$python" -B deploy/check_containerfile.py
+if [ $# -gt 0 ]; then
+    "$python" -B deploy/check_container.py "$1"
+    if [ -f "$1.cdx.json" ]; then
+        "$python" -B deploy/check_sbom.py "$1" "$1.cdx.json"
+    else
+        echo "left out: the SBOM: $1 is not one of deploy/release.sh"
+    fi
+fi

@@ -13,11 +13,13 @@ thing wrong, and must complain.
 """
 
 import copy
+import json
 import os
 import pathlib
 import subprocess
 import sys
 import tempfile
+import tomllib
 
 import kubernetes_validate
 import yaml
@@ -76,12 +78,24 @@ class Pod:
         (self.deployment,) = [d for d in documents if d["kind"] == "Deployment"]
         self.named = {(d["kind"], d["metadata"]["name"]): d for d in documents}
         self.spec = self.deployment["spec"]["template"]["spec"]
+        (self.directory,) = [c for c in self.spec["initContainers"] if c["name"] == "socket-directory"]
         (self.sidecar,) = [c for c in self.spec["initContainers"] if c["name"] == "codex-sidecar"]
         (self.orchestrator,) = self.spec["containers"]
+        self.containers = [*self.spec["initContainers"], self.orchestrator]
 
     @staticmethod
     def env(container: dict) -> dict:
         return {entry["name"]: entry.get("value") for entry in container.get("env", [])}
+
+    def ids(self, container: dict) -> tuple:
+        """User and group of a container's process: its own word wins over the pod's."""
+        said = {**self.spec["securityContext"], **container.get("securityContext", {})}
+        return said.get("runAsUser"), said.get("runAsGroup")
+
+    @staticmethod
+    def mount(container: dict, path: str) -> dict:
+        """The mount at just that path."""
+        return next((m for m in container["volumeMounts"] if m["mountPath"] == path), {})
 
     def config_text(self) -> str:
         """The file that CODEX_SIDECAR_CONFIG names, through its mount and its volume."""
@@ -116,7 +130,7 @@ def rule_faults(documents: list) -> list:
     )
     want(pod.spec.get("automountServiceAccountToken") is False, "commands would find a service account's token")
     volumes = {volume["name"]: volume for volume in pod.spec["volumes"]}
-    for container in (pod.sidecar, pod.orchestrator):
+    for container in pod.containers:
         name = container["name"]
         context = container.get("securityContext", {})
         want(context.get("readOnlyRootFilesystem") is True, f"{name}: the root is writable")
@@ -153,7 +167,53 @@ def rule_faults(documents: list) -> list:
         want(asked.get("service", "") == service and "port" in asked, f"{probe} does not ask for {service!r}")
         # The kubelet dials the pod's address.
         want(env["CODEX_SIDECAR_HEALTH_LISTEN"] == f"0.0.0.0:{asked.get('port')}", f"{probe} asks where nobody listens")
-    want(env["CODEX_SIDECAR_LISTEN"].startswith("127.0.0.1:"), "anybody in the cluster may run commands")
+    command = pod.sidecar.get("command", [""])[-1]
+    want(command.endswith(f"exec {entrypoint()}"), f"the sidecar is not started as the image starts it: {command!r}")
+    faults += socket_faults(pod)
+    return faults
+
+
+def entrypoint() -> str:
+    """What the image starts."""
+    image = pathlib.Path(__file__).with_name("Containerfile").read_text(encoding="utf-8")
+    (words,) = [line.removeprefix("ENTRYPOINT ") for line in image.splitlines() if line.startswith("ENTRYPOINT ")]
+    return " ".join(json.loads(words))
+
+
+def socket_faults(pod: Pod) -> list:
+    """Two users in one group, and a socket that only these two can have to do with."""
+    faults = []
+
+    def want(holds: bool, fault: str) -> None:
+        if not holds:
+            faults.append(fault)
+
+    (sidecar, group), (orchestrator, other_group) = pod.ids(pod.sidecar), pod.ids(pod.orchestrator)
+    want(sidecar != orchestrator, "commands of a turn run as the orchestrator's user")
+    want(None not in (sidecar, orchestrator) and 0 not in (sidecar, orchestrator), "who runs the containers is not said")
+    want(group == other_group == pod.spec["securityContext"].get("fsGroup"), "the two users have no group in common")
+
+    config = tomllib.loads(pod.config_text())
+    want(config.get("unix_mode") == "0660", "unix_mode does not let just the group in")
+    want(config.get("unix_allow_uids") == [orchestrator], "not just the orchestrator's user may call")
+
+    scheme, _, path = pod.env(pod.sidecar)["CODEX_SIDECAR_LISTEN"].partition(":")
+    want(scheme == "unix", "the sidecar listens where every command of a turn can call")
+    directory = str(pathlib.PurePosixPath(path).parent)
+    ours, theirs, whole = pod.mount(pod.sidecar, directory), pod.mount(pod.orchestrator, directory), pod.mount(pod.directory, directory)
+    want(
+        bool(ours.get("subPath")) and (ours["name"], ours["subPath"]) == (theirs.get("name"), theirs.get("subPath")),
+        "the containers do not share the socket's directory",
+    )
+    want(theirs.get("readOnly") is True, "the orchestrator can put a socket of its own there")
+    # Ids of the same user, or the sidecar can't write there; and the last digit is everybody else.
+    made = ["install", "--directory", "--mode=2750", f"{directory}/{ours.get('subPath')}"]
+    want(
+        whole.get("name") == ours.get("name") and pod.directory.get("command") == made and pod.ids(pod.directory) == (sidecar, group),
+        "the socket's directory is not made for the sidecar, or everybody may write to it",
+    )
+    started = [container["name"] for container in pod.spec["initContainers"]]
+    want(started.index("socket-directory") < started.index("codex-sidecar"), "the socket's directory is made too late")
     return faults
 
 
@@ -184,13 +244,17 @@ def rule_mutants(documents: list):
         (entry,) = [e for e in pod.sidecar["env"] if e["name"] == name]
         entry["value"] = value
 
+    def set_config(pod, before, after):
+        data = pod.named["ConfigMap", "codex-sidecar"]["data"]
+        data["config.toml"] = data["config.toml"].replace(before, after)
+
     def add_env(pod, name, value):
         pod.sidecar["env"].append({"name": name, "value": value})
 
     yield mutant("no restart policy", lambda pod: pod.sidecar.pop("restartPolicy"))
     yield mutant("a grace shorter than the drain", lambda pod: pod.spec.update(terminationGracePeriodSeconds=30))
     yield mutant("a drain longer than the grace", lambda pod: set_env(pod, "CODEX_SIDECAR_DRAIN_GRACE", "10m"))
-    yield mutant("a volume that is not there", lambda pod: pod.spec["volumes"].pop())
+    yield mutant("a volume that is not there", lambda pod: [pod.spec["volumes"].remove(it) for it in pod.spec["volumes"] if it["name"] == "workspace"])
     yield mutant("a writable root", lambda pod: pod.sidecar["securityContext"].pop("readOnlyRootFilesystem"))
     yield mutant("a key in the manifest", lambda pod: set_env(pod, "CODEX_API_KEY", "sk-oops"))
     yield mutant("another port", lambda pod: set_env(pod, "CODEX_SIDECAR_LISTEN", "127.0.0.1:1"))
@@ -199,6 +263,20 @@ def rule_mutants(documents: list):
     yield mutant("a state that a rollout forgets", lambda pod: add_env(pod, "CODEX_SIDECAR_STATE", "memory"))
     yield mutant("a state without its threads", lambda pod: add_env(pod, "CODEX_SIDECAR_STATE", "/tmp/state.redb"))
     yield mutant("threads on no claim", lambda pod: set_env(pod, "CODEX_HOME", "/workspace/codex"))
+    for_both = lambda pod, value: [set_env(pod, "CODEX_SIDECAR_LISTEN", value), pod.orchestrator["env"][0].update(value=value)]
+    yield mutant("open to the whole pod", lambda pod: for_both(pod, "127.0.0.1:50061"))
+    yield mutant("a socket in a directory of everybody's", lambda pod: for_both(pod, "unix:/tmp/codex.sock"))
+    yield mutant("another start", lambda pod: pod.sidecar.update(command=["codex-sidecar", "serve", "--insecure-listen"]))
+    yield mutant("one user", lambda pod: pod.orchestrator["securityContext"].update(runAsUser=1000))
+    yield mutant("two groups", lambda pod: pod.orchestrator["securityContext"].update(runAsGroup=1001))
+    yield mutant("nobody's volumes", lambda pod: pod.spec["securityContext"].pop("fsGroup"))
+    yield mutant("a directory open to all", lambda pod: pod.directory["command"].__setitem__(2, "--mode=2777"))
+    yield mutant("a directory of the other one's", lambda pod: pod.directory["securityContext"].update(runAsUser=1001))
+    yield mutant("a directory that is made too late", lambda pod: pod.spec["initContainers"].reverse())
+    yield mutant("a directory that the other one writes to", lambda pod: pod.mount(pod.orchestrator, "/run/codex-sidecar").pop("readOnly"))
+    yield mutant("another directory", lambda pod: pod.mount(pod.orchestrator, "/run/codex-sidecar").update(subPath="other"))
+    for before, after in (('"0660"', '"0666"'), ("[1001]", "[1000, 1001]"), ("unix_allow_uids", "# unix_allow_uids")):
+        yield mutant(f"{after} in its configuration", lambda pod, before=before, after=after: set_config(pod, before, after))
     yield mutant("no readiness", lambda pod: pod.sidecar["readinessProbe"]["grpc"].pop("service"))
 
 

@@ -34,13 +34,6 @@ pub(super) enum Services {
     Tenant(Served),
 }
 
-/// A call that no door opens for.
-#[derive(Debug)]
-pub(super) enum Closed {
-    /// It is not known whose it is.
-    Unauthenticated(Unauthenticated),
-}
-
 impl Doors {
     /// To the services of each tenant; `open` are for everybody.
     pub(super) fn new(
@@ -59,18 +52,18 @@ impl Doors {
     /// The services for one call.
     ///
     /// # Errors
-    /// [`Closed`]; the body of the call is not read then.
+    /// It is not known whose the call is; its body is not read then.
     pub(super) fn services(
         &self,
         path: &str,
         peer: &Peer,
         headers: &HeaderMap,
-    ) -> Result<Services, Closed> {
+    ) -> Result<Services, Unauthenticated> {
         let Inside { access, open, tenants } = &*self.0;
         if path.starts_with("/grpc.health.v1.") || tenants.is_empty() {
             return Ok(Services::Open(open.clone()));
         }
-        let tenant = access.admit(peer, headers).map_err(Closed::Unauthenticated)?;
+        let tenant = access.admit(peer, headers)?;
         let services = tenants.get(&tenant).cloned().map(Services::Tenant);
         Ok(services.unwrap_or_else(|| Services::Open(open.clone())))
     }

@@ -18,9 +18,9 @@ use tokio::time::Instant;
 use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 
-use super::connections::{self, Connections};
-use super::doors::Doors;
+use super::connections::{self, Connections, Entry};
 use super::{ServeError, StartError};
+use crate::access::{Peer, User};
 use crate::config::{Config, ListenAddress, UnixSockets};
 use crate::model::id::CallerName;
 
@@ -35,6 +35,16 @@ pub enum BoundAddress {
     Tcp(SocketAddr),
     /// A Unix socket.
     Unix(PathBuf),
+}
+
+impl BoundAddress {
+    /// Whether other machines may reach it.
+    pub(super) fn is_exposed(&self) -> bool {
+        match self {
+            BoundAddress::Tcp(address) => !address.ip().to_canonical().is_loopback(),
+            BoundAddress::Unix(_) => false,
+        }
+    }
 }
 
 impl fmt::Display for BoundAddress {
@@ -54,26 +64,31 @@ pub(super) enum Listener {
         // Before the listener: a client that finds the file finds somebody.
         _file: SocketFile,
         listener: UnixListener,
-        clients: Clients,
     },
 }
 
-/// Binds all of them, or none. What listens for more than health probes must be out of reach of other
-/// machines, unless the configuration says otherwise.
+/// Who may be able to reach a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// Other machines, too: callers are asked for a credential, or there is nothing but health to ask for.
+    Anybody,
+    /// This machine alone.
+    ThisMachine,
+}
+
+/// Binds all of them, or none.
 pub(super) async fn bind_all(
     config: &Config,
     addresses: &[ListenAddress],
-    for_probes: bool,
+    reach: Reach,
 ) -> Result<Vec<(Listener, BoundAddress)>, StartError> {
     let mut listeners = Vec::new();
     for address in addresses {
         let bound = bind(address, &config.unix_sockets).await;
         let (listener, bound) =
             bound.map_err(|source| StartError::Listen { address: address.to_string(), source })?;
-        if let BoundAddress::Tcp(address) = &bound
-            && !(address.ip().to_canonical().is_loopback() || for_probes || config.insecure_listen)
-        {
-            return Err(StartError::Exposed { address: *address });
+        if reach == Reach::ThisMachine && bound.is_exposed() {
+            return Err(StartError::Exposed { address: bound.to_string() });
         }
         listeners.push((listener, bound));
     }
@@ -116,6 +131,7 @@ async fn bind_tcp(host: &str, port: u16) -> io::Result<TcpListener> {
 
 async fn bind_unix(path: &Path, settings: &UnixSockets) -> io::Result<Listener> {
     let group = settings.group.as_deref().map(group_id).transpose()?;
+    refuse_open_directory(path)?;
     let socket = UnixSocket::new_stream()?;
     // Of two who find the same leftover only one removes it, and none removes what the other one made.
     let lock = DirectoryLock::take(path).await;
@@ -136,9 +152,24 @@ async fn bind_unix(path: &Path, settings: &UnixSockets) -> io::Result<Listener> 
     std::fs::set_permissions(path, Permissions::from_mode(settings.mode))?;
     let listener = socket.listen(1024)?;
     drop(lock);
-    let UnixSockets { mode: _, group: _, allow_uids, allow_gids } = settings;
-    let clients = Clients { uids: allow_uids.clone(), gids: allow_gids.clone() };
-    Ok(Listener::Unix { _file: file, listener, clients })
+    Ok(Listener::Unix { _file: file, listener })
+}
+
+/// Where anybody may remove files, anybody may put a socket of their own in the place of this one, and
+/// have its callers' prompts.
+fn refuse_open_directory(path: &Path) -> io::Result<()> {
+    let Some(directory) = path.parent() else { return Ok(()) };
+    let mode = std::fs::metadata(directory)?.mode();
+    if mode & 0o002 != 0 && mode & 0o1000 == 0 {
+        let told = format!(
+            "everybody may write to {} (mode {:04o}), and so replace the socket: chmod o-w or chmod +t \
+             it, or choose a directory within it",
+            directory.display(),
+            mode & 0o7777
+        );
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, told));
+    }
+    Ok(())
 }
 
 /// The id of a group by its name or its number.
@@ -217,51 +248,27 @@ impl DirectoryLock {
     }
 }
 
-/// Who may connect to a Unix socket, beside what its mode says: anybody where neither is given.
-#[derive(Debug)]
-pub(super) struct Clients {
-    uids: Option<Vec<u32>>,
-    gids: Option<Vec<u32>>,
-}
-
-impl Clients {
-    fn admit(&self, uid: u32, gid: u32) -> bool {
-        let Clients { uids, gids } = self;
-        let has = |ids: &Option<Vec<u32>>, id| ids.as_ref().is_some_and(|ids| ids.contains(&id));
-        // Who runs the sidecar can do all that it can.
-        (uids.is_none() && gids.is_none())
-            || has(uids, uid)
-            || has(gids, gid)
-            || uid == rustix::process::geteuid().as_raw()
-    }
-}
-
 /// A client's end of a connection.
 pub(super) type Socket = Either<TcpStream, UnixStream>;
 
 impl Listener {
-    /// The next client, and its name.
-    pub(super) async fn accept(&self) -> io::Result<(Socket, CallerName)> {
+    /// The next client, and who it is as far as its socket tells.
+    pub(super) async fn accept(&self) -> io::Result<(Socket, Peer)> {
         match self {
             Listener::Tcp(listener) => {
                 let (socket, address) = listener.accept().await?;
                 // Only a hint; the connection is good without.
                 let _ = socket.set_nodelay(true);
-                Ok((Either::Left(socket), CallerName(address.to_string().into())))
+                let name = CallerName(address.to_string().into());
+                Ok((Either::Left(socket), Peer { name, ..Peer::default() }))
             }
-            Listener::Unix { _file, listener, clients } => loop {
+            Listener::Unix { _file, listener } => {
                 let (socket, _) = listener.accept().await?;
                 let client = socket.peer_cred()?;
-                if clients.admit(client.uid(), client.gid()) {
-                    let name = format!("unix:uid={}", client.uid());
-                    return Ok((Either::Right(socket), CallerName(name.into())));
-                }
-                tracing::warn!(
-                    uid = client.uid(),
-                    gid = client.gid(),
-                    "a client is refused (unix_allow_uids, unix_allow_gids)"
-                );
-            },
+                let user = User { uid: client.uid(), gid: client.gid() };
+                let name = CallerName(format!("unix:uid={}", user.uid).into());
+                Ok((Either::Right(socket), Peer { name, user: Some(user), certificate: None }))
+            }
         }
     }
 }
@@ -270,11 +277,11 @@ impl Listener {
 pub(super) async fn serve(
     listener: Listener,
     address: BoundAddress,
-    doors: Doors,
+    entry: Entry,
     connections: Connections,
     close: CancellationToken,
 ) -> Result<(), ServeError> {
-    let served = connections::serve(listener, doors, connections, close).await;
+    let served = connections::serve(listener, entry, connections, close).await;
     served.map_err(|source| ServeError::Transport { address: address.to_string(), source })
 }
 
@@ -303,15 +310,18 @@ mod tests {
         let listener = Listener::Tcp(bind_tcp("127.0.0.1", 0).await.unwrap());
         let Listener::Tcp(bound) = &listener else { panic!() };
         let client = TcpStream::connect(bound.local_addr().unwrap()).await.unwrap();
-        let (_socket, CallerName(name)) = listener.accept().await.unwrap();
-        assert_eq!(*name, *client.local_addr().unwrap().to_string());
+        let (_socket, peer) = listener.accept().await.unwrap();
+        assert_eq!(*peer.name.0, *client.local_addr().unwrap().to_string());
+        assert_eq!(peer.user, None);
 
         let place = tempfile::tempdir().unwrap();
         let path = place.path().join("socket");
         let listener = bind_unix(&path, &UnixSockets::default()).await.unwrap();
         let _client = UnixStream::connect(&path).await.unwrap();
-        let (_socket, CallerName(name)) = listener.accept().await.unwrap();
-        assert_eq!(*name, *format!("unix:uid={}", rustix::process::geteuid().as_raw()));
+        let (_socket, peer) = listener.accept().await.unwrap();
+        let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+        assert_eq!(*peer.name.0, *format!("unix:uid={uid}"));
+        assert_eq!(peer.user, Some(User { uid: uid.as_raw(), gid: gid.as_raw() }));
     }
 
     #[tokio::test(start_paused = true)]
@@ -397,14 +407,21 @@ mod tests {
         assert_eq!(group_id("root").unwrap(), 0);
     }
 
-    #[test]
-    fn clients_are_those_that_are_named_and_whoever_runs_it() {
-        let own = rustix::process::geteuid().as_raw();
-        let anybody = Clients { uids: None, gids: None };
-        assert!(anybody.admit(own + 1, 7));
-        let named = Clients { uids: Some(vec![own + 1]), gids: Some(vec![7]) };
-        assert!(named.admit(own + 1, 8) && named.admit(own + 2, 7) && named.admit(own, 8));
-        assert!(!named.admit(own + 2, 8));
-        assert!(!Clients { uids: Some(Vec::new()), gids: None }.admit(own + 1, 7));
+    #[tokio::test]
+    async fn a_directory_in_which_anybody_could_replace_the_socket_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let make = |mode| std::fs::set_permissions(directory.path(), Permissions::from_mode(mode));
+        for (mode, is_refused) in [(0o777, true), (0o1777, false), (0o775, false), (0o702, true)] {
+            make(mode).unwrap();
+            match bind_unix(&path, &UnixSockets::default()).await {
+                Ok(_) => assert!(!is_refused, "{mode:o}"),
+                Err(error) => {
+                    assert!(is_refused, "{mode:o}: {error}");
+                    assert!(error.to_string().contains("chmod +t"), "{error}");
+                    assert!(file_id(&path).is_none());
+                }
+            }
+        }
     }
 }

@@ -5,17 +5,18 @@
 //! the end has a bound of its own, because an open stream would otherwise hold it up for ever.
 
 mod connections;
+mod credentials;
 mod doors;
 mod home_lock;
 mod house;
 mod listen;
 mod readiness;
 mod tenants;
+mod tls;
 mod worker_spec;
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,13 +24,13 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
-use self::connections::Connections;
+use self::connections::{Connections, Entry};
+use self::credentials::Credentials;
 use self::doors::Doors;
 use self::house::House;
-use self::listen::Listener;
+use self::listen::{Listener, Reach};
 use self::readiness::Readiness;
 use self::tenants::Tenants;
-use crate::access::Access;
 use crate::config::Config;
 use crate::grpc::limits::ConnectionLimits;
 use crate::output_schema;
@@ -64,13 +65,17 @@ pub enum StartError {
     /// Other machines could reach what lets its callers run commands.
     #[error(
         "{address} can be reached from other machines, and whoever reaches the sidecar can run \
-         commands as it; listen on loopback or on a Unix socket, or say --insecure-listen if \
+         commands as it; set a credential (--token-file FILE, or --tls-cert FILE, --tls-key FILE and \
+         --tls-client-ca FILE), listen on loopback or on a Unix socket, or say --insecure-listen if \
          something else guards it (health probes alone may come to --health-listen)"
     )]
     Exposed {
         /// The address that was taken.
-        address: SocketAddr,
+        address: String,
     },
+    /// A file of tokens, certificates or keys can't be used, or a credential is given to two tenants.
+    #[error("{0}")]
+    Credentials(String),
     /// What an earlier sidecar has kept can't be used.
     #[error("{0}")]
     State(String),
@@ -100,6 +105,7 @@ impl StartError {
             StartError::Listen { .. }
             | StartError::HomeInUse { .. }
             | StartError::Exposed { .. }
+            | StartError::Credentials(_)
             | StartError::State(_)
             | StartError::OutputSchema { .. } => 64,
             // A binary that was built without one.
@@ -130,6 +136,7 @@ pub struct App {
     listeners: Vec<(Listener, BoundAddress)>,
     health_listeners: Vec<(Listener, BoundAddress)>,
     tenants: Tenants,
+    credentials: Credentials,
     doors: Doors,
     health_doors: Doors,
     readiness: Arc<Readiness>,
@@ -161,10 +168,15 @@ impl App {
                 }
             }
         }
+        let credentials = Credentials::load(&config).map_err(StartError::Credentials)?;
         let home_lock = house::lock(&config).await?;
-        let listeners = listen::bind_all(&config, &config.listen, false).await?;
+        let reach = match credentials.access.is_set() || config.insecure_listen {
+            true => Reach::Anybody,
+            false => Reach::ThisMachine,
+        };
+        let listeners = listen::bind_all(&config, &config.listen, reach).await?;
         let for_probes = config.health_listen.as_deref().unwrap_or_default();
-        let health_listeners = listen::bind_all(&config, for_probes, true).await?;
+        let health_listeners = listen::bind_all(&config, for_probes, Reach::Anybody).await?;
         let default_directory = std::env::current_dir().map_err(StartError::WorkingDirectory)?;
         let addresses = listeners.iter().map(|(_, address)| address.to_string());
         let addresses = addresses.collect::<Vec<_>>().join(", ");
@@ -172,9 +184,19 @@ impl App {
         let (readiness, health) = Readiness::new().await;
         let tenants = Tenants::start(house, &config, addresses, default_directory, &readiness);
         let open = Routes::new(health.max_decoding_message_size(config.requests.max_message_bytes));
-        let doors = Doors::new(Arc::new(Access::default()), open.clone(), tenants.served());
+        let access = Arc::clone(&credentials.access);
+        let doors = Doors::new(access, open.clone(), tenants.served());
         let health_doors = Doors::open(open);
-        Ok(App { config, listeners, health_listeners, tenants, doors, health_doors, readiness })
+        Ok(App {
+            config,
+            listeners,
+            health_listeners,
+            tenants,
+            credentials,
+            doors,
+            health_doors,
+            readiness,
+        })
     }
 
     /// Where it listens, in the order of the configuration.
@@ -187,24 +209,46 @@ impl App {
         self.health_listeners.iter().map(|(_, bound)| bound.clone()).collect()
     }
 
+    /// What reads tokens and certificates again.
+    pub(crate) fn credentials(&self) -> Credentials {
+        self.credentials.clone()
+    }
+
+    /// Tells the log who can call.
+    pub(crate) fn tell_callers(&self) {
+        self.credentials.tell(&self.addresses());
+    }
+
     /// Serves until `shutdown` is cancelled, then drains; returns when all is down, which is at the
     /// latest the drain grace and some seconds later, whatever is open.
     ///
     /// # Errors
     /// [`ServeError`] when a listener fails; the sidecar is down then, too.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), ServeError> {
-        let App { config, listeners, health_listeners, tenants, doors, health_doors, readiness } =
-            self;
+        let App {
+            config,
+            listeners,
+            health_listeners,
+            tenants,
+            credentials,
+            doors,
+            health_doors,
+            readiness,
+        } = self;
         let close = CancellationToken::new();
         let mut servers = tokio::task::JoinSet::new();
         // Probes have a room of their own: those who crowd the other one can't keep them out.
-        for (listeners, doors) in [(listeners, doors), (health_listeners, health_doors)] {
+        let entry = Entry { doors, tls: credentials.tls.clone() };
+        // Kubelets ask without TLS, and what they are told is no secret.
+        let health_entry = Entry { doors: health_doors, tls: None };
+        for (listeners, entry) in [(listeners, entry), (health_listeners, health_entry)] {
             let connections = Connections::new(config.connections.clone());
             for (listener, address) in listeners {
-                let (doors, connections) = (doors.clone(), connections.clone());
-                servers.spawn(listen::serve(listener, address, doors, connections, close.clone()));
+                let (entry, connections) = (entry.clone(), connections.clone());
+                servers.spawn(listen::serve(listener, address, entry, connections, close.clone()));
             }
         }
+        let watching = tokio::spawn(credentials.watch());
 
         let mut failed = Ok(());
         tokio::select! {
@@ -226,6 +270,7 @@ impl App {
             servers.abort_all();
         }
         tenants.end().await;
+        watching.abort();
         failed
     }
 }

@@ -8,6 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use secrecy::ExposeSecret as _;
 use tokio_util::sync::CancellationToken;
 
 use super::failure::{CommandResult, Failure, tell};
@@ -16,10 +17,11 @@ use super::serve::with_causes;
 use super::turn::{Outcome, run_turn};
 use super::words::{show_duration, show_error};
 use super::{INTERRUPTED, client};
+use crate::access::{TokenHash, tokens};
 use crate::app::{App, READINESS_SERVICE};
 use crate::codex_cli::{self, CliVersion};
 use crate::config::{Config, LogFormat, ServeArgs};
-use crate::grpc::caller::Caller;
+use crate::grpc::caller::{Caller, Credentials};
 use crate::pb;
 use crate::telemetry;
 
@@ -56,7 +58,11 @@ async fn show_turns(live: bool, turn_timeout: Option<Duration>) -> CommandResult
     let (codex, version) = find_codex().await?;
     printer.say(&format!("Codex CLI {version}: {}", codex.display()))?;
     let directory = DemoDirectory::create()?;
-    let config = configure(live, &codex, &directory)?;
+    let mut config = configure(live, &codex, &directory)?;
+    // What the model runs could turn round and call it, as could everybody on this machine.
+    let token = tokens::new().map_err(Failure::told)?;
+    config.own_token = Some(TokenHash::of(token.expose_secret().as_bytes()));
+    let credentials = Credentials { token: Some(token), ..Credentials::default() };
     // A key alone does not make it live: a demo that costs money has to be asked for.
     let live = live && config.api_key.is_some();
     match &config.api_key {
@@ -77,7 +83,7 @@ async fn show_turns(live: bool, turn_timeout: Option<Duration>) -> CommandResult
     let running = tokio::spawn(app.run(shutdown.clone()));
 
     let turn = |prompt: &str| turn(prompt, live, &directory, turn_timeout);
-    let shown = show(&addr, started, live, turn, &mut printer).await;
+    let shown = show(&addr, &credentials, started, live, turn, &mut printer).await;
     // However it went: the sidecar's processes go before their directory does.
     shutdown.cancel();
     match running.await {
@@ -90,17 +96,21 @@ async fn show_turns(live: bool, turn_timeout: Option<Duration>) -> CommandResult
 
 async fn show(
     addr: &str,
+    credentials: &Credentials,
     started: Instant,
     live: bool,
     turn: impl Fn(&str) -> pb::RunTurnRequest,
     printer: &mut Printer<io::Stdout>,
 ) -> CommandResult {
     let caller = tokio::select! {
-        caller = wait_until_ready(addr) => caller?,
+        caller = wait_until_ready(addr, credentials) => caller?,
         _ = tokio::signal::ctrl_c() => return Ok(INTERRUPTED),
     };
     let took = show_duration(started.elapsed());
     printer.say(&format!("sidecar: {addr}, ready for turns after {took}"))?;
+    printer.say(
+        "callers: this demo alone, with a token that nobody else has; see serve --token-file",
+    )?;
 
     let first_prompt = "Write a haiku about a sidecar.";
     let second_prompt = if live {
@@ -247,8 +257,8 @@ fn configure(live: bool, codex: &Path, directory: &DemoDirectory) -> Result<Conf
 }
 
 /// Waits until the sidecar takes turns, as any client would.
-async fn wait_until_ready(addr: &str) -> Result<Caller, Failure> {
-    let caller = client::connect_to(addr).await?;
+async fn wait_until_ready(addr: &str, credentials: &Credentials) -> Result<Caller, Failure> {
+    let caller = client::connect_to(addr, credentials).await?;
     match tokio::time::timeout(READY_TIMEOUT, caller.serving(READINESS_SERVICE)).await {
         Ok(Ok(true)) => Ok(caller),
         Ok(Ok(false)) => {

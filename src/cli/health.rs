@@ -59,7 +59,7 @@ pub(super) async fn health(args: HealthArgs) -> CommandResult {
 
 /// Whether it is serving, and in which word.
 async fn look(addr: &AddrArgs, service: &str) -> Result<(bool, &'static str), Failure> {
-    let caller = client::connect(addr).await?;
+    let caller = client::connect_for_health(addr).await?;
     // Of what is not known there, too, it is told that it is not serving.
     let health = caller.health(service).await.map_err(|refused| {
         let is_lost = refused.is_lost();

@@ -32,6 +32,7 @@ mod state;
 mod steer;
 mod table;
 mod target;
+mod token;
 mod turn;
 mod turns;
 mod watch;
@@ -110,6 +111,8 @@ enum Command {
     Info(info::InfoArgs),
     /// Look at, export and import what a sidecar keeps over its end
     State(state::StateArgs),
+    /// Make the tokens that callers show
+    Token(token::TokenArgs),
     /// List the models that Codex offers
     Models(models::ModelsArgs),
     /// Print a script that has a shell complete this command line
@@ -157,6 +160,7 @@ pub fn main() -> ExitCode {
             Command::Turns(args) => turns::turns(args).await,
             Command::Info(args) => info::info(args).await,
             Command::State(args) => state::state(args).await,
+            Command::Token(args) => token::token(args),
             Command::Models(args) => models::models(args).await,
             Command::Completions(args) => completions::completions(&args),
             Command::Contexts(args) => contexts::contexts(args).await,

@@ -4,7 +4,7 @@ use std::io::{self, Write as _};
 
 use futures::StreamExt as _;
 use futures::stream::{BoxStream, SelectAll};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_stream::wrappers::SignalStream;
 use tokio_util::sync::CancellationToken;
 
@@ -49,8 +49,9 @@ pub(super) async fn serve(args: ServeArgs) -> CommandResult {
 async fn run(config: Config, log: Log) -> Result<(), (u8, String)> {
     // Before anything is started: a signal that comes in between must not just kill the process.
     let shutdown = CancellationToken::new();
-    cancel_on_signal(shutdown.clone(), log)
-        .map_err(|error| (1, format!("can't listen for signals: {error}")))?;
+    let cant_listen = |error| (1, format!("can't listen for signals: {error}"));
+    cancel_on_signal(shutdown.clone(), log).map_err(cant_listen)?;
+    let hangups = hangups().map_err(cant_listen)?;
 
     if let Err(error) = process::raise_descriptor_limit() {
         tracing::warn!(%error, "the limit of open files can't be raised");
@@ -66,6 +67,16 @@ async fn run(config: Config, log: Log) -> Result<(), (u8, String)> {
     for address in app.health_addresses() {
         tracing::info!("listening on {address} for health probes");
     }
+    app.tell_callers();
+    if let Some(mut hangups) = hangups {
+        let credentials = app.credentials();
+        tokio::spawn(async move {
+            while hangups.recv().await.is_some() {
+                tracing::info!("SIGHUP: reading tokens and certificates again");
+                credentials.reload().await;
+            }
+        });
+    }
     app.run(shutdown).await.map_err(|error| (1, with_causes(&error)))?;
     tracing::info!("drained, exiting");
     Ok(())
@@ -75,16 +86,11 @@ async fn run(config: Config, log: Log) -> Result<(), (u8, String)> {
 /// whoever does not want to wait for the drain. Those that would end it without having been meant for
 /// that are ignored.
 fn cancel_on_signal(shutdown: CancellationToken, log: Log) -> io::Result<()> {
-    let mut drain = vec![
+    let mut drain = streams(&[
         ("SIGTERM", SignalKind::terminate()),
         ("SIGINT", SignalKind::interrupt()),
         ("SIGQUIT", SignalKind::quit()),
-    ];
-    // `nohup` has it ignored, so that the end of a terminal is none of the sidecar's.
-    if !is_ignored(SignalKind::hangup()) {
-        drain.push(("SIGHUP", SignalKind::hangup()));
-    }
-    let mut drain = streams(&drain)?;
+    ])?;
     let mut ignored = streams(&[
         ("SIGUSR1", SignalKind::user_defined1()),
         ("SIGUSR2", SignalKind::user_defined2()),
@@ -106,6 +112,15 @@ fn cancel_on_signal(shutdown: CancellationToken, log: Log) -> io::Result<()> {
         std::process::exit(INTERRUPTED.into());
     });
     Ok(())
+}
+
+/// The signals that ask for tokens and certificates to be read again.
+fn hangups() -> io::Result<Option<Signal>> {
+    // `nohup` has it ignored, so that the end of a terminal is none of the sidecar's.
+    match is_ignored(SignalKind::hangup()) {
+        true => Ok(None),
+        false => signal(SignalKind::hangup()).map(Some),
+    }
 }
 
 /// The names of these signals, as they come.

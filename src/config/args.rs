@@ -14,10 +14,24 @@ pub(crate) struct ServeArgs {
     /// [env: CODEX_SIDECAR_HEALTH_LISTEN, comma separated] [default: none]
     #[arg(long, value_name = "ADDR")]
     pub(crate) health_listen: Vec<OsString>,
-    /// Let other machines reach what --listen names; whoever reaches it can run commands
-    /// [env: CODEX_SIDECAR_INSECURE_LISTEN]
+    /// Let other machines reach what --listen names although no credential is set; whoever reaches it can
+    /// run commands [env: CODEX_SIDECAR_INSECURE_LISTEN]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(crate) insecure_listen: Option<OsString>,
+    /// The tokens that callers may show, one a line: TOKEN or sha256:HEX, then tenant=NAME and
+    /// expires=TIME; `codex-sidecar token new` makes them [env: CODEX_SIDECAR_TOKEN_FILE]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<OsString>,
+    /// The certificate for TLS on TCP, in PEM; with --tls-key [env: CODEX_SIDECAR_TLS_CERT]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_cert: Option<OsString>,
+    /// The key of that certificate, in PEM [env: CODEX_SIDECAR_TLS_KEY]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_key: Option<OsString>,
+    /// Who vouches for clients, in PEM: over TCP each has to show a certificate of theirs
+    /// [env: CODEX_SIDECAR_TLS_CLIENT_CA]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_client_ca: Option<OsString>,
     /// The Codex CLI: a path, or a name to look for on PATH [env: CODEX_PATH] [default: codex]
     #[arg(long, value_name = "FILE")]
     pub(crate) codex_path: Option<OsString>,

@@ -5,6 +5,10 @@ use std::time::Duration;
 use super::load::join;
 use super::{Config, Fault, Origins};
 
+/// What is wrong with `client_names` alone.
+pub(super) const NAMES_NEED_A_CA: &str =
+    "needs tls_client_ca at the top level, too: without it no client shows a certificate";
+
 /// Where the value of this key comes from.
 pub(super) fn origin(origins: &Origins, key: &str) -> String {
     match origins.get(key) {
@@ -24,6 +28,32 @@ pub(super) fn together(config: &Config, at: &str, origins: &Origins, faults: &mu
         Some(own) => self::origin(origins, &own),
         None => self::origin(origins, key),
     };
+    let tls = &config.tls;
+    let pairs = [
+        ("tls_cert", &tls.cert, "tls_key", &tls.key),
+        ("tls_key", &tls.key, "tls_cert", &tls.cert),
+        ("tls_client_ca", &tls.client_ca, "tls_cert", &tls.cert),
+    ];
+    for (name, given, other, missing) in pairs {
+        if let (Some(given), None) = (given, missing) {
+            faults.push(Fault {
+                origin: origin(name),
+                value: given.display().to_string(),
+                problem: format!(
+                    "needs {other}, too (--{}): a certificate is of no use without its key, nor a key \
+                     or the authorities of clients without a certificate",
+                    other.replace('_', "-")
+                ),
+            });
+        }
+    }
+    if config.client_names.is_some() && tls.client_ca.is_none() {
+        faults.push(Fault {
+            origin: origin("client_names"),
+            value: String::new(),
+            problem: NAMES_NEED_A_CA.to_owned(),
+        });
+    }
     let show = |duration: Duration| humantime::format_duration(duration).to_string();
 
     let timeouts = &config.timeouts;

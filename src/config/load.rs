@@ -32,7 +32,7 @@ pub(super) fn load(
     }
     let place = Place::Top { args, env };
     let mut loader = Loader::new(place, file.as_ref(), &mut origins, &mut faults);
-    settings::visit(&mut config, &mut loader);
+    settings::visit_top(&mut config, &mut loader);
     loader.refuse_unknown_keys(&["tools", "tenants"]);
     if let Some(file) = &file {
         config.tools = tools::read(file, &file.table, "", &mut origins, &mut faults);
@@ -277,6 +277,10 @@ fn given<'a>(args: &'a ServeArgs, flag: &str) -> Option<Raw<'a>> {
         listen,
         health_listen,
         insecure_listen,
+        token_file,
+        tls_cert,
+        tls_key,
+        tls_client_ca,
         codex_path,
         codex_home,
         share_codex_home,
@@ -295,6 +299,10 @@ fn given<'a>(args: &'a ServeArgs, flag: &str) -> Option<Raw<'a>> {
             return (!health_listen.is_empty()).then_some(Raw::Texts(health_listen));
         }
         "--insecure-listen" => insecure_listen,
+        "--token-file" => token_file,
+        "--tls-cert" => tls_cert,
+        "--tls-key" => tls_key,
+        "--tls-client-ca" => tls_client_ca,
         "--codex-path" => codex_path,
         "--codex-home" => codex_home,
         "--share-codex-home" => share_codex_home,

@@ -37,6 +37,7 @@ use std::time::Duration;
 
 use secrecy::{ExposeSecret as _, SecretString};
 
+use crate::access::TokenHash;
 use crate::grpc::limits::{ConnectionLimits, RequestLimits};
 use crate::model::id::Tenant;
 use crate::pool::PoolSettings;
@@ -49,6 +50,7 @@ use crate::turn::retention::Retention;
 use crate::turn::timeouts::Timeouts;
 use crate::worker::settings::WorkerSettings;
 
+pub(crate) use crate::access::Credentials;
 pub use crate::model::options::ToolDefaults;
 pub use crate::telemetry::LogFormat;
 pub(crate) use args::ServeArgs;
@@ -63,8 +65,16 @@ pub struct Config {
     /// Where the server answers `grpc.health.v1` and nothing else, for probes that come from outside
     /// the pod or the machine (a kubelet dials the pod's address). Default none.
     pub health_listen: Option<Vec<ListenAddress>>,
-    /// Whether other machines may reach the server over TCP, which asks nobody who they are. Default no.
+    /// Whether other machines may reach the server over TCP although no credential is set, so that nobody
+    /// is asked who they are. Default no.
     pub insecure_listen: bool,
+    /// The file of the tokens that callers may show, one a line. Default none.
+    pub token_file: Option<PathBuf>,
+    /// TLS on the TCP listeners.
+    pub tls: TlsFiles,
+    /// The names of client certificates that are let in: hosts, URIs, addresses of mail or of the network.
+    /// Default: all that the client authorities vouch for.
+    pub client_names: Option<Vec<String>>,
     /// Who may connect to its Unix sockets.
     pub unix_sockets: UnixSockets,
     /// The Codex CLI: an absolute path, or a bare name that is looked for on PATH. Default: none
@@ -124,6 +134,8 @@ pub struct Config {
     /// Variables to set for the workers over the sidecar's own environment, or to take out of it.
     /// For tests, which can't change their own: no setting of the file.
     pub worker_env: Vec<(OsString, Option<OsString>)>,
+    /// A token that is in no file, for whoever runs a sidecar within their own process. No user's setting.
+    pub own_token: Option<TokenHash>,
 }
 
 /// The ledger's name in CODEX_HOME.
@@ -170,6 +182,9 @@ impl Default for Config {
             listen: vec![ListenAddress::Tcp { host: "127.0.0.1".to_owned(), port: 50061 }],
             health_listen: None,
             insecure_listen: false,
+            token_file: None,
+            tls: TlsFiles::default(),
+            client_names: None,
             unix_sockets: UnixSockets::default(),
             codex_path: None,
             codex_home: std::env::home_dir().unwrap_or_else(|| PathBuf::from("/")).join(".codex"),
@@ -196,6 +211,7 @@ impl Default for Config {
             api_key: None,
             guard: None,
             worker_env: Vec::new(),
+            own_token: None,
         }
     }
 }
@@ -225,6 +241,18 @@ impl fmt::Display for ListenAddress {
     }
 }
 
+/// The PEM files of TLS on the TCP listeners; not of those for health probes, and not of Unix sockets.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The server's certificate, and those between it and its authority. Default none: no TLS.
+    pub cert: Option<PathBuf>,
+    /// Its key; given with `cert`, or not at all.
+    pub key: Option<PathBuf>,
+    /// The authorities that vouch for clients, which then have to show a certificate. Only with `cert`.
+    /// Default none: clients show none.
+    pub client_ca: Option<PathBuf>,
+}
+
 /// Who may connect to the server's Unix sockets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnixSockets {
@@ -232,8 +260,9 @@ pub struct UnixSockets {
     pub mode: u32,
     /// The group of their files, by name or number. Default: the sidecar's.
     pub group: Option<String>,
-    /// The users that are served, by their numbers, beside who runs the sidecar. Default: all whom the
-    /// mode lets in; so where there are only groups, those of no other group are refused.
+    /// The users that are served, by their numbers; who runs the sidecar is one only if it is among them,
+    /// because the model's commands run as the same. Default: all whom the mode lets in; so where there are
+    /// only groups, those of no other group are refused.
     pub allow_uids: Option<Vec<u32>>,
     /// The groups whose users are served, by their numbers; a process's own group counts, not the
     /// others that its user is in. Default as for the users.
@@ -262,19 +291,6 @@ pub struct TenantConfig {
     /// Its workers' share of the processors against other tenants' (`cpu.weight` of cgroup v2), 1 to
     /// 10,000. Default: as the system shares them.
     pub cpu_weight: Option<u32>,
-}
-
-/// By what a tenant's callers are known.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Credentials {
-    /// A file of bearer tokens, absolute.
-    pub token_file: Option<PathBuf>,
-    /// Names in client certificates (subject alternative names).
-    pub client_names: Option<Vec<String>>,
-    /// Users of the other side of a Unix socket, by their numbers.
-    pub unix_uids: Option<Vec<u32>>,
-    /// Groups of the other side of a Unix socket, by their numbers.
-    pub unix_gids: Option<Vec<u32>>,
 }
 
 /// The key for the model provider.

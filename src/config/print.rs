@@ -16,7 +16,7 @@ pub(super) fn to_toml(config: &Config, origins: &Origins) -> String {
         None => printer.comment("key: none (CODEX_API_KEY, OPENAI_API_KEY)"),
     }
     // A copy, because the one walk over all settings is also the one that fills them.
-    settings::visit(&mut config.clone(), &mut printer);
+    settings::visit_top(&mut config.clone(), &mut printer);
     printer.tools(config);
     for (name, tenant) in &config.tenants {
         let at = format!("tenants.{name}");

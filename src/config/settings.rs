@@ -6,7 +6,7 @@ use super::codec::{
     LogForm, Outlives, Overrides, SpanOrNone, Switch, TextList, VariableName,
 };
 use super::listen::Listen;
-use super::{Config, Credentials, TenantConfig, UnixSockets};
+use super::{Config, Credentials, TenantConfig, TlsFiles, UnixSockets};
 use crate::app_server::peer::PeerLimits;
 use crate::grpc::limits::{CODEX_MAX_INPUT_CHARACTERS, ConnectionLimits, RequestLimits};
 use crate::pool::PoolSettings;
@@ -78,6 +78,19 @@ pub(super) trait Visitor {
     fn optional<C: Codec>(&mut self, name: Name, codec: C, slot: &mut Option<C::Value>);
 }
 
+/// Goes through all settings of the top level but tenants, tools and key.
+pub(super) fn visit_top(config: &mut Config, visitor: &mut impl Visitor) {
+    let v = visitor;
+    // Not inherited: a tenant has its own, under the same names.
+    v.optional(
+        flag("token_file", "--token-file", "CODEX_SIDECAR_TOKEN_FILE"),
+        AbsolutePath { bare_name_allowed: false },
+        &mut config.token_file,
+    );
+    v.optional(key("client_names"), TextList, &mut config.client_names);
+    visit(config, v);
+}
+
 /// Goes through all settings of a tenant but its tools and the key itself.
 pub(super) fn visit_tenant(tenant: &mut TenantConfig, visitor: &mut impl Visitor) {
     let TenantConfig { config, credentials, api_key_file, api_key_env, cpu_weight } = tenant;
@@ -94,14 +107,18 @@ pub(super) fn visit_tenant(tenant: &mut TenantConfig, visitor: &mut impl Visitor
     visit(config, v);
 }
 
-/// Goes through all settings but tenants, tools and key.
-pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
+/// Goes through all settings that a tenant may inherit, and those of the sidecar as a whole.
+fn visit(config: &mut Config, visitor: &mut impl Visitor) {
     // All fields by name, here and below: a new one fails to compile until it has its line. One
     // that is `_` is no user's setting.
     let Config {
         listen,
         health_listen,
         insecure_listen,
+        // Of the top level: see there.
+        token_file: _,
+        client_names: _,
+        tls,
         unix_sockets,
         codex_path,
         codex_home,
@@ -128,7 +145,9 @@ pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
         api_key: _,
         guard: _,
         worker_env: _,
+        own_token: _,
     } = config;
+    let TlsFiles { cert: tls_cert, key: tls_key, client_ca: tls_client_ca } = tls;
     let UnixSockets { mode: unix_mode, group: unix_group, allow_uids, allow_gids } = unix_sockets;
     let AdmissionLimits {
         max_running_turns,
@@ -190,6 +209,21 @@ pub(super) fn visit(config: &mut Config, visitor: &mut impl Visitor) {
         flag("insecure_listen", "--insecure-listen", "CODEX_SIDECAR_INSECURE_LISTEN").of_sidecar(),
         Switch,
         insecure_listen,
+    );
+    v.optional(
+        flag("tls_cert", "--tls-cert", "CODEX_SIDECAR_TLS_CERT").of_sidecar(),
+        any_path,
+        tls_cert,
+    );
+    v.optional(
+        flag("tls_key", "--tls-key", "CODEX_SIDECAR_TLS_KEY").of_sidecar(),
+        any_path,
+        tls_key,
+    );
+    v.optional(
+        flag("tls_client_ca", "--tls-client-ca", "CODEX_SIDECAR_TLS_CLIENT_CA").of_sidecar(),
+        any_path,
+        tls_client_ca,
     );
     v.required(key("unix_mode").of_sidecar(), FileMode, unix_mode);
     v.optional(key("unix_group").of_sidecar(), GroupName, unix_group);

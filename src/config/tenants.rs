@@ -73,7 +73,7 @@ pub(super) fn read(
         tenants.insert(name.clone(), tenant);
     }
     check_places(top, &tenants, origins, faults);
-    check_credentials(&tenants, file, faults);
+    check_credentials(top, &tenants, file, faults);
     withhold_keys(top, &mut tenants);
     top.tenants = tenants;
 }
@@ -97,6 +97,9 @@ fn inheriting(name: &str, top: &Config, origins: &Origins) -> TenantConfig {
     let mut config = Config {
         codex_home: PathBuf::new(),
         state: StateSettings { path: None, ..top.state.clone() },
+        token_file: None,
+        client_names: None,
+        own_token: None,
         api_key: None,
         tools: BTreeMap::new(),
         tenants: BTreeMap::new(),
@@ -231,8 +234,9 @@ fn real(path: &Path) -> PathBuf {
     path.to_owned()
 }
 
-/// Refuses what would be the credential of two.
+/// Refuses what would be the credential of two, and names that nobody can show.
 fn check_credentials(
+    top: &Config,
     tenants: &BTreeMap<String, TenantConfig>,
     file: &File,
     faults: &mut Vec<Fault>,
@@ -240,6 +244,13 @@ fn check_credentials(
     let mut taken = BTreeMap::<(&str, String), &str>::new();
     for (name, tenant) in tenants {
         let Credentials { token_file, client_names, unix_uids, unix_gids } = &tenant.credentials;
+        if client_names.is_some() && top.tls.client_ca.is_none() {
+            faults.push(Fault {
+                origin: file.origin(&format!("tenants.{name}.client_names")).to_string(),
+                value: String::new(),
+                problem: check::NAMES_NEED_A_CA.to_owned(),
+            });
+        }
         let names = client_names.iter().flatten().cloned().map(|text| ("client_names", text));
         let uids = unix_uids.iter().flatten().map(|id| ("unix_uids", id.to_string()));
         let gids = unix_gids.iter().flatten().map(|id| ("unix_gids", id.to_string()));

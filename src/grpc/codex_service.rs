@@ -14,7 +14,7 @@ use crate::grpc::api::{AttachTurnResponse, RunTurnResponse};
 use crate::grpc::limits::RequestLimits;
 use crate::grpc::stream::{EventStream, Streaming};
 use crate::grpc::unsent::Unsent;
-use crate::grpc::{convert, deadline, page_size, page_token, turns, unary};
+use crate::grpc::{convert, deadline, page_size, page_token, routed, turns, unary};
 use crate::model::event::{InterruptReason, TurnEvent};
 use crate::model::id::{CallerId, CallerName, ContextKey, Tenant, ThreadId, TurnId};
 use crate::model::options::ToolDefaults;
@@ -148,7 +148,8 @@ impl CodexService for CodexApi {
     ) -> Result<Response<Self::RunTurnStream>, Status> {
         let deadline = deadline::of(request.metadata());
         let caller = request.extensions().get::<CallerId>().copied().unwrap_or_default();
-        let turn = self.validate(request.into_inner(), caller)?;
+        let routed = routed::check(&request);
+        let turn = routed::read(routed, self.validate(request.into_inner(), caller))?;
         let seat = self.engine.readers().take(caller)?;
         let caller = deadline::answer(deadline, self.engine.run_turn(turn)).await?;
         if let Some(deadline) = deadline {
@@ -184,6 +185,7 @@ impl CodexService for CodexApi {
     ) -> Result<Response<Self::AttachTurnStream>, Status> {
         let deadline = deadline::of(request.metadata());
         let caller = request.extensions().get::<CallerId>().copied().unwrap_or_default();
+        routed::check(&request)?;
         let pb::AttachTurnRequest { target, after_sequence } = request.into_inner();
         let turn = match target {
             Some(pb::attach_turn_request::Target::TurnId(turn_id)) => {
@@ -265,6 +267,7 @@ impl CodexService for CodexApi {
         &self,
         request: Request<pb::GetContextRequest>,
     ) -> Result<Response<pb::GetContextResponse>, Status> {
+        routed::check(&request)?;
         let pb::GetContextRequest { context_id, tool_name, thread_id_key } = request.into_inner();
         let key = self.key(&context_id, &tool_name, &thread_id_key)?;
         let binding = self.engine.contexts().get(&key)?;
@@ -308,6 +311,7 @@ impl CodexService for CodexApi {
         request: Request<pb::BindContextRequest>,
     ) -> Result<Response<pb::BindContextResponse>, Status> {
         let deadline = deadline::of(request.metadata());
+        routed::check(&request)?;
         let pb::BindContextRequest { context_id, tool_name, thread_id_key, thread_id } =
             request.into_inner();
         let key = self.key(&context_id, &tool_name, &thread_id_key);
@@ -338,6 +342,7 @@ impl CodexService for CodexApi {
         &self,
         request: Request<pb::ListTurnsRequest>,
     ) -> Result<Response<pb::ListTurnsResponse>, Status> {
+        routed::check(&request)?;
         let pb::ListTurnsRequest { context, page_size, page_token } = request.into_inner();
         let context = context.map(|context| self.context_of(&context)).transpose();
         let wanted = turns::Wanted::read(context, page_size, &page_token)?;
@@ -385,6 +390,7 @@ impl CodexService for CodexApi {
         request: Request<pb::DeleteContextRequest>,
     ) -> Result<Response<pb::DeleteContextResponse>, Status> {
         let deadline = deadline::of(request.metadata());
+        routed::check(&request)?;
         let pb::DeleteContextRequest { context_id, tool_name, thread_id_key, delete_thread } =
             request.into_inner();
         let key = self.key(&context_id, &tool_name, &thread_id_key)?;

@@ -4,7 +4,7 @@ use tonic::{Request, Response, Status};
 
 use crate::grpc::all_of::all_of;
 use crate::grpc::codex_service::{CodexApi, thread_id_of};
-use crate::grpc::{deadline, page_size, page_token};
+use crate::grpc::{deadline, page_size, page_token, routed};
 use crate::model::id::{ContextKey, ThreadId};
 use crate::model::refusal::Refusal;
 use crate::pb;
@@ -31,6 +31,7 @@ impl CodexApi {
         request: Request<pb::ForkContextRequest>,
     ) -> Result<Response<pb::ForkContextResponse>, Status> {
         let deadline = deadline::of(request.metadata());
+        routed::check(&request)?;
         let pb::ForkContextRequest { source, mut target, last_codex_turn_id } =
             request.into_inner();
         if let (Some(source), Some(target)) = (&source, &mut target)
@@ -55,6 +56,7 @@ impl CodexApi {
         request: Request<pb::RevertContextRequest>,
     ) -> Result<Response<pb::RevertContextResponse>, Status> {
         let deadline = deadline::of(request.metadata());
+        routed::check(&request)?;
         let pb::RevertContextRequest { context, before_codex_turn_id } = request.into_inner();
         let key = self.key_of("context", context.as_ref());
         let field = "before_codex_turn_id";
@@ -75,6 +77,7 @@ impl CodexApi {
         request: Request<pb::ReadThreadRequest>,
     ) -> Result<Response<pb::ReadThreadResponse>, Status> {
         let deadline = deadline::of(request.metadata());
+        routed::check(&request)?;
         let pb::ReadThreadRequest { target, page_size, page_token } = request.into_inner();
         let target = match target {
             Some(Target::Context(context)) => {

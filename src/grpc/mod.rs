@@ -19,6 +19,7 @@ pub(crate) mod limits;
 mod page_size;
 mod page_token;
 pub(crate) mod pool_service;
+mod routed;
 pub(crate) mod status;
 pub(crate) mod stream;
 mod turns;

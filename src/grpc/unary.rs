@@ -3,7 +3,7 @@
 use tonic::Request;
 
 use crate::grpc::codex_service::{CodexApi, terminal};
-use crate::grpc::deadline;
+use crate::grpc::{deadline, routed};
 use crate::model::id::CallerId;
 use crate::model::refusal::{FieldViolation, Refusal};
 use crate::pb;
@@ -22,12 +22,13 @@ pub(super) async fn run(
 ) -> Result<pb::RunTurnUnaryResponse, Refusal> {
     let deadline = deadline::of(request.metadata());
     let caller = request.extensions().get::<CallerId>().copied().unwrap_or_default();
+    let routed = routed::check(&request);
     let pb::RunTurnUnaryRequest { request } = request.into_inner();
     let Some(request) = request else {
         return Err(Refusal::field(REQUEST, "is not set; give the turn to run"));
     };
     let run = async {
-        let turn = api.validate(request, caller)?;
+        let turn = routed::read(routed, api.validate(request, caller))?;
         let seat = api.engine().readers().take(caller)?;
         let caller = deadline::answer(deadline, api.engine().run_turn(turn)).await?;
         if let Some(deadline) = deadline {

@@ -21,10 +21,9 @@ impl Fingerprint {
         // Whatever is fingerprinted came from JSON, or could have.
         let mut value = serde_json::to_value(value).unwrap_or_default();
         value.sort_all_objects();
-        let mut hasher = Sha256::new();
-        // A hasher takes all that is written to it.
-        let _ = serde_json::to_writer(&mut hasher, &value);
-        Fingerprint(hasher.finalize().into())
+        // A Value can be written: its keys are texts, and its numbers are JSON's.
+        let text = serde_json::to_vec(&value).unwrap_or_default();
+        Fingerprint(Sha256::digest(text).into())
     }
 }
 

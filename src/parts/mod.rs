@@ -34,8 +34,12 @@ pub mod codex_cli {
     pub use crate::codex_cli::{find, install, version};
 }
 
+pub mod access {
+    pub use crate::access::{Credentials, TokenHash};
+}
+
 pub mod config {
-    pub use crate::config::{ApiKey, Config, ListenAddress, LogFormat, ToolDefaults};
+    pub use crate::config::{ApiKey, Config, ListenAddress, LogFormat, TlsFiles, ToolDefaults};
 }
 
 pub mod model {

@@ -44,14 +44,15 @@ impl Pod {
         let spec = deployment["spec"]["template"]["spec"].clone();
         let containers = spec["initContainers"].as_array().unwrap();
         let sidecar = containers.iter().find(|it| it["name"] == "codex-sidecar").unwrap().clone();
-        assert!(
-            sidecar["command"].is_null() && sidecar["args"].is_null(),
-            "not the image's: {sidecar}"
-        );
-
         let image = std::fs::read_to_string(root.join("deploy/Containerfile")).unwrap();
         let entrypoint = image.lines().find_map(|line| line.strip_prefix("ENTRYPOINT ")).unwrap();
         let entrypoint: Vec<String> = serde_json::from_str(entrypoint).unwrap();
+        let started = sidecar["command"].as_array().unwrap().last().unwrap().as_str().unwrap();
+        let images = format!("exec {}", entrypoint.join(" "));
+        assert!(
+            started.ends_with(&images) && sidecar["args"].is_null(),
+            "not the image's: {sidecar}"
+        );
         let own = entrypoint.iter().position(|word| word == "codex-sidecar").unwrap();
         let arguments = entrypoint[own + 1..].to_vec();
         Pod { spec, sidecar, documents, node, arguments }
@@ -79,18 +80,29 @@ impl Pod {
                     |it: &&Value| it["kind"] == "ConfigMap" && it["metadata"]["name"] == map;
                 let map = self.documents.iter().find(is_it).expect("a ConfigMap");
                 for (name, text) in map["data"].as_object().unwrap() {
-                    std::fs::write(directory.join(name), text.as_str().unwrap()).unwrap();
+                    let text = self.with_our_user(text.as_str().unwrap());
+                    std::fs::write(directory.join(name), text).unwrap();
                 }
             }
         }
+        // As the first init container does.
+        std::fs::create_dir_all(self.host_path("/run/codex-sidecar").unwrap()).unwrap();
         make_repository(&self.host_path("/workspace/repository").unwrap());
+    }
+
+    /// The configuration, with this test as the one that may call.
+    fn with_our_user(&self, text: &str) -> String {
+        let caller = &self.spec["containers"][0]["securityContext"]["runAsUser"];
+        let ours = rustix::process::geteuid().as_raw();
+        text.replace(&format!("[{caller}]"), &format!("[{ours}]"))
     }
 
     /// Where a path of the container is on the node; none for what the image has.
     fn host_path(&self, path: &str) -> Option<PathBuf> {
         self.sidecar["volumeMounts"].as_array().unwrap().iter().find_map(|mount| {
             let below = Path::new(path).strip_prefix(mount["mountPath"].as_str()?).ok()?;
-            Some(self.volume(mount["name"].as_str()?).join(below))
+            let within = mount["subPath"].as_str().unwrap_or_default();
+            Some(self.volume(mount["name"].as_str()?).join(within).join(below))
         })
     }
 
@@ -103,8 +115,12 @@ impl Pod {
                 let value = match (name, self.host_path(value)) {
                     // Of the image: this machine has another one.
                     ("CODEX_PATH", _) => codex_path().display().to_string(),
+                    ("CODEX_SIDECAR_LISTEN", _) => {
+                        let path = self.host_path(value.strip_prefix("unix:").unwrap());
+                        format!("unix:{}", path.unwrap().display())
+                    }
                     // Any port: others test beside.
-                    ("CODEX_SIDECAR_LISTEN" | "CODEX_SIDECAR_HEALTH_LISTEN", _) => {
+                    ("CODEX_SIDECAR_HEALTH_LISTEN", _) => {
                         let (host, _) = value.rsplit_once(':').unwrap();
                         format!("{host}:0")
                     }

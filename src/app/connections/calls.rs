@@ -16,17 +16,15 @@ use hyper::body::Incoming;
 use tonic::Status;
 
 use super::books::{CallOnDrop, Connection};
-use crate::access::Peer;
-use crate::app::doors::{Closed, Doors, Services};
+use crate::access::{Peer, Unauthenticated};
+use crate::app::doors::{Doors, Services};
 use crate::grpc::call;
-use crate::model::id::CallerName;
 use crate::model::refusal::Refusal;
 
 /// The services for one connection.
 #[derive(Debug)]
 pub(super) struct Calls {
     pub(super) connection: Arc<Connection>,
-    pub(super) name: CallerName,
     pub(super) peer: Peer,
     pub(super) doors: Doors,
 }
@@ -41,7 +39,7 @@ impl hyper::service::Service<Request<Incoming>> for Calls {
         let waits = path == "/grpc.health.v1.Health/Watch" || path.starts_with("/grpc.reflection.");
         let open = self.connection.begin_call(waits);
         request.extensions_mut().insert(self.connection.caller);
-        request.extensions_mut().insert(self.name.clone());
+        request.extensions_mut().insert(self.peer.name.clone());
         let connection = Arc::clone(&self.connection);
         let services = self.doors.services(request.uri().path(), &self.peer, request.headers());
         Box::pin(async move {
@@ -51,9 +49,8 @@ impl hyper::service::Service<Request<Incoming>> for Calls {
                     call::answer(routes, request, patience, connection.arrivals()).await
                 }
                 Ok(Services::Tenant(tenant)) => tenant.answer(request, patience).await,
-                Err(Closed::Unauthenticated(_)) => {
-                    Status::from(Refusal::Unauthenticated).into_http()
-                }
+                // Its body is not read, and nothing is done.
+                Err(Unauthenticated) => Status::from(Refusal::Unauthenticated).into_http(),
             };
             Ok(response.map(|body| Counted { body, call: open }))
         })

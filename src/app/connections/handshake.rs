@@ -10,13 +10,11 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::CancellationToken;
 
-use crate::app::listen::Socket;
-
 /// A socket that knows when the client's half of the HTTP/2 handshake is there: the preface and a
 /// whole SETTINGS frame. h2 itself would wait for that without an end.
 #[derive(Debug)]
-pub(super) struct Handshake {
-    socket: Socket,
+pub(super) struct Handshake<S> {
+    socket: S,
     /// Bytes read.
     seen: usize,
     /// Length of the SETTINGS, as far as it is read.
@@ -24,29 +22,29 @@ pub(super) struct Handshake {
     shaken: CancellationToken,
 }
 
-impl Handshake {
+impl<S> Handshake<S> {
     const PREFACE: usize = 24;
     const FRAME_HEADER: usize = 9;
 
     /// Of this socket; `shaken` is cancelled when it is there.
-    pub(super) fn new(socket: Socket, shaken: CancellationToken) -> Handshake {
+    pub(super) fn new(socket: S, shaken: CancellationToken) -> Handshake<S> {
         Handshake { socket, seen: 0, settings: 0, shaken }
     }
 
     fn read(&mut self, bytes: &[u8]) {
-        for (at, byte) in (self.seen..Handshake::PREFACE + 3).zip(bytes) {
-            if at >= Handshake::PREFACE {
+        for (at, byte) in (self.seen..Self::PREFACE + 3).zip(bytes) {
+            if at >= Self::PREFACE {
                 self.settings = self.settings << 8 | usize::from(*byte);
             }
         }
         self.seen += bytes.len();
-        if self.seen >= Handshake::PREFACE + Handshake::FRAME_HEADER + self.settings {
+        if self.seen >= Self::PREFACE + Self::FRAME_HEADER + self.settings {
             self.shaken.cancel();
         }
     }
 }
 
-impl AsyncRead for Handshake {
+impl<S: AsyncRead + Unpin> AsyncRead for Handshake<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -61,7 +59,7 @@ impl AsyncRead for Handshake {
     }
 }
 
-impl AsyncWrite for Handshake {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Handshake<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

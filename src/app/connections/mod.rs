@@ -3,7 +3,7 @@
 //! Here they are accepted, held and said goodbye to; [`books`] knows how many there are and who makes
 //! room for whom, [`calls`] keeps the books' count of calls, [`handshake`] sees a client's begin. Never
 //! looks into a call, which is the services' matter. A connection begins with its handshake,
-//! which has a clock; it is idle while no call is open on it. It ends when its client closes it or
+//! which has a clock, TLS included; it is idle while no call is open on it. It ends when its client closes it or
 //! answers no ping, when it has been idle for longest and another one needs its room, or with its
 //! listener. In each case calls that are open go on to their end, but for those that only wait for
 //! something to be told (`Watch` of the health service, reflection): one that has nothing else, and
@@ -24,7 +24,8 @@ use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustix::io::Errno;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 
 use self::books::Connection;
@@ -33,13 +34,21 @@ use self::calls::Calls;
 use self::handshake::Handshake;
 use super::doors::Doors;
 use super::listen::{Listener, Socket};
+use super::tls::Tls;
 use crate::access::Peer;
-use crate::model::id::CallerName;
 
 /// How long a connection that is told to leave, and has no call, is there for one that is on its way.
 const LEAVE_GRACE: Duration = Duration::from_millis(200);
 /// How long nobody is accepted after the system had nothing to accept with.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+
+/// What a listener leads to.
+#[derive(Debug, Clone)]
+pub(super) struct Entry {
+    pub(super) doors: Doors,
+    /// Where it is TLS that is spoken; over a Unix socket it is not.
+    pub(super) tls: Option<Tls>,
+}
 
 /// Serves whoever connects until `close` is cancelled and the connections have ended. Dropping it cuts
 /// them.
@@ -48,7 +57,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 /// What the system says where the listener is of no use any more.
 pub(super) async fn serve(
     listener: Listener,
-    doors: Doors,
+    entry: Entry,
     connections: Connections,
     close: CancellationToken,
 ) -> io::Result<()> {
@@ -59,10 +68,10 @@ pub(super) async fn serve(
             () = close.cancelled() => break,
             Some(_) = open.join_next() => {}
             accepted = listener.accept() => match accepted {
-                Ok((socket, name)) => {
+                Ok((socket, peer)) => {
                     // Else it is closed here and now.
                     if let Some(connection) = connections.admit(&close) {
-                        open.spawn(hold(socket, name, connection, doors.clone()));
+                        open.spawn(hold(socket, peer, connection, entry.clone()));
                     }
                 }
                 Err(error) => match Errno::from_io_error(&error) {
@@ -87,12 +96,31 @@ pub(super) async fn serve(
     Ok(())
 }
 
-async fn hold(socket: Socket, name: CallerName, connection: Connection, doors: Doors) {
+async fn hold(socket: Socket, mut peer: Peer, connection: Connection, entry: Entry) {
     let connection = Arc::new(connection);
     let (limits, close) = (connection.limits(), &connection.close);
+    let Entry { doors, tls } = entry;
+    // For both handshakes.
+    let until = Instant::now() + limits.handshake_timeout;
+    let socket = match (socket, tls) {
+        (Either::Left(socket), Some(tls)) => {
+            let secured = tokio::select! {
+                () = close.cancelled() => return,
+                secured = timeout_at(until, tls.accept(socket, &peer.name)) => secured,
+            };
+            let Ok(secured) = secured else {
+                tracing::debug!("a connection without a TLS handshake is closed");
+                return;
+            };
+            let Some((socket, certificate)) = secured else { return };
+            peer.certificate = certificate;
+            Either::Left(socket)
+        }
+        (socket, _) => Either::Right(socket),
+    };
     let shaken = CancellationToken::new();
     let socket = Handshake::new(socket, shaken.clone());
-    let calls = Calls { connection: Arc::clone(&connection), name, peer: Peer::default(), doors };
+    let calls = Calls { connection: Arc::clone(&connection), peer, doors };
     let mut http = http2::Builder::new(TokioExecutor::new());
     http.timer(TokioTimer::new())
         // Neither is bounded by default: a client could open streams, or reset them, without end.
@@ -108,7 +136,7 @@ async fn hold(socket: Socket, name: CallerName, connection: Connection, doors: D
         tokio::select! {
             // Without a handshake there is nobody to say goodbye to.
             () = close.cancelled() => shaken.is_cancelled(),
-            in_time = timeout(limits.handshake_timeout, shaken.cancelled()) => {
+            in_time = timeout_at(until, shaken.cancelled()) => {
                 if in_time.is_ok() {
                     close.cancelled().await;
                 }

@@ -20,9 +20,10 @@ async fn health_service(limits: ConnectionLimits) -> (std::net::SocketAddr, Conn
     let connections = Connections::new(limits);
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
-    let (doors, shared) = (Doors::open(Routes::new(health)), connections.clone());
+    let entry = Entry { doors: Doors::open(Routes::new(health)), tls: None };
+    let shared = connections.clone();
     tokio::spawn(async move {
-        serve(Listener::Tcp(listener), doors, shared, CancellationToken::new()).await
+        serve(Listener::Tcp(listener), entry, shared, CancellationToken::new()).await
     });
     (address, connections)
 }

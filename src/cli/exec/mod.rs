@@ -79,6 +79,7 @@ fn exec(args: &ExecArgs) -> CommandResult {
     }
     let env = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
     let addr = client::default_addr();
+    let credentials = client::CredentialArgs::default().read()?;
 
     // One thread: there is one connection to serve.
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -86,7 +87,8 @@ fn exec(args: &ExecArgs) -> CommandResult {
         .build()
         .map_err(|error| failed(format!("can't start the runtime: {error}")))?;
     let ran = runtime.block_on(async {
-        let connecting = client::connect_within(&addr, CONNECT_TIMEOUT, "CODEX_SIDECAR_ADDR");
+        let connecting =
+            client::connect_within(&addr, &credentials, CONNECT_TIMEOUT, "CODEX_SIDECAR_ADDR");
         let caller = connecting.await?;
         run(args, asked, &caller, &env).await
     });

@@ -107,6 +107,7 @@ pub(super) const EXEC: Place = &[&[
     ("review.commit", "--commit"),
     ("review.instructions", "PROMPT"),
     ("context_id", "CODEX_SIDECAR_CONTEXT"),
+    (CREDENTIAL, "set CODEX_SIDECAR_TOKEN, or CODEX_SIDECAR_TLS_CERT and CODEX_SIDECAR_TLS_KEY"),
     ("thread_id", "resume"),
     ("ephemeral", "--ephemeral"),
     ("review", "review"),
@@ -126,6 +127,12 @@ pub(super) const MCP: Place = &[&[
     ("inputs", "prompt"),
 ]];
 
+/// No field of a request, but what comes beside it.
+const CREDENTIAL: &str = "authorization";
+/// How it is told where there are flags.
+const WITH_FLAGS: &str = "give --token-file FILE or set CODEX_SIDECAR_TOKEN, or give --tls-cert FILE and \
+                          --tls-key FILE";
+
 pub(super) const WORKING_DIRECTORY: &str = "thread_options.working_directory";
 pub(super) const MISSING_THREAD: &str = "missing_thread_policy";
 
@@ -137,6 +144,9 @@ const PHRASES: &[(&str, &str)] = &[
     ("combined with ephemeral", "combined with --ephemeral"),
     ("stands beside review", "stands beside --review"),
 ];
+
+/// Where what to do about a missing credential begins, as callers are told that have no command line.
+const SEND_ONE: &str = "send authorization: Bearer";
 
 /// What says a field: its name, and what of the field's path lies within.
 pub(super) fn find(place: Place, field: &str) -> Option<(&'static str, &str)> {
@@ -189,6 +199,12 @@ pub(super) fn rephrased(place: Place, text: &str) -> String {
     let mut text = without_protocol(text);
     for (theirs, ours) in PHRASES {
         text = text.replace(theirs, ours);
+    }
+    if let Some((what, _)) = text.split_once(SEND_ONE) {
+        let how = find(place, CREDENTIAL).map_or(WITH_FLAGS, |(how, _)| how);
+        text = format!(
+            "{what}{how}; `codex-sidecar token new` makes a token for the sidecar's token file"
+        );
     }
     if find(place, MISSING_THREAD).is_none()
         && let Some(start) = text.find(" (a turn may begin a new thread in its place")

@@ -6,8 +6,9 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use super::{StateFileArgs, ask_it, damaged, failure, quietly, readable};
+use crate::cli::client::{self, CredentialArgs};
 use crate::cli::failure::{CommandResult, Failure, tell};
-use crate::cli::{client, refusal};
+use crate::cli::refusal;
 use crate::registry::ledger::file::{self, ExportFault, Exported, Salvaged};
 use crate::registry::ledger::lines::LEDGER;
 
@@ -21,13 +22,15 @@ pub(super) struct ExportArgs {
     /// Ask the sidecar that runs at this address, HOST:PORT or unix:PATH, in place of reading a file
     #[arg(long, value_name = "ADDR", conflicts_with_all = ["path", "state", "codex_home", "config"])]
     addr: Option<String>,
+    #[command(flatten)]
+    credentials: CredentialArgs,
     /// Write to this file, which nobody else may read, in place of standard output
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
 }
 
 pub(super) async fn export(args: ExportArgs) -> CommandResult {
-    let ExportArgs { path, file, addr, output } = args;
+    let ExportArgs { path, file, addr, credentials, output } = args;
     let output = output.filter(|output| output.as_os_str() != "-");
     // Of none where one that runs is asked.
     let path = match &addr {
@@ -39,7 +42,7 @@ pub(super) async fn export(args: ExportArgs) -> CommandResult {
         None => Output::Stdout(BufWriter::new(io::stdout())),
     };
     let Some(path) = path else {
-        of_running(&addr.unwrap_or_default(), &mut out).await?;
+        of_running(&addr.unwrap_or_default(), &credentials, &mut out).await?;
         out.done()?;
         return Ok(0);
     };
@@ -62,8 +65,12 @@ pub(super) async fn export(args: ExportArgs) -> CommandResult {
     }
 }
 
-async fn of_running(addr: &str, out: &mut Output) -> Result<(), Failure> {
-    let caller = client::connect_to(addr).await?;
+async fn of_running(
+    addr: &str,
+    credentials: &CredentialArgs,
+    out: &mut Output,
+) -> Result<(), Failure> {
+    let caller = client::connect_to(addr, &credentials.read()?).await?;
     let mut parts = caller.export_state().await.map_err(refusal::failure)?;
     while let Some(part) = parts.next().await.map_err(refusal::failure)? {
         out.write_all(&part).map_err(|error| out.failure(&error))?;

@@ -3,14 +3,17 @@
 //! Owns a connection and how a refused call is read; above it nobody needs tonic. Never judges a
 //! request, which is the sidecar's part, and never retries.
 
+mod connect;
+
 use std::error::Error as _;
-use std::path::PathBuf;
 use std::time::Duration;
 
-use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
-use tonic::transport::{Channel, Endpoint, Uri};
-use tonic::{Code, Status, Streaming};
+use secrecy::ExposeSecret as _;
+use tonic::metadata::AsciiMetadataValue;
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status, Streaming};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -21,17 +24,38 @@ use crate::grpc::client::pool_service_client::PoolServiceClient;
 use crate::grpc::status::DOMAIN;
 use crate::pb;
 
+pub(crate) use self::connect::{Credentials, TlsFiles};
+
 /// A connection to a sidecar. Clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct Caller {
     channel: Channel,
+    bearer: Bearer,
+}
+
+/// What is shown with every call but those for the health, which need none.
+#[derive(Debug, Clone)]
+struct Bearer(Option<AsciiMetadataValue>);
+
+type WithToken = InterceptedService<Channel, Bearer>;
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(token) = &self.0 {
+            request.metadata_mut().insert("authorization", token.clone());
+        }
+        Ok(request)
+    }
 }
 
 /// Why there is no connection.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ConnectError {
-    #[error("{0:?} is no address; wants HOST:PORT or unix:PATH")]
+    #[error("{0:?} is no address; wants HOST:PORT, https://HOST:PORT or unix:PATH")]
     NoAddress(String),
+    /// What is to be shown, or who is to be trusted, can't be read.
+    #[error("{0}")]
+    Credentials(String),
     /// With the cause, such as a refused connection.
     #[error("{0}")]
     Unreachable(String),
@@ -79,41 +103,38 @@ pub(crate) struct Health(ServingStatus);
 
 impl Caller {
     /// Connects now, so that a sidecar which isn't there is told as that.
-    pub(crate) async fn connect(address: &str, timeout: Duration) -> Result<Caller, ConnectError> {
-        let trimmed = address.trim();
-        let connected = match trimmed.strip_prefix("unix:") {
-            Some(path) => {
-                let path = PathBuf::from(path);
-                // The address is never looked up: the connector below goes to the socket.
-                let endpoint = Endpoint::from_static("http://localhost").connect_timeout(timeout);
-                let connector = tower::service_fn(move |_: Uri| {
-                    let path = path.clone();
-                    async move { UnixStream::connect(path).await.map(TokioIo::new) }
-                });
-                endpoint.connect_with_connector(connector).await
-            }
-            None => {
-                let bare = trimmed.strip_prefix("http://").unwrap_or(trimmed).trim_end_matches('/');
-                let endpoint = Endpoint::from_shared(format!("http://{bare}"))
-                    .ok()
-                    .filter(|endpoint| {
-                        endpoint.uri().port_u16().is_some() && endpoint.uri().path() == "/"
-                    })
-                    .ok_or_else(|| ConnectError::NoAddress(address.to_owned()))?;
-                endpoint.connect_timeout(timeout).connect().await
-            }
-        };
-        let channel = connected.map_err(|error| ConnectError::Unreachable(root_cause(&error)))?;
-        Ok(Caller { channel })
+    pub(crate) async fn connect(
+        address: &str,
+        credentials: &Credentials,
+        timeout: Duration,
+    ) -> Result<Caller, ConnectError> {
+        let Credentials { token, tls } = credentials;
+        let token = token.as_ref().map(|token| {
+            let value = format!("Bearer {}", token.expose_secret()).parse();
+            // It never stands in a log, nor in a table of headers that were sent before.
+            value.map(|mut value: AsciiMetadataValue| {
+                value.set_sensitive(true);
+                value
+            })
+        });
+        let token = token.transpose().map_err(|_| {
+            ConnectError::Credentials("the token has characters that can't be sent".to_owned())
+        })?;
+        let channel = connect::connect(address, tls, timeout).await?;
+        Ok(Caller { channel, bearer: Bearer(token) })
     }
 
-    fn codex(&self) -> CodexServiceClient<Channel> {
+    fn with_token(&self) -> WithToken {
+        InterceptedService::new(self.channel.clone(), self.bearer.clone())
+    }
+
+    fn codex(&self) -> CodexServiceClient<WithToken> {
         // What the sidecar sends is bounded by the sidecar's own limits.
-        CodexServiceClient::new(self.channel.clone()).max_decoding_message_size(usize::MAX)
+        CodexServiceClient::new(self.with_token()).max_decoding_message_size(usize::MAX)
     }
 
-    fn pool(&self) -> PoolServiceClient<Channel> {
-        PoolServiceClient::new(self.channel.clone()).max_decoding_message_size(usize::MAX)
+    fn pool(&self) -> PoolServiceClient<WithToken> {
+        PoolServiceClient::new(self.with_token()).max_decoding_message_size(usize::MAX)
     }
 
     /// Begins a turn. The sidecar may answer only with the turn's first event.

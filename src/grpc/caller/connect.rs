@@ -1,0 +1,311 @@
+//! The way to a sidecar: TCP, TLS over it, or a Unix socket, and what a caller shows there.
+//!
+//! Tells a sidecar that speaks TLS from one that does not, where the address says otherwise: the bytes of
+//! the one are nonsense to the other, and its library's words for that help nobody.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{PrivateKeyDer, ServerName};
+use rustls::version::{TLS12, TLS13};
+use rustls::{ClientConfig, RootCertStore};
+use secrecy::SecretString;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
+use tokio_util::either::Either;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use super::ConnectError;
+use crate::access::certificates;
+use crate::access::files::{self, Readers, fault};
+
+/// The one protocol of gRPC.
+const HTTP_2: &[u8] = b"h2";
+
+/// What a caller shows, and whom it trusts.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Credentials {
+    pub(crate) token: Option<SecretString>,
+    pub(crate) tls: TlsFiles,
+}
+
+/// The PEM files of a caller's TLS.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct TlsFiles {
+    /// The authorities that vouch for the sidecar. Where they are given, TLS is spoken.
+    pub(crate) ca: Option<PathBuf>,
+    /// The caller's own certificate, and its key.
+    pub(crate) cert: Option<PathBuf>,
+    pub(crate) key: Option<PathBuf>,
+}
+
+/// Where a sidecar is.
+#[derive(Debug, PartialEq, Eq)]
+enum Place {
+    Unix(PathBuf),
+    Tcp { uri: Uri, host: String, port: u16 },
+}
+
+/// What went wrong on the way, in words of its own.
+#[derive(Debug)]
+struct Told(String);
+
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Told {}
+
+/// Connects now.
+pub(super) async fn connect(
+    address: &str,
+    tls: &TlsFiles,
+    timeout: Duration,
+) -> Result<Channel, ConnectError> {
+    let place = Place::parse(address, tls.ca.is_some())
+        .ok_or_else(|| ConnectError::NoAddress(address.to_owned()))?;
+    let connected = match place {
+        Place::Unix(path) => {
+            // The address is never looked up: the connector below goes to the socket.
+            let endpoint = Endpoint::from_static("http://localhost").connect_timeout(timeout);
+            let connector = tower::service_fn(move |_: Uri| {
+                let path = path.clone();
+                async move { UnixStream::connect(path).await.map(TokioIo::new) }
+            });
+            endpoint.connect_with_connector(connector).await
+        }
+        Place::Tcp { uri, host, port } => {
+            let secured = match uri.scheme_str() {
+                Some("https") => Some(Secured::new(&host, tls).map_err(ConnectError::Credentials)?),
+                _ => None,
+            };
+            // TLS is the connector's below.
+            let endpoint = Endpoint::from_static("http://localhost").connect_timeout(timeout);
+            let connector = tower::service_fn(move |_: Uri| {
+                let (host, secured) = (host.clone(), secured.clone());
+                async move { open(host, port, secured).await.map(TokioIo::new) }
+            });
+            endpoint.origin(uri).connect_with_connector(connector).await
+        }
+    };
+    connected.map_err(|error| ConnectError::Unreachable(super::root_cause(&error)))
+}
+
+/// A connection of TCP, with TLS where that is spoken.
+async fn open(
+    host: String,
+    port: u16,
+    secured: Option<Secured>,
+) -> Result<impl AsyncRead + AsyncWrite + Send + Unpin, Told> {
+    let told = |error: io::Error| Told(error.to_string());
+    let socket = TcpStream::connect((host.as_str(), port)).await.map_err(told)?;
+    // Only a hint; the connection is good without.
+    let _ = socket.set_nodelay(true);
+    Ok(match secured {
+        None => Either::Left(Plain { socket, has_begun: false }),
+        Some(Secured { config, name, ca }) => {
+            let connecting = TlsConnector::from(config).connect(name, socket);
+            let stream = connecting.await.map_err(|error| Told(of_tls(&error, &ca)))?;
+            if stream.get_ref().1.alpn_protocol() != Some(HTTP_2) {
+                return Err(Told("what is there speaks TLS, but not HTTP/2".to_owned()));
+            }
+            Either::Right(stream)
+        }
+    })
+}
+
+/// Why there is no TLS.
+fn of_tls(error: &io::Error, ca: &Path) -> String {
+    match error.get_ref().and_then(|error| error.downcast_ref()) {
+        Some(rustls::Error::InvalidMessage(_)) => {
+            "what is there speaks no TLS; name it by http://HOST:PORT".to_owned()
+        }
+        Some(rustls::Error::InvalidCertificate(cause)) => format!(
+            "its certificate is not one that {} vouches for under this name: {cause}",
+            ca.display()
+        ),
+        Some(rustls::Error::AlertReceived(alert)) => format!("it breaks off TLS: {alert:?}"),
+        _ if error.kind() == io::ErrorKind::UnexpectedEof => {
+            "it ends the connection in the TLS handshake; it may speak no TLS".to_owned()
+        }
+        _ => error.to_string(),
+    }
+}
+
+/// How TLS is spoken with one sidecar.
+#[derive(Debug, Clone)]
+struct Secured {
+    config: Arc<ClientConfig>,
+    name: ServerName<'static>,
+    ca: PathBuf,
+}
+
+impl Secured {
+    fn new(host: &str, files: &TlsFiles) -> Result<Secured, String> {
+        let TlsFiles { ca, cert, key } = files;
+        let ca = ca.clone().ok_or(
+            "https needs to know who vouches for the sidecar: name a file of certificates in PEM with \
+             --tls-ca or CODEX_SIDECAR_TLS_CA, such as that of the system",
+        )?;
+        let mut roots = RootCertStore::empty();
+        for certificate in certificates::certificates(&ca)? {
+            roots.add(certificate).map_err(|error| fault(&ca, error))?;
+        }
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&TLS13, &TLS12])
+            .map_err(|error| error.to_string())?
+            .with_root_certificates(roots);
+        let mut config = match (cert, key) {
+            (Some(cert), Some(key)) => {
+                let chain = certificates::certificates(cert)?;
+                let bytes =
+                    files::read(key, Readers::Group).map_err(|problem| fault(key, problem))?;
+                let own = PrivateKeyDer::from_pem_slice(&bytes)
+                    .map_err(|error| fault(key, format!("has no private key in PEM: {error}")))?;
+                let config = config.with_client_auth_cert(chain, own);
+                config.map_err(|error| fault(cert, format!("{error}, with {}", key.display())))?
+            }
+            (None, None) => config.with_no_client_auth(),
+            (Some(_), None) => return Err("--tls-cert needs --tls-key, too".to_owned()),
+            (None, Some(_)) => return Err("--tls-key needs --tls-cert, too".to_owned()),
+        };
+        config.alpn_protocols = vec![HTTP_2.to_vec()];
+        let name = ServerName::try_from(host.to_owned())
+            .map_err(|_| format!("{host:?} is no name that a certificate can have"))?;
+        Ok(Secured { config: Arc::new(config), name, ca })
+    }
+}
+
+impl Place {
+    /// `HOST:PORT`, with a scheme or without, or `unix:PATH`. Without a scheme it is TLS where the sidecar's
+    /// authorities are given: a token must not travel in clear because a word was left out.
+    fn parse(address: &str, prefers_tls: bool) -> Option<Place> {
+        let trimmed = address.trim();
+        if let Some(path) = trimmed.strip_prefix("unix:") {
+            return Some(Place::Unix(PathBuf::from(path)));
+        }
+        let (scheme, rest) = match trimmed.split_once("://") {
+            Some((scheme, rest)) => (scheme.to_ascii_lowercase(), rest),
+            None => (if prefers_tls { "https" } else { "http" }.to_owned(), trimmed),
+        };
+        if !matches!(scheme.as_str(), "http" | "https") {
+            return None;
+        }
+        let uri: Uri = format!("{scheme}://{}", rest.trim_end_matches('/')).parse().ok()?;
+        if uri.path() != "/" || uri.query().is_some() {
+            return None;
+        }
+        let host = uri.host()?.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let port = uri.port_u16()?;
+        Some(Place::Tcp { uri, host, port })
+    }
+}
+
+/// A socket that is to speak plain HTTP/2, which knows TLS when it sees it.
+#[derive(Debug)]
+struct Plain {
+    socket: TcpStream,
+    has_begun: bool,
+}
+
+impl Plain {
+    /// What a TLS record of an alert begins with, and no frame that HTTP/2 begins with.
+    const ALERT: [u8; 2] = [0x15, 0x03];
+}
+
+impl AsyncRead for Plain {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.socket).poll_read(context, buffer);
+        if read.is_ready() && !self.has_begun {
+            self.has_begun = true;
+            if buffer.filled()[before..].starts_with(&Plain::ALERT) {
+                let told = "what is there speaks TLS: name it by https://HOST:PORT, with --tls-ca or \
+                            CODEX_SIDECAR_TLS_CA";
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, told)));
+            }
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Plain {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_a_host_and_a_port_or_a_socket() {
+        let shown = |address: &str, prefers_tls| match Place::parse(address, prefers_tls) {
+            Some(Place::Unix(path)) => format!("socket {}", path.display()),
+            Some(Place::Tcp { uri, host, port }) => format!("{uri} {host} {port}"),
+            None => "none".to_owned(),
+        };
+        let cases = [
+            ("unix:/run/s", false, "socket /run/s"),
+            ("unix:/run/s", true, "socket /run/s"),
+            (" localhost:1 ", false, "http://localhost:1/ localhost 1"),
+            ("localhost:1", true, "https://localhost:1/ localhost 1"),
+            ("http://localhost:1/", true, "http://localhost:1/ localhost 1"),
+            ("HTTPS://[::1]:1", false, "https://[::1]:1/ ::1 1"),
+            ("https://localhost", false, "none"),
+            ("ftp://localhost:1", false, "none"),
+            ("localhost:1/path", false, "none"),
+            ("host:port", false, "none"),
+            ("", true, "none"),
+        ];
+        for (address, prefers_tls, expected) in cases {
+            assert_eq!(shown(address, prefers_tls), expected, "{address}");
+        }
+    }
+
+    #[test]
+    fn https_needs_to_know_who_vouches_for_the_sidecar() {
+        let told = Secured::new("localhost", &TlsFiles::default()).unwrap_err();
+        assert!(told.contains("--tls-ca"), "{told}");
+    }
+}
