@@ -249,6 +249,13 @@ def start_pod(directory: pathlib.Path, image: Image, binary: str, codex: pathlib
     for user in (stranger, (callers[0], callers[1] + 1)):
         said = theirs.run(user, asking)
         want(said.returncode != 0, f"user and group {user} were let in", said, ours)
+    # Nor a command of a turn: it runs as the sidecar's own user, in reach of the socket.
+    calling = f"codex-sidecar info --addr {ours.env['CODEX_SIDECAR_LISTEN']} >/dev/null 2>&1 && echo called back"
+    said = theirs.run(callers, turn(f"[[run {calling}; true]]"))
+    called = re.search(r"^\s*called back$", said.stdout + said.stderr, re.M)
+    want(said.returncode == 0 and not called, "a command called back", said, ours)
+    said = ours.run(ids, asking)
+    want(said.returncode != 0, "the sidecar's own user was let in", said, ours)
     for user in (callers, stranger):
         said = theirs.run(user, ["sh", "-c", "rm /run/codex-sidecar/codex.sock || touch /run/codex-sidecar/x"])
         want(said.returncode != 0, "a change in the socket's directory", said, ours)

@@ -6,11 +6,13 @@
 # DIRECTORY gets
 #   codex-sidecar           the binary, with the list of its packages in it (cargo auditable): a
 #                           scanner of images or machines reads it there.
+#   codex-sidecar.debug     its debug information.
 #   codex-sidecar.cdx.json  the same list as an SBOM (CycloneDX 1.5): licences, checksums, and who
 #                           depends on whom. What only the build needs has the scope "excluded".
 #   THIRD-PARTY-LICENSES    the licence texts that come with those packages.
-#   SHA256SUMS              of the three.
-# PROFILE is cargo's; default: release. The tools come from crates.io, into target/tools, once.
+#   SHA256SUMS              of these.
+# PROFILE is cargo's; default: release. On Linux, with binutils. The other tools come from
+# crates.io, into target/tools, once.
 #
 # deploy/check_sbom.py holds the SBOM to the binary.
 set -eu
@@ -49,7 +51,10 @@ case $profile in
     bench) built=$target/release ;;
     *) built=$target/$profile ;;
 esac
-cp "$built/codex-sidecar" "$out/codex-sidecar"
+# Four fifths of it are the lines of the source. They lie beside it, where a debugger looks for
+# them; the names of functions stay.
+objcopy --only-keep-debug "$built/codex-sidecar" "$out/codex-sidecar.debug"
+objcopy --strip-debug --add-gnu-debuglink="$out/codex-sidecar.debug" "$built/codex-sidecar" "$out/codex-sidecar"
 
 install_tool cargo-cyclonedx "$CARGO_CYCLONEDX_VERSION"
 # It writes beside Cargo.toml, whatever it is told.
@@ -66,4 +71,4 @@ cargo tree --locked --edges normal,build --prefix none --format '{p}' | sort -u 
     done >"$out/THIRD-PARTY-LICENSES"
 
 cd "$out"
-sha256sum codex-sidecar codex-sidecar.cdx.json THIRD-PARTY-LICENSES >SHA256SUMS
+sha256sum codex-sidecar codex-sidecar.debug codex-sidecar.cdx.json THIRD-PARTY-LICENSES >SHA256SUMS
