@@ -66,11 +66,9 @@ impl Credentials {
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             looks.tick().await;
-            for told in self.look(false).await {
-                // What can't be used is told where it is found, at a rate of its own.
-                if let Ok(read) = told {
-                    tracing::info!("read again: {read}");
-                }
+            // What can't be used is told where it is found, at a rate of its own.
+            for read in self.look(false).await.into_iter().flatten() {
+                tracing::info!("read again: {read}");
             }
         }
     }

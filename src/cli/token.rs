@@ -18,7 +18,7 @@ use crate::access::tokens;
 Examples:
   codex-sidecar token new --file tokens > mine      the token in mine, its hash added to tokens
   codex-sidecar serve --token-file tokens
-  codex-sidecar run --token-file mine 'Say hello'   or CODEX_SIDECAR_TOKEN=\"$(cat mine)\" codex-sidecar run …
+  codex-sidecar info --token-file mine   or CODEX_SIDECAR_TOKEN=\"$(cat mine)\" codex-sidecar info
 
 A line of a token file is a token, or sha256: with the token's hash in hexadecimal digits, then if need be
 tenant=NAME and expires=TIME; # begins a comment. Nobody else may read the file (chmod 0600). What the model

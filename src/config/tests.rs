@@ -145,6 +145,26 @@ fn every_fault_of_every_source_is_told_at_once() {
 }
 
 #[test]
+fn half_of_what_tls_needs_is_refused_with_the_other_half() {
+    for (line, expected) in [
+        (["--tls-cert", "/c"], "--tls-cert: /c: needs tls_key, too (--tls-key)"),
+        (["--tls-key", "/k"], "--tls-key: /k: needs tls_cert, too (--tls-cert)"),
+        (["--tls-client-ca", "/a"], "--tls-client-ca: /a: needs tls_cert, too (--tls-cert)"),
+    ] {
+        let told = load(&line, &[]).unwrap_err().to_string();
+        assert!(told.starts_with(expected) && told.lines().count() == 1, "{told}");
+    }
+    let (_directory, path) =
+        file("client_names = [\"a\"]\n[tenants.b]\ncodex_home = \"/b\"\nclient_names = [\"b\"]\n");
+    let told = load(&["--config", &path], &[]).unwrap_err().to_string();
+    let [own, tenants] = told.lines().collect::<Vec<_>>().try_into().unwrap();
+    assert!(own.contains(": client_names: needs tls_client_ca"), "{told}");
+    assert!(tenants.contains("tenants.b.client_names: needs tls_client_ca"), "{told}");
+    load(&["--tls-cert", "/c", "--tls-key", "/k"], &[("CODEX_SIDECAR_TLS_CLIENT_CA", "/a")])
+        .unwrap();
+}
+
+#[test]
 fn a_file_that_is_missing_or_broken_hides_no_other_fault() {
     let (_directory, path) = file("workers = 3\nlog = [\n");
     let broken = load(&["--config", &path, "--workers", "0"], &[]).unwrap_err().to_string();
@@ -160,6 +180,11 @@ fn a_file_that_is_missing_or_broken_hides_no_other_fault() {
 const FULL: &str = r#"
     listen = ["0.0.0.0:1", "unix:/run/codex.sock"]
     insecure_listen = true
+    token_file = "tokens"
+    tls_cert = "/tls/cert.pem"
+    tls_key = "/tls/key.pem"
+    tls_client_ca = "/tls/ca.pem"
+    client_names = ["build.example", "spiffe://example/build"]
     unix_mode = "0660"
     unix_group = "codex"
     unix_allow_uids = [1000]
@@ -307,7 +332,7 @@ fn what_print_config_prints_loads_to_the_same_configuration() {
 
 #[test]
 fn a_key_reaches_its_part_from_whatever_section() {
-    let (_directory, path) = file(FULL);
+    let (directory, path) = file(FULL);
     let (config, _) = load(&["--config", &path], &[("RESEARCH_KEY", "x")]).unwrap();
     let seconds = Duration::from_secs;
     assert_eq!(
@@ -352,6 +377,15 @@ fn a_key_reaches_its_part_from_whatever_section() {
         allow_gids: Some(Vec::new()),
     };
     assert_eq!((config.insecure_listen, config.unix_sockets), (true, sockets));
+    assert_eq!(config.token_file, Some(directory.path().join("tokens")));
+    let names = ["build.example", "spiffe://example/build"].map(str::to_owned);
+    assert_eq!(config.client_names, Some(names.to_vec()));
+    let tls = TlsFiles {
+        cert: Some("/tls/cert.pem".into()),
+        key: Some("/tls/key.pem".into()),
+        client_ca: Some("/tls/ca.pem".into()),
+    };
+    assert_eq!(config.tls, tls);
     let quotas = QuotaLimits { turns_per_minute: Some(12), tokens_per_day: Some(1_000_000) };
     assert_eq!(config.quotas, quotas);
     assert_eq!(config.pool.worker_wait, seconds(9));

@@ -24,6 +24,7 @@ mod clocks;
 mod configuration_file;
 #[cfg(target_os = "linux")]
 mod crashes;
+mod doors;
 mod events;
 mod exec;
 mod failures;

@@ -8,20 +8,25 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
+use http::header::{self, HeaderValue, InvalidHeaderValue};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{PrivateKeyDer, ServerName};
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, RootCertStore};
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 use tokio_util::either::Either;
+use tonic::body::Body;
 use tonic::transport::{Channel, Endpoint, Uri};
+use tower::{BoxError, Service};
 
 use super::ConnectError;
 use crate::access::certificates;
@@ -29,6 +34,48 @@ use crate::access::files::{self, Readers, fault};
 
 /// The one protocol of gRPC.
 const HTTP_2: &[u8] = b"h2";
+
+/// Told where a plain connection meets TLS.
+const SPEAKS_TLS: &str = "what is there speaks TLS: name it by https://HOST:PORT, with --tls-ca or \
+                          CODEX_SIDECAR_TLS_CA";
+
+/// A connection, and what is shown on it with every call.
+#[derive(Debug, Clone)]
+pub(super) struct Way {
+    channel: Channel,
+    /// What ends a connection is not always told to the calls on it: so it is kept here.
+    met_tls: Arc<AtomicBool>,
+    bearer: Option<HeaderValue>,
+}
+
+impl Way {
+    pub(super) fn without_token(&self) -> Way {
+        Way { bearer: None, ..self.clone() }
+    }
+}
+
+impl Service<http::Request<Body>> for Way {
+    type Response = http::Response<Body>;
+    type Error = BoxError;
+    type Future = BoxFuture<'static, Result<http::Response<Body>, BoxError>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.channel.poll_ready(context).map_err(Into::into)
+    }
+
+    fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
+        if let Some(bearer) = &self.bearer {
+            request.headers_mut().insert(header::AUTHORIZATION, bearer.clone());
+        }
+        let (calling, met_tls) = (self.channel.call(request), Arc::clone(&self.met_tls));
+        Box::pin(async move {
+            calling.await.map_err(|error| match met_tls.load(Ordering::Relaxed) {
+                true => Told(SPEAKS_TLS.to_owned()).into(),
+                false => error.into(),
+            })
+        })
+    }
+}
 
 /// What a caller shows, and whom it trusts.
 #[derive(Debug, Clone, Default)]
@@ -69,9 +116,20 @@ impl std::error::Error for Told {}
 /// Connects now.
 pub(super) async fn connect(
     address: &str,
-    tls: &TlsFiles,
+    credentials: &Credentials,
     timeout: Duration,
-) -> Result<Channel, ConnectError> {
+) -> Result<Way, ConnectError> {
+    let Credentials { token, tls } = credentials;
+    let bearer = token.as_ref().map(|token| {
+        let mut value = HeaderValue::try_from(format!("Bearer {}", token.expose_secret()))?;
+        // It never stands in a log, nor in a table of headers that were sent before.
+        value.set_sensitive(true);
+        Ok(value)
+    });
+    let bearer = bearer.transpose().map_err(|_: InvalidHeaderValue| {
+        ConnectError::Credentials("the token has characters that can't be sent".to_owned())
+    })?;
+    let met_tls = Arc::new(AtomicBool::new(false));
     let place = Place::parse(address, tls.ca.is_some())
         .ok_or_else(|| ConnectError::NoAddress(address.to_owned()))?;
     let connected = match place {
@@ -91,14 +149,22 @@ pub(super) async fn connect(
             };
             // TLS is the connector's below.
             let endpoint = Endpoint::from_static("http://localhost").connect_timeout(timeout);
+            let met_tls = Arc::clone(&met_tls);
             let connector = tower::service_fn(move |_: Uri| {
                 let (host, secured) = (host.clone(), secured.clone());
-                async move { open(host, port, secured).await.map(TokioIo::new) }
+                let met_tls = Arc::clone(&met_tls);
+                async move { open(host, port, secured, met_tls).await.map(TokioIo::new) }
             });
             endpoint.origin(uri).connect_with_connector(connector).await
         }
     };
-    connected.map_err(|error| ConnectError::Unreachable(super::root_cause(&error)))
+    match connected {
+        Ok(channel) => Ok(Way { channel, met_tls, bearer }),
+        Err(_) if met_tls.load(Ordering::Relaxed) => {
+            Err(ConnectError::Unreachable(SPEAKS_TLS.to_owned()))
+        }
+        Err(error) => Err(ConnectError::Unreachable(super::root_cause(&error))),
+    }
 }
 
 /// A connection of TCP, with TLS where that is spoken.
@@ -106,13 +172,14 @@ async fn open(
     host: String,
     port: u16,
     secured: Option<Secured>,
+    met_tls: Arc<AtomicBool>,
 ) -> Result<impl AsyncRead + AsyncWrite + Send + Unpin, Told> {
     let told = |error: io::Error| Told(error.to_string());
     let socket = TcpStream::connect((host.as_str(), port)).await.map_err(told)?;
     // Only a hint; the connection is good without.
     let _ = socket.set_nodelay(true);
     Ok(match secured {
-        None => Either::Left(Plain { socket, has_begun: false }),
+        None => Either::Left(Plain { socket, has_begun: false, met_tls }),
         Some(Secured { config, name, ca }) => {
             let connecting = TlsConnector::from(config).connect(name, socket);
             let stream = connecting.await.map_err(|error| Told(of_tls(&error, &ca)))?;
@@ -217,11 +284,28 @@ impl Place {
 struct Plain {
     socket: TcpStream,
     has_begun: bool,
+    met_tls: Arc<AtomicBool>,
 }
 
 impl Plain {
     /// What a TLS record of an alert begins with, and no frame that HTTP/2 begins with.
     const ALERT: [u8; 2] = [0x15, 0x03];
+
+    /// Looks at the first bytes from there.
+    fn look(&self, bytes: &[u8]) {
+        if bytes.starts_with(&Plain::ALERT) {
+            self.met_tls.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// What there is to be read where nothing more can be written.
+    fn last_words(&mut self) {
+        let mut bytes = [0; 2];
+        if !self.has_begun && self.socket.try_read(&mut bytes).is_ok() {
+            self.has_begun = true;
+            self.look(&bytes);
+        }
+    }
 }
 
 impl AsyncRead for Plain {
@@ -234,11 +318,7 @@ impl AsyncRead for Plain {
         let read = Pin::new(&mut self.socket).poll_read(context, buffer);
         if read.is_ready() && !self.has_begun {
             self.has_begun = true;
-            if buffer.filled()[before..].starts_with(&Plain::ALERT) {
-                let told = "what is there speaks TLS: name it by https://HOST:PORT, with --tls-ca or \
-                            CODEX_SIDECAR_TLS_CA";
-                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, told)));
-            }
+            self.look(&buffer.filled()[before..]);
         }
         read
     }
@@ -250,7 +330,11 @@ impl AsyncWrite for Plain {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write(context, bytes)
+        let written = Pin::new(&mut self.socket).poll_write(context, bytes);
+        if matches!(written, Poll::Ready(Err(_))) {
+            self.last_words();
+        }
+        written
     }
 
     fn poll_write_vectored(
@@ -258,7 +342,11 @@ impl AsyncWrite for Plain {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write_vectored(context, slices)
+        let written = Pin::new(&mut self.socket).poll_write_vectored(context, slices);
+        if matches!(written, Poll::Ready(Err(_))) {
+            self.last_words();
+        }
+        written
     }
 
     fn is_write_vectored(&self) -> bool {

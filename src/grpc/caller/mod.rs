@@ -8,12 +8,7 @@ mod connect;
 use std::error::Error as _;
 use std::time::Duration;
 
-use secrecy::ExposeSecret as _;
-use tonic::metadata::AsciiMetadataValue;
-use tonic::service::Interceptor;
-use tonic::service::interceptor::InterceptedService;
-use tonic::transport::Channel;
-use tonic::{Code, Request, Status, Streaming};
+use tonic::{Code, Status, Streaming};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -24,29 +19,12 @@ use crate::grpc::client::pool_service_client::PoolServiceClient;
 use crate::grpc::status::DOMAIN;
 use crate::pb;
 
+use self::connect::Way;
 pub(crate) use self::connect::{Credentials, TlsFiles};
 
 /// A connection to a sidecar. Clones share it.
 #[derive(Debug, Clone)]
-pub(crate) struct Caller {
-    channel: Channel,
-    bearer: Bearer,
-}
-
-/// What is shown with every call but those for the health, which need none.
-#[derive(Debug, Clone)]
-struct Bearer(Option<AsciiMetadataValue>);
-
-type WithToken = InterceptedService<Channel, Bearer>;
-
-impl Interceptor for Bearer {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(token) = &self.0 {
-            request.metadata_mut().insert("authorization", token.clone());
-        }
-        Ok(request)
-    }
-}
+pub(crate) struct Caller(Way);
 
 /// Why there is no connection.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -108,33 +86,21 @@ impl Caller {
         credentials: &Credentials,
         timeout: Duration,
     ) -> Result<Caller, ConnectError> {
-        let Credentials { token, tls } = credentials;
-        let token = token.as_ref().map(|token| {
-            let value = format!("Bearer {}", token.expose_secret()).parse();
-            // It never stands in a log, nor in a table of headers that were sent before.
-            value.map(|mut value: AsciiMetadataValue| {
-                value.set_sensitive(true);
-                value
-            })
-        });
-        let token = token.transpose().map_err(|_| {
-            ConnectError::Credentials("the token has characters that can't be sent".to_owned())
-        })?;
-        let channel = connect::connect(address, tls, timeout).await?;
-        Ok(Caller { channel, bearer: Bearer(token) })
+        connect::connect(address, credentials, timeout).await.map(Caller)
     }
 
-    fn with_token(&self) -> WithToken {
-        InterceptedService::new(self.channel.clone(), self.bearer.clone())
-    }
-
-    fn codex(&self) -> CodexServiceClient<WithToken> {
+    fn codex(&self) -> CodexServiceClient<Way> {
         // What the sidecar sends is bounded by the sidecar's own limits.
-        CodexServiceClient::new(self.with_token()).max_decoding_message_size(usize::MAX)
+        CodexServiceClient::new(self.0.clone()).max_decoding_message_size(usize::MAX)
     }
 
-    fn pool(&self) -> PoolServiceClient<WithToken> {
-        PoolServiceClient::new(self.with_token()).max_decoding_message_size(usize::MAX)
+    fn pool(&self) -> PoolServiceClient<Way> {
+        PoolServiceClient::new(self.0.clone()).max_decoding_message_size(usize::MAX)
+    }
+
+    /// The health needs no token.
+    fn of_health(&self) -> HealthClient<Way> {
+        HealthClient::new(self.0.without_token())
     }
 
     /// Begins a turn. The sidecar may answer only with the turn's first event.
@@ -263,14 +229,14 @@ impl Caller {
     /// The health of a service; of the sidecar itself under the empty name.
     pub(crate) async fn health(&self, service: &str) -> Result<Health, Refused> {
         let request = HealthCheckRequest { service: service.to_owned() };
-        let response = HealthClient::new(self.channel.clone()).check(request).await?;
+        let response = self.of_health().check(request).await?;
         Ok(Health(response.into_inner().status()))
     }
 
     /// Waits until a service is serving; `false` where the sidecar stops telling before.
     pub(crate) async fn serving(&self, service: &str) -> Result<bool, Refused> {
         let request = HealthCheckRequest { service: service.to_owned() };
-        let response = HealthClient::new(self.channel.clone()).watch(request).await?;
+        let response = self.of_health().watch(request).await?;
         let mut told = response.into_inner();
         while let Some(response) = told.message().await? {
             if Health(response.status()).is_serving() {
