@@ -265,7 +265,7 @@ impl Sidecar {
 }
 
 /// Reads the log up to where it says the address, and goes on reading in the background.
-async fn address_in(log: tokio::process::ChildStderr) -> Result<String, Fault> {
+pub(crate) async fn address_in(log: tokio::process::ChildStderr) -> Result<String, Fault> {
     let mut lines = BufReader::new(log).lines();
     while let Some(line) = lines.next_line().await? {
         if let Some((_, address)) = line.split_once("listening on ") {
@@ -277,7 +277,7 @@ async fn address_in(log: tokio::process::ChildStderr) -> Result<String, Fault> {
     Err("the sidecar ended before it listened".into())
 }
 
-async fn ready(channel: Channel) -> Result<(), Fault> {
+pub(crate) async fn ready(channel: Channel) -> Result<(), Fault> {
     let service = codex_sidecar::parts::app::READINESS_SERVICE.to_owned();
     let request = HealthCheckRequest { service };
     let mut statuses = HealthClient::new(channel).watch(request).await?.into_inner();

@@ -67,7 +67,7 @@ pub(super) async fn lock(config: &Config) -> Result<Option<Arc<HomeLock>>, Start
 
 impl House {
     /// Starts all of it; returns when it serves, which is before it is ready. `addresses` is where the
-    /// sidecar listens, for the lock to tell.
+    /// sidecar listens, for the lock to tell; `spawned` is told of each worker.
     ///
     /// # Errors
     /// [`StartError`]; nothing is left running.
@@ -76,6 +76,7 @@ impl House {
         home_lock: Option<Arc<HomeLock>>,
         addresses: &str,
         default_directory: &Path,
+        spawned: Option<Arc<dyn Fn(u32) + Send + Sync>>,
     ) -> Result<House, StartError> {
         let offline_model = if config.offline_model {
             let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -91,7 +92,7 @@ impl House {
         if let Some(lock) = &home_lock {
             lock.tell(addresses);
         }
-        let spec = worker_spec(config, home_lock.clone(), offline_model.as_ref());
+        let spec = worker_spec(config, home_lock.clone(), offline_model.as_ref(), spawned);
         let pool = Pool::start(spec, config.workers, config.pool.clone());
         let ledger = Arc::new(ledger(config));
         let engine = Engine::new(

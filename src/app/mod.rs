@@ -4,6 +4,7 @@
 //! serve; on shutdown tell the probes, let turns end, close connections, end the workers. Every step of
 //! the end has a bound of its own, because an open stream would otherwise hold it up for ever.
 
+mod cgroup;
 mod connections;
 mod credentials;
 mod doors;
@@ -24,6 +25,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
+use self::cgroup::Cgroups;
 use self::connections::{Connections, Entry};
 use self::credentials::Credentials;
 use self::doors::Doors;
@@ -180,9 +182,12 @@ impl App {
         let default_directory = std::env::current_dir().map_err(StartError::WorkingDirectory)?;
         let addresses = listeners.iter().map(|(_, address)| address.to_string());
         let addresses = addresses.collect::<Vec<_>>().join(", ");
-        let house = House::start(&config, home_lock, &addresses, &default_directory).await?;
+        // Before the first worker, which would be in the group that is divided.
+        let groups = Cgroups::of(&config);
+        let house = House::start(&config, home_lock, &addresses, &default_directory, None).await?;
         let (readiness, health) = Readiness::new().await;
-        let tenants = Tenants::start(house, &config, addresses, default_directory, &readiness);
+        let tenants =
+            Tenants::start(house, &config, groups, addresses, default_directory, &readiness);
         let open = Routes::new(health.max_decoding_message_size(config.requests.max_message_bytes));
         let access = Arc::clone(&credentials.access);
         let doors = Doors::new(access, open.clone(), tenants.served());

@@ -22,6 +22,7 @@ use tonic::service::Routes;
 use tracing::{Instrument as _, Span};
 
 use super::StartError;
+use super::cgroup::Cgroups;
 use super::house::{self, House};
 use super::readiness::Readiness;
 use crate::config::Config;
@@ -44,6 +45,8 @@ const BUILD_GRACE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct Tenants {
     all: BTreeMap<Tenant, Tenancy>,
+    // Taken away after the last worker has gone.
+    _groups: Option<Cgroups>,
     stop: CancellationToken,
 }
 
@@ -74,6 +77,7 @@ impl Tenants {
     pub(super) fn start(
         house: House,
         config: &Config,
+        groups: Option<Cgroups>,
         addresses: String,
         default_directory: PathBuf,
         readiness: &Arc<Readiness>,
@@ -94,13 +98,16 @@ impl Tenants {
                 config: tenant.config.clone(),
                 addresses: addresses.clone(),
                 default_directory: default_directory.clone(),
+                entrance: (groups.as_ref())
+                    .and_then(|groups| groups.entrance(&tenant.config.tenant))
+                    .map(|entrance| Arc::new(entrance) as Arc<dyn Fn(u32) + Send + Sync>),
             };
             let span = tracing::error_span!("tenant", tenant = name);
             let state = watch::Sender::new(State::Starting);
             let tenant = tenant.config.tenant.clone();
             all.insert(tenant.clone(), keeper(tenant, span, state, Some(build)));
         }
-        Tenants { all, stop }
+        Tenants { all, _groups: groups, stop }
     }
 
     /// What serves each.
@@ -149,12 +156,18 @@ struct Build {
     config: Config,
     addresses: String,
     default_directory: PathBuf,
+    // Of its cgroup.
+    entrance: Option<Arc<dyn Fn(u32) + Send + Sync>>,
 }
 
 impl Build {
     async fn house(&self) -> Result<House, StartError> {
+        // Else its first callers would be refused until Codex's home and the ledger in it are made. Where it
+        // can't be made, they are told by those.
+        let _ = tokio::fs::create_dir_all(&self.config.codex_home).await;
         let home_lock = house::lock(&self.config).await?;
-        House::start(&self.config, home_lock, &self.addresses, &self.default_directory).await
+        let Build { config, addresses, default_directory, entrance } = self;
+        House::start(config, home_lock, addresses, default_directory, entrance.clone()).await
     }
 }
 

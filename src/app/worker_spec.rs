@@ -29,6 +29,7 @@ pub(super) fn worker_spec(
     config: &Config,
     home_lock: Option<Arc<HomeLock>>,
     offline_model: Option<&OfflineModel>,
+    spawned: Option<Arc<dyn Fn(u32) + Send + Sync>>,
 ) -> WorkerSpec {
     let mut config_overrides = Vec::new();
     // Above the offline model's, so that what the owner configured for the workers wins.
@@ -60,6 +61,7 @@ pub(super) fn worker_spec(
         }),
         guard: config.guard.clone().or_else(own_binary),
         env,
+        spawned,
     };
     WorkerSpec {
         launch: Arc::new(child),

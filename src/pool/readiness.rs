@@ -68,9 +68,7 @@ impl Pool {
                 Readiness::NotReady { kind: Trouble::HomeUnusable, cause }
             } else if let Some(cause) = config_fault.filter(|_| any_ready) {
                 Readiness::NotReady { kind: Trouble::ConfigInvalid, cause }
-            } else if sleeps {
-                Readiness::Ready
-            } else if any_ready && (*readiness == Readiness::Ready || all_tried) {
+            } else if sleeps || any_ready && (*readiness == Readiness::Ready || all_tried) {
                 Readiness::Ready
             } else {
                 let (kind, cause) = trouble(&slots);

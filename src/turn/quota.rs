@@ -155,7 +155,7 @@ fn until_midnight(now: SystemTime) -> Duration {
 
 fn since_midnight(now: SystemTime) -> Duration {
     let since_1970 = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Duration::from_nanos_u128(since_1970.as_nanos() % DAY.as_nanos())
+    Duration::new(since_1970.as_secs() % DAY.as_secs(), since_1970.subsec_nanos())
 }
 
 #[cfg(test)]
@@ -169,7 +169,10 @@ mod tests {
 
     fn begins(quotas: &Arc<Quotas>) -> Result<(), Duration> {
         match quotas.begin() {
-            Ok(begins) => Ok(begins.keep()),
+            Ok(begins) => {
+                begins.keep();
+                Ok(())
+            }
             Err(Refusal::TurnRateExceeded { retry_after, .. }) => Err(retry_after),
             Err(refusal) => panic!("{refusal:?}"),
         }

@@ -26,6 +26,8 @@ pub(crate) struct Child {
     pub guard: Option<PathBuf>,
     /// Variables to set for it, or to take out of its environment.
     pub env: Vec<(OsString, Option<OsString>)>,
+    /// Told the id of each that was spawned, before anything is said to it: to put it in its place.
+    pub spawned: Option<Arc<dyn Fn(u32) + Send + Sync>>,
 }
 
 impl Launch for Child {
@@ -57,6 +59,9 @@ impl Child {
                 out_of_resources: is_out_of_resources(&error),
                 cause: error.to_string(),
             })?;
+        if let Some(spawned) = &self.spawned {
+            spawned(process.pid());
+        }
         Ok(Conversation {
             program,
             pid: Some(process.pid()),

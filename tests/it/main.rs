@@ -61,6 +61,7 @@ mod secrets;
 mod settings;
 mod soak;
 mod structure;
+mod tenants;
 mod threads;
 mod unary;
 mod validation;

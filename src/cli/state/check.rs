@@ -15,7 +15,7 @@ use crate::registry::ledger::lines::Counts;
 #[derive(Debug, clap::Args)]
 pub(super) struct CheckArgs {
     /// The file, in place of --state
-    #[arg(value_name = "PATH", conflicts_with = "state")]
+    #[arg(value_name = "PATH", conflicts_with_all = ["state", "tenant"])]
     path: Option<PathBuf>,
     #[command(flatten)]
     file: StateFileArgs,

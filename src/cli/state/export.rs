@@ -15,12 +15,12 @@ use crate::registry::ledger::lines::LEDGER;
 #[derive(Debug, clap::Args)]
 pub(super) struct ExportArgs {
     /// The file, in place of --state
-    #[arg(value_name = "PATH", conflicts_with = "state")]
+    #[arg(value_name = "PATH", conflicts_with_all = ["state", "tenant"])]
     path: Option<PathBuf>,
     #[command(flatten)]
     file: StateFileArgs,
     /// Ask the sidecar that runs at this address, HOST:PORT or unix:PATH, in place of reading a file
-    #[arg(long, value_name = "ADDR", conflicts_with_all = ["path", "state", "codex_home", "config"])]
+    #[arg(long, value_name = "ADDR", conflicts_with_all = ["path", "state", "codex_home", "config", "tenant"])]
     addr: Option<String>,
     #[command(flatten)]
     credentials: CredentialArgs,

@@ -22,6 +22,7 @@ Examples:
   codex-sidecar state export --addr 127.0.0.1:50061  of one that runs; its turns go on
   codex-sidecar state import state.jsonl             on another machine, before its sidecar starts
   codex-sidecar state check
+  codex-sidecar state check --config sidecar.toml --tenant research
 
 The state names Codex's threads, which are in CODEX_HOME/sessions: copy that, too, for another machine.
 
@@ -69,6 +70,9 @@ struct StateFileArgs {
     /// The sidecar's configuration, which may say where it is [env: CODEX_SIDECAR_CONFIG]
     #[arg(long, value_name = "FILE")]
     config: Option<OsString>,
+    /// Of which tenant of the configuration [default: the top level's]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["state", "codex_home"])]
+    tenant: Option<String>,
 }
 
 impl StateFileArgs {
@@ -77,19 +81,34 @@ impl StateFileArgs {
     /// # Errors
     /// A configuration that is wrong, or says that nothing is kept.
     fn path(self) -> Result<PathBuf, Failure> {
-        let StateFileArgs { state, codex_home, config } = self;
+        let StateFileArgs { state, codex_home, config, tenant } = self;
         let args = ServeArgs { state, codex_home, config, ..ServeArgs::default() };
         let config = Config::load(args, &|name| std::env::var_os(name)).map_err(|errors| {
             let faults: Vec<String> = errors.0.iter().map(ToString::to_string).collect();
             Failure::Told { message: faults.join("\nerror: "), code: USAGE }
         })?;
-        config.state_file().ok_or_else(|| Failure::Told {
+        of_tenant(&config, tenant.as_deref())?.state_file().ok_or_else(|| Failure::Told {
             message:
                 "the configuration says memory, where nothing is kept: name a file with --state"
                     .to_owned(),
             code: USAGE,
         })
     }
+}
+
+/// The configuration of the tenant of this name.
+fn of_tenant<'a>(config: &'a Config, name: Option<&str>) -> Result<&'a Config, Failure> {
+    let Some(name) = name.filter(|name| *name != config.tenant.0) else { return Ok(config) };
+    let tenant = config.tenants.get(name).map(|tenant| &tenant.config);
+    tenant.ok_or_else(|| {
+        let known = std::iter::once(&config.tenant.0).chain(config.tenants.keys());
+        let known = known.map(String::as_str).collect::<Vec<_>>().join(", ");
+        let message = format!(
+            "--tenant {name:?}: the configuration has no such tenant; it has {known} (--config, \
+             CODEX_SIDECAR_CONFIG)"
+        );
+        Failure::Told { message, code: USAGE }
+    })
 }
 
 /// Does something with a ledger's file.

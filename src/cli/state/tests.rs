@@ -193,3 +193,24 @@ async fn an_import_says_what_is_wrong_once_and_in_its_own_words() {
     let (_, told) = run(&["import", text(place.directory.path()), "--state", text(&path)]).await;
     assert!(told.ends_with("it is a directory"), "{told}");
 }
+
+#[tokio::test]
+async fn the_state_of_a_tenant_is_found_by_its_name() {
+    let place = Place::new();
+    let config = place.path("sidecar.toml");
+    let tables = "codex_home = \"top\"\n[tenants.a]\ncodex_home = \"a\"\n\
+                  [tenants.b]\ncodex_home = \"b\"\nstate.path = \"b.redb\"\n";
+    std::fs::write(&config, tables).unwrap();
+    let expected = [("default", "top/sidecar.redb"), ("a", "a/sidecar.redb"), ("b", "b.redb")];
+    for (tenant, file) in expected {
+        let (code, told) = run(&["check", "--config", text(&config), "--tenant", tenant]).await;
+        assert_eq!(code, 1, "{told}");
+        assert!(
+            told.contains(&format!("there is no state at {}:", text(&place.path(file)))),
+            "{told}"
+        );
+    }
+    let (code, told) = run(&["export", "--config", text(&config), "--tenant", "c"]).await;
+    assert_eq!(code, 64);
+    assert!(told.starts_with("--tenant \"c\": ") && told.contains("default, a, b"), "{told}");
+}
