@@ -90,7 +90,8 @@ impl Bed {
         let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
         let load = load.split_whitespace().next().unwrap_or("unknown").to_owned();
         say(&format!("Codex CLI {version}, {cores} cores, load {load}"));
-        let place = tempfile::tempdir()?;
+        // Not a temporary directory: Codex puts no helper programs there.
+        let place = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
         let work = place.path().join("work");
         std::fs::create_dir(&work)?;
         let model = OfflineModel::start(([127, 0, 0, 1], 0).into()).await?;

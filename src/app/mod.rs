@@ -11,6 +11,7 @@ mod doors;
 mod home_lock;
 mod house;
 mod listen;
+mod protected;
 mod readiness;
 mod tenants;
 mod tls;

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use secrecy::ExposeSecret as _;
 
 use super::home_lock::HomeLock;
+use super::protected;
 use crate::app_server::peer::PeerLimits;
+use crate::app_server::protected::Resolved;
 use crate::app_server::secrets;
 use crate::codex_cli::{self, CliVersion};
 use crate::config::Config;
@@ -39,8 +41,14 @@ pub(super) fn worker_spec(
     // have its memory back.
     config_overrides.insert(0, "thread_unload_delay_secs=1".to_owned());
 
+    if let Ok(default_directory) = std::env::current_dir() {
+        protected::tell(config, &default_directory);
+    }
     let mut env = config.worker_env.clone();
-    env.push(("CODEX_HOME".into(), Some(config.codex_home.clone().into_os_string())));
+    // Where links lead: one on the way could be replaced, and Codex can't keep what lies behind one from
+    // being written.
+    let real_home = Resolved::of(&config.codex_home).path;
+    env.push(("CODEX_HOME".into(), Some(real_home.into_os_string())));
     if let Some(key) = &config.api_key {
         let secret = key.secret.expose_secret().to_owned();
         env.push(("CODEX_API_KEY".into(), Some(secret.into())));
@@ -88,6 +96,7 @@ pub(super) fn worker_spec(
         }),
         config_overrides,
         secrets: known_secrets(config),
+        protected: protected::of(config),
         limits: WorkerLimits {
             peer: PeerLimits {
                 max_echo_bytes: longest_echo(&config.requests),

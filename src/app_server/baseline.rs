@@ -3,12 +3,13 @@
 //! Pure: [`Baseline`] is learned from what Codex answers, and gives with a turn's options its
 //! [`Rights`].
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::app_server::client::{CliConfig, CliDefaults, ThreadOpened, WorkspaceWriteConfig};
+use crate::app_server::protected::{ProtectedPaths, Root, Shield};
 use crate::app_server::settings::{self, Settings};
 use crate::model::options::{ApprovalPolicy, ApprovalsReviewer, SandboxMode, ThreadOptions};
 use crate::model::workspace::Workspace;
@@ -34,6 +35,8 @@ pub struct Baseline {
     access: Option<Access>,
     /// The defaults of the workspace-write sandbox.
     workspace_write: Option<WorkspaceWriteConfig>,
+    /// How the roots of the turn that is about to begin keep what is protected.
+    shield: Shield,
 }
 
 /// What commands may touch where nobody says anything.
@@ -67,7 +70,15 @@ impl Baseline {
                 .or_else(|| defaults.config.service_tier.clone().map(Value::String)),
             workspace_write: Some(workspace_write),
             access: Some(Access { sandbox_policy: opened.sandbox, profile }),
+            shield: Shield::default(),
         }
+    }
+
+    /// What is known before a thread is started of turns with these options: what the configuration of
+    /// its directory says of the sandbox that they ask for.
+    pub fn before_start(config: Option<&CliConfig>) -> Baseline {
+        let configured = config.and_then(|config| config.sandbox_workspace_write.clone());
+        Baseline { workspace_write: Some(configured.unwrap_or_default()), ..Baseline::default() }
     }
 
     /// What a thread uses that was started with these options: all but what was sent along, which is an
@@ -143,6 +154,52 @@ impl Baseline {
         self.access.as_ref().and_then(|access| access.profile.as_deref())
     }
 
+    /// The directories that turns with these options may write; `None` where no sandbox of the
+    /// workspace-write kind says it.
+    pub(crate) fn roots(
+        &self,
+        options: &ThreadOptions,
+        workspace: &Workspace,
+        protected: &ProtectedPaths,
+    ) -> Option<Vec<Root>> {
+        let policy = match options.permission_profile.as_deref() {
+            Some(WORKSPACE_PROFILE) => workspace_policy(Vec::new()),
+            Some(_) => return None,
+            None => self.sandbox_policy(options, workspace),
+        };
+        let WorkspaceWriteConfig {
+            exclude_tmpdir_env_var, exclude_slash_tmp, writable_roots, ..
+        } = workspace_write(&policy)?;
+        let Workspace { working_directory, additional_directories } = workspace;
+        let mut roots = vec![Root {
+            path: working_directory.clone(),
+            field: "thread_options.working_directory".to_owned(),
+            is_configured: false,
+        }];
+        for (at, path) in additional_directories.iter().enumerate() {
+            roots.push(Root {
+                path: path.clone(),
+                field: format!("thread_options.additional_directories[{at}]"),
+                is_configured: false,
+            });
+        }
+        let configured = writable_roots.into_iter().map(PathBuf::from);
+        roots.extend(configured.filter(|path| !additional_directories.contains(path)).map(
+            |path| {
+                let field = "thread_options.sandbox_mode".to_owned();
+                Root { path, field, is_configured: true }
+            },
+        ));
+        roots.extend((!exclude_slash_tmp).then(|| protected.slash_tmp()));
+        roots.extend(protected.tmpdir().filter(|_| !exclude_tmpdir_env_var));
+        Some(roots)
+    }
+
+    /// Has the next turn's roots keep what is protected.
+    pub(crate) fn set_shield(&mut self, shield: Shield) {
+        self.shield = shield;
+    }
+
     /// What turns with these options may do.
     pub(super) fn rights<'a>(
         &'a self,
@@ -151,11 +208,16 @@ impl Baseline {
     ) -> Rights<'a> {
         let profile = options.permission_profile.as_deref().or_else(|| self.profile(options));
         let access = match profile {
+            // The same, and a profile has no further roots.
+            Some(WORKSPACE_PROFILE) if !self.shield.roots.is_empty() => {
+                AccessRight::SandboxPolicy(workspace_policy(self.shield.roots.clone()))
+            }
             // The legacy policy would take the profile's place, and allow more.
             Some(name) => AccessRight::Permissions(name),
             None => AccessRight::SandboxPolicy(self.sandbox_policy(options, workspace)),
         };
         Rights {
+            shields: &self.shield.roots,
             cwd: &workspace.working_directory,
             approval_policy: self.approval_policy(options),
             approvals_reviewer: self.approvals_reviewer(options),
@@ -184,8 +246,11 @@ impl Baseline {
                     exclude_tmpdir_env_var,
                     exclude_slash_tmp,
                 } = self.workspace_write.clone().unwrap_or_default();
+                let Shield { roots: shields, left_out } = &self.shield;
                 let configured = writable_roots.iter().map(Path::new);
-                let asked = workspace.additional_directories.iter().map(|root| root.as_path());
+                let configured = configured.filter(|root| !left_out.iter().any(|out| out == root));
+                let asked = workspace.additional_directories.iter().chain(shields);
+                let asked = asked.map(|root| root.as_path());
                 json!({
                     "type": "workspaceWrite",
                     "writableRoots": configured.chain(asked).collect::<Vec<&Path>>(),
@@ -208,6 +273,9 @@ pub(super) struct Rights<'a> {
     pub(super) approvals_reviewer: Option<Value>,
     #[serde(flatten)]
     pub(super) access: AccessRight<'a>,
+    /// Which of the sandbox's roots lie in others and are there to keep what is protected.
+    #[serde(skip)]
+    pub(super) shields: &'a [PathBuf],
 }
 
 #[derive(Debug, Serialize)]
@@ -218,8 +286,22 @@ pub(super) enum AccessRight<'a> {
     SandboxPolicy(Value),
 }
 
+/// The built-in profile that is the workspace-write sandbox.
+const WORKSPACE_PROFILE: &str = ":workspace";
+
+/// The policy of [`WORKSPACE_PROFILE`], with these roots.
+fn workspace_policy(roots: Vec<PathBuf>) -> Value {
+    json!({
+        "type": "workspaceWrite",
+        "writableRoots": roots,
+        "networkAccess": false,
+        "excludeTmpdirEnvVar": false,
+        "excludeSlashTmp": false,
+    })
+}
+
 /// Whether the options say what commands may touch.
-pub(super) fn asks_for_access(options: &ThreadOptions) -> bool {
+pub(crate) fn asks_for_access(options: &ThreadOptions) -> bool {
     options.sandbox_mode.is_some() || options.permission_profile.is_some()
 }
 

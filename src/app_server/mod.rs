@@ -13,6 +13,7 @@ pub(crate) mod lines;
 pub(crate) mod mcp;
 pub(crate) mod message;
 pub(crate) mod peer;
+pub(crate) mod protected;
 pub(crate) mod record;
 mod refusal_text;
 pub(crate) mod secrets;

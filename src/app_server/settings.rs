@@ -72,7 +72,7 @@ pub(crate) fn is_custom_profile(name: &str) -> bool {
 impl Settings {
     /// What a `turn/start` asks for.
     pub(super) fn asked(rights: &Rights<'_>) -> Settings {
-        let Rights { cwd, approval_policy, approvals_reviewer, access } = rights;
+        let Rights { cwd, approval_policy, approvals_reviewer, access, shields: _ } = rights;
         let access = match access {
             AccessRight::Permissions(name) => {
                 built_in(name, Some(cwd)).unwrap_or_else(|| Access::Profile((*name).to_owned()))
@@ -377,7 +377,13 @@ mod tests {
 
     fn rights(access: AccessRight<'_>) -> Rights<'_> {
         let cwd = Path::new("/w");
-        Rights { cwd, approval_policy: json!("never"), approvals_reviewer: None, access }
+        Rights {
+            cwd,
+            approval_policy: json!("never"),
+            approvals_reviewer: None,
+            access,
+            shields: &[],
+        }
     }
 
     fn asked(sandbox: Value) -> Settings {

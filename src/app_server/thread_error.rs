@@ -2,6 +2,7 @@
 
 use crate::app_server::peer::{OVERLOADED, RequestError};
 use crate::app_server::refusal_text::{self, Meaning};
+use crate::model::refusal::FieldViolation;
 
 /// Why Codex did not do what was asked.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -36,6 +37,9 @@ pub(crate) enum ThreadError {
     /// It has no permission profile of the name that was asked for, or may not use it.
     #[error("{0}")]
     UnknownProfile(String),
+    /// A turn with these options could write what is protected: which fields make it so.
+    #[error("what is protected could be written")]
+    Denied(Vec<FieldViolation>),
     /// It does not know a skill that an input names.
     #[error("{cause}")]
     UnknownSkill {

@@ -1,6 +1,6 @@
 //! What a turn runs with, for whoever asked for it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
@@ -13,7 +13,7 @@ use crate::pb::{ApprovalPolicy, SandboxMode};
 impl Baseline {
     /// What a turn with these options runs with.
     pub fn turn_settings(&self, options: &ThreadOptions, workspace: &Workspace) -> TurnSettings {
-        let Rights { cwd, approval_policy, approvals_reviewer: _, access } =
+        let Rights { cwd, approval_policy, approvals_reviewer: _, access, shields } =
             self.rights(options, workspace);
         let effort = options.model_reasoning_effort.as_ref().or(self.effort.as_ref());
         let summary = options.summary().map(ReasoningSummary::as_str);
@@ -35,13 +35,13 @@ impl Baseline {
         });
         match access {
             AccessRight::Permissions(name) => told.permission_profile = name.to_owned(),
-            AccessRight::SandboxPolicy(policy) => tell_sandbox(&policy, cwd, &mut told),
+            AccessRight::SandboxPolicy(policy) => tell_sandbox(&policy, cwd, shields, &mut told),
         }
         told
     }
 }
 
-fn tell_sandbox(policy: &Value, cwd: &Path, told: &mut TurnSettings) {
+fn tell_sandbox(policy: &Value, cwd: &Path, shields: &[PathBuf], told: &mut TurnSettings) {
     told.network_access_enabled = policy["networkAccess"] == true;
     match policy["type"].as_str() {
         Some("readOnly") => told.set_sandbox_mode(SandboxMode::ReadOnly),
@@ -55,7 +55,11 @@ fn tell_sandbox(policy: &Value, cwd: &Path, told: &mut TurnSettings) {
             let temporary = [("excludeSlashTmp", "/tmp"), ("excludeTmpdirEnvVar", "$TMPDIR")];
             let temporary = temporary.into_iter().filter(|(excluded, _)| may_write(excluded));
             let roots = policy["writableRoots"].as_array().into_iter().flatten();
-            let roots = roots.filter_map(Value::as_str).filter(|root| Path::new(root) != cwd);
+            // What lies in another root, and is one only to keep something in it, is told with that.
+            let is_told = |root: &&str| {
+                Path::new(root) != cwd && !shields.iter().any(|shield| shield == Path::new(root))
+            };
+            let roots = roots.filter_map(Value::as_str).filter(is_told);
             told.writable_roots =
                 temporary.map(|(_, path)| path).chain(roots).map(str::to_owned).collect();
         }
@@ -71,7 +75,7 @@ mod tests {
 
     fn sandbox(policy: Value) -> TurnSettings {
         let mut told = TurnSettings::default();
-        tell_sandbox(&policy, Path::new("/w"), &mut told);
+        tell_sandbox(&policy, Path::new("/w"), &["/extra/shield".into()], &mut told);
         told
     }
 
@@ -79,7 +83,7 @@ mod tests {
     fn a_sandbox_is_told_with_all_that_it_lets_be_written() {
         let mut policy = json!({
             "type": "workspaceWrite",
-            "writableRoots": ["/w", "/extra"],
+            "writableRoots": ["/w", "/extra", "/extra/shield"],
             "networkAccess": true,
             "excludeTmpdirEnvVar": false,
             "excludeSlashTmp": false,

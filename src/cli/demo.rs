@@ -1,7 +1,8 @@
 //! `demo`: two turns of one context against a sidecar of its own, through real gRPC.
 //!
-//! Everything is in a temporary directory and is gone afterwards. With the offline model there is
-//! no key and no network; only `--live` uses the caller's own CODEX_HOME and key.
+//! Everything is in a directory of its own, in the user's cache, and is gone afterwards: not in a
+//! temporary one, which the commands of a turn may write. With the offline model there is no key and no
+//! network; only `--live` uses the caller's own CODEX_HOME and key.
 
 use std::ffi::OsString;
 use std::io;
@@ -19,6 +20,7 @@ use super::words::{show_duration, show_error};
 use super::{INTERRUPTED, client};
 use crate::access::{TokenHash, tokens};
 use crate::app::{App, READINESS_SERVICE};
+use crate::app_server::protected::Resolved;
 use crate::codex_cli::{self, CliVersion};
 use crate::config::{Config, LogFormat, ServeArgs};
 use crate::grpc::caller::{Caller, Credentials};
@@ -288,21 +290,84 @@ struct DemoDirectory {
 
 impl DemoDirectory {
     fn create() -> Result<DemoDirectory, Failure> {
-        let root =
-            std::env::temp_dir().join(format!("codex-sidecar-demo-{}", uuid::Uuid::new_v4()));
-        let directory = DemoDirectory { home: root.join("home"), work: root.join("work"), root };
+        let name = format!("demo-{}", uuid::Uuid::new_v4());
+        let in_cache = user_caches(|name| std::env::var_os(name))
+            .map(|cache| cache.join("codex-sidecar"))
+            .filter(|place| !is_temporary(place))
+            .find_map(|place| DemoDirectory::create_in(&place.join(&name)).ok());
+        if let Some(directory) = in_cache {
+            return Ok(directory);
+        }
+        let root = std::env::temp_dir().join(format!("codex-sidecar-{name}"));
+        tell(&format!(
+            "neither $XDG_CACHE_HOME nor ~/.cache can be written outside of the temporary directories: the \
+             demo's CODEX_HOME is in {}, where Codex puts no helper programs",
+            root.display()
+        ));
+        DemoDirectory::create_in(&root)
+            .map_err(|error| Failure::told(format!("can't create {}: {error}", root.display())))
+    }
+
+    fn create_in(root: &Path) -> io::Result<DemoDirectory> {
+        // By this name Codex keeps its home from being written, wherever it lies.
+        let (home, work) = (root.join(".codex"), root.join("work"));
+        let directory = DemoDirectory { home, work, root: root.to_owned() };
         for path in [&directory.home, &directory.work] {
-            std::fs::create_dir_all(path).map_err(|error| {
-                Failure::told(format!("can't create {}: {error}", path.display()))
-            })?;
+            std::fs::create_dir_all(path)?;
         }
         Ok(directory)
     }
 }
 
+/// Where the user's caches may be.
+fn user_caches(env: impl Fn(&str) -> Option<OsString>) -> impl Iterator<Item = PathBuf> {
+    let named = |name: &str| env(name).map(PathBuf::from);
+    let caches = [named("XDG_CACHE_HOME"), named("HOME").map(|home| home.join(".cache"))];
+    caches.into_iter().flatten().filter(|path| path.is_absolute())
+}
+
+/// Whether it lies where the commands of a turn may write by default.
+fn is_temporary(path: &Path) -> bool {
+    let real = |path: &Path| Resolved::of(path).path;
+    let path = real(path);
+    [Path::new("/tmp"), &std::env::temp_dir()].iter().any(|above| path.starts_with(real(above)))
+}
+
 impl Drop for DemoDirectory {
     fn drop(&mut self) {
-        // A leftover in the temporary directory harms nobody.
+        // A leftover harms nobody.
         let _ = std::fs::remove_dir_all(&self.root);
+        // Only if it is empty: another demo may run.
+        if let Some(above) = self.root.parent().filter(|above| above.ends_with("codex-sidecar")) {
+            let _ = std::fs::remove_dir(above);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_demo_lies_in_the_users_cache_and_leaves_nothing_of_itself() {
+        let caches = |variables: &[(&str, &str)]| {
+            let of = |name: &str| variables.iter().find(|(known, _)| *known == name);
+            user_caches(|name| of(name).map(|(_, value)| value.into())).collect::<Vec<_>>()
+        };
+        let both = [("HOME", "/h"), ("XDG_CACHE_HOME", "/c")];
+        assert_eq!(caches(&both), [PathBuf::from("/c"), "/h/.cache".into()]);
+        assert_eq!(caches(&[("XDG_CACHE_HOME", "relative")]), [PathBuf::new(); 0]);
+        assert!(is_temporary(&std::env::temp_dir().join("x")) && is_temporary(Path::new("/tmp/x")));
+        assert!(!is_temporary(Path::new("/nowhere/tmp")));
+
+        let place = tempfile::tempdir().unwrap();
+        let ours = place.path().join("codex-sidecar");
+        let (first, second) = (ours.join("demo-1"), ours.join("demo-2"));
+        let [first, second] = [first, second].map(|root| DemoDirectory::create_in(&root).unwrap());
+        assert!(first.home.is_dir() && first.work.is_dir());
+        drop(first);
+        assert!(second.home.is_dir());
+        drop(second);
+        assert!(!ours.exists() && place.path().exists());
     }
 }

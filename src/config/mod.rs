@@ -118,6 +118,10 @@ pub struct Config {
     pub worker: WorkerSettings,
     /// Where what outlives the sidecar is kept, and how.
     pub state: StateSettings,
+    /// Whether commands of turns in the workspace-write sandbox may write CODEX_HOME and the state, where
+    /// these lie in what such turns may write. Default no: such turns are denied where Codex can't keep
+    /// them from it.
+    pub allow_writable_codex_home: bool,
     /// Defaults of the caller's Codex tools, by tool name.
     pub tools: BTreeMap<String, ToolDefaults>,
     /// Who else is served than the tenant `default`, which all of the above is, by their names.
@@ -205,6 +209,7 @@ impl Default for Config {
             pool: PoolSettings::default(),
             worker: WorkerSettings::default(),
             state: StateSettings::default(),
+            allow_writable_codex_home: false,
             tools: BTreeMap::new(),
             tenants: BTreeMap::new(),
             tenant: Tenant::default(),

@@ -139,6 +139,7 @@ fn visit(config: &mut Config, visitor: &mut impl Visitor) {
         pool,
         worker,
         state,
+        allow_writable_codex_home,
         tools: _,
         tenants: _,
         tenant: _,
@@ -342,4 +343,7 @@ fn visit(config: &mut Config, visitor: &mut impl Visitor) {
     v.section("worker");
     v.required(key("disable_features"), FeatureNames, disable_features);
     v.required(key("config"), Overrides, config);
+
+    v.section("policy");
+    v.required(key("allow_writable_codex_home"), Switch, allow_writable_codex_home);
 }

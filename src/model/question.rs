@@ -61,4 +61,6 @@ pub(crate) enum Unanswerable {
     Resolved,
     /// It does not fit what was asked, which still waits.
     Unfit(Vec<FieldViolation>),
+    /// It allows what must not be allowed; the question still waits.
+    Denied(Vec<FieldViolation>),
 }

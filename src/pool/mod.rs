@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
+use crate::app_server::protected::Protection;
 use crate::worker::WorkerSpec;
 
 pub(crate) use incarnation::{Entering, Incarnation, Lease};
@@ -108,6 +109,7 @@ pub(crate) struct Pool {
     // What is wrong with `config.toml`, as a worker says.
     config_fault: watch::Sender<Option<String>>,
     config_file: PathBuf,
+    protection: Protection,
     starts: Arc<Semaphore>,
     widened: AtomicBool,
     // One worker is recycled at a time.
@@ -120,6 +122,11 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
+    /// What the commands of its workers' turns must not write.
+    pub(crate) fn protection(&self) -> &Protection {
+        &self.protection
+    }
+
     /// Starts a pool of so many workers, at least one; returns at once. [`Pool::readiness`] tells when
     /// it is warm, or would be.
     pub(crate) fn start(spec: WorkerSpec, workers: usize, settings: PoolSettings) -> Arc<Pool> {
@@ -135,6 +142,7 @@ impl Pool {
             home_doubted: Notify::new(),
             config_fault: watch::Sender::new(None),
             config_file: spec.config_file.clone(),
+            protection: spec.protected.clone(),
             // One at first: processes that start at once on a fresh CODEX_HOME lock each other out
             // of its database.
             starts: Arc::new(Semaphore::new(1)),

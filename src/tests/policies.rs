@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::json;
 use tonic::Code;
 
+use crate::app_server::protected::{ProtectedPath, ProtectedPaths, Protection};
 use crate::pb;
 use crate::pb::review_target::Target;
 use crate::pb::user_input::Input;
@@ -20,6 +21,32 @@ fn for_context(policy: pb::ContextPolicy, request: pb::RunTurnRequest) -> pb::Ru
 fn superseding(context: &str, words: &str) -> pb::RunTurnRequest {
     let busy_policy = pb::BusyPolicy::Interrupt.into();
     pb::RunTurnRequest { busy_policy, ..prompt(context, words) }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_turn_that_could_write_what_is_protected_stops_nobody() {
+    let place = tempfile::tempdir().unwrap();
+    let work = place.path().canonicalize().unwrap();
+    let home = work.join("home");
+    let sidecar = Played::with(|setup| {
+        setup.spec.protected = Protection::new(move || {
+            ProtectedPaths::new(vec![ProtectedPath::new("CODEX_HOME", &home)], None)
+        });
+    })
+    .await;
+    let running = taken(&sidecar, prompt("a", HOLD)).await;
+    let mut denied = superseding("a", "hello");
+    let options = denied.thread_options.get_or_insert_default();
+    options.set_sandbox_mode(pb::SandboxMode::WorkspaceWrite);
+    options.working_directory = Some(work.display().to_string());
+    options.skip_git_repo_check = Some(true);
+    let refused = sidecar.refused(denied).await;
+    refused.assert(Code::PermissionDenied, "POLICY_DENIED");
+    assert_eq!(refused.fields, ["thread_options.working_directory"]);
+    sidecar.release();
+    let mut running = running;
+    running.rest().await;
+    running.completed();
 }
 
 fn review(context: &str, target: Target) -> pb::RunTurnRequest {

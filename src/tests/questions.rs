@@ -1,12 +1,14 @@
 //! What Codex asks, from its line to the answer that it reads, over gRPC's own messages.
 
 use std::collections::{HashMap, HashSet};
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use tonic::Code;
 
+use crate::app_server::protected::{ProtectedPath, ProtectedPaths, Protection};
 use crate::model::question::{
     Answer, ApprovalAnswer, ApprovalDecision, ElicitationAction, ElicitationAnswer,
     NetworkPolicyAmendment, PermissionsAnswer, ToolCallAnswer, UserQuestionAnswer,
@@ -237,6 +239,32 @@ async fn an_answer_that_does_not_fit_leaves_the_question_open() {
     unknown.unwrap_err().assert(Code::NotFound, "REQUEST_NOT_FOUND");
     sidecar.answer_as("", &turn.id(), "1", decide(ApprovalDecision::Accept)).await.unwrap();
     assert_eq!(codex.answered(1).await["result"]["decision"], "accept");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_grants_what_is_protected_is_denied_and_the_question_stays_open() {
+    let (sidecar, mut codex) = sidecar_with(|setup| {
+        let home = || ProtectedPath::new("CODEX_HOME", Path::new("/nowhere/.codex"));
+        setup.spec.protected = Protection::new(move || ProtectedPaths::new(vec![home()], None));
+    })
+    .await;
+    let mut turn = begin(&sidecar, &mut codex, asking("a")).await;
+    let files = json!({ "write": ["/nowhere", "/opt"] });
+    let params = json!({ "itemId": "i", "cwd": "/w", "permissions": { "fileSystem": files } });
+    ask(&mut codex, 1, "item/permissions/requestApproval", params).await;
+    codex.during(turn.until("request_raised")).await;
+    let grant = |path: &str| {
+        Answer::Permissions(PermissionsAnswer {
+            permissions_json: json!({ "fileSystem": { "write": [path] } }).to_string(),
+            ..Default::default()
+        })
+    };
+    let refused = sidecar.answer_as("", &turn.id(), "1", grant("/nowhere")).await.unwrap_err();
+    refused.assert(Code::PermissionDenied, "POLICY_DENIED");
+    assert_eq!(refused.fields, ["permissions.permissions_json"]);
+    sidecar.answer_as("", &turn.id(), "1", grant("/opt")).await.unwrap();
+    let granted = json!({ "fileSystem": { "write": ["/opt"] } });
+    assert_eq!(codex.answered(1).await["result"]["permissions"], granted);
 }
 
 #[tokio::test(start_paused = true)]

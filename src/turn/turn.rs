@@ -267,6 +267,7 @@ impl Turn {
                 Refusal::RequestAlreadyResolved { turn_id: turn_id(), request_id }
             }
             Unanswerable::Unfit(faults) => Refusal::InvalidInput(faults),
+            Unanswerable::Denied(denied) => Refusal::PolicyDenied(denied),
         })
     }
 

@@ -13,6 +13,7 @@ pub(crate) mod conversation;
 pub(crate) mod history;
 pub(crate) mod mcp;
 pub(crate) mod ownership;
+pub(crate) mod protection;
 mod record;
 mod route;
 mod runner;
@@ -28,12 +29,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, SystemTime};
 
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use crate::app_server::client::{CliDefaults, Client, Initialized};
 use crate::app_server::message::Call;
 use crate::app_server::peer::{Peer, PeerLimits, RequestError};
+use crate::app_server::protected::ProtectedPaths;
 use crate::model::id::{ThreadId, WorkerId};
 use crate::model::question::Answer;
 use crate::redact::Redactor;
@@ -74,6 +77,10 @@ pub(crate) struct Worker {
     // Whether Codex may pursue goals, which lets it take turns by itself.
     may_have_goals: bool,
     defaults: CliDefaults,
+    // What the commands of its turns must not write.
+    protected: ProtectedPaths,
+    // Looks at directories for it that are under way.
+    looks: Arc<Semaphore>,
     config_fault_at_start: Option<String>,
     loading: Arc<mcp::Loading>,
 }
@@ -150,6 +157,7 @@ impl Worker {
             life.exited().await;
             return Err(SpawnError::Version { program, cause });
         }
+        let protected = spec.protected.find().with_cli(protection::keeps(version(&user_agent)));
         let (defaults, config_fault_at_start) = client.within(DEFAULTS).defaults().await;
         stderr_tail.note_ready();
         let has_no_goals = |value: &String| value == "features.goals=false";
@@ -166,6 +174,8 @@ impl Worker {
             max_line_bytes,
             may_have_goals: !spec.config_overrides.iter().any(has_no_goals),
             defaults,
+            protected,
+            looks: Arc::new(Semaphore::new(protection::MOST_LOOKS)),
             config_fault_at_start,
             loading: Arc::default(),
         });
@@ -225,6 +235,11 @@ impl Worker {
     /// pieces has to be looked at as a whole.
     pub(crate) fn redactor(&self) -> &Redactor {
         &self.redactor
+    }
+
+    /// What the commands of its turns must not write.
+    pub(crate) fn protected(&self) -> &ProtectedPaths {
+        &self.protected
     }
 
     /// The longest line that is read of it, in bytes.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::app_server::peer::PeerLimits;
+use crate::app_server::protected::Protection;
 use crate::worker::conversation::Launch;
 use crate::worker::runner::with_last_words;
 
@@ -28,6 +29,8 @@ pub(crate) struct WorkerSpec {
     pub config_overrides: Vec<String>,
     /// Texts that must not appear in anything that it says; asked anew for every start.
     pub secrets: Arc<dyn Fn() -> Vec<String> + Send + Sync>,
+    /// What the commands of its turns must not write; looked for anew for every start.
+    pub protected: Protection,
     /// Bounds.
     pub limits: WorkerLimits,
 }

@@ -22,6 +22,7 @@ use tokio::io::{
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
+use crate::app_server::protected::Protection;
 use crate::worker::conversation::{Conversation, Ending, Launch};
 use crate::worker::{SpawnError, Worker, WorkerId, WorkerLimits, WorkerSpec};
 
@@ -190,6 +191,7 @@ pub(crate) fn spec(launch: Arc<dyn Launch>) -> WorkerSpec {
         check_version: Arc::new(|_| Ok(())),
         config_overrides: vec!["features.goals=false".to_owned()],
         secrets: Arc::new(Vec::new),
+        protected: Protection::default(),
         limits: WorkerLimits::default(),
     }
 }

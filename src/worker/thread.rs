@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::app_server::baseline::{Baseline, Lingering, started_wider};
+use crate::app_server::baseline::{Baseline, Lingering, asks_for_access, started_wider};
 use crate::app_server::client::{LoadOptions, LoadThread, StartTurn};
 use crate::app_server::settings::{Gate, Settings};
 use crate::model::event::TurnSettings;
@@ -110,17 +110,27 @@ impl Worker {
         let load = LoadOptions::of(options);
         let directory = &workspace.working_directory;
         self.check_profile(options, &load, directory).await?;
+        let config = match Baseline::needs_config(options) {
+            true => self.client.config_read(Some(directory)).await.ok(),
+            false => None,
+        };
+        if asks_for_access(options) {
+            // Before anything is started for the thread.
+            let mut known = Baseline::before_start(config.as_ref());
+            self.protect(&mut known, options, workspace).await?;
+        }
         let new = LoadThread::new(options, &load, directory, ephemeral);
         let mut once_more = true;
         loop {
             let opened = self.load_thread(&new).await?;
             let thread_id = ThreadId::from_codex(opened.thread_id());
             let granted = opened.settings();
-            let config = match Baseline::needs_config(options) {
-                true => self.client.config_read(Some(directory)).await.ok(),
-                false => None,
-            };
-            let baseline = Baseline::of_started(opened, options, self.defaults(), config);
+            let mut baseline =
+                Baseline::of_started(opened, options, self.defaults(), config.clone());
+            if let Err(error) = self.protect(&mut baseline, options, workspace).await {
+                self.forget_thread(&thread_id).await;
+                return Err(error);
+            }
             let asked = baseline.settings(options, workspace);
             let Some(wider) = started_wider(&granted, &asked, options) else {
                 // Not before: nobody else knows of it, and it would count as idle.
@@ -160,7 +170,8 @@ impl Worker {
         self.check_profile(options, &load, directory).await?;
         // Codex resumes with the model, effort, summary, approval policy and sandbox of the thread's
         // last turn, which may have been another caller's override.
-        let baseline = self.baseline(&load, directory).await?;
+        let mut baseline = self.baseline(&load, directory).await?;
+        self.protect(&mut baseline, options, workspace).await?;
         let rollout =
             LoadThread::from_rollout(thread_id.as_str(), options, &baseline, &load, directory);
         let mut once_more = true;
@@ -251,7 +262,8 @@ impl Worker {
         if !is_known {
             self.check_profile(options, &LoadOptions::of(options), directory).await?;
         }
-        self.know_baseline(thread, options, directory).await
+        self.know_baseline(thread, options, directory).await?;
+        self.protect(&mut thread.baseline, options, workspace).await
     }
 
     async fn know_baseline(

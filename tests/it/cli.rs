@@ -302,6 +302,10 @@ fn the_demo_shows_that_a_thread_continues() {
     {
         assert!(shown.contains(words), "{words:?} is not in:\n{shown}");
     }
+    // It was in the user's cache, and nothing is left of it.
+    let cache = place.user_home().join(".cache");
+    let left = std::fs::read_dir(&cache).unwrap().count();
+    assert_eq!(left, 0, "{}", cache.display());
 }
 
 /// A proxy that takes connections and never answers.

@@ -21,6 +21,8 @@ mod cli_questions;
 mod cli_state;
 mod cli_terminal;
 mod clocks;
+#[cfg(target_os = "linux")]
+mod codex_home;
 mod configuration_file;
 #[cfg(target_os = "linux")]
 mod crashes;

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::app_server::client::{Client, Ignored};
 use crate::app_server::mcp;
 use crate::app_server::peer::RequestError;
+use crate::app_server::protected::ProfileTables;
 use crate::app_server::refusal_text;
 
 /// What the CLI's configuration says where a request says nothing.
@@ -76,6 +77,28 @@ impl Client {
         }
         let Read { config } = self.ask_config(directory).await?;
         Ok(config)
+    }
+
+    /// The permission profiles of the configuration of this directory, with what they allow.
+    ///
+    /// # Errors
+    /// See [`RequestError`]; an older CLI can't be asked.
+    pub(crate) async fn profile_tables(
+        &self,
+        directory: &Path,
+    ) -> Result<ProfileTables, RequestError> {
+        #[derive(Default, Deserialize)]
+        #[serde(default)]
+        struct Config {
+            permissions: Option<ProfileTables>,
+        }
+        #[derive(Deserialize)]
+        struct Read {
+            #[serde(default)]
+            config: Config,
+        }
+        let Read { config } = self.ask_config(Some(directory)).await?;
+        Ok(config.permissions.unwrap_or_default())
     }
 
     /// How the MCP servers of threads in this directory are configured.

@@ -304,7 +304,8 @@ impl Driver {
         let until = SystemTime::now().checked_add(within).map(Into::into);
         let worker = self.held.as_ref().map(|held| held.lease.worker());
         let most_bytes = worker.map_or(usize::MAX, |worker| worker.max_line_bytes());
-        Policy::Ask { until, within, most_bytes }
+        let protected = worker.map(|worker| worker.protected().clone()).unwrap_or_default();
+        Policy::Ask { until, within, most_bytes, protected }
     }
 
     fn note_done(&mut self, done: Done) -> Option<Input> {

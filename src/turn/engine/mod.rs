@@ -26,6 +26,7 @@ use tracing::Instrument as _;
 use crate::model::event::{InterruptReason, Usage};
 use crate::model::failure::{FailureReason, TurnError};
 use crate::model::id::{ThreadId, TurnId};
+use crate::model::options::SandboxMode;
 use crate::model::outcome::Outcome;
 use crate::model::refusal::Refusal;
 use crate::model::request::{BusyPolicy, TurnRequest, UserInput};
@@ -45,6 +46,7 @@ use crate::turn::timeouts::Timeouts;
 use crate::turn::turn::{Caller, Mailbox, Phase, Turn};
 use crate::turn::turns::Turns;
 use crate::turn::workspace;
+use crate::worker::protection;
 use crate::worker::thread::LoadedThread;
 
 use driver::Driver;
@@ -200,6 +202,14 @@ impl Engine {
         .await?;
         revision::check(&request.work, &workspace.working_directory).await?;
         let request = Arc::new(request);
+        if request.thread_options.sandbox_mode == Some(SandboxMode::WorkspaceWrite) {
+            let (pool, request, workspace) =
+                (Arc::clone(&self.pool), Arc::clone(&request), workspace.clone());
+            let check = move || {
+                protection::check_request(pool.protection(), &request.thread_options, &workspace)
+            };
+            self.looks.take(check).await?;
+        }
         let mut claim = claim;
         if request.busy_policy == BusyPolicy::Steer {
             self.contexts.check(&request)?;

@@ -726,6 +726,7 @@ pub(super) fn open_error(error: ThreadError, thread_id: Option<&ThreadId>) -> Op
         (ThreadError::UnknownProfile(cause), _) => {
             Refusal::field("thread_options.permission_profile", cause).into()
         }
+        (ThreadError::Denied(denied), _) => Refusal::PolicyDenied(denied).into(),
         (ThreadError::UnknownSkill { at, cause }, _) => {
             Refusal::field(format!("inputs[{at}].skill.path"), cause).into()
         }

@@ -121,6 +121,7 @@ pub(super) fn refused_by_codex(error: &ThreadError) -> Outcome {
         | ThreadError::UnknownProfile(_)
         | ThreadError::UnknownSkill { .. }
         | ThreadError::NotApplied(_)
+        | ThreadError::Denied(_)
         | ThreadError::Unreadable(_)
         | ThreadError::Lost { .. } => (FailureReason::BadRequest, false),
     };

@@ -13,8 +13,9 @@ use tokio::time::Instant;
 use super::{Act, ReplyTo};
 use crate::app_server::answer::Expected;
 use crate::app_server::message::{Asked, Call, CallId};
+use crate::app_server::protected::{Denials, ProtectedPaths};
 use crate::model::event::Event;
-use crate::model::question::{AnswerDigest, Given, Resolution, Unanswerable};
+use crate::model::question::{Answer, AnswerDigest, Given, Resolution, Unanswerable};
 
 /// Most questions of one turn that wait for an answer, and most bytes of them as Codex wrote them: the
 /// turn's log keeps them meanwhile. What is too much is declined at once.
@@ -33,8 +34,13 @@ pub(crate) enum Policy {
     /// The turn stops, or has ended: nobody can answer it any more.
     Withdraw,
     /// It waits for an answer, so long, and until then, if that is a time. Of the answer Codex may tell so
-    /// many bytes back.
-    Ask { until: Option<prost_types::Timestamp>, within: Duration, most_bytes: usize },
+    /// many bytes back, and with it nothing of what is protected may be written.
+    Ask {
+        until: Option<prost_types::Timestamp>,
+        within: Duration,
+        most_bytes: usize,
+        protected: ProtectedPaths,
+    },
 }
 
 /// The questions of one turn.
@@ -50,6 +56,7 @@ struct Pending {
     id: u64,
     call: Call,
     expected: Expected,
+    denials: Denials,
     bytes: usize,
     // Absent where it is later than any time.
     deadline: Option<Instant>,
@@ -77,12 +84,13 @@ impl Questions {
         let id = self.record.raised;
         question.request_id = id.to_string();
         match policy {
-            Policy::Ask { until, within, most_bytes } if self.has_room_for(bytes) => {
+            Policy::Ask { until, within, most_bytes, protected } if self.has_room_for(bytes) => {
                 question.expire_time = *until;
                 let expected = Expected::of(&question, *most_bytes);
+                let denials = Denials::of(&question, protected);
                 acts.push(Act::Tell(Event::request_raised(question)));
                 let deadline = now.checked_add(*within);
-                self.pending.push(Pending { id, call, expected, bytes, deadline });
+                self.pending.push(Pending { id, call, expected, denials, bytes, deadline });
                 self.pending_bytes += bytes;
             }
             Policy::Ask { .. } | Policy::Decline | Policy::Withdraw => {
@@ -115,17 +123,13 @@ impl Questions {
         let pending = self.pending.iter().position(|known| Some(known.id) == id);
         let outcome = match pending {
             None => self.record.look_up(request_id, digest),
-            Some(index) => self.pending[index].expected.take(request_id, answer).map_or_else(
-                |faults| Err(Unanswerable::Unfit(faults)),
-                |answer| {
-                    let Pending { id, call, bytes, .. } = self.pending.remove(index);
-                    self.pending_bytes -= bytes;
-                    self.record.answered.insert(id, digest);
-                    acts.push(Act::Answer(call, answer));
-                    acts.push(resolved(id, Resolution::Answered, &by.0));
-                    Ok(())
-                },
-            ),
+            Some(index) => self.pending[index].take(request_id, answer).map(|answer| {
+                let Pending { id, call, bytes, .. } = self.pending.remove(index);
+                self.pending_bytes -= bytes;
+                self.record.answered.insert(id, digest);
+                acts.push(Act::Answer(call, answer));
+                acts.push(resolved(id, Resolution::Answered, &by.0));
+            }),
         };
         acts.push(Act::ReplyAnswered { to, outcome });
     }
@@ -174,6 +178,15 @@ impl Questions {
     /// What became of them.
     pub(super) fn into_record(self) -> Record {
         self.record
+    }
+}
+
+impl Pending {
+    /// Takes an answer to it, if it may be given.
+    fn take(&self, request_id: &str, answer: Answer) -> Result<Answer, Unanswerable> {
+        let answer = self.expected.take(request_id, answer).map_err(Unanswerable::Unfit)?;
+        self.denials.check(&answer).map_err(Unanswerable::Denied)?;
+        Ok(answer)
     }
 }
 

@@ -355,7 +355,8 @@ fn cases() -> Vec<Case> {
 /// Two sides on one scripted model.
 async fn sides(sidecar: &Sidecar) -> [Side; 2] {
     let root = sidecar.place.path();
-    let home = root.join("plain-home");
+    // As long as the sidecar's, for the same reason.
+    let home = root.join(".plain");
     std::fs::create_dir(&home).unwrap();
     let mut settings = sidecar.model.config_overrides();
     // As in the sidecar: a login shell per thread, left behind when its Codex ends.

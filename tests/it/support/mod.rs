@@ -140,12 +140,14 @@ pub struct Place {
 }
 
 impl Place {
-    /// Not below /tmp: Codex refuses to put its helper binaries there.
+    /// Not below /tmp: Codex refuses to put its helper binaries there. Where links lead, as workers are
+    /// told it.
     pub fn new() -> Place {
+        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).canonicalize();
         let root = tempfile::Builder::new()
             .prefix("sidecar-")
-            .tempdir_in(env!("CARGO_TARGET_TMPDIR"))
-            .expect("a directory below target/");
+            .tempdir_in(target.expect("a directory below target/"))
+            .expect("a directory in it");
         let place = Place { root };
         for directory in [place.codex_home(), place.work(), place.user_home()] {
             std::fs::create_dir(directory).unwrap();
@@ -154,9 +156,10 @@ impl Place {
         place
     }
 
-    /// The workers' CODEX_HOME.
+    /// The workers' CODEX_HOME. By this name Codex keeps it from being written, also where the whole
+    /// project lies in a temporary directory.
     pub fn codex_home(&self) -> PathBuf {
-        self.path().join("codex-home")
+        self.path().join(".codex")
     }
 
     /// The HOME of what runs here: empty, so that no shell's or git's settings of whoever runs the

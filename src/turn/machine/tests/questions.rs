@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::app_server::message::CallId;
+use crate::app_server::protected::ProtectedPaths;
 use crate::model::item::{ChangedFile, FileChange};
 use crate::model::question::Resolution;
 use crate::model::question::{ApprovalAnswer, FileChangeApproval, ToolCallAnswer};
@@ -16,7 +17,12 @@ fn until() -> prost_types::Timestamp {
 }
 
 fn ask() -> Policy {
-    Policy::Ask { until: Some(until()), within: WITHIN, most_bytes: MOST_BYTES }
+    Policy::Ask {
+        until: Some(until()),
+        within: WITHIN,
+        most_bytes: MOST_BYTES,
+        protected: ProtectedPaths::default(),
+    }
 }
 
 fn raised(id: &str, is_asked: bool) -> Act {

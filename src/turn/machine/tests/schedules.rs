@@ -8,6 +8,7 @@ use proptest::sample::Index;
 
 use super::*;
 use crate::app_server::message::{CallId, SkippedLine};
+use crate::app_server::protected::ProtectedPaths;
 use crate::model::event::RequestResolved;
 use crate::model::failure::TurnError;
 use crate::model::question::{ApprovalAnswer, ApprovalDecision, Resolution, ToolCallAnswer};
@@ -444,7 +445,12 @@ impl World {
         self.calls += 1;
         self.seen.calls.push((call_id(self.calls), 0));
         let policy = match is_asked {
-            true => Policy::Ask { until: None, within: SECOND, most_bytes: 1 << 20 },
+            true => Policy::Ask {
+                until: None,
+                within: SECOND,
+                most_bytes: 1 << 20,
+                protected: ProtectedPaths::default(),
+            },
             false => Policy::Decline,
         };
         let question = Question::new(None, question_of(kind));
@@ -471,6 +477,7 @@ impl World {
             match outcome {
                 Ok(()) => assert!((waits && fits) || (!waits && is_the_same)),
                 Err(Unanswerable::Unfit(_)) => assert!(waits && !fits),
+                Err(Unanswerable::Denied(denied)) => panic!("nothing is protected: {denied:?}"),
                 Err(Unanswerable::Resolved) => assert!(is_raised && !waits && !is_the_same),
                 Err(Unanswerable::Unknown) => assert!(!is_raised),
             }
