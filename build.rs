@@ -31,7 +31,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         configure(builder).out_dir(made(&out_dir.join(name))?).compile_fds(descriptors.clone())
     };
     let over_messages = |builder: Builder| builder.extern_path(PACKAGE, "crate::pb");
-    generate("messages", &|builder| builder)?;
+    // Sorted, so that equal messages encode alike.
+    generate("messages", &|builder| builder.btree_map(PACKAGE))?;
     generate("client", &|builder| over_messages(builder).build_client(true))?;
     generate("server", &|builder| {
         let encoded = ["RunTurnResponse", "AttachTurnResponse"];

@@ -23,6 +23,7 @@ use crate::grpc::codex_service::CodexApi;
 use crate::grpc::limits::{ConnectionLimits, RequestLimits};
 use crate::grpc::pool_service::PoolApi;
 use crate::model::id::{CallerId, CallerName, TurnId};
+use crate::model::policy::Policy;
 use crate::model::question::Answer;
 use crate::pb;
 use crate::pb::turn_event::Event;
@@ -51,6 +52,8 @@ pub(crate) struct Setup {
     pub(crate) contexts: ContextLimits,
     pub(crate) quotas: QuotaLimits,
     pub(crate) timeouts: Timeouts,
+    /// What its callers may ask for.
+    pub(crate) policy: Policy,
     /// What outlives it; nothing, where that is not said.
     pub(crate) state: Option<Arc<ledger::testing::Disk>>,
 }
@@ -173,6 +176,7 @@ impl Sidecar {
             readers: ReaderLimits::default(),
             contexts: ContextLimits::default(),
             quotas: QuotaLimits::default(),
+            policy: Policy::default(),
             timeouts: Timeouts::default(),
             state: None,
         };
@@ -186,6 +190,7 @@ impl Sidecar {
             readers,
             contexts,
             quotas,
+            policy,
             timeouts,
             state,
         } = setup;
@@ -202,6 +207,7 @@ impl Sidecar {
                 timeouts: timeouts.clone(),
                 readers: readers.clone(),
                 contexts: contexts.clone(),
+                max_image_data: 1 << 20,
                 quotas: quotas.clone(),
             },
         );
@@ -213,6 +219,7 @@ impl Sidecar {
                 codex_home: PathBuf::from("/nowhere"),
                 offline_model: false,
                 api_key_fingerprint: None,
+                peers_unidentified: Arc::default(),
                 workers,
                 pool,
                 drain_grace: Duration::ZERO,
@@ -228,7 +235,8 @@ impl Sidecar {
             },
         );
         let requests = RequestLimits::default();
-        let api = CodexApi::new(Arc::clone(&engine), Default::default(), requests, timeouts);
+        let api =
+            CodexApi::new(Arc::clone(&engine), Default::default(), policy, requests, timeouts);
         Sidecar { api, pool, engine, launched: Mutex::new(launched), _work: work }
     }
 

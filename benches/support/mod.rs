@@ -136,6 +136,15 @@ fn environment(home: PathBuf) -> Vec<(OsString, Option<OsString>)> {
     environment
 }
 
+/// What is left then, and what is put in.
+fn kept_environment(home: PathBuf) -> Vec<(OsString, OsString)> {
+    let changes = environment(home);
+    let is_changed = |name: &OsString| changes.iter().any(|(changed, _)| changed == name);
+    let kept: Vec<_> = std::env::vars_os().filter(|(name, _)| !is_changed(name)).collect();
+    let set = changes.into_iter().filter_map(|(name, value)| Some((name, value?)));
+    kept.into_iter().chain(set).collect()
+}
+
 /// A sidecar, as a process of its own, as its users run it.
 pub(crate) struct Sidecar {
     child: tokio::process::Child,
@@ -322,7 +331,8 @@ impl Straight {
             guard: None,
             program: bed.codex.clone(),
             args,
-            env: environment(bed.home("straight-home")?),
+            env: kept_environment(bed.home("straight-home")?),
+            mark: None,
             current_dir: None,
         };
         let (process, Pipes { stdin, stdout, stderr }) = Process::spawn(spec).await?;

@@ -49,6 +49,16 @@ pub struct Credentials {
     pub unix_gids: Option<Vec<u32>>,
 }
 
+/// Whether a connection must be told from those of the commands that turns run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum IdentifyPeers {
+    /// One of which that can't be told is let in, and counted.
+    #[default]
+    WhenPossible,
+    /// It is refused.
+    Required,
+}
+
 /// What credentials callers need.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct AccessSettings {

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -67,7 +68,8 @@ pub(super) async fn lock(config: &Config) -> Result<Option<Arc<HomeLock>>, Start
 
 impl House {
     /// Starts all of it; returns when it serves, which is before it is ready. `addresses` is where the
-    /// sidecar listens, for the lock to tell; `spawned` is told of each worker.
+    /// sidecar listens, for the lock to tell; `spawned` is told of each worker;
+    /// `peers_unidentified` is what its callers are told of those.
     ///
     /// # Errors
     /// [`StartError`]; nothing is left running.
@@ -77,6 +79,7 @@ impl House {
         addresses: &str,
         default_directory: &Path,
         spawned: Option<Arc<dyn Fn(u32) + Send + Sync>>,
+        peers_unidentified: Arc<AtomicU64>,
     ) -> Result<House, StartError> {
         let offline_model = if config.offline_model {
             let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -105,13 +108,14 @@ impl House {
                 timeouts: config.timeouts.clone(),
                 readers: config.readers.clone(),
                 contexts: config.contexts.clone(),
+                max_image_data: config.requests.max_message_bytes,
                 quotas: config.quotas.clone(),
             },
         );
         // Before anybody is answered: what is not known would else be taken for what is not there.
         let opened = ledger.open(engine.restoring()).await;
         let opened = opened.map_err(|error| StartError::State(error.to_string()));
-        let routes = match opened.and_then(|()| routes(config, &engine)) {
+        let routes = match opened.and_then(|()| routes(config, &engine, peers_unidentified)) {
             Ok(routes) => routes,
             Err(error) => {
                 pool.shutdown().await;
@@ -160,19 +164,25 @@ impl House {
     }
 }
 
-fn routes(config: &Config, engine: &Arc<Engine>) -> Result<Routes, StartError> {
+fn routes(
+    config: &Config,
+    engine: &Arc<Engine>,
+    peers_unidentified: Arc<AtomicU64>,
+) -> Result<Routes, StartError> {
     let most = config.requests.max_message_bytes;
     let api = CodexApi::new(
         Arc::clone(engine),
         config.tools.clone(),
+        config.policy.clone(),
         config.requests.clone(),
         config.timeouts.clone(),
     );
     let codex = CodexServiceServer::new(api)
         .max_decoding_message_size(most)
         .max_encoding_message_size(usize::MAX);
-    let workers = PoolServiceServer::new(PoolApi::new(Arc::clone(engine), setup(config)))
-        .max_decoding_message_size(most);
+    let workers =
+        PoolServiceServer::new(PoolApi::new(Arc::clone(engine), setup(config, peers_unidentified)))
+            .max_decoding_message_size(most);
     let codex = WhenRead::new(EventBodies(codex), Arc::clone(engine.ledger()));
     with_reflection(Routes::new(codex).add_service(workers), most)
 }
@@ -199,7 +209,7 @@ fn with_reflection(routes: Routes, most: usize) -> Result<Routes, StartError> {
     Ok(routes.add_service(v1).add_service(v1alpha.max_decoding_message_size(most)))
 }
 
-fn setup(config: &Config) -> Setup {
+fn setup(config: &Config, peers_unidentified: Arc<AtomicU64>) -> Setup {
     Setup {
         codex_path: config.codex_path.clone(),
         codex_home: config.codex_home.clone(),
@@ -218,5 +228,6 @@ fn setup(config: &Config) -> Setup {
         readers: config.readers.clone(),
         contexts: config.contexts.clone(),
         timeouts: config.timeouts.clone(),
+        peers_unidentified,
     }
 }

@@ -19,6 +19,7 @@ use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 
 use super::connections::{self, Connections, Entry};
+use super::descent::Descent;
 use super::{ServeError, StartError};
 use crate::access::{Peer, User};
 use crate::config::{Config, ListenAddress, UnixSockets};
@@ -279,9 +280,11 @@ pub(super) async fn serve(
     address: BoundAddress,
     entry: Entry,
     connections: Connections,
+    descent: &Descent,
     close: CancellationToken,
 ) -> Result<(), ServeError> {
-    let served = connections::serve(listener, entry, connections, close).await;
+    let descent = descent.at(&address);
+    let served = connections::serve(listener, entry, connections, descent, close).await;
     served.map_err(|source| ServeError::Transport { address: address.to_string(), source })
 }
 

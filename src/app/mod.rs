@@ -7,6 +7,7 @@
 mod cgroup;
 mod connections;
 mod credentials;
+mod descent;
 mod doors;
 mod home_lock;
 mod house;
@@ -29,6 +30,7 @@ use tonic::service::Routes;
 use self::cgroup::Cgroups;
 use self::connections::{Connections, Entry};
 use self::credentials::Credentials;
+use self::descent::Descent;
 use self::doors::Doors;
 use self::house::House;
 use self::listen::{Listener, Reach};
@@ -142,6 +144,7 @@ pub struct App {
     credentials: Credentials,
     doors: Doors,
     health_doors: Doors,
+    descent: Descent,
     readiness: Arc<Readiness>,
 }
 
@@ -185,7 +188,10 @@ impl App {
         let addresses = addresses.collect::<Vec<_>>().join(", ");
         // Before the first worker, which would be in the group that is divided.
         let groups = Cgroups::of(&config);
-        let house = House::start(&config, home_lock, &addresses, &default_directory, None).await?;
+        let descent = Descent::start(config.identify_peers);
+        let count = descent.unidentified();
+        let house =
+            House::start(&config, home_lock, &addresses, &default_directory, None, count).await?;
         let (readiness, health) = Readiness::new().await;
         let tenants =
             Tenants::start(house, &config, groups, addresses, default_directory, &readiness);
@@ -201,6 +207,7 @@ impl App {
             credentials,
             doors,
             health_doors,
+            descent,
             readiness,
         })
     }
@@ -239,6 +246,7 @@ impl App {
             credentials,
             doors,
             health_doors,
+            descent,
             readiness,
         } = self;
         let close = CancellationToken::new();
@@ -251,7 +259,10 @@ impl App {
             let connections = Connections::new(config.connections.clone());
             for (listener, address) in listeners {
                 let (entry, connections) = (entry.clone(), connections.clone());
-                servers.spawn(listen::serve(listener, address, entry, connections, close.clone()));
+                let (descent, close) = (descent.clone(), close.clone());
+                servers.spawn(async move {
+                    listen::serve(listener, address, entry, connections, &descent, close).await
+                });
             }
         }
         let watching = tokio::spawn(credentials.watch());

@@ -167,7 +167,9 @@ impl Build {
         let _ = tokio::fs::create_dir_all(&self.config.codex_home).await;
         let home_lock = house::lock(&self.config).await?;
         let Build { config, addresses, default_directory, entrance } = self;
-        House::start(config, home_lock, addresses, default_directory, entrance.clone()).await
+        // Who it was is known of none of them.
+        let count = Arc::default();
+        House::start(config, home_lock, addresses, default_directory, entrance.clone(), count).await
     }
 }
 

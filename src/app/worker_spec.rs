@@ -1,5 +1,6 @@
 //! What the workers are started with, as the configuration and this machine say it.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use secrecy::ExposeSecret as _;
 
 use super::home_lock::HomeLock;
 use super::protected;
+use crate::app_server::command_environment::{self, Named};
 use crate::app_server::peer::PeerLimits;
 use crate::app_server::protected::Resolved;
 use crate::app_server::secrets;
@@ -17,7 +19,8 @@ use crate::grpc::limits::RequestLimits;
 use crate::offline_model::OfflineModel;
 use crate::process;
 use crate::turn::machine::MOST_PENDING;
-use crate::worker::child::{Child, is_out_of_resources};
+use crate::worker::child::{Child, Outfit, is_out_of_resources};
+use crate::worker::environment;
 use crate::worker::{WorkerLimits, WorkerSpec};
 
 /// This program, where it is the sidecar and not one that has the sidecar inside.
@@ -36,6 +39,12 @@ pub(super) fn worker_spec(
     let mut config_overrides = Vec::new();
     // Above the offline model's, so that what the owner configured for the workers wins.
     config_overrides.extend(offline_model.map(OfflineModel::config_overrides).unwrap_or_default());
+    // This process may not be looked into, not by its workers either.
+    config_overrides.extend(offline_model.and_then(|model| {
+        let written = model.write_catalog(&config.codex_home);
+        // What is wrong with CODEX_HOME the workers' start tells.
+        written.inspect_err(|error| tracing::debug!(%error, "the model's catalog")).ok()
+    }));
     config_overrides.extend(config.worker.config_overrides());
     // Older CLIs ignore it. An ephemeral thread can't be archived: unloading it is the only way to
     // have its memory back.
@@ -44,22 +53,10 @@ pub(super) fn worker_spec(
     if let Ok(default_directory) = std::env::current_dir() {
         protected::tell(config, &default_directory);
     }
-    let mut env = config.worker_env.clone();
-    // Where links lead: one on the way could be replaced, and Codex can't keep what lies behind one from
-    // being written.
-    let real_home = Resolved::of(&config.codex_home).path;
-    env.push(("CODEX_HOME".into(), Some(real_home.into_os_string())));
-    if let Some(key) = &config.api_key {
-        let secret = key.secret.expose_secret().to_owned();
-        env.push(("CODEX_API_KEY".into(), Some(secret.into())));
-    }
-    match process::instance_variable(&config.codex_home) {
-        Ok((name, value)) => env.push((name, Some(value))),
-        Err(error) => tracing::debug!(%error, "workers are not marked"),
-    }
-    if offline_model.is_some() {
-        env.extend(without_proxies_on_loopback(|name| std::env::var_os(name)));
-    }
+    let mark = process::instance_variable(&config.codex_home)
+        .inspect_err(|error| tracing::debug!(%error, "workers are not marked"))
+        .ok();
+    let outfit = outfit(config, offline_model.is_some());
     let configured = config.codex_path.clone();
     let codex_home = config.codex_home.clone();
     let child = Child {
@@ -68,7 +65,8 @@ pub(super) fn worker_spec(
                 .map_err(|error| error.to_string())
         }),
         guard: config.guard.clone().or_else(own_binary),
-        env,
+        mark,
+        outfit: Arc::new(outfit),
         spawned,
     };
     WorkerSpec {
@@ -109,6 +107,67 @@ pub(super) fn worker_spec(
     }
 }
 
+/// What a worker is started with beside its settings: the part of this process's environment that it needs,
+/// and that its commands don't see the keys in there.
+fn outfit(config: &Config, is_offline: bool) -> impl Fn() -> Outfit + use<> {
+    let config_file = config.codex_home.join("config.toml");
+    let owner = owners_names(config);
+    let added = config.worker.environment.clone();
+    let mut changes = config.worker_env.clone();
+    // Where links lead: one on the way could be replaced, and Codex can't keep what lies behind one from
+    // being written.
+    let real_home = Resolved::of(&config.codex_home).path;
+    changes.push(("CODEX_HOME".into(), Some(real_home.into_os_string())));
+    if let Some(key) = &config.api_key {
+        let secret = key.secret.expose_secret().to_owned();
+        changes.push(("CODEX_API_KEY".into(), Some(secret.into())));
+    }
+    if is_offline {
+        changes.extend(without_proxies_on_loopback(|name| std::env::var_os(name)));
+    }
+    let is_told = std::sync::Once::new();
+    move || {
+        let mut named = owner.clone();
+        // The user's may have changed since; the machine's stands behind it.
+        for file in [Path::new("/etc/codex/config.toml"), &config_file] {
+            let text = std::fs::read_to_string(file).unwrap_or_default();
+            named.extend(Named::of(&text.parse().unwrap_or_default()));
+        }
+        let Named { variables, keys, excluded } = named;
+        let passed = environment::passed(std::env::vars_os(), &variables, &added);
+        let mut env: BTreeMap<OsString, OsString> = passed.into_iter().collect();
+        is_told.call_once(|| {
+            let is_kept = |name: &OsString| !env.contains_key(name);
+            let kept: Vec<OsString> = std::env::vars_os().map(|it| it.0).filter(is_kept).collect();
+            tracing::debug!(?kept, "variables that workers don't get ([worker] environment)");
+        });
+        for (name, value) in &changes {
+            match value {
+                Some(value) => env.insert(name.clone(), value.clone()),
+                None => env.remove(name),
+            };
+        }
+        let env: Vec<(OsString, OsString)> = env.into_iter().collect();
+        let hidden = environment::hidden(&env, keys);
+        let exclude = command_environment::exclude(hidden.into_iter().chain(excluded));
+        Outfit { env, config_overrides: vec![exclude] }
+    }
+}
+
+/// The variables that the owner's settings of Codex name, for all workers and for single tools.
+fn owners_names(config: &Config) -> Named {
+    let mut named = Named::of(&command_environment::nested(&config.worker.config));
+    for tool in config.tools.values() {
+        let overrides = tool.thread_options.config.as_ref().map(toml::Table::try_from);
+        if let Some(Ok(overrides)) = overrides {
+            let Named { variables, keys, excluded: _ } =
+                Named::of(&command_environment::nested(&overrides));
+            named.extend(Named { variables, keys, excluded: Vec::new() });
+        }
+    }
+    named
+}
+
 /// The variables that keep a proxy of the environment out of what goes to this machine itself: no
 /// proxy reaches the offline model, and Codex would wait for one without end. Both spellings, each
 /// with what it says already: programs differ in which of them wins.
@@ -143,7 +202,8 @@ fn longest_echo(limits: &RequestLimits) -> usize {
 /// and its overrides hold or name.
 fn known_secrets(config: &Config) -> Arc<dyn Fn() -> Vec<String> + Send + Sync> {
     let key = config.api_key.as_ref().map(|key| key.secret.expose_secret().to_owned());
-    let overrides = secrets::of_config(&config.worker.config);
+    let overrides = secrets::of_config(&command_environment::nested(&config.worker.config));
+    let tools = owners_names(config).keys;
     let home = config.codex_home.clone();
     Arc::new(move || {
         // Read anew: a login may be newer than the sidecar.
@@ -151,9 +211,12 @@ fn known_secrets(config: &Config) -> Arc<dyn Fn() -> Vec<String> + Send + Sync> 
         let configured = secrets::of_config(&read("config.toml").parse().unwrap_or_default());
         let variables = ["CODEX_API_KEY", "OPENAI_API_KEY"].map(str::to_owned).into_iter();
         let variables = variables.chain(overrides.variables.clone()).chain(configured.variables);
+        let variables = variables.chain(tools.clone());
+        let environment: Vec<(OsString, OsString)> = std::env::vars_os().collect();
         key.clone()
             .into_iter()
-            // A worker has the sidecar's environment.
+            .chain(environment::proxy_passwords(&environment))
+            // Whatever of the sidecar's environment a worker has.
             .chain(variables.filter_map(|name| std::env::var(name).ok()))
             .chain(overrides.values.clone())
             .chain(configured.values)

@@ -8,6 +8,7 @@
 pub(crate) mod answer;
 pub(crate) mod baseline;
 pub(crate) mod client;
+pub(crate) mod command_environment;
 pub(crate) mod decode;
 pub(crate) mod lines;
 pub(crate) mod mcp;

@@ -12,6 +12,8 @@ pub(crate) struct Secrets {
     pub values: Vec<String>,
     /// Environment variables whose values are.
     pub variables: Vec<String>,
+    /// All environment variables that are read, whatever is in them.
+    pub named: Vec<String>,
 }
 
 /// The secrets that a `config.toml`, or what takes its place, holds or names. One that can't be read
@@ -32,9 +34,12 @@ pub(crate) fn of_config(config: &Table) -> Secrets {
         secrets.variables.extend(text(server, "bearer_token_env_var"));
         secrets.values.extend(text(server, "bearer_token"));
         secrets.values.extend(named_secret(server, "env"));
-        secrets.variables.extend(passed_variables(server));
+        let passed = passed_variables(server);
+        secrets.variables.extend(passed.iter().filter(|name| is_secret(name)).cloned());
+        secrets.named.extend(passed);
         secrets.add_headers(server);
     }
+    secrets.named.extend(secrets.variables.clone());
     secrets
 }
 
@@ -50,6 +55,9 @@ impl Secrets {
     fn add_headers(&mut self, table: &Table) {
         self.values.extend(named_secret(table, "http_headers"));
         self.variables.extend(named_secret(table, "env_http_headers"));
+        let variables =
+            table.get("env_http_headers").and_then(Value::as_table).into_iter().flatten();
+        self.named.extend(variables.filter_map(|(_, name)| name.as_str()).map(str::to_owned));
     }
 }
 
@@ -57,14 +65,14 @@ fn text(table: &Table, key: &str) -> Option<String> {
     table.get(key).and_then(Value::as_str).map(str::to_owned)
 }
 
-/// The variables that a server gets of Codex's environment, where their names say that they are secret.
+/// The variables that a server gets of Codex's environment.
 fn passed_variables(server: &Table) -> Vec<String> {
     let variables = server.get("env_vars").and_then(Value::as_array).into_iter().flatten();
     let name = |variable: &Value| match variable {
         Value::Table(variable) => text(variable, "name"),
         variable => variable.as_str().map(str::to_owned),
     };
-    variables.filter_map(name).filter(|name| is_secret(name)).collect()
+    variables.filter_map(name).collect()
 }
 
 /// The values of a table whose names say that they are secret; without the scheme before a token.
@@ -79,7 +87,7 @@ fn named_secret(table: &Table, key: &str) -> Vec<String> {
 
 /// Whether what has this name is a secret. `GIT_AUTHOR_NAME`, `SSH_AUTH_SOCK` and `TOKENIZER_PATH` are
 /// not: their values stand in many texts that must stay whole.
-fn is_secret(name: &str) -> bool {
+pub(super) fn is_secret(name: &str) -> bool {
     const ANYWHERE: [&str; 7] =
         ["token", "secret", "password", "passwd", "credential", "cookie", "apikey"];
     const PLACES: [&str; 6] = ["sock", "path", "file", "dir", "name", "email"];
@@ -117,9 +125,14 @@ mod tests {
             env_vars = ["GITHUB_PAT", "PATH", { name = "Z_TOKEN", source = "local" }]
             env = { Y_SECRET = "y-value", HOME = "/home" }
         };
-        let Secrets { values, variables } = of_config(&config);
+        let Secrets { values, variables, named } = of_config(&config);
         assert_eq!(values, ["bearer-value", "query-value", "header-value", "y-value"]);
         assert_eq!(variables, ["X_KEY", "X_HEADER_KEY", "Y_TOKEN", "GITHUB_PAT", "Z_TOKEN"]);
+        assert!(
+            named.contains(&"ORG".to_owned()) && named.contains(&"PATH".to_owned()),
+            "{named:?}"
+        );
+        assert!(variables.iter().all(|name| named.contains(name)), "{named:?}");
         assert_eq!(of_config(&toml::toml! { model_providers = 7 }), Secrets::default());
         let login =
             r#"{"OPENAI_API_KEY": null, "tokens": {"access_token": "a", "account_id": "b"}}"#;

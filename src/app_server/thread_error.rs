@@ -37,9 +37,6 @@ pub(crate) enum ThreadError {
     /// It has no permission profile of the name that was asked for, or may not use it.
     #[error("{0}")]
     UnknownProfile(String),
-    /// A turn with these options could write what is protected: which fields make it so.
-    #[error("what is protected could be written")]
-    Denied(Vec<FieldViolation>),
     /// It does not know a skill that an input names.
     #[error("{cause}")]
     UnknownSkill {
@@ -48,6 +45,10 @@ pub(crate) enum ThreadError {
         /// Which skill, and which it knows.
         cause: String,
     },
+    /// The policy does not let it be asked, or a turn with these options could write what is protected:
+    /// which fields make it so.
+    #[error("denied by policy")]
+    Denied(Vec<FieldViolation>),
     /// It gives the thread more rights than were asked for, also when it loads it again.
     #[error("{0}")]
     NotApplied(String),

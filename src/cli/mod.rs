@@ -140,6 +140,11 @@ pub fn main() -> ExitCode {
         }
         command => command,
     };
+    // A sidecar has keys, and runs what a model says under the same user. Others don't hide: the sidecar
+    // looks who they are. A system that refuses this is no reason to serve nobody.
+    if matches!(command, Command::Serve(_) | Command::Demo(_)) {
+        let _ = crate::process::keep_private();
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

@@ -6,10 +6,12 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::access::IdentifyPeers;
 use crate::model::id::is_hidden;
 use crate::model::options::{DEEPEST_CONFIG, config_depth};
 use crate::registry::ledger::{Durability, StatePath};
 use crate::telemetry::LogFormat;
+use crate::worker::environment::is_kept_back;
 
 /// Longest duration that is taken: further out, clocks overflow.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -321,6 +323,29 @@ impl Codec for Outlives {
     }
 }
 
+/// Whether callers must be identified.
+pub(super) struct Identify;
+
+impl Codec for Identify {
+    type Value = IdentifyPeers;
+
+    fn read(&self, raw: Raw<'_>, _base: &Path) -> Result<IdentifyPeers, String> {
+        match text_of(raw) {
+            Some("when_possible") => Ok(IdentifyPeers::WhenPossible),
+            Some("required") => Ok(IdentifyPeers::Required),
+            _ => Err("wants when_possible or required".to_owned()),
+        }
+    }
+
+    fn write(&self, value: &IdentifyPeers) -> toml::Value {
+        let text = match value {
+            IdentifyPeers::WhenPossible => "when_possible",
+            IdentifyPeers::Required => "required",
+        };
+        toml::Value::String(text.to_owned())
+    }
+}
+
 pub(super) struct LogFilter;
 
 impl Codec for LogFilter {
@@ -510,6 +535,39 @@ impl Codec for FeatureNames {
 
     fn write(&self, value: &Vec<String>) -> toml::Value {
         value.iter().map(|name| toml::Value::String(name.clone())).collect::<Vec<_>>().into()
+    }
+}
+
+/// Names of environment variables, and patterns of them.
+pub(super) struct VariableNames;
+
+impl Codec for VariableNames {
+    type Value = Vec<String>;
+
+    fn read(&self, raw: Raw<'_>, _base: &Path) -> Result<Vec<String>, String> {
+        const ALLOWED: &str = "wants a list of environment variables by name or pattern, like \
+                               [\"AWS_*\", \"SSH_AUTH_SOCK\"]";
+        let names: Option<Vec<String>> = match raw {
+            Raw::Toml(toml::Value::Array(values)) => {
+                values.iter().map(|value| value.as_str().map(str::to_owned)).collect()
+            }
+            _ => None,
+        };
+        let names = names.ok_or(ALLOWED)?;
+        let is_name = |name: &String| !name.is_empty() && !name.contains(['=', '\0']);
+        if !names.iter().all(is_name) {
+            return Err(ALLOWED.to_owned());
+        }
+        match names.iter().find(|name| is_kept_back(name)) {
+            Some(name) => Err(format!(
+                "{ALLOWED}; {name} is the sidecar's own, and no worker gets it (CODEX_SIDECAR_*, OTEL_*)"
+            )),
+            None => Ok(names),
+        }
+    }
+
+    fn write(&self, value: &Vec<String>) -> toml::Value {
+        FeatureNames.write(value)
     }
 }
 

@@ -35,7 +35,8 @@ pub(super) fn load(
     settings::visit_top(&mut config, &mut loader);
     loader.refuse_unknown_keys(&["tools", "tenants"]);
     if let Some(file) = &file {
-        config.tools = tools::read(file, &file.table, "", &mut origins, &mut faults);
+        config.tools =
+            tools::read(file, &file.table, "", &config.policy, &mut origins, &mut faults);
     }
     config.api_key = read_key(env, &mut faults);
     check::together(&config, "", &origins, &mut faults);

@@ -21,6 +21,7 @@ mod fault;
 mod file;
 mod listen;
 mod load;
+mod policy;
 mod print;
 mod settings;
 mod tenants;
@@ -37,9 +38,10 @@ use std::time::Duration;
 
 use secrecy::{ExposeSecret as _, SecretString};
 
-use crate::access::TokenHash;
+use crate::access::{IdentifyPeers, TokenHash};
 use crate::grpc::limits::{ConnectionLimits, RequestLimits};
 use crate::model::id::Tenant;
+use crate::model::policy::Policy;
 use crate::pool::PoolSettings;
 use crate::registry::ledger::{StatePath, StateSettings};
 use crate::turn::admission::AdmissionLimits;
@@ -53,6 +55,7 @@ use crate::worker::settings::WorkerSettings;
 pub(crate) use crate::access::Credentials;
 pub use crate::model::options::ToolDefaults;
 pub use crate::telemetry::LogFormat;
+
 pub(crate) use args::ServeArgs;
 pub(crate) use fault::{ConfigErrors, Fault};
 pub(crate) use file::Origins;
@@ -77,6 +80,8 @@ pub struct Config {
     pub client_names: Option<Vec<String>>,
     /// Who may connect to its Unix sockets.
     pub unix_sockets: UnixSockets,
+    /// Whether a connection must be told from those of commands that turns run. Default: when possible.
+    pub identify_peers: IdentifyPeers,
     /// The Codex CLI: an absolute path, or a bare name that is looked for on PATH. Default: none
     /// given, which means `codex` on PATH.
     pub codex_path: Option<PathBuf>,
@@ -122,6 +127,8 @@ pub struct Config {
     /// these lie in what such turns may write. Default no: such turns are denied where Codex can't keep
     /// them from it.
     pub allow_writable_codex_home: bool,
+    /// What callers may ask for at most.
+    pub policy: Policy,
     /// Defaults of the caller's Codex tools, by tool name.
     pub tools: BTreeMap<String, ToolDefaults>,
     /// Who else is served than the tenant `default`, which all of the above is, by their names.
@@ -190,6 +197,7 @@ impl Default for Config {
             tls: TlsFiles::default(),
             client_names: None,
             unix_sockets: UnixSockets::default(),
+            identify_peers: IdentifyPeers::default(),
             codex_path: None,
             codex_home: std::env::home_dir().unwrap_or_else(|| PathBuf::from("/")).join(".codex"),
             share_codex_home: false,
@@ -210,6 +218,7 @@ impl Default for Config {
             worker: WorkerSettings::default(),
             state: StateSettings::default(),
             allow_writable_codex_home: false,
+            policy: Policy::default(),
             tools: BTreeMap::new(),
             tenants: BTreeMap::new(),
             tenant: Tenant::default(),

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::codec::{self, Codec};
 use super::load::join;
 use super::settings::{self, Name, Scope, Visitor};
-use super::{Config, Origins};
+use super::{Config, Origins, policy};
 use crate::model::options::ToolDefaults;
 use crate::worker::settings::is_bare_key;
 
@@ -116,10 +116,15 @@ impl Printer<'_> {
             turn_timeout,
             answer_timeout,
             max_total_tokens,
+            policy,
         } = tool;
         self.header(&["tools", name]);
         let mut lines: Vec<(String, toml::Value)> = Vec::new();
-        if let Ok(serde_json::Value::Object(options)) = serde_json::to_value(thread_options) {
+        if let Ok(serde_json::Value::Object(mut options)) = serde_json::to_value(thread_options) {
+            let variables = options.remove("environment");
+            for (name, _) in variables.iter().filter_map(|table| table.as_object()).flatten() {
+                self.comment(&format!("environment.{} = \"[redacted]\"", show_key(name)));
+            }
             lines.extend(
                 options.into_iter().filter_map(|(key, value)| Some((key, to_toml_value(&value)?))),
             );
@@ -145,6 +150,36 @@ impl Printer<'_> {
         for (key, value) in lines {
             let path = format!("tools.{name}.{key}");
             self.line(&key, &value, &path);
+        }
+        if let Some(policy) = policy {
+            self.header(&["tools", name, "policy"]);
+            let section = format!("tools.{name}.policy");
+            let own = OwnPolicy { printer: self, keys: &policy.own.keys, section };
+            policy::visit(&mut policy.as_ref().clone(), &mut { own });
+        }
+    }
+}
+
+/// Prints what of a policy is a tool's own.
+struct OwnPolicy<'a, 'b> {
+    printer: &'a mut Printer<'b>,
+    keys: &'a [&'static str],
+    section: String,
+}
+
+impl Visitor for OwnPolicy<'_, '_> {
+    fn section(&mut self, _name: &'static str) {}
+
+    fn required<C: Codec>(&mut self, name: Name, codec: C, slot: &mut C::Value) {
+        if self.keys.contains(&name.key) {
+            let path = format!("{}.{}", self.section, name.key);
+            self.printer.line(name.key, &codec.write(slot), &path);
+        }
+    }
+
+    fn optional<C: Codec>(&mut self, name: Name, codec: C, slot: &mut Option<C::Value>) {
+        if let Some(value) = slot {
+            self.required(name, codec, value);
         }
     }
 }

@@ -3,10 +3,10 @@
 
 use super::codec::{
     self, AbsolutePath, Codec, FeatureNames, FileMode, FileOrMemory, GroupName, Ids, LogFilter,
-    LogForm, Outlives, Overrides, SpanOrNone, Switch, TextList, VariableName,
+    LogForm, Outlives, Overrides, SpanOrNone, Switch, TextList, VariableName, VariableNames,
 };
 use super::listen::Listen;
-use super::{Config, Credentials, TenantConfig, TlsFiles, UnixSockets};
+use super::{Config, Credentials, TenantConfig, TlsFiles, UnixSockets, policy};
 use crate::app_server::peer::PeerLimits;
 use crate::grpc::limits::{CODEX_MAX_INPUT_CHARACTERS, ConnectionLimits, RequestLimits};
 use crate::pool::PoolSettings;
@@ -58,7 +58,7 @@ impl Name {
 }
 
 /// A tenant's setting that only the file has.
-const fn key(key: &'static str) -> Name {
+pub(super) const fn key(key: &'static str) -> Name {
     Name { key, flag: None, env: None, scope: Scope::Tenant }
 }
 
@@ -120,6 +120,7 @@ fn visit(config: &mut Config, visitor: &mut impl Visitor) {
         client_names: _,
         tls,
         unix_sockets,
+        identify_peers,
         codex_path,
         codex_home,
         share_codex_home,
@@ -140,6 +141,7 @@ fn visit(config: &mut Config, visitor: &mut impl Visitor) {
         worker,
         state,
         allow_writable_codex_home,
+        policy,
         tools: _,
         tenants: _,
         tenant: _,
@@ -185,7 +187,7 @@ fn visit(config: &mut Config, visitor: &mut impl Visitor) {
         stop_when_idle,
     } = pool;
     let StateSettings { path, durability } = state;
-    let WorkerSettings { config, disable_features, limits: worker_limits } = worker;
+    let WorkerSettings { config, disable_features, environment, limits: worker_limits } = worker;
     let WorkerLimits { peer, start_timeout, request_timeout } = worker_limits;
     let PeerLimits {
         max_line_bytes,
@@ -258,6 +260,9 @@ fn visit(config: &mut Config, visitor: &mut impl Visitor) {
         log_format,
     );
     v.required(flag("log", "--log", "CODEX_SIDECAR_LOG").of_sidecar(), LogFilter, log);
+
+    v.section("policy");
+    v.required(key("identify_peers").of_sidecar(), codec::Identify, identify_peers);
 
     v.section("limits");
     v.required(key("max_running_turns"), codec::count(1..=MANY), max_running_turns);
@@ -342,8 +347,10 @@ fn visit(config: &mut Config, visitor: &mut impl Visitor) {
 
     v.section("worker");
     v.required(key("disable_features"), FeatureNames, disable_features);
+    v.required(key("environment"), VariableNames, environment);
     v.required(key("config"), Overrides, config);
 
     v.section("policy");
     v.required(key("allow_writable_codex_home"), Switch, allow_writable_codex_home);
+    policy::visit(policy, v);
 }

@@ -60,7 +60,8 @@ pub(super) fn read(
         let mut loader = Loader::new(place, Some(file), origins, faults);
         settings::visit_tenant(&mut tenant, &mut loader);
         loader.refuse_unknown_keys(&["tools"]);
-        tenant.config.tools = tools::read(file, table, &path, origins, faults);
+        tenant.config.tools =
+            tools::read(file, table, &path, &tenant.config.policy, origins, faults);
         if !table.contains_key("codex_home") {
             faults.push(Fault {
                 origin: file.origin(&format!("{path}.codex_home")).to_string(),

@@ -10,8 +10,8 @@ use secrecy::ExposeSecret as _;
 
 use super::*;
 use crate::model::options::{
-    ApprovalPolicy, ApprovalsReviewer, DynamicTool, ReasoningSummary, SandboxMode, ThreadOptions,
-    WebSearchMode,
+    ApprovalPolicy, ApprovalsReviewer, DynamicTool, Environment, ReasoningSummary, SandboxMode,
+    ThreadOptions, WebSearchMode,
 };
 use crate::worker::WorkerLimits;
 
@@ -276,6 +276,21 @@ const FULL: &str = r#"
     turn_timeout = "2s"
     answer_timeout = "3s"
     max_total_tokens = 100000
+    [tools.codex_engineer.policy]
+    max_sandbox_mode = "workspace-write"
+    approvals_reviewers = ["user"]
+    config_keys = ["features.a"]
+    [policy]
+    permission_profiles = ["mine", "team-*"]
+    approval_policies = ["on-request", "never"]
+    max_web_search = "live"
+    models = ["*"]
+    roots = ["/", "relative"]
+    config_keys = ["features.*"]
+    environment = ["LC_*"]
+    images = "data"
+    [tenants.research.policy]
+    network_access = false
     [tenants.research]
     codex_home = "research"
     workers = 1
@@ -484,6 +499,7 @@ fn the_list_of_thread_option_keys_is_complete() {
         reasoning_summary: Some(ReasoningSummary::Auto),
         approvals_reviewer: Some(ApprovalsReviewer::AutoReview),
         service_tier: Some(String::new()),
+        environment: Some(Environment::default()),
     };
     let json = serde_json::to_value(all).unwrap();
     let keys: BTreeSet<&str> = json.as_object().unwrap().keys().map(String::as_str).collect();
@@ -674,4 +690,112 @@ fn every_fault_of_every_tenant_is_told_at_once_and_what_they_inherit_once() {
         assert!(text.lines().any(|line| line.starts_with(&expected)), "no {expected:?} in\n{text}");
     }
     assert_eq!(errors.0.len(), expected.len(), "{text}");
+}
+
+/// The faults of a file, each with its key.
+fn faults_of(text: &str) -> Vec<String> {
+    let (_directory, path) = file(text);
+    let ConfigErrors(faults) = load(&["--config", &path], &[]).unwrap_err();
+    faults.into_iter().map(|fault| fault.to_string().replace(&path, "F")).collect()
+}
+
+#[test]
+fn a_tool_says_less_than_the_policy_and_never_more() {
+    let (_directory, path) = file(
+        "[policy]\nmax_sandbox_mode = \"workspace-write\"\nmodels = [\"gpt-*\"]\n\
+         [tools.codex.policy]\nmax_sandbox_mode = \"read-only\"\nmodels = [\"gpt-5\", \"gpt-5-*\"]\n",
+    );
+    let (config, _) = load(&["--config", &path], &[]).unwrap();
+    let policy = config.tools["codex"].policy.as_ref().unwrap();
+    assert_eq!(policy.max_sandbox_mode, SandboxMode::ReadOnly);
+    assert_eq!(policy.setting("models"), "[tools.codex.policy] models");
+    assert_eq!(policy.setting("roots"), "[policy] roots");
+
+    let base = "[policy]\nmax_sandbox_mode = \"read-only\"\npermission_profiles = [\"a\"]\n\
+                approval_policies = [\"never\"]\napprovals_reviewers = [\"user\"]\n\
+                network_access = false\nmax_web_search = \"cached\"\nmodels = [\"m\"]\n\
+                roots = [\"/work\"]\ndynamic_tools = false\nimages = \"data\"\n\
+                [tools.codex.policy]\n";
+    for (line, wanted) in [
+        ("max_sandbox_mode = \"workspace-write\"", "wants at most read-only"),
+        ("permission_profiles = [\"a\", \"*\"]", "wants nothing but what is in a"),
+        ("approval_policies = [\"on-request\"]", "wants none but never"),
+        ("approvals_reviewers = [\"auto_review\"]", "wants none but user"),
+        ("network_access = true", "wants at most false"),
+        ("max_web_search = \"live\"", "wants at most cached"),
+        ("models = [\"m*\"]", "wants nothing but what is in m"),
+        ("roots = [\"/work/a\", \"/workshop\"]", "wants directories in /work"),
+        ("config_keys = [\"features.x\"]", "wants none"),
+        ("environment = [\"X\"]", "wants none"),
+        ("dynamic_tools = true", "wants at most false"),
+        ("images = \"any\"", "wants at most data"),
+    ] {
+        let faults = faults_of(&format!("{base}{line}\n"));
+        let [fault] = faults.as_slice() else { panic!("{line}: {faults:?}") };
+        let key = line.split(' ').next().unwrap();
+        assert!(fault.contains(&format!("tools.codex.policy.{key}")), "{fault}");
+        assert!(fault.contains(wanted), "{fault}");
+    }
+}
+
+#[test]
+fn what_a_policy_denies_to_all_callers_is_no_default_of_a_tool() {
+    let policy = "[policy]\nmax_sandbox_mode = \"read-only\"\napproval_policies = [\"never\"]\n\
+                  network_access = false\nmax_web_search = \"disabled\"\nmodels = [\"m\"]\n\
+                  roots = [\"/work\"]\ndynamic_tools = false\n[tools.codex]\n";
+    for (line, key) in [
+        ("sandbox_mode = \"workspace-write\"", "sandbox_mode"),
+        ("permission_profile = \":workspace\"", "permission_profile"),
+        ("permission_profile = \"mine\"", "permission_profile"),
+        ("approval_policy = \"on-request\"", "approval_policy"),
+        ("approvals_reviewer = \"auto_review\"", "approvals_reviewer"),
+        ("network_access_enabled = true", "network_access_enabled"),
+        ("web_search_mode = \"cached\"", "web_search_mode"),
+        ("web_search_enabled = true", "web_search_enabled"),
+        ("config = { web_search = \"indexed\" }", "config"),
+        ("config = { model = \"n\" }", "model"),
+        ("model = \"n\"", "model"),
+        ("working_directory = \"/workshop\"", "working_directory"),
+        ("additional_directories = [\"/work/a\", \"/tmp\"]", "additional_directories"),
+        (
+            "dynamic_tools = [{ name = \"t\", description = \"\", input_schema = {} }]",
+            "dynamic_tools",
+        ),
+    ] {
+        let faults = faults_of(&format!("{policy}{line}\n"));
+        let [fault] = faults.as_slice() else { panic!("{line}: {faults:?}") };
+        assert!(fault.contains(&format!("F: tools.codex.{key}")), "{fault}");
+        assert!(fault.contains("[policy] "), "{fault}");
+    }
+    // The owner's own.
+    let (_directory, path) = file(
+        "[tools.codex]\nconfig = { notify = [\"x\"] }\nenvironment = { TOKEN = \"canary-in-file\" }\n",
+    );
+    let (config, origins) = load(&["--config", &path], &[]).unwrap();
+    let printed = config.to_toml(&origins);
+    assert!(printed.contains("environment.TOKEN = \"[redacted]\""), "{printed}");
+    assert!(!format!("{printed}{config:?}").contains("canary"), "{printed}");
+}
+
+#[test]
+fn a_policy_is_read_strictly() {
+    for (line, wanted) in [
+        (
+            "max_sandbox_mode = \"none\"",
+            "wants one of read-only, workspace-write, danger-full-access",
+        ),
+        ("approval_policies = []", "wants a list of at least one"),
+        ("models = \"m\"", "wants a list"),
+        ("models = [\"\"]", "wants texts"),
+        ("roots = [\"/a/../b\"]", "without .."),
+        ("roots = []", "wants a list of at least one"),
+        ("images = \"some\"", "wants one of none, data, any"),
+        ("max_web_serch = \"live\"", "did you mean max_web_search?"),
+    ] {
+        for section in ["policy", "tools.codex.policy"] {
+            let faults = faults_of(&format!("[{section}]\n{line}\n"));
+            let [fault] = faults.as_slice() else { panic!("{line}: {faults:?}") };
+            assert!(fault.contains(wanted), "{fault}");
+        }
+    }
 }

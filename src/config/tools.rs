@@ -4,15 +4,16 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::num::NonZeroU64;
 use std::path::{Component, Path};
 
-use super::Fault;
 use super::codec::{self, Codec as _, Raw, check_depth, show_bounded, to_json};
 use super::file::{File, Origins, unknown_key};
 use super::load::join;
+use super::{Fault, policy};
 use crate::model::id::is_hidden;
-use crate::model::options::{DynamicTool, ThreadOptions, ToolDefaults};
+use crate::model::options::{DynamicTool, Environment, ThreadOptions, ToolDefaults};
+use crate::model::policy::Policy;
 
 /// The keys of `ThreadOptions`; a test keeps the list true.
-pub(super) const THREAD_OPTION_KEYS: [&str; 19] = [
+pub(super) const THREAD_OPTION_KEYS: [&str; 20] = [
     "model",
     "sandbox_mode",
     "working_directory",
@@ -32,7 +33,11 @@ pub(super) const THREAD_OPTION_KEYS: [&str; 19] = [
     "reasoning_summary",
     "approvals_reviewer",
     "service_tier",
+    "environment",
 ];
+
+/// The table of what a tool's callers may ask for at most.
+const POLICY_KEY: &str = "policy";
 
 /// The keys of a tool beside them.
 const OWN_KEYS: [&str; 7] = [
@@ -50,6 +55,7 @@ pub(super) fn read(
     file: &File,
     table: &toml::Table,
     at: &str,
+    policy: &Policy,
     origins: &mut Origins,
     faults: &mut Vec<Fault>,
 ) -> BTreeMap<String, ToolDefaults> {
@@ -81,8 +87,12 @@ pub(super) fn read(
             continue;
         };
         let mut defaults = ToolDefaults::default();
-        let mut unknown = Vec::new();
+        let (mut unknown, mut policies) = (Vec::new(), None);
         for (key, value) in keys {
+            if key == POLICY_KEY {
+                policies = Some(value);
+                continue;
+            }
             match read_key(key, value, &mut defaults) {
                 Read::Done => {
                     let path = format!("{path}.{key}");
@@ -94,11 +104,11 @@ pub(super) fn read(
             }
         }
         let known: BTreeSet<&'static str> =
-            THREAD_OPTION_KEYS.into_iter().chain(OWN_KEYS).collect();
+            THREAD_OPTION_KEYS.into_iter().chain(OWN_KEYS).chain([POLICY_KEY]).collect();
         for key in unknown {
             faults.push(unknown_key(file.origin(&format!("{path}.{key}")), key, &known));
         }
-        let unreadable = defaults.thread_options.take_rights_from_config().err();
+        let unreadable = defaults.thread_options.take_fields_from_config().err();
         for (key, problem) in unreadable.into_iter().flatten() {
             faults.push(Fault {
                 origin: file.origin(&format!("{path}.config")).to_string(),
@@ -123,6 +133,9 @@ pub(super) fn read(
                 problem,
             });
         }
+        defaults.policy =
+            policies.and_then(|value| policy::of_tool(&path, value, policy, file, origins, faults));
+        policy::judge_tool(&path, &defaults, policy, file, faults);
         tools.insert(name.clone(), defaults);
     }
     tools
@@ -269,8 +282,20 @@ fn read_thread_option(key: &str, value: &toml::Value) -> Result<ThreadOptions, S
     for (key, value) in option.config.iter().flatten() {
         check_depth(key, value)?;
     }
+    check_environment(&option)?;
     check_dynamic_tools(option.dynamic_tools.iter().flatten())?;
     Ok(option)
+}
+
+fn check_environment(option: &ThreadOptions) -> Result<(), String> {
+    let Some(Environment(variables)) = &option.environment else { return Ok(()) };
+    if variables.len() > Environment::MOST {
+        return Err(format!("wants at most {} variables", Environment::MOST));
+    }
+    let faults = variables.iter().filter_map(|(name, value)| {
+        Environment::fault_of(name, value).map(|fault| format!("{name:?} {fault}"))
+    });
+    faults.into_iter().next().map_or(Ok(()), Err)
 }
 
 fn check_dynamic_tools<'a>(tools: impl Iterator<Item = &'a DynamicTool>) -> Result<(), String> {

@@ -18,6 +18,7 @@ use crate::grpc::{convert, deadline, page_size, page_token, routed, turns, unary
 use crate::model::event::{InterruptReason, TurnEvent};
 use crate::model::id::{CallerId, CallerName, ContextKey, Tenant, ThreadId, TurnId};
 use crate::model::options::ToolDefaults;
+use crate::model::policy::Policy;
 use crate::model::refusal::{Refusal, show};
 use crate::model::request::TurnRequest;
 use crate::pb;
@@ -39,6 +40,7 @@ const LISTED_AT_ONCE: usize = 100;
 pub(crate) struct CodexApi {
     pub(super) engine: Arc<Engine>,
     tools: Arc<BTreeMap<String, ToolDefaults>>,
+    policy: Arc<Policy>,
     limits: RequestLimits,
     timeouts: Timeouts,
     // Held by the call that lists.
@@ -47,16 +49,18 @@ pub(crate) struct CodexApi {
 }
 
 impl CodexApi {
-    /// Serves this engine. `tools` are the defaults of tools by their names.
+    /// Serves this engine. `tools` are the defaults of tools by their names; `policy` holds for those
+    /// that have none of their own.
     pub(crate) fn new(
         engine: Arc<Engine>,
         tools: BTreeMap<String, ToolDefaults>,
+        policy: Policy,
         limits: RequestLimits,
         timeouts: Timeouts,
     ) -> CodexApi {
         let listing = Arc::new(Semaphore::new(1));
-        let (tools, unsent) = (Arc::new(tools), Arc::default());
-        CodexApi { engine, tools, limits, timeouts, listing, unsent }
+        let (tools, policy, unsent) = (Arc::new(tools), Arc::new(policy), Arc::default());
+        CodexApi { engine, tools, policy, limits, timeouts, listing, unsent }
     }
 
     pub(super) fn engine(&self) -> &Arc<Engine> {
@@ -74,7 +78,8 @@ impl CodexApi {
     ) -> Result<TurnRequest, Refusal> {
         let defaults = |tool: &str| ToolDefaults::of(&self.tools, tool);
         let (limits, timeouts) = (&self.limits, &self.timeouts);
-        let turn = convert::turn_request(request, &defaults, limits, timeouts, Tenant::default())?;
+        let (policy, tenant) = (&self.policy, Tenant::default());
+        let turn = convert::turn_request(request, &defaults, policy, limits, timeouts, tenant)?;
         Ok(TurnRequest { caller, ..turn })
     }
 
@@ -259,7 +264,8 @@ impl CodexService for CodexApi {
         let answer = convert::answer(request_id, answer);
         let (turn_id, (request_id, answer), ()) = all_of(turn_id_of(&turn_id), answer, Ok(()))?;
         let turn = self.engine.turn(&turn_id)?;
-        deadline::answer(deadline, turn.answer(request_id, answer, by)).await?;
+        let answering = self.engine.answer(&turn, request_id, answer, by);
+        deadline::answer(deadline, answering).await?;
         Ok(Response::new(pb::AnswerRequestResponse {}))
     }
 

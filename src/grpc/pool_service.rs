@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use futures::StreamExt as _;
@@ -62,6 +63,8 @@ pub(crate) struct Setup {
     pub contexts: ContextLimits,
     /// The clocks of turns.
     pub timeouts: Timeouts,
+    /// How many connections were let in of which it is not known who made them.
+    pub peers_unidentified: Arc<AtomicU64>,
 }
 
 /// The implementation over an engine.
@@ -186,6 +189,7 @@ impl PoolApi {
             retained_bytes: engine.turns().retained().bytes(),
             contexts: engine.contexts().count() as u64,
             ready_workers: count(ready),
+            peers_unidentified: self.setup.peers_unidentified.load(Ordering::Relaxed),
             tokens_today: engine.quotas().tokens_today(),
         }
     }

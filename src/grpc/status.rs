@@ -39,7 +39,7 @@ impl From<Refusal> for Status {
 /// The status that says `refusal`.
 pub(crate) fn status(refusal: &Refusal) -> Status {
     match refusal {
-        Refusal::Unauthenticated => {
+        Refusal::Unauthenticated | Refusal::CalledByATurn => {
             says(Code::Unauthenticated, "UNAUTHENTICATED", refusal).status()
         }
         Refusal::InvalidInput(violations) => {

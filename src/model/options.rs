@@ -5,14 +5,18 @@
 //! by field. Nothing here knows protobuf or Codex's JSON.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// What a command that the model runs may touch (`--sandbox` of the CLI).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+use super::policy::Policy;
+
+/// What a command that the model runs may touch (`--sandbox` of the CLI), the least first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SandboxMode {
     /// Reads everywhere, writes nowhere.
@@ -48,8 +52,8 @@ pub enum ApprovalsReviewer {
     AutoReview,
 }
 
-/// Whether the model may search the web (`web_search` of the CLI).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// Whether the model may search the web (`web_search` of the CLI), the least first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum WebSearchMode {
     /// No search tool.
@@ -96,6 +100,9 @@ impl ReasoningSummary {
 /// The key of `config` that says what [`ThreadOptions::reasoning_summary`] says.
 pub(crate) const REASONING_SUMMARY_KEY: &str = "model_reasoning_summary";
 
+/// The key of `config` that says what [`ThreadOptions::web_search_mode`] says, and some that that can't.
+pub(crate) const WEB_SEARCH_KEY: &str = "web_search";
+
 /// The deepest that a key of `config` may lead: Codex takes each dot for a table in a table, and walks
 /// them by recursion.
 pub(crate) const DEEPEST_CONFIG: usize = 100;
@@ -121,6 +128,43 @@ pub struct DynamicTool {
     pub description: String,
     /// The JSON schema of its arguments.
     pub input_schema: serde_json::Value,
+}
+
+/// Variables for the commands that the model runs, by their names. What they are set to is shown nowhere.
+#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Environment(pub BTreeMap<String, String>);
+
+impl Environment {
+    /// Most variables.
+    pub(crate) const MOST: usize = 64;
+    /// Most bytes of a name.
+    const LONGEST_NAME: usize = 128;
+    /// Most bytes of a value.
+    const LONGEST_VALUE: usize = 32 << 10;
+
+    /// What keeps a variable from being set, with what to do about it; the value is not in it.
+    pub(crate) fn fault_of(name: &str, value: &str) -> Option<String> {
+        let begins_well = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+        if !begins_well || !name.bytes().all(plain) || name.len() > Environment::LONGEST_NAME {
+            let most = Environment::LONGEST_NAME;
+            Some(format!("is no variable's name; use 1 to {most} of A-Z a-z 0-9 _, no digit first"))
+        } else if value.len() > Environment::LONGEST_VALUE {
+            let (length, most) = (value.len(), Environment::LONGEST_VALUE);
+            Some(format!("is set to {length} bytes; give at most {most}"))
+        } else if value.contains('\0') {
+            Some("is set to something with a NUL byte; leave that out".to_owned())
+        } else {
+            None
+        }
+    }
+}
+
+impl fmt::Debug for Environment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
 }
 
 /// How a thread runs. `None` means: not said at this layer.
@@ -185,12 +229,15 @@ pub struct ThreadOptions {
     /// The provider's service tier, by Codex's name for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service_tier: Option<String>,
+    /// Variables for commands.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub environment: Option<Environment>,
 }
 
 impl ThreadOptions {
     /// These options, with `defaults` where they say nothing. Fields are taken whole, except that
-    /// `config` is merged key by key, and that the two web search fields are one choice, and the
-    /// sandbox and the permission profile another: a layer that says either of two hides both of the
+    /// `config` and `environment` are merged key by key, and that the two web search fields are one
+    /// choice, and the sandbox and the permission profile another: a layer that says either of two hides both of the
     /// layer below.
     pub fn or(self, defaults: &ThreadOptions) -> ThreadOptions {
         let ThreadOptions {
@@ -213,12 +260,20 @@ impl ThreadOptions {
             reasoning_summary,
             approvals_reviewer,
             service_tier,
+            environment,
         } = self;
         let says_access = sandbox_mode.is_some() || permission_profile.is_some();
         let says_web_search = web_search_mode.is_some() || web_search_enabled.is_some();
         let config = match (config, defaults.config.clone()) {
             (Some(own), Some(mut below)) => {
                 below.extend(own);
+                Some(below)
+            }
+            (own, below) => own.or(below),
+        };
+        let environment = match (environment, defaults.environment.clone()) {
+            (Some(own), Some(mut below)) => {
+                below.0.extend(own.0);
                 Some(below)
             }
             (own, below) => own.or(below),
@@ -258,6 +313,7 @@ impl ThreadOptions {
             reasoning_summary: reasoning_summary.or(defaults.reasoning_summary),
             approvals_reviewer: approvals_reviewer.or(defaults.approvals_reviewer),
             service_tier: service_tier.or_else(|| defaults.service_tier.clone()),
+            environment,
         }
     }
 
@@ -324,6 +380,8 @@ pub struct ToolDefaults {
     pub answer_timeout: Option<Duration>,
     /// Most tokens of a turn, in and out.
     pub max_total_tokens: Option<NonZeroU64>,
+    /// What its callers may ask for at most, where that is less than what holds for all.
+    pub policy: Option<Arc<Policy>>,
 }
 
 impl ToolDefaults {

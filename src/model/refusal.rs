@@ -47,6 +47,11 @@ impl Faults {
     pub(crate) fn or_refuse<T>(self, value: T) -> Result<T, Refusal> {
         if self.0.is_empty() { Ok(value) } else { Err(Refusal::InvalidInput(self.0)) }
     }
+
+    /// `value` if a policy denied nothing.
+    pub(crate) fn or_deny<T>(self, value: T) -> Result<T, Refusal> {
+        if self.0.is_empty() { Ok(value) } else { Err(Refusal::PolicyDenied(self.0)) }
+    }
 }
 
 /// A caller's value for an error message: quoted, escaped, and cut where it is long.
@@ -85,6 +90,11 @@ pub enum Refusal {
         "the call needs a credential that is known here: send authorization: Bearer …, or come with a client certificate or as a user that the sidecar knows"
     )]
     Unauthenticated,
+    /// It is made by a command of a turn, or it can't be told by whom.
+    #[error(
+        "the call comes from a process that a turn has started, or from one that can't be told: what turns run can't call the sidecar"
+    )]
+    CalledByATurn,
     /// The request is wrong by itself.
     #[error("invalid request: {}", .0.iter().map(|violation| format!("{}: {}", violation.field, violation.description)).collect::<Vec<_>>().join("; "))]
     InvalidInput(Vec<FieldViolation>),

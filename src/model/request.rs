@@ -1,7 +1,10 @@
 //! A turn's request after validation: what the engine may rely on without looking again.
 
+use std::sync::Arc;
+
 use crate::model::id::{CallerId, ContextKey, Tenant, ThreadId};
 use crate::model::options::{ThreadOptions, TurnOptions};
+use crate::model::policy::Policy;
 
 /// A turn to run.
 #[derive(Debug, Clone, PartialEq)]
@@ -43,6 +46,8 @@ pub(crate) struct TurnRequest {
     pub missing_thread_policy: MissingThreadPolicy,
     /// Pass on what the contract has no name for.
     pub include_raw_events: bool,
+    /// What it was held against, and what becomes of it is, too.
+    pub policy: Arc<Policy>,
     /// How large the request was on the wire.
     pub bytes: usize,
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 
 /// A model that can't be started.
 #[derive(Debug)]
@@ -22,6 +23,14 @@ impl OfflineModel {
 
     /// There is none to say anything of.
     pub fn config_overrides(&self) -> Vec<String> {
+        match *self {}
+    }
+
+    /// There is none to write of.
+    ///
+    /// # Errors
+    /// None.
+    pub fn write_catalog(&self, _directory: &Path) -> io::Result<String> {
         match *self {}
     }
 

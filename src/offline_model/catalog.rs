@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use rustix::fs::MemfdFlags;
 use serde_json::{Value, json};
@@ -35,6 +36,22 @@ impl Catalog {
     pub(super) fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
     }
+}
+
+/// Writes the same as a file of this directory, which is made if it is missing; gives its path.
+pub(super) fn write(directory: &Path) -> io::Result<PathBuf> {
+    const NAME: &str = ".codex-sidecar-offline-model.json";
+    std::fs::create_dir_all(directory)?;
+    let path = directory.join(NAME);
+    let text = catalog().to_string();
+    if std::fs::read(&path).is_ok_and(|there| there == text.as_bytes()) {
+        return Ok(path);
+    }
+    // At once: a worker may be reading it.
+    let new = directory.join(format!("{NAME}.{}", std::process::id()));
+    std::fs::write(&new, text)?;
+    std::fs::rename(new, &path)?;
+    Ok(path)
 }
 
 /// What Codex wants to know of a model. A catalog that it can't read keeps it from starting, so this is the union of

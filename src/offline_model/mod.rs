@@ -66,6 +66,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -160,6 +161,18 @@ impl OfflineModel {
             .map(str::to_owned),
         )
         .collect()
+    }
+
+    /// Writes the model's catalog into a directory, for processes that may not read `/proc` of this one; gives the
+    /// value of the `-c` flag for it, which belongs behind [the others](Self::config_overrides). The file stays: it
+    /// holds nothing, and is the same for all models.
+    ///
+    /// # Errors
+    ///
+    /// The file can't be written.
+    pub fn write_catalog(&self, directory: &Path) -> io::Result<String> {
+        let path = catalog::write(directory)?;
+        Ok(format!("model_catalog_json={}", toml::Value::from(path.to_string_lossy().as_ref())))
     }
 
     /// Stops listening and drops every connection. Takes two seconds at the most.
@@ -275,5 +288,12 @@ mod tests {
         let path = config["model_catalog_json"].as_str().unwrap();
         let text = std::fs::read_to_string(path).unwrap();
         assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), catalog::catalog());
+        let directory = tempfile::tempdir().unwrap();
+        for _ in 0..2 {
+            let written: toml::Table =
+                model.write_catalog(&directory.path().join("new")).unwrap().parse().unwrap();
+            let path = written["model_catalog_json"].as_str().unwrap();
+            assert_eq!(std::fs::read_to_string(path).unwrap(), text);
+        }
     }
 }

@@ -54,8 +54,12 @@ pub mod model {
     }
     pub mod options {
         pub use crate::model::options::{
-            ApprovalPolicy, ApprovalsReviewer, DynamicTool, SandboxMode, ThreadOptions,
+            ApprovalPolicy, ApprovalsReviewer, DynamicTool, Environment, SandboxMode,
+            ThreadOptions, WebSearchMode,
         };
+    }
+    pub mod policy {
+        pub use crate::model::policy::{ImagePolicy, OwnKeys, Policy};
     }
     pub mod request {
         pub use crate::model::request::{ReviewTarget, UserInput, Work};

@@ -23,7 +23,8 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitOptions};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 
-use super::guard_wire::{NAME, SUBCOMMAND, Word};
+use super::guard_wire::{NAME, SUBCOMMAND, Word, environment_from_bytes};
+use super::private::keep_private;
 use super::spawn::die_with_the_parent;
 use super::tree::{self, Sweep};
 use super::wake::Wake;
@@ -35,34 +36,40 @@ pub fn guard_if_asked(args: impl Iterator<Item = OsString>) -> Option<ExitCode> 
     if args.next()? != SUBCOMMAND {
         return None;
     }
-    let control = args.next().and_then(|fd| fd.to_str()?.parse::<RawFd>().ok());
-    let (Some(control), Some(_), Some(program)) =
-        (control.filter(|fd| *fd > 2), args.next().filter(|word| word == "--"), args.next())
+    let mut fd = || args.next()?.to_str()?.parse::<RawFd>().ok().filter(|fd| *fd > 2);
+    let (control, environment) = (fd(), fd());
+    let (Some(control), Some(environment), Some(_), Some(program)) =
+        (control, environment, args.next().filter(|word| word == "--"), args.next())
     else {
         eprintln!("this subcommand is for the sidecar's own use");
         return Some(ExitCode::from(64));
     };
-    let control = inherit(control);
+    // Only a help for who looks at a list of processes. Before it is private: the file is root's then.
+    let _ = std::fs::write("/proc/self/comm", NAME);
+    // It has the worker's keys in its memory. A system that refuses this is no reason to have no worker.
+    let _ = keep_private();
+    let (control, environment) = inherit(control, environment);
     let mut command = Command::new(program);
-    command.args(args);
+    command.args(args).env_clear().envs(environment_from_bytes(&environment));
     Some(match Guard::start(control, command) {
         Some(guard) => guard.run(),
         None => ExitCode::SUCCESS,
     })
 }
 
-/// Takes the control socket over and closes whatever else the sidecar was started with.
+/// Takes the control socket over, reads the environment to hand on, and closes that and whatever else the
+/// sidecar was started with.
 #[allow(
     unsafe_code,
     reason = "a file descriptor that was inherited can only be named by its number"
 )]
-fn inherit(control: RawFd) -> UnixStream {
+fn inherit(control: RawFd, environment: RawFd) -> (UnixStream, Vec<u8>) {
     let open: Vec<RawFd> = std::fs::read_dir("/proc/self/fd")
         .into_iter()
         .flatten()
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .collect();
-    for fd in open.into_iter().filter(|fd| *fd > 2 && *fd != control) {
+    for fd in open.into_iter().filter(|fd| *fd > 2 && ![control, environment].contains(fd)) {
         // The directory itself was open, and is no longer.
         if std::fs::symlink_metadata(format!("/proc/self/fd/{fd}")).is_err() {
             continue;
@@ -70,8 +77,13 @@ fn inherit(control: RawFd) -> UnixStream {
         // SAFETY: nothing in this process has a file open yet, so that nobody owns the descriptor.
         unsafe { rustix::io::close(fd) };
     }
-    // SAFETY: as above; the sidecar made this one for nobody but us.
-    UnixStream::from(unsafe { OwnedFd::from_raw_fd(control) })
+    // SAFETY: as above; the sidecar made these two for nobody but us.
+    let (control, environment) =
+        unsafe { (OwnedFd::from_raw_fd(control), OwnedFd::from_raw_fd(environment)) };
+    let mut bytes = Vec::new();
+    // It is in memory. Whatever is missing of it, the worker says what it can't do without.
+    let _ = std::fs::File::from(environment).read_to_end(&mut bytes);
+    (UnixStream::from(control), bytes)
 }
 
 struct Guard {
@@ -105,8 +117,6 @@ impl Guard {
     fn try_start(control: &UnixStream, mut command: Command) -> io::Result<(Wake, Pid)> {
         rustix::io::fcntl_setfd(control, rustix::io::FdFlags::CLOEXEC)?;
         control.set_nonblocking(true)?;
-        // Only a help for who looks at a list of processes.
-        let _ = std::fs::write("/proc/self/comm", NAME);
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
         let (wake, _) = Wake::new()?;
         // Handlers, because an ignored signal would be ignored by the worker too.

@@ -11,9 +11,10 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions};
 use tokio::sync::oneshot;
 
+use super::census::Roots;
 use super::orphans::Orphans;
 use super::spawn::{self, ProcessSpec};
-use super::tree::Stat;
+use super::tree::{Identity, Stat};
 
 /// Which guard, of all that this process ever started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -39,6 +40,8 @@ pub(super) struct Guards {
     started: u64,
     waiting: Vec<(GuardId, oneshot::Sender<()>)>,
     orphans: Option<Orphans>,
+    /// Children that were started without a guard.
+    unguarded: Vec<Identity>,
 }
 
 impl Guards {
@@ -74,6 +77,23 @@ impl Guards {
             let _ = rustix::process::kill_process(pid, Signal::KILL);
         }
         !stopped
+    }
+
+    pub(super) fn note_unguarded(&mut self, pid: Option<u32>) {
+        let pid = pid.and_then(|pid| i32::try_from(pid).ok());
+        self.unguarded.retain(|it| Stat::read(it.pid).is_some_and(|now| now.identity == *it));
+        self.unguarded.extend(pid.and_then(Stat::read).map(|stat| stat.identity));
+    }
+
+    /// Whose descendants all workers and their commands are.
+    pub(super) fn roots(&mut self) -> Roots {
+        // A guard that was just killed has left its descendants to us.
+        self.tend();
+        let mut guards: Vec<i32> =
+            self.known.values().map(|pid| pid.as_raw_nonzero().get()).collect();
+        guards.sort_unstable();
+        let standing = self.orphans.as_ref().and_then(Orphans::standing);
+        Roots { guards, unguarded: self.unguarded.clone(), standing: standing.cloned() }
     }
 
     pub(super) fn adopt_orphans(&mut self) {

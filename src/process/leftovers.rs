@@ -85,8 +85,12 @@ pub fn clear_leftovers(codex_home: &Path) -> usize {
                     .and_then(|value| Instance::parse(&value))
                     .is_some_and(|of| of.is_forerunner_of(&instance))
         };
-        let (guards, mut left): (Vec<Stat>, Vec<Stat>) =
+        let (mut guards, mut left): (Vec<Stat>, Vec<Stat>) =
             all.iter().filter(|stat| left(stat)).partition(|stat| is_guard(stat));
+        // What is in a guard's environment only root can see.
+        let parents: HashSet<i32> = left.iter().map(|stat| stat.parent).collect();
+        let is_parent = |stat: &&Stat| parents.contains(&stat.identity.pid) && is_guard(stat);
+        guards.extend(all.iter().filter(is_parent));
         left.extend(tree::below(&all, left.iter().map(|stat| stat.identity.pid)));
         // One of them may have started this sidecar.
         left.retain(|stat| stat.identity != instance.sidecar);
@@ -100,6 +104,16 @@ pub fn clear_leftovers(codex_home: &Path) -> usize {
 pub struct Moment(u64);
 
 impl Moment {
+    #[cfg(test)]
+    pub(super) fn of_ticks(ticks: u64) -> Moment {
+        Moment(ticks)
+    }
+
+    /// In clock ticks since the system was started.
+    pub(super) fn ticks(self) -> u64 {
+        self.0
+    }
+
     /// Now; the beginning of all if the system does not tell.
     pub fn now() -> Moment {
         let uptime = std::fs::read_to_string("/proc/uptime").unwrap_or_default();

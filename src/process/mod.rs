@@ -14,9 +14,14 @@
 //! two deaths are covered from both sides: the kernel kills the worker with its guard, and the sidecar
 //! adopts and kills what a guard that was itself killed leaves ([`adopt_orphans`]).
 //!
+//! A child's environment is all that it is given: nothing of the sidecar's own comes to it by itself. The
+//! guard has none of it, and hands it on: a key stands in the environment of the worker alone.
+//!
 //! A [`Process`] that is dropped is killed. Where there is no guard (not on Linux, or none is asked
 //! for) a child leads a process group of its own, and that group is all that is killed with it.
 
+#[cfg(target_os = "linux")]
+mod census;
 mod descriptors;
 mod dying;
 #[cfg(not(target_os = "linux"))]
@@ -27,11 +32,15 @@ mod guard_wire;
 mod guarded;
 #[cfg(target_os = "linux")]
 mod guards;
+mod kin;
 #[cfg(target_os = "linux")]
 mod leftovers;
 #[cfg(target_os = "linux")]
 mod orphans;
+mod private;
 mod reaper;
+#[cfg(target_os = "linux")]
+mod sockets;
 mod spawn;
 #[cfg(target_os = "linux")]
 mod tree;
@@ -46,6 +55,8 @@ use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout};
 
 // Every system but Linux has neither subreapers nor `/proc`.
 #[cfg(not(target_os = "linux"))]
+use elsewhere as census;
+#[cfg(not(target_os = "linux"))]
 use elsewhere as guards;
 #[cfg(not(target_os = "linux"))]
 use elsewhere as guard;
@@ -54,10 +65,15 @@ use elsewhere as leftovers;
 use guarded::Guarded;
 use guards::Guarding;
 
+pub(crate) use census::Census;
 pub(crate) use descriptors::{descriptor_limit, raise_descriptor_limit};
 pub(crate) use dying::{has_dying_children, is_dying};
 pub use guard::guard_if_asked;
+#[cfg(test)]
+pub(crate) use kin::Somebody;
+pub(crate) use kin::{Kin, Peer};
 pub use leftovers::{Moment, clear_leftovers, instance_variable, kill_started_since};
+pub(crate) use private::keep_private;
 pub use spawn::ProcessSpec;
 
 /// A running child.

@@ -114,6 +114,11 @@ impl Orphans {
         self.clearing.is_some()
     }
 
+    /// While there are orphans of killed guards: our children that are none.
+    pub(super) fn standing(&self) -> Option<&HashSet<Identity>> {
+        self.clearing.as_ref().map(|_| &self.standing)
+    }
+
     /// Kills the orphans of killed guards once through; says when to come again.
     pub(super) fn tend(&mut self, is_guard: impl Fn(Pid) -> bool) -> Option<Duration> {
         let Some(clearing) = &mut self.clearing else {

@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use tokio::process::Child;
 use tokio::sync::oneshot;
 
+#[cfg(target_os = "linux")]
+use super::census::Roots;
 use super::guards::{GuardId, Guarding, Guards};
 use super::spawn::{self, ProcessSpec};
 use super::wake::Wake;
@@ -37,6 +39,8 @@ enum Job {
         busy: oneshot::Sender<bool>,
     },
     AdoptOrphans,
+    #[cfg(target_os = "linux")]
+    Roots(oneshot::Sender<Roots>),
 }
 
 /// Starts a child, under a guard if the spec names one.
@@ -60,6 +64,14 @@ pub(super) fn gone(guard: GuardId) -> oneshot::Receiver<()> {
 pub(super) fn give_up(guard: GuardId) -> oneshot::Receiver<bool> {
     let (busy, answer) = oneshot::channel();
     let _ = send(Job::GiveUp { guard, busy });
+    answer
+}
+
+/// Whose descendants the workers and their commands are; whatever has happened to a guard by now is in it.
+#[cfg(target_os = "linux")]
+pub(super) fn roots() -> oneshot::Receiver<Roots> {
+    let (roots, answer) = oneshot::channel();
+    let _ = send(Job::Roots(roots));
     answer
 }
 
@@ -114,7 +126,13 @@ fn run(queue: mpsc::Receiver<Job>, mut wake: Wake) {
                         Some(guard) if cfg!(target_os = "linux") => {
                             guards.start(&guard.clone(), spec).map(Started::Guarded)
                         }
-                        _ => spawn::directly(spec, &runtime).map(Started::Direct),
+                        _ => {
+                            let child = spawn::directly(spec, &runtime);
+                            if let Ok(child) = &child {
+                                guards.note_unguarded(child.id());
+                            }
+                            child.map(Started::Direct)
+                        }
                     };
                     // A caller that is gone drops the child, or the socket of its guard, and either
                     // kills.
@@ -125,6 +143,10 @@ fn run(queue: mpsc::Receiver<Job>, mut wake: Wake) {
                     let _ = busy.send(guards.give_up(guard));
                 }
                 Job::AdoptOrphans => guards.adopt_orphans(),
+                #[cfg(target_os = "linux")]
+                Job::Roots(answer) => {
+                    let _ = answer.send(guards.roots());
+                }
             }
         }
         rest = guards.tend();

@@ -3,7 +3,11 @@
 //! For the [reaper](super::reaper) and, as to its worker, for a guard. Waits for nobody.
 
 use std::ffi::OsString;
+#[cfg(target_os = "linux")]
+use std::fs::File;
 use std::io;
+#[cfg(target_os = "linux")]
+use std::io::{Seek as _, Write as _};
 #[cfg(target_os = "linux")]
 use std::os::fd::AsRawFd as _;
 #[cfg(target_os = "linux")]
@@ -14,6 +18,8 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 #[cfg(target_os = "linux")]
+use rustix::fs::MemfdFlags;
+#[cfg(target_os = "linux")]
 use rustix::io::{Errno, FdFlags};
 #[cfg(target_os = "linux")]
 use rustix::process::Signal;
@@ -22,7 +28,7 @@ use tokio::process::Child;
 #[cfg(target_os = "linux")]
 use super::descriptors::restore_descriptor_limit;
 #[cfg(target_os = "linux")]
-use super::guard_wire::{NAME, SUBCOMMAND};
+use super::guard_wire::{NAME, SUBCOMMAND, environment_to_bytes};
 
 /// What to start.
 #[derive(Debug, Clone, Default)]
@@ -31,8 +37,10 @@ pub struct ProcessSpec {
     pub program: PathBuf,
     /// Its arguments.
     pub args: Vec<OsString>,
-    /// Variables to set over the sidecar's own environment, or to take out of it.
-    pub env: Vec<(OsString, Option<OsString>)>,
+    /// Its whole environment.
+    pub env: Vec<(OsString, OsString)>,
+    /// A variable that its guard has, too: by it both are known.
+    pub mark: Option<(OsString, OsString)>,
     /// The directory that it starts in; the sidecar's own where there is none.
     pub current_dir: Option<PathBuf>,
     /// A binary whose `main` calls [`guard_if_asked`](super::guard_if_asked), to start the program
@@ -44,10 +52,10 @@ pub struct ProcessSpec {
 /// Starts a child that leads a process group of its own.
 pub(super) fn directly(spec: ProcessSpec, runtime: &tokio::runtime::Handle) -> io::Result<Child> {
     let _entered = runtime.enter();
-    let ProcessSpec { program, args, env, current_dir, guard: _ } = spec;
+    let ProcessSpec { program, args, env, mark, current_dir, guard: _ } = spec;
     let mut command = Command::new(program);
     command.args(args);
-    furnish(&mut command, env, current_dir);
+    furnish(&mut command, env.into_iter().chain(mark), current_dir);
     let mut command = tokio::process::Command::from(command);
     command.process_group(0).kill_on_drop(true);
     #[cfg(target_os = "linux")]
@@ -61,16 +69,21 @@ pub(super) fn under_a_guard(
     guard: &std::path::Path,
     spec: ProcessSpec,
 ) -> io::Result<(std::process::Child, UnixStream)> {
-    let ProcessSpec { program, args, env, current_dir, guard: _ } = spec;
+    let ProcessSpec { program, args, env, mark, current_dir, guard: _ } = spec;
     let (control, theirs) = UnixStream::pair()?;
+    let handed_on = handed_on(env.into_iter().chain(mark.clone()))?;
     let mut command = Command::new(guard);
     command
         .arg0(NAME)
-        .args([SUBCOMMAND, &theirs.as_raw_fd().to_string(), "--"])
+        .args([SUBCOMMAND, &theirs.as_raw_fd().to_string(), &handed_on.as_raw_fd().to_string()])
+        .arg("--")
         .arg(program)
         .args(args);
-    furnish(&mut command, env, current_dir);
-    leave_to_the_guard(&mut command, theirs);
+    // Where its own libraries are.
+    let libraries = "LD_LIBRARY_PATH";
+    let own = std::env::var_os(libraries).map(|path| (libraries.into(), path));
+    furnish(&mut command, own.into_iter().chain(mark), current_dir);
+    leave_to_the_guard(&mut command, theirs, handed_on);
     let child = command.spawn().map_err(|error| match error.kind() {
         // Else it would seem as if the program had not been found.
         io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => io::Error::new(
@@ -82,34 +95,40 @@ pub(super) fn under_a_guard(
     Ok((child, control))
 }
 
+/// An environment as a guard hands it on: in memory, where it is seen in no list of processes.
+#[cfg(target_os = "linux")]
+fn handed_on(env: impl Iterator<Item = (OsString, OsString)>) -> io::Result<File> {
+    let memory = rustix::fs::memfd_create("environment", MemfdFlags::CLOEXEC)?;
+    let mut file = File::from(memory);
+    file.write_all(&environment_to_bytes(env))?;
+    file.rewind()?;
+    Ok(file)
+}
+
 /// What a child and a guard have in common.
 fn furnish(
     command: &mut Command,
-    env: Vec<(OsString, Option<OsString>)>,
+    env: impl Iterator<Item = (OsString, OsString)>,
     current_dir: Option<PathBuf>,
 ) {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    for (name, value) in env {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
+    command.env_clear().envs(env);
     if let Some(directory) = current_dir {
         command.current_dir(directory);
     }
 }
 
-/// Gives the guard its end of the control socket, and a session of its own: a terminal's signals must
+/// Gives the guard its end of the control socket and what it hands on, and a session of its own: a terminal's signals must
 /// not reach it, and by the session its orphans are told from the sidecar's own children.
 #[cfg(target_os = "linux")]
 #[allow(unsafe_code, reason = "no library runs anything between fork and exec")]
-fn leave_to_the_guard(command: &mut Command, control: UnixStream) {
-    // SAFETY: the closure makes three system calls and allocates nothing, which is all that may be done
+fn leave_to_the_guard(command: &mut Command, control: UnixStream, handed_on: File) {
+    // SAFETY: the closure makes four system calls and allocates nothing, which is all that may be done
     // in the child of a process with several threads.
     unsafe {
         command.pre_exec(move || {
             rustix::io::fcntl_setfd(&control, FdFlags::empty())?;
+            rustix::io::fcntl_setfd(&handed_on, FdFlags::empty())?;
             rustix::process::setsid()?;
             restore_descriptor_limit()
         });

@@ -18,6 +18,7 @@ mod killed;
 mod mcp;
 mod ownership;
 mod policies;
+mod policy;
 mod questions;
 mod queueing;
 mod restart;

@@ -19,6 +19,7 @@ pub(crate) mod readers;
 mod retained;
 pub(crate) mod retention;
 mod revision;
+mod roots;
 pub(crate) mod summary;
 pub(crate) mod timeouts;
 #[allow(clippy::module_inception, reason = "one turn, among all that has to do with turns")]

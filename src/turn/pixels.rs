@@ -50,6 +50,16 @@ impl Format {
         }
     }
 
+    /// Its media type.
+    pub(super) fn media_type(self) -> &'static str {
+        match self {
+            Format::Png => "image/png",
+            Format::Jpeg => "image/jpeg",
+            Format::Gif => "image/gif",
+            Format::Webp => "image/webp",
+        }
+    }
+
     fn name(self) -> &'static str {
         match self {
             Format::Png => "PNG",

@@ -16,6 +16,7 @@ use tracing::Instrument as _;
 use crate::model::event::{Event, InterruptReason};
 use crate::model::failure::FailureReason;
 use crate::model::id::{CallerName, ContextKey, Tenant, TurnId};
+use crate::model::policy::Policy;
 use crate::model::question::{Answer, Given, Unanswerable};
 use crate::model::refusal::Refusal;
 use crate::model::request::{DisconnectPolicy, TurnRequest, UserInput};
@@ -43,6 +44,8 @@ pub(crate) struct Turn {
     pub(super) requests: Mutex<Vec<RequestKey>>,
     // Whether the ledger has it.
     is_kept: AtomicBool,
+    /// What is held against what is said to it, and answered in it.
+    pub(super) policy: Arc<Policy>,
     disconnect_policy: DisconnectPolicy,
     // Without a bound: the task reads it at once, whatever the turn waits for. Gone with the task: an ended
     // turn is kept, and it would be the largest part of a small one.
@@ -127,6 +130,7 @@ impl Turn {
             worker: Mutex::default(),
             requests: Mutex::default(),
             is_kept: AtomicBool::default(),
+            policy: Arc::clone(&request.policy),
             disconnect_policy: request.disconnect_policy,
             mailbox: Mutex::new(Some(mailbox)),
             phase: Mutex::new(Phase::Waiting),
@@ -162,6 +166,8 @@ impl Turn {
             worker: Mutex::new(worker),
             requests: Mutex::default(),
             is_kept: AtomicBool::new(true),
+            // It takes nothing any more.
+            policy: Arc::default(),
             // Nobody can end it by going.
             disconnect_policy: DisconnectPolicy::Continue,
             mailbox: Mutex::default(),

@@ -2,43 +2,70 @@
 //! directories nor the git repository, and drops an image that it can't read without a word.
 //!
 //! The look is a snapshot: what is there now may be gone when Codex comes to it. It tells a
-//! caller's mistake, it is not what confines Codex; that is the sandbox.
+//! caller's mistake, it is not what confines Codex; that is the sandbox. Only where the policy names roots
+//! is it a bound: then what is named is opened beneath them (see [`crate::turn::roots`]).
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, ErrorKind, Read as _};
+use std::io::{self, ErrorKind, Read as _, Seek as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use crate::model::options::ThreadOptions;
-use crate::model::refusal::{FieldViolation, Refusal};
+use crate::model::policy::Policy;
+use crate::model::refusal::{Faults, FieldViolation, Refusal};
 use crate::model::request::UserInput;
 use crate::model::workspace::Workspace;
 use crate::turn::looks::Looks;
 use crate::turn::pixels::{Format, ImageSum};
+use crate::turn::roots::{Astray, Beneath};
 
 /// Largest image that is passed on, in bytes.
 pub(crate) const MAX_IMAGE_BYTES: u64 = 20 << 20;
 
+/// Where what is named on the disk must lie.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Confinement<'a> {
+    /// Says where.
+    pub(crate) policy: &'a Policy,
+    /// Most bytes of the images of one call as they are sent to Codex, where they are read here.
+    pub(crate) most_image_data: usize,
+}
+
+/// What came of a look.
+#[derive(Debug)]
+pub(crate) struct Looked {
+    /// Where the turn works.
+    pub(crate) workspace: Workspace,
+    /// All its images in sum.
+    pub(crate) images: ImageSum,
+    /// What is said, as it may be given to Codex.
+    pub(crate) inputs: Vec<UserInput>,
+}
+
 /// Looks at the directories of `options` and the images and skills of `inputs`, whose places are those in the
 /// request, and adds the images up. `default_directory` is where a turn works that names no directory.
 ///
-/// The workspace has the paths as they were given: Codex's own configuration knows directories
-/// (trusted projects, for example) by the path that was typed, not by where links lead.
+/// Where the policy has no roots the workspace has the paths as they were given: Codex's own configuration
+/// knows directories (trusted projects, for example) by the path that was typed, not by where links lead.
+/// Where it has, the paths are those without links, and images come with their data: what somebody swaps
+/// on the disk afterwards leads nowhere else.
 ///
 /// # Errors
-/// What is missing or wrong, by the field's path; [`Refusal::OutOfResources`] if the file system
-/// does not answer in time.
+/// What is missing or wrong, by the field's path; [`Refusal::PolicyDenied`] where something is outside of the
+/// roots; [`Refusal::OutOfResources`] if the file system does not answer in time.
 pub(crate) async fn check(
     looks: &Looks,
     options: &ThreadOptions,
-    inputs: &[UserInput],
+    inputs: Vec<UserInput>,
     default_directory: &Path,
-) -> Result<(Workspace, ImageSum), Refusal> {
-    look(looks, options, inputs, default_directory, ImageSum::default()).await
+    confinement: Confinement<'_>,
+) -> Result<Looked, Refusal> {
+    look(looks, options, inputs, default_directory, ImageSum::default(), confinement, true).await
 }
 
 /// Looks at the images and skills of `inputs` alone, as [`check`] does, and adds them to `images`: for a turn that
@@ -48,27 +75,94 @@ pub(crate) async fn check(
 /// As [`check`].
 pub(crate) async fn check_images(
     looks: &Looks,
-    inputs: &[UserInput],
+    inputs: Vec<UserInput>,
     images: ImageSum,
-) -> Result<ImageSum, Refusal> {
-    let is_file = |input: &UserInput| match input {
-        UserInput::LocalImage(_) | UserInput::ImageUrl(_) | UserInput::Skill { .. } => true,
-        UserInput::Text(_) | UserInput::Mention { .. } | UserInput::External { .. } => false,
+    confinement: Confinement<'_>,
+) -> Result<(Vec<UserInput>, ImageSum), Refusal> {
+    let is_on_disk = |input: &UserInput| match input {
+        UserInput::LocalImage(_)
+        | UserInput::ImageUrl(_)
+        | UserInput::Skill { .. }
+        | UserInput::Mention { .. } => true,
+        UserInput::Text(_) | UserInput::External { .. } => false,
     };
-    if !inputs.iter().any(is_file) {
-        return Ok(images);
+    if !inputs.iter().any(is_on_disk) {
+        return Ok((inputs, images));
     }
     let anywhere = ThreadOptions { skip_git_repo_check: Some(true), ..ThreadOptions::default() };
-    Ok(look(looks, &anywhere, inputs, Path::new("/"), images).await?.1)
+    let looked = look(looks, &anywhere, inputs, Path::new("/"), images, confinement, false).await?;
+    Ok((looked.inputs, looked.images))
+}
+
+/// Looks whether the directories of a turn are still where they were seen, within the roots: somebody may have
+/// put a link in the place of one.
+///
+/// # Errors
+/// [`Refusal::PolicyDenied`]; [`Refusal::OutOfResources`] if the file system does not answer in time.
+pub(crate) async fn check_again(
+    looks: &Looks,
+    workspace: &Workspace,
+    policy: &Policy,
+) -> Result<(), Refusal> {
+    let Some(roots) = Roots::of(policy) else { return Ok(()) };
+    let Workspace { working_directory, additional_directories } = workspace.clone();
+    let work = move || {
+        let named = [(DIRECTORY.to_owned(), working_directory)].into_iter();
+        let additional = additional_directories.into_iter().enumerate();
+        let additional = additional.map(|(at, path)| (additional_directory(at), path));
+        let mut denied = Faults::default();
+        for (field, path) in named.chain(additional) {
+            match Beneath::open(&roots.directories, &path) {
+                Ok(found) if found.path == path => {}
+                Ok(_) | Err(_) => roots.deny(field, &path, &mut denied),
+            }
+        }
+        denied.or_deny(())
+    };
+    looks.take(work).await
+}
+
+/// Looks whether what an answer lets commands write to lies in the roots.
+///
+/// # Errors
+/// As [`check_again`].
+pub(crate) async fn check_grants(
+    looks: &Looks,
+    written: Vec<Option<String>>,
+    policy: &Policy,
+) -> Result<(), Refusal> {
+    const FIELD: &str = "permissions.permissions_json";
+    let Some(roots) = Roots::of(policy).filter(|_| !written.is_empty()) else { return Ok(()) };
+    let work = move || {
+        let mut denied = Faults::default();
+        for path in written {
+            let path = PathBuf::from(path.unwrap_or_default());
+            match Beneath::open(&roots.directories, &path) {
+                // Codex goes by the path.
+                Ok(found) if found.path == path => {}
+                Ok(_) | Err(_) => roots.deny(FIELD.to_owned(), &path, &mut denied),
+            }
+        }
+        denied.or_deny(())
+    };
+    looks.take(work).await
+}
+
+const DIRECTORY: &str = "thread_options.working_directory";
+
+fn additional_directory(at: usize) -> String {
+    format!("thread_options.additional_directories[{at}]")
 }
 
 async fn look(
     looks: &Looks,
     options: &ThreadOptions,
-    inputs: &[UserInput],
+    mut inputs: Vec<UserInput>,
     default_directory: &Path,
     sum: ImageSum,
-) -> Result<(Workspace, ImageSum), Refusal> {
+    Confinement { policy, most_image_data }: Confinement<'_>,
+    has_directories: bool,
+) -> Result<Looked, Refusal> {
     let workspace = Workspace {
         working_directory: options
             .working_directory
@@ -96,31 +190,108 @@ async fn look(
             _ => None,
         })
         .collect();
+    let mentions = inputs
+        .iter()
+        .enumerate()
+        .filter_map(|(at, input)| match input {
+            UserInput::Mention { path, .. } if path.starts_with('/') => {
+                Some((at, PathBuf::from(path)))
+            }
+            _ => None,
+        })
+        .collect();
     let needs_git = options.skip_git_repo_check != Some(true);
-    let look = Look { workspace, needs_git, images, skills, sum };
+    let roots = Roots::of(policy);
+    let look = Look {
+        workspace,
+        has_directories,
+        needs_git,
+        images,
+        skills,
+        mentions,
+        sum,
+        roots,
+        most_image_data,
+    };
+    let Seen { workspace, images, read, real } = looks.take(move || look.take()).await?;
+    for (at, data) in read {
+        inputs[at] = UserInput::ImageUrl(data);
+    }
+    for (at, path) in real {
+        if let UserInput::Skill { path: given, .. } = &mut inputs[at] {
+            *given = path.to_string_lossy().into_owned();
+        }
+    }
+    Ok(Looked { workspace, images, inputs })
+}
 
-    looks.take(move || look.take()).await
+/// The directories in one of which everything must lie.
+#[derive(Debug)]
+struct Roots {
+    directories: Vec<PathBuf>,
+    /// What says so.
+    setting: String,
+}
+
+impl Roots {
+    fn of(policy: &Policy) -> Option<Roots> {
+        let directories = policy.roots.clone()?;
+        Some(Roots { directories, setting: policy.setting("roots") })
+    }
+
+    fn deny(&self, field: String, path: &Path, denied: &mut Faults) {
+        let roots: Vec<String> =
+            self.directories.iter().map(|root| root.display().to_string()).collect();
+        let (path, roots, setting) = (path.display(), roots.join(", "), &self.setting);
+        denied.add(
+            field,
+            format!(
+                "{path} does not lie in what is allowed, {roots}, or leads out of it ({setting})"
+            ),
+        );
+    }
 }
 
 /// Everything that one look looks at. Blocks.
 struct Look {
     workspace: Workspace,
+    has_directories: bool,
     needs_git: bool,
     images: Vec<(usize, Image)>,
     skills: Vec<(usize, PathBuf)>,
+    mentions: Vec<(usize, PathBuf)>,
     sum: ImageSum,
+    roots: Option<Roots>,
+    most_image_data: usize,
+}
+
+/// What it has seen.
+struct Seen {
+    workspace: Workspace,
+    images: ImageSum,
+    // The images that were read, as addresses with their data.
+    read: Vec<(usize, String)>,
+    // The paths of skills without links.
+    real: Vec<(usize, PathBuf)>,
 }
 
 enum Image {
     File(PathBuf),
+    /// One in the roots, or why there is none.
+    Opened(PathBuf, Result<Beneath, io::Error>),
     /// A `data:` address.
     Inline(String),
 }
 
 impl Look {
-    fn take(self) -> Result<(Workspace, ImageSum), Refusal> {
-        const DIRECTORY: &str = "thread_options.working_directory";
-        let Look { workspace, needs_git, images, skills, mut sum } = self;
+    fn take(mut self) -> Result<Seen, Refusal> {
+        // What the disk says of what is denied is not told.
+        let missing = self.confine()?;
+        if let Some(missing) = missing {
+            return Err(missing);
+        }
+        let Look { workspace, needs_git, images, skills, mut sum, roots, most_image_data, .. } =
+            self;
         let Workspace { working_directory, additional_directories } = &workspace;
         check_directory(DIRECTORY, working_directory)?;
         if needs_git && !is_in_git_repository(working_directory) {
@@ -131,11 +302,11 @@ impl Look {
             });
         }
         for (at, directory) in additional_directories.iter().enumerate() {
-            check_directory(&format!("thread_options.additional_directories[{at}]"), directory)?;
+            check_directory(&additional_directory(at), directory)?;
         }
         let mut violations = Vec::new();
-        for (at, path) in skills {
-            let fault = match std::fs::metadata(&path) {
+        for (at, path) in &skills {
+            let fault = match std::fs::metadata(path) {
                 Ok(found) if found.is_file() => continue,
                 Ok(_) => "is not a regular file".to_owned(),
                 Err(error) => said(&error),
@@ -143,10 +314,20 @@ impl Look {
             let fault = format!("{} {fault}; give the path of a SKILL.md", path.display());
             violations.push(FieldViolation::new(format!("inputs[{at}].skill.path"), fault));
         }
+        let mut read = Vec::new();
+        let mut left = most_image_data;
         for (at, image) in images {
             let (field, named, looked) = match image {
                 Image::File(path) => {
                     let looked = check_image(&path, &mut sum);
+                    ("local_image.path", path.display().to_string(), looked)
+                }
+                Image::Opened(path, opened) => {
+                    let looked = opened.map_err(Fault::from).and_then(|found| {
+                        let data = read_image(&found, &mut sum, &mut left)?;
+                        read.push((at, data));
+                        Ok(())
+                    });
                     ("local_image.path", path.display().to_string(), looked)
                 }
                 Image::Inline(address) => {
@@ -172,11 +353,57 @@ impl Look {
                 break;
             }
         }
+        let real = if roots.is_some() { skills } else { Vec::new() };
         if violations.is_empty() {
-            Ok((workspace, sum))
+            Ok(Seen { workspace, images: sum, read, real })
         } else {
             Err(Refusal::InvalidInput(violations))
         }
+    }
+
+    /// Puts what lies in the roots in the place of what was named, and gives the first that is missing there.
+    fn confine(&mut self) -> Result<Option<Refusal>, Refusal> {
+        let Some(roots) = &self.roots else { return Ok(None) };
+        let mut denied = Faults::default();
+        let mut missing = None;
+        let mut open = |field: String, path: &Path| match Beneath::open(&roots.directories, path) {
+            Ok(found) => Some(Ok(found)),
+            Err(Astray::Fault(error)) => Some(Err(error)),
+            Err(Astray::Outside) => {
+                roots.deny(field, path, &mut denied);
+                None
+            }
+        };
+        let Workspace { working_directory, additional_directories } = &mut self.workspace;
+        let additional = additional_directories.iter_mut().enumerate();
+        let additional = additional.map(|(at, path)| (additional_directory(at), path));
+        let directories = [(DIRECTORY.to_owned(), working_directory)].into_iter().chain(additional);
+        for (field, path) in directories.filter(|_| self.has_directories) {
+            match open(field.clone(), path) {
+                Some(Ok(found)) => *path = found.path,
+                Some(Err(error)) => {
+                    let (path, cause) = (path.clone(), said(&error));
+                    missing.get_or_insert(Refusal::WorkingDirectoryMissing { field, path, cause });
+                }
+                None => {}
+            }
+        }
+        for (at, path) in &mut self.skills {
+            if let Some(Ok(found)) = open(format!("inputs[{at}].skill.path"), path) {
+                *path = found.path;
+            }
+        }
+        for (at, path) in &self.mentions {
+            open(format!("inputs[{at}].mention.path"), path);
+        }
+        for (at, image) in &mut self.images {
+            if let Image::File(path) = image
+                && let Some(opened) = open(format!("inputs[{at}].local_image.path"), path)
+            {
+                *image = Image::Opened(std::mem::take(path), opened);
+            }
+        }
+        denied.or_deny(missing)
     }
 }
 
@@ -231,9 +458,11 @@ impl From<io::Error> for Fault {
     }
 }
 
+fn refused<T>(fault: &str) -> Result<T, Fault> {
+    Err(Fault::OfImage(format!("{fault}; give a PNG, JPEG, GIF or WebP file")))
+}
+
 fn check_image(path: &Path, sum: &mut ImageSum) -> Result<(), Fault> {
-    const WANTED: &str = "give a PNG, JPEG, GIF or WebP file";
-    let refused = |fault: &str| Err(Fault::OfImage(format!("{fault}; {WANTED}")));
     if !path.is_absolute() {
         return refused("is not an absolute path");
     }
@@ -242,10 +471,39 @@ fn check_image(path: &Path, sum: &mut ImageSum) -> Result<(), Fault> {
         return refused("is not a regular file");
     }
     // Without waiting: it may have become a FIFO meanwhile, which would wait for a writer.
-    let mut file = OpenOptions::new()
+    let file = OpenOptions::new()
         .read(true)
         .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
         .open(path)?;
+    check_opened(file, sum).map(|_| ())
+}
+
+/// Reads an image in the roots, as an address with its data of which at most so much is left.
+fn read_image(found: &Beneath, sum: &mut ImageSum, left: &mut usize) -> Result<String, Fault> {
+    if !found.is_file()? {
+        return refused("is not a regular file");
+    }
+    let file = found.read()?;
+    let length = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
+    let (mut file, format) = check_opened(file, sum)?;
+    // Four characters for three bytes.
+    let data = length.saturating_add(2) / 3 * 4;
+    let Some(rest) = left.checked_sub(data) else {
+        return Err(Fault::OfImage(format!(
+            "is one too many: it has {data} bytes as data, and {left} are left of \
+             limits.max_message_bytes; give fewer images or smaller ones"
+        )));
+    };
+    *left = rest;
+    file.rewind()?;
+    let mut image = Vec::with_capacity(length);
+    // No more than was looked at, if it grows.
+    file.take(length as u64).read_to_end(&mut image)?;
+    Ok(format!("data:{};base64,{}", format.media_type(), BASE64_STANDARD.encode(image)))
+}
+
+/// Looks at an image that is open, and adds it.
+fn check_opened(mut file: File, sum: &mut ImageSum) -> Result<(File, Format), Fault> {
     let opened = file.metadata()?;
     if !opened.is_file() {
         return refused("is not a regular file");
@@ -256,10 +514,11 @@ fn check_image(path: &Path, sum: &mut ImageSum) -> Result<(), Fault> {
             opened.len()
         )));
     }
-    if Format::of(&start_of(&mut file)?).is_none() {
+    let Some(format) = Format::of(&start_of(&mut file)?) else {
         return refused("is no image that Codex knows");
-    }
-    sum.add(file)?.map_err(Fault::OfImage)
+    };
+    sum.add(&mut file)?.map_err(Fault::OfImage)?;
+    Ok((file, format))
 }
 
 /// The first bytes, as many as a signature has.
@@ -281,22 +540,31 @@ fn said(error: &io::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use base64::prelude::{BASE64_STANDARD, Engine as _};
-
     use super::*;
+    use crate::turn::pixels::tests::png;
 
     async fn check(
         options: &ThreadOptions,
         inputs: &[UserInput],
         default_directory: &Path,
     ) -> Result<(Workspace, ImageSum), Refusal> {
-        super::check(&Looks::default(), options, inputs, default_directory).await
+        let policy = Policy::default();
+        let looks = Looks::default();
+        let inputs = inputs.to_vec();
+        let looked = super::check(&looks, options, inputs, default_directory, within(&policy));
+        looked.await.map(|looked| (looked.workspace, looked.images))
     }
 
     async fn check_images(inputs: &[UserInput], images: ImageSum) -> Result<ImageSum, Refusal> {
-        super::check_images(&Looks::default(), inputs, images).await
+        let policy = Policy::default();
+        let looks = Looks::default();
+        let looked = super::check_images(&looks, inputs.to_vec(), images, within(&policy)).await;
+        looked.map(|looked| looked.1)
     }
-    use crate::turn::pixels::tests::png;
+
+    fn within(policy: &Policy) -> Confinement<'_> {
+        Confinement { policy, most_image_data: 1 << 20 }
+    }
 
     const PNG: &[u8] =
         b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR\0\0\0\x01\0\0\0\x01\x08\x06\0\0\0 and so on";

@@ -24,10 +24,20 @@ pub(crate) struct Child {
     /// The binary that guards it, so that nothing of what it starts outlives it; see
     /// [`ProcessSpec::guard`].
     pub guard: Option<PathBuf>,
-    /// Variables to set for it, or to take out of its environment.
-    pub env: Vec<(OsString, Option<OsString>)>,
+    /// A variable by which its guard and all that it starts are known.
+    pub mark: Option<(OsString, OsString)>,
+    /// What it is started with; asked anew for every start.
+    pub outfit: Arc<dyn Fn() -> Outfit + Send + Sync>,
     /// Told the id of each that was spawned, before anything is said to it: to put it in its place.
     pub spawned: Option<Arc<dyn Fn(u32) + Send + Sync>>,
+}
+
+/// What a worker is started with, as its configuration says at that moment.
+pub(crate) struct Outfit {
+    /// Its whole environment.
+    pub env: Vec<(OsString, OsString)>,
+    /// Values for `-c`, which win over all others.
+    pub config_overrides: Vec<String>,
 }
 
 impl Launch for Child {
@@ -42,14 +52,16 @@ impl Launch for Child {
 impl Child {
     async fn spawn(&self, config_overrides: &[String]) -> Result<Conversation, SpawnError> {
         let mut args: Vec<OsString> = vec!["app-server".into()];
-        for value in config_overrides {
+        let Outfit { env, config_overrides: own } = (self.outfit)();
+        for value in config_overrides.iter().chain(&own) {
             args.extend(["-c".into(), value.into()]);
         }
         let program = (self.locate)().map_err(SpawnError::NotFound)?;
         let spec = ProcessSpec {
             program: program.clone(),
             args,
-            env: self.env.clone(),
+            env,
+            mark: self.mark.clone(),
             current_dir: None,
             guard: self.guard.clone(),
         };

@@ -10,6 +10,7 @@
 pub(crate) mod child;
 mod complaints;
 pub(crate) mod conversation;
+pub(crate) mod environment;
 pub(crate) mod history;
 pub(crate) mod mcp;
 pub(crate) mod ownership;

@@ -15,6 +15,10 @@ pub struct WorkerSettings {
     /// Default `shell_snapshot`: it runs a login shell for every new thread, and leaves it behind when
     /// the worker ends meanwhile.
     pub disable_features: Vec<String>,
+    /// Variables of the sidecar's environment that workers get beside those that they need, by name or by
+    /// pattern (`AWS_*`, `*`); never those of the sidecar itself (`CODEX_SIDECAR_*`) and of telemetry
+    /// (`OTEL_*`). Default none.
+    pub environment: Vec<String>,
     /// Bounds.
     pub limits: WorkerLimits,
 }
@@ -27,6 +31,7 @@ impl Default for WorkerSettings {
         WorkerSettings {
             config: toml::Table::new(),
             disable_features: vec!["shell_snapshot".to_owned()],
+            environment: Vec::new(),
             limits: WorkerLimits::default(),
         }
     }
@@ -56,12 +61,13 @@ impl WorkerSettings {
 
 impl fmt::Debug for WorkerSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let WorkerSettings { config, disable_features, limits } = self;
+        let WorkerSettings { config, disable_features, environment, limits } = self;
         let keys: Vec<String> = flatten(config).into_iter().map(|(key, _)| key).collect();
         // Keys only: a value may be a provider's token.
         f.debug_struct("WorkerSettings")
             .field("config", &keys)
             .field("disable_features", disable_features)
+            .field("environment", environment)
             .field("limits", limits)
             .finish()
     }

@@ -101,11 +101,15 @@ async fn endless_lines_and_floods_of_complaints_are_bounded() {
 /// What a worker said while it started explains no death of it.
 #[tokio::test]
 async fn last_words_are_those_of_the_end_with_their_time() {
-    let sidecar = Binary::with(|command| {
-        command.env("CODEX_PATH", scripted::fake_cli());
+    let place = support::Place::new();
+    let config = place.path().join("sidecar.toml");
+    std::fs::write(&config, "[worker]\nenvironment = [\"FAKE_*\"]\n").unwrap();
+    let sidecar = Binary::cold(place, |command| {
+        command.env("CODEX_PATH", scripted::fake_cli()).arg("--config").arg(&config);
         command.env("FAKE_STDERR_AT_START", "WARNING: an old habit\n");
     })
     .await;
+    sidecar.ready().await;
     let told = sidecar.say("a", "[[stderr-text it hurts]] [[wait 200]] [[die 7]]").await;
     let error = told.failed();
     let (time, words) = error.details.split_once(' ').unwrap_or_else(|| panic!("{error:#?}"));

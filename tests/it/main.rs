@@ -49,6 +49,7 @@ mod mcp_server;
 mod options;
 mod ownership;
 mod policies;
+mod policy;
 #[cfg(target_os = "linux")]
 mod processes;
 mod python_client;
@@ -68,3 +69,5 @@ mod threads;
 mod unary;
 mod validation;
 mod version_matrix;
+#[cfg(target_os = "linux")]
+mod way_back;

@@ -34,7 +34,8 @@ impl Mark {
         ProcessSpec {
             program: program.into(),
             args: args.iter().map(OsString::from).collect(),
-            env: vec![(MARK.into(), Some(self.0.clone().into()))],
+            env: std::env::vars_os().collect(),
+            mark: Some((MARK.into(), self.0.clone().into())),
             current_dir: None,
             guard: Some(env!("CARGO_BIN_EXE_codex-sidecar").into()),
         }
@@ -152,7 +153,7 @@ async fn arguments_variables_directory_and_streams_reach_it() {
             "-- a\n",
         ],
     );
-    spec.env.extend([("GIVEN".into(), Some("yes".into())), ("HOME".into(), None)]);
+    spec.env = vec![("GIVEN".into(), "yes".into())];
     spec.current_dir = Some(directory.clone());
     let (mut process, Pipes { mut stdin, mut stdout, mut stderr }) =
         Process::spawn(spec).await.unwrap();
@@ -309,9 +310,9 @@ fn growing(mark: &Mark, leash: &Path, grow: &str) -> ProcessSpec {
     let mut spec = mark.shell(r#"eval "$GROW"; exec sleep 90"#);
     let grow = format!(r#"[ -e "$LEASH" ] && [ $((N += 1)) -lt 500 ] && {{ {grow}; }}"#);
     spec.env.extend([
-        ("GROW".into(), Some(grow.into())),
-        ("LEASH".into(), Some(leash.into())),
-        ("N".into(), Some("0".into())),
+        ("GROW".into(), grow.into()),
+        ("LEASH".into(), leash.into()),
+        ("N".into(), "0".into()),
     ]);
     spec
 }

@@ -17,6 +17,7 @@ use tonic::Status;
 
 use super::books::{CallOnDrop, Connection};
 use crate::access::{Peer, Unauthenticated};
+use crate::app::descent::{Refused, Verdict};
 use crate::app::doors::{Doors, Services};
 use crate::grpc::call;
 use crate::model::refusal::Refusal;
@@ -26,6 +27,8 @@ use crate::model::refusal::Refusal;
 pub(super) struct Calls {
     pub(super) connection: Arc<Connection>,
     pub(super) peer: Peer,
+    /// Whether its other end may call at all. Told before the first call is served.
+    pub(super) verdict: Verdict,
     pub(super) doors: Doors,
 }
 
@@ -42,7 +45,12 @@ impl hyper::service::Service<Request<Incoming>> for Calls {
         request.extensions_mut().insert(self.peer.name.clone());
         let connection = Arc::clone(&self.connection);
         let services = self.doors.services(request.uri().path(), &self.peer, request.headers());
+        let verdict = self.verdict.clone();
         Box::pin(async move {
+            if let Err(Refused) = verdict.await {
+                let response = Status::from(Refusal::CalledByATurn).into_http();
+                return Ok(response.map(|body| Counted { body, call: open }));
+            }
             let patience = connection.limits().request_timeout;
             let response = match services {
                 Ok(Services::Open(routes)) => {

@@ -32,6 +32,7 @@ use self::books::Connection;
 pub(super) use self::books::Connections;
 use self::calls::Calls;
 use self::handshake::Handshake;
+use super::descent::{self, Descent, Refused, Verdict};
 use super::doors::Doors;
 use super::listen::{Listener, Socket};
 use super::tls::Tls;
@@ -59,6 +60,7 @@ pub(super) async fn serve(
     listener: Listener,
     entry: Entry,
     connections: Connections,
+    descent: Descent,
     close: CancellationToken,
 ) -> io::Result<()> {
     let mut open = JoinSet::new();
@@ -71,7 +73,8 @@ pub(super) async fn serve(
                 Ok((socket, peer)) => {
                     // Else it is closed here and now.
                     if let Some(connection) = connections.admit(&close) {
-                        open.spawn(hold(socket, peer, connection, entry.clone()));
+                        let verdict = descent.verdict(descent::peer_of(&socket));
+                        open.spawn(hold(socket, peer, connection, verdict, entry.clone()));
                     }
                 }
                 Err(error) => match Errno::from_io_error(&error) {
@@ -96,7 +99,13 @@ pub(super) async fn serve(
     Ok(())
 }
 
-async fn hold(socket: Socket, mut peer: Peer, connection: Connection, entry: Entry) {
+async fn hold(
+    socket: Socket,
+    mut peer: Peer,
+    connection: Connection,
+    verdict: Verdict,
+    entry: Entry,
+) {
     let connection = Arc::new(connection);
     let (limits, close) = (connection.limits(), &connection.close);
     let Entry { doors, tls } = entry;
@@ -120,7 +129,8 @@ async fn hold(socket: Socket, mut peer: Peer, connection: Connection, entry: Ent
     };
     let shaken = CancellationToken::new();
     let socket = Handshake::new(socket, shaken.clone());
-    let calls = Calls { connection: Arc::clone(&connection), peer, doors };
+    let calls =
+        Calls { connection: Arc::clone(&connection), peer, verdict: verdict.clone(), doors };
     let mut http = http2::Builder::new(TokioExecutor::new());
     http.timer(TokioTimer::new())
         // Neither is bounded by default: a client could open streams, or reset them, without end.
@@ -132,13 +142,26 @@ async fn hold(socket: Socket, mut peer: Peer, connection: Connection, entry: Ent
         .keep_alive_timeout(Duration::from_secs(20));
     let mut http = pin!(http.serve_connection(TokioIo::new(socket), calls));
 
+    // Its calls, if there are any, are told why.
+    let refused = async {
+        match verdict.await {
+            Ok(()) => std::future::pending().await,
+            Err(Refused) => tokio::time::sleep(LEAVE_GRACE).await,
+        }
+    };
     let told_to_leave = async {
+        let mut dismissed = pin!(async {
+            tokio::select! {
+                () = close.cancelled() => {}
+                () = refused => {}
+            }
+        });
         tokio::select! {
             // Without a handshake there is nobody to say goodbye to.
-            () = close.cancelled() => shaken.is_cancelled(),
+            () = dismissed.as_mut() => shaken.is_cancelled(),
             in_time = timeout_at(until, shaken.cancelled()) => {
                 if in_time.is_ok() {
-                    close.cancelled().await;
+                    dismissed.await;
                 }
                 in_time.is_ok()
             }

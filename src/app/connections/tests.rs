@@ -23,7 +23,8 @@ async fn health_service(limits: ConnectionLimits) -> (std::net::SocketAddr, Conn
     let entry = Entry { doors: Doors::open(Routes::new(health)), tls: None };
     let shared = connections.clone();
     tokio::spawn(async move {
-        serve(Listener::Tcp(listener), entry, shared, CancellationToken::new()).await
+        let descent = Descent::of_strangers();
+        serve(Listener::Tcp(listener), entry, shared, descent, CancellationToken::new()).await
     });
     (address, connections)
 }

@@ -15,8 +15,8 @@ use crate::app_server::baseline::{Baseline, Lingering};
 use crate::app_server::mcp;
 use crate::app_server::peer::{Peer, PeerLimits};
 use crate::model::options::{
-    ApprovalPolicy, ApprovalsReviewer, DynamicTool, ReasoningSummary, SandboxMode, ThreadOptions,
-    WebSearchMode,
+    ApprovalPolicy, ApprovalsReviewer, DynamicTool, Environment, ReasoningSummary, SandboxMode,
+    ThreadOptions, WebSearchMode,
 };
 use crate::model::request::{ReviewTarget, UserInput, Work};
 use crate::model::workspace::Workspace;
@@ -81,6 +81,7 @@ fn all_options() -> ThreadOptions {
         reasoning_summary: Some(ReasoningSummary::Concise),
         approvals_reviewer: Some(ApprovalsReviewer::AutoReview),
         service_tier: Some("flex".to_owned()),
+        environment: Some(Environment([("SET_X".to_owned(), "v".to_owned())].into())),
     }
 }
 
@@ -95,7 +96,11 @@ async fn a_thread_is_asked_for_with_all_that_its_options_say() {
         .await
     };
     let directory = Path::new("/w");
-    let config = json!({ "a.b": { "c": null }, "web_search": "cached" });
+    let config = json!({
+        "a.b": { "c": null },
+        "web_search": "cached",
+        "shell_environment_policy.set.SET_X": "v",
+    });
     let tool = json!({
         "type": "function", "name": "f", "description": "d", "inputSchema": { "type": "object" },
     });
@@ -151,6 +156,7 @@ async fn a_thread_is_asked_for_with_all_that_its_options_say() {
                 "config": {
                     "a.b": { "c": null },
                     "web_search": "cached",
+                    "shell_environment_policy.set.SET_X": "v",
                     "features.shell_snapshot": false,
                     "mcp_servers": { "s": { "enabled": false } },
                 },

@@ -1,5 +1,6 @@
 //! Threads: started, resumed, let go of; what they are loaded with; their goals and commands.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize};
@@ -11,11 +12,13 @@ use crate::app_server::decode::CodexThread;
 use crate::app_server::mcp;
 use crate::app_server::peer::RequestError;
 use crate::app_server::settings::{self, Settings};
-use crate::model::options::{DynamicTool, REASONING_SUMMARY_KEY, ThreadOptions, WebSearchMode};
+use crate::model::options::{
+    DynamicTool, Environment, REASONING_SUMMARY_KEY, ThreadOptions, WEB_SEARCH_KEY, WebSearchMode,
+};
 
 /// What a thread is loaded with, and can't be changed by `turn/start`: a turn with another value
 /// of it needs the thread to be released and resumed.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Clone, Default, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LoadOptions {
     /// `config` and the web search mode, as CLI overrides.
@@ -32,10 +35,15 @@ impl LoadOptions {
     pub fn of(options: &ThreadOptions) -> LoadOptions {
         let mut config = options.config.clone().unwrap_or_default();
         if let Some(mode) = options.web_search() {
-            config.insert("web_search".to_owned(), json!(web_search(mode)));
+            config.insert(WEB_SEARCH_KEY.to_owned(), json!(web_search(mode)));
         }
         // `turn/start` has a field for it; loaded with the thread it would stay for later turns.
         config.remove(REASONING_SUMMARY_KEY);
+        // One by one: a table would take the place of what the worker is started with, which keeps
+        // keys from commands.
+        for (name, value) in options.environment.iter().flat_map(|Environment(set)| set) {
+            config.insert(format!("shell_environment_policy.set.{name}"), json!(value));
+        }
         LoadOptions {
             config,
             base_instructions: options.base_instructions.clone(),
@@ -46,6 +54,14 @@ impl LoadOptions {
     /// Whether there may be permission profiles among the overrides, which only the thread will have.
     pub fn may_bring_profiles(&self) -> bool {
         self.config.keys().any(|key| key.split('.').next() == Some("permissions"))
+    }
+}
+
+impl fmt::Debug for LoadOptions {
+    /// Keys alone: their values, as the instructions, may be secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let LoadOptions { config, base_instructions: _, developer_instructions: _ } = self;
+        f.debug_set().entries(config.keys()).finish()
     }
 }
 

@@ -14,6 +14,7 @@ pub(super) const RUN: Place = &[&[
     ("thread_options.approval_policy", "--approval"),
     ("thread_options.approvals_reviewer", "--reviewer"),
     ("thread_options.config", "-c"),
+    ("thread_options.environment", "--env"),
     ("thread_options.model_reasoning_effort_name", "--effort"),
     ("thread_options.model_reasoning_effort", "--effort"),
     ("thread_options.model", "--model"),
@@ -92,6 +93,7 @@ const OF_CONTEXTS: &Names = &[
 /// `exec`, which has the flags of another program.
 pub(super) const EXEC: Place = &[&[
     ("thread_options.additional_directories", "--add-dir"),
+    ("thread_options.approval_policy", "-c approval_policy"),
     ("thread_options.config", "-c"),
     ("thread_options.model_reasoning_effort_name", "-c model_reasoning_effort"),
     ("thread_options.model_reasoning_effort", "-c model_reasoning_effort"),

@@ -94,6 +94,7 @@ fn judged(words: &Words, request: pb::RunTurnRequest) -> String {
         &|_| Default::default(),
         &Default::default(),
         &Default::default(),
+        &Default::default(),
         Tenant::default(),
     );
     words.failure(crate::grpc::status::status(&refusal.unwrap_err()).into()).into_message()

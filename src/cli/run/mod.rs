@@ -155,6 +155,10 @@ struct ThreadArgs {
     /// A setting of Codex's config.toml for this turn; may be given several times
     #[arg(short, long = "config", value_name = "KEY=VALUE", help_heading = "How Codex works")]
     config: Vec<String>,
+    /// A variable for the commands that the model runs; NAME alone takes the value that it has here. May
+    /// be given several times
+    #[arg(long = "env", value_name = "NAME[=VALUE]", help_heading = "How Codex works")]
+    environment: Vec<String>,
 }
 
 const EXAMPLES: &str = "\

@@ -1,5 +1,7 @@
 //! What a command line of `run` asks the sidecar for.
 
+use std::env::VarError;
+
 use super::RunArgs;
 use crate::cli::args::{absolute, enum_name, number, prompt, to_protobuf};
 use crate::cli::exec::overrides::Overrides;
@@ -95,6 +97,7 @@ fn thread_options(args: &RunArgs) -> Result<pb::ThreadOptions, Failure> {
         approval,
         reviewer,
         config,
+        environment,
     } = &args.options;
     let mut options = pb::ThreadOptions {
         model: model.clone(),
@@ -124,6 +127,7 @@ fn thread_options(args: &RunArgs) -> Result<pb::ThreadOptions, Failure> {
             .map_err(|fault| Failure::usage(format!("-c: {fault}")))?
             .into_struct()
             .map_err(Failure::usage)?,
+        environment: environment.iter().map(|text| variable(text)).collect::<Result<_, _>>()?,
         ..Default::default()
     };
     if let Some(effort) = effort {
@@ -136,6 +140,18 @@ fn thread_options(args: &RunArgs) -> Result<pb::ThreadOptions, Failure> {
         }
     }
     Ok(options)
+}
+
+/// `NAME=VALUE`, or `NAME` as it is here.
+fn variable(text: &str) -> Result<(String, String), Failure> {
+    if let Some((name, value)) = text.split_once('=') {
+        return Ok((name.to_owned(), value.to_owned()));
+    }
+    let value = std::env::var(text).map_err(|error| match error {
+        VarError::NotPresent => Failure::usage(format!("--env {text}: it is not set here")),
+        VarError::NotUnicode(_) => Failure::usage(format!("--env {text}: its value is no UTF-8")),
+    })?;
+    Ok((text.to_owned(), value))
 }
 
 /// `uncommitted`, `base=BRANCH`, `commit=COMMIT`, or what the reviewer is told.
@@ -225,6 +241,10 @@ mod tests {
             "fast",
             "-c",
             "a.b=1",
+            "--env",
+            "A=b=c",
+            "--env",
+            "PATH",
             "--on-disconnect",
             "continue",
             "--",
@@ -257,6 +277,9 @@ mod tests {
                 web_search_mode: pb::WebSearchMode::Live.into(),
                 approvals_reviewer: pb::ApprovalsReviewer::AutoReview.into(),
                 service_tier: "fast".to_owned(),
+                environment: [("A", "b=c".to_owned()), ("PATH", std::env::var("PATH").unwrap())]
+                    .map(|(name, value)| (name.to_owned(), value))
+                    .into(),
                 config: Some(prost_types::Struct {
                     fields: [("a.b".to_owned(), one)].into_iter().collect(),
                 }),

@@ -1,6 +1,6 @@
 //! Thread and turn options on their way in.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::num::NonZeroU64;
 use std::path::{Component, Path, PathBuf};
@@ -11,9 +11,8 @@ use serde_json::{Map, Number, Value, json};
 
 use super::{Faults, show};
 use crate::model::options::{
-    ApprovalPolicy, ApprovalsReviewer, DEEPEST_CONFIG, DynamicTool, REASONING_SUMMARY_KEY,
-    ReasoningSummary, SandboxMode, ThreadOptions, ToolDefaults, TurnOptions, WebSearchMode,
-    config_depth,
+    ApprovalPolicy, ApprovalsReviewer, DEEPEST_CONFIG, DynamicTool, Environment, ReasoningSummary,
+    SandboxMode, ThreadOptions, ToolDefaults, TurnOptions, WebSearchMode, config_depth,
 };
 use crate::model::request::{
     BusyPolicy, ContextPolicy, DisconnectPolicy, MissingThreadPolicy, QuestionPolicy,
@@ -65,12 +64,11 @@ pub(super) fn thread_options(
         reasoning_summary,
         approvals_reviewer,
         service_tier,
-        environment: _,
+        environment,
     } = options;
 
     let model = model.and_then(|name| model_name(&name, faults));
     let sandbox_mode = sandbox(sandbox_mode, faults);
-    let mut configured_summary = None;
     let mut options = ThreadOptions {
         model,
         sandbox_mode,
@@ -90,19 +88,16 @@ pub(super) fn thread_options(
         additional_directories: directories(&additional_directories, faults),
         base_instructions,
         developer_instructions,
-        config: config.map(|config| {
-            let mut config = config_overrides(config, faults);
-            configured_summary = take_summary(&mut config, faults);
-            config
-        }),
+        config: config.map(|config| config_overrides(config, faults)),
         dynamic_tools: lent_functions(dynamic_tools, faults),
         thread_source: Some(thread_source.trim().to_owned()).filter(|source| !source.is_empty()),
         permission_profile: None,
-        reasoning_summary: summary(reasoning_summary, faults).or(configured_summary),
+        reasoning_summary: summary(reasoning_summary, faults),
         approvals_reviewer: reviewer(approvals_reviewer, faults),
         service_tier: tier(&service_tier, faults),
+        environment: variables(environment, faults),
     };
-    for (key, problem) in options.take_rights_from_config().err().into_iter().flatten() {
+    for (key, problem) in options.take_fields_from_config().err().into_iter().flatten() {
         faults.add(format!("thread_options.config[{}]", show(&key)), problem);
     }
     options.permission_profile = profile(&permission_profile, options.sandbox_mode, faults);
@@ -310,19 +305,6 @@ fn summary(number: i32, faults: &mut Faults) -> Option<ReasoningSummary> {
     }
 }
 
-/// Takes the summary out of the overrides: there it would stay for later turns.
-fn take_summary(config: &mut Map<String, Value>, faults: &mut Faults) -> Option<ReasoningSummary> {
-    let value = config.remove(REASONING_SUMMARY_KEY)?;
-    let summary = value.as_str().and_then(ReasoningSummary::from_word);
-    if summary.is_none() {
-        faults.add(
-            format!("thread_options.config[{}]", show(REASONING_SUMMARY_KEY)),
-            format!("{value} is no summary; use auto, concise, detailed or none"),
-        );
-    }
-    summary
-}
-
 fn web_search(number: i32, faults: &mut Faults) -> Option<WebSearchMode> {
     use pb::WebSearchMode as Pb;
     match value_of("thread_options.web_search_mode", number, Pb::as_str_name, faults) {
@@ -401,6 +383,22 @@ fn directories(paths: &[String], faults: &mut Faults) -> Option<Vec<PathBuf>> {
     (!paths.is_empty()).then_some(paths)
 }
 
+/// Values are never shown in a fault.
+fn variables(variables: BTreeMap<String, String>, faults: &mut Faults) -> Option<Environment> {
+    const FIELD: &str = "thread_options.environment";
+    if variables.len() > Environment::MOST {
+        let (length, most) = (variables.len(), Environment::MOST);
+        faults.add(FIELD, format!("{length} variables are too many; give at most {most}"));
+        return None;
+    }
+    for (name, value) in &variables {
+        if let Some(fault) = Environment::fault_of(name, value) {
+            faults.add(format!("{FIELD}[{}]", show(name)), fault);
+        }
+    }
+    (!variables.is_empty()).then_some(Environment(variables))
+}
+
 /// True, and a fault, for a list that is longer than any sensible one.
 fn too_many(field: &str, length: usize, faults: &mut Faults) -> bool {
     let many = length > MOST_ENTRIES;
@@ -422,6 +420,10 @@ fn config_overrides(config: prost_types::Struct, faults: &mut Faults) -> Map<Str
     let config = json_object(config, &mut path, faults);
     for (key, value) in &config {
         let depth = config_depth(key, value);
+        if key.contains("..") || key.starts_with('.') || key.ends_with('.') {
+            let fault = "has nothing between two dots, or at an end; name each part";
+            faults.add(format!("{path}[{}]", show(key)), fault);
+        }
         if depth > DEEPEST_CONFIG {
             faults.add(
                 format!("{path}[{}]", show(key)),
@@ -467,6 +469,8 @@ fn json_object(
         path.push_str(&format!("[{}]", show(&key)));
         if key.trim().is_empty() {
             faults.add(path.as_str(), "the key is empty; name what it overrides");
+        } else if key.chars().any(char::is_control) {
+            faults.add(path.as_str(), "the key holds a control character; leave it out");
         }
         if let Some(value) = json_value(value, path, faults) {
             map.insert(key, value);

@@ -1,6 +1,8 @@
 //! Requests on their way in: a message becomes a validated value, or a refusal that names every
 //! fault.
 
+use std::sync::Arc;
+
 use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 
@@ -12,7 +14,8 @@ use super::options::{
 use super::{Faults, show};
 use crate::grpc::limits::RequestLimits;
 use crate::model::id::{CallerId, ContextKey, LONGEST_NAME, Tenant, ThreadId, faults_of_name};
-use crate::model::options::ToolDefaults;
+use crate::model::options::{Environment, ThreadOptions, ToolDefaults};
+use crate::model::policy::Policy;
 use crate::model::refusal::Refusal;
 use crate::model::request::{
     BusyPolicy, ContentHash, ContextPolicy, RequestId, TurnRequest, UserInput, Work,
@@ -29,10 +32,11 @@ const TOOL_PREFIX: &str = "codex_";
 const THREAD_KEY: &str = "codex_thread_id";
 
 /// Validates a `RunTurnRequest`. `tool_defaults` is what the configuration says of a tool by its
-/// name; empty defaults for one that it does not name.
+/// name; empty defaults for one that it does not name. `policy` is what holds for tools that have none.
 pub(crate) fn turn_request(
     mut request: pb::RunTurnRequest,
     tool_defaults: &dyn Fn(&str) -> ToolDefaults,
+    policy: &Arc<Policy>,
     limits: &RequestLimits,
     timeouts: &Timeouts,
     tenant: Tenant,
@@ -116,7 +120,7 @@ pub(crate) fn turn_request(
         // They have had their fault.
         Work::Review(_) | Work::Compact => Vec::new(),
     };
-    let thread_options = thread_options(options, &mut faults).or(&tool.thread_options);
+    let own_options = thread_options(options, &mut faults);
     if work != Work::Inputs {
         check_beside_work(&work, options_of_turn.as_ref(), ephemeral, unbound, &mut faults);
     }
@@ -152,7 +156,10 @@ pub(crate) fn turn_request(
     let starts_anew = ephemeral || unbound;
     let configured_thread =
         tool.thread_id.as_deref().filter(|_| !starts_anew).and_then(ThreadId::parse);
-    faults.or_refuse(TurnRequest {
+    faults.or_refuse(())?;
+    let policy = tool.policy.as_ref().unwrap_or(policy);
+    let thread_options = permitted(own_options, &tool, policy, &inputs)?;
+    Ok(TurnRequest {
         tenant,
         // Known by the connection, and not by what the request says.
         caller: CallerId::default(),
@@ -171,8 +178,32 @@ pub(crate) fn turn_request(
         disconnect_policy,
         missing_thread_policy,
         include_raw_events,
+        policy: Arc::clone(policy),
         bytes,
     })
+}
+
+/// The options of all layers, if the policy lets the request have them.
+fn permitted(
+    own: ThreadOptions,
+    tool: &ToolDefaults,
+    policy: &Policy,
+    inputs: &[UserInput],
+) -> Result<ThreadOptions, Refusal> {
+    let mut denied = Faults::default();
+    // Of the request alone: the tool's are the owner's.
+    if let Some(config) = &own.config {
+        policy.judge_config("thread_options.config", config, &mut denied);
+    }
+    if let Some(Environment(variables)) = &own.environment {
+        let names = variables.keys().map(String::as_str);
+        policy.judge_environment("thread_options.environment", names, &mut denied);
+    }
+    let mut options = own.or(&tool.thread_options);
+    policy.judge("thread_options.", &options, &mut denied);
+    policy.judge_inputs(inputs, &mut denied);
+    policy.settle(&mut options);
+    denied.or_deny(options)
 }
 
 /// Validates the name of a binding, given by the fields `context_id`, `tool_name` and
@@ -221,8 +252,7 @@ fn request_id_of(id: String, rest: &pb::RunTurnRequest, faults: &mut Faults) -> 
         faults.add("request_id", format!("{} {fault}", show(&id)));
         return None;
     }
-    // Equal requests encode alike: fields go in the order of their numbers, and the only map there
-    // is (Struct) is kept sorted.
+    // Equal requests encode alike: fields go in the order of their numbers, and maps are kept sorted.
     let digest = Sha256::digest(rest.encode_to_vec()).into();
     Some(RequestId { id, content: ContentHash { version: CONTENT_HASH_VERSION, digest } })
 }

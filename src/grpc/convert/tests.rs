@@ -1,5 +1,6 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
@@ -12,8 +13,9 @@ use super::*;
 use crate::grpc::limits::RequestLimits;
 use crate::model::id::{ContextKey, Tenant, ThreadId};
 use crate::model::options::{
-    ReasoningSummary, SandboxMode, ThreadOptions, ToolDefaults, WebSearchMode,
+    Environment, ReasoningSummary, SandboxMode, ThreadOptions, ToolDefaults, WebSearchMode,
 };
+use crate::model::policy::{ImagePolicy, Policy};
 use crate::model::question::Answer;
 use crate::model::refusal::Refusal;
 use crate::model::request::{BusyPolicy, TurnRequest, UserInput, Work};
@@ -33,6 +35,11 @@ fn timeouts() -> Timeouts {
         max_answer: None,
         ..Timeouts::default()
     }
+}
+
+/// What existing callers rely on: nothing is denied.
+fn anything() -> Arc<Policy> {
+    Arc::new(Policy { config_keys: vec!["*".to_owned()], ..Policy::default() })
 }
 
 fn text(text: &str) -> pb::UserInput {
@@ -61,7 +68,7 @@ fn validate_with(
     tool: ToolDefaults,
 ) -> Result<TurnRequest, Vec<(String, String)>> {
     let limits = RequestLimits { max_input_characters: 1_048_576, ..RequestLimits::default() };
-    turn_request(request, &|_| tool.clone(), &limits, &timeouts(), Tenant::default())
+    turn_request(request, &|_| tool.clone(), &anything(), &limits, &timeouts(), Tenant::default())
         .map_err(violations)
 }
 
@@ -690,7 +697,8 @@ fn who_is_asked_has_longer_to_answer_than_who_only_lends() {
     let settled = |policy: pb::QuestionPolicy, timeouts: &Timeouts| {
         let defaults = |_: &str| ToolDefaults::default();
         let (limits, tenant) = (RequestLimits::default(), Tenant::default());
-        let turn = turn_request(asking(policy.into()), &defaults, &limits, timeouts, tenant);
+        let turn =
+            turn_request(asking(policy.into()), &defaults, &anything(), &limits, timeouts, tenant);
         turn.unwrap().turn_options.answer_timeout.unwrap().as_secs()
     };
     let usual = Timeouts::default();
@@ -800,4 +808,174 @@ fn a_summary_in_config_is_moved_into_its_field() {
     assert_eq!(options.reasoning_summary, Some(ReasoningSummary::None));
     let faults = with("loud", pb::ReasoningSummary::Unspecified).unwrap_err();
     assert_eq!(faults[0].0, "thread_options.config[\"model_reasoning_summary\"]");
+}
+
+/// What a request is denied, by this policy.
+fn denied(request: pb::RunTurnRequest, tool: ToolDefaults, policy: Policy) -> Vec<String> {
+    let limits = RequestLimits::default();
+    let policy = Arc::new(policy);
+    let tenant = Tenant::default();
+    match turn_request(request, &|_| tool.clone(), &policy, &limits, &timeouts(), tenant) {
+        Ok(_) => Vec::new(),
+        Err(Refusal::PolicyDenied(denied)) => {
+            denied.into_iter().map(|denied| denied.field).collect()
+        }
+        Err(other) => panic!("{other}"),
+    }
+}
+
+fn configured(keys: &[(&str, Kind)]) -> Option<prost_types::Struct> {
+    let fields = keys.iter().map(|(key, kind)| ((*key).to_owned(), value(kind.clone())));
+    Some(prost_types::Struct { fields: fields.collect() })
+}
+
+#[test]
+fn all_that_a_policy_denies_is_told_together_once_the_form_is_right() {
+    let word = |word: &str| Kind::StringValue(word.to_owned());
+    let asking = |options: &mut pb::ThreadOptions| {
+        options.set_sandbox_mode(pb::SandboxMode::DangerFullAccess);
+        options.environment = [("A".to_owned(), "x".to_owned())].into();
+        options.config = configured(&[
+            ("model_providers.x.base_url", word("http://127.0.0.1:1")),
+            ("model", word("m")),
+            ("notify", word("x")),
+        ]);
+    };
+    let policy = Policy {
+        max_sandbox_mode: SandboxMode::ReadOnly,
+        models: Some(vec!["n".to_owned()]),
+        images: ImagePolicy::Data,
+        ..Policy::default()
+    };
+    let mut request = with_options(asking);
+    request.inputs.push(image("/i.png"));
+    let fields = [
+        "thread_options.config[\"model_providers.x.base_url\"]",
+        "thread_options.config[\"notify\"]",
+        "thread_options.environment[\"A\"]",
+        "thread_options.sandbox_mode",
+        "thread_options.model",
+        "inputs[1].local_image",
+    ];
+    assert_eq!(denied(request.clone(), ToolDefaults::default(), policy.clone()), fields);
+    let wrong = pb::RunTurnRequest { context_id: String::new(), ..request };
+    let defaults = |_: &str| ToolDefaults::default();
+    let (limits, policy) = (RequestLimits::default(), Arc::new(policy));
+    let refusal = turn_request(wrong, &defaults, &policy, &limits, &timeouts(), Tenant::default());
+    let faults = violations(refusal.unwrap_err());
+    assert_eq!(faults.iter().map(|(field, _)| field.as_str()).collect::<Vec<_>>(), ["context_id"]);
+}
+
+/// The tool's own configuration is the owner's; its policy takes the place of the one for all.
+#[test]
+fn a_tools_defaults_are_not_held_against_the_list_and_its_own_policy_holds() {
+    let own = json!({ "notify": ["x"], "features.a": true });
+    let tool = ToolDefaults {
+        thread_options: ThreadOptions {
+            config: own.as_object().cloned(),
+            environment: Some(Environment([("T".to_owned(), "t".to_owned())].into())),
+            ..ThreadOptions::default()
+        },
+        policy: Some(Arc::new(Policy {
+            environment: vec!["A".to_owned()],
+            config_keys: vec!["features.b".to_owned()],
+            ..Policy::default()
+        })),
+        ..ToolDefaults::default()
+    };
+    let asking = |key: &str, variable: &str| {
+        with_options(|options| {
+            options.config = configured(&[(key, Kind::BoolValue(true))]);
+            options.environment = [(variable.to_owned(), "own".to_owned())].into();
+        })
+    };
+    let none = Policy::default;
+    assert_eq!(denied(asking("features.b", "A"), tool.clone(), none()), Vec::<String>::new());
+    assert_eq!(
+        denied(asking("features.a", "T"), tool.clone(), none()),
+        ["thread_options.config[\"features.a\"]", "thread_options.environment[\"T\"]"]
+    );
+    let options = validate_with(asking("features.b", "A"), tool).unwrap().thread_options;
+    let Some(Environment(variables)) = options.environment else { panic!() };
+    assert_eq!(variables.keys().collect::<Vec<_>>(), ["A", "T"]);
+    assert_eq!(options.config.unwrap().len(), 3);
+}
+
+#[test]
+fn a_variable_has_a_name_and_a_value_that_no_fault_shows() {
+    let setting = |name: &str, value: &str| {
+        with_options(|options| {
+            options.environment = [(name.to_owned(), value.to_owned())].into();
+        })
+    };
+    let long = "x".repeat(32 << 10);
+    let longer = format!("{long}canary");
+    for (name, value) in [
+        ("", "canary"),
+        ("1A", "canary"),
+        ("A-B", "canary"),
+        ("A=B", "canary"),
+        ("Ä", "canary"),
+        ("A.B", "canary"),
+        ("A", "canary\0"),
+        ("A", longer.as_str()),
+    ] {
+        let field = format!("thread_options.environment[{name:?}]");
+        let fault = the_fault(&field, setting(name, value));
+        assert!(!fault.contains("canary"), "{fault}");
+    }
+    let many = with_options(|options| {
+        options.environment = (0..65).map(|at| (format!("A{at}"), String::new())).collect();
+    });
+    the_fault("thread_options.environment", many);
+    let free = Policy { environment: vec!["*".to_owned()], ..Policy::default() };
+    let fits = [setting("_a1", &long), setting(&"A".repeat(128), "")];
+    for request in fits {
+        assert_eq!(denied(request, ToolDefaults::default(), free.clone()), Vec::<String>::new());
+    }
+    let named = the_fault(
+        &format!("thread_options.environment[{:?}… (129 bytes)]", "A".repeat(48)),
+        setting(&"A".repeat(129), ""),
+    );
+    assert!(named.contains("no variable's name"), "{named}");
+}
+
+#[test]
+fn a_key_has_something_in_each_of_its_parts() {
+    for key in [".a", "a.", "a..b"] {
+        let field = format!("thread_options.config[{key:?}]");
+        the_fault(
+            &field,
+            with_options(|options| {
+                options.config = configured(&[(key, Kind::BoolValue(true))]);
+            }),
+        );
+    }
+}
+
+proptest! {
+    /// The order in which the variables come makes no other request of it.
+    #[test]
+    fn equal_variables_have_one_digest(names in prop::collection::btree_set("[A-C]{1,3}", 0..5)) {
+        let asking = |names: &mut dyn Iterator<Item = &String>| {
+            let mut request = with_options(|options| {
+                options.environment = names.map(|name| (name.clone(), name.clone())).collect();
+            });
+            request.request_id = "r".to_owned();
+            // As it comes over the wire.
+            let request = pb::RunTurnRequest::decode(request.encode_to_vec().as_slice()).unwrap();
+            let free = Policy { environment: vec!["*".to_owned()], ..Policy::default() };
+            let limits = RequestLimits::default();
+            let turn = turn_request(
+                request,
+                &|_| ToolDefaults::default(),
+                &Arc::new(free),
+                &limits,
+                &timeouts(),
+                Tenant::default(),
+            );
+            turn.unwrap().request_id.unwrap().content
+        };
+        prop_assert_eq!(asking(&mut names.iter()), asking(&mut names.iter().rev()));
+    }
 }

@@ -13,9 +13,11 @@ use tracing::Instrument as _;
 
 use crate::model::event::{Event, ThreadStarted, Usage};
 use crate::model::id::ThreadId;
+use crate::model::refusal::Refusal;
 use crate::pool::Incarnation;
 use crate::turn::contexts::Contexts;
 use crate::turn::machine::{Act, EndedCommands, Input, Kept};
+use crate::turn::workspace;
 use crate::worker::thread::{Task, ThreadError};
 use crate::worker::{Route, ThreadMessage, Worker};
 
@@ -226,7 +228,7 @@ impl Driver {
         }
         let mut loaded = held.loaded.clone();
         let (turn, request) = (Arc::clone(&self.turn), Arc::clone(&self.request));
-        let workspace = Arc::clone(&self.workspace);
+        let (workspace, engine) = (Arc::clone(&self.workspace), Arc::clone(&self.engine));
         self.begin(async move {
             let task = Task {
                 root_turn_id: &turn.id.0,
@@ -235,8 +237,14 @@ impl Driver {
                 output_schema: request.turn_options.output_schema.as_ref(),
             };
             let options = &request.thread_options;
-            let started = worker.start_turn(&thread_id, &mut loaded, task, options, &workspace);
-            let outcome = started.await;
+            let again = workspace::check_again(&engine.looks, &workspace, &request.policy);
+            let outcome = match again.await {
+                Ok(()) => {
+                    worker.start_turn(&thread_id, &mut loaded, task, options, &workspace).await
+                }
+                Err(Refusal::PolicyDenied(denied)) => Err(ThreadError::Denied(denied)),
+                Err(refusal) => Err(ThreadError::OutOfResources(refusal.to_string())),
+            };
             Done::Started { loaded: Box::new(loaded), outcome }
         });
     }

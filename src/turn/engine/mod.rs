@@ -25,10 +25,12 @@ use tracing::Instrument as _;
 
 use crate::model::event::{InterruptReason, Usage};
 use crate::model::failure::{FailureReason, TurnError};
-use crate::model::id::{ThreadId, TurnId};
+use crate::model::id::{CallerName, ThreadId, TurnId};
 use crate::model::options::SandboxMode;
 use crate::model::outcome::Outcome;
-use crate::model::refusal::Refusal;
+use crate::model::policy::{self, Policy};
+use crate::model::question::Answer;
+use crate::model::refusal::{Faults, Refusal};
 use crate::model::request::{BusyPolicy, TurnRequest, UserInput};
 use crate::model::workspace::Workspace;
 use crate::pool::{Pool, Unavailable};
@@ -39,13 +41,14 @@ use crate::turn::admission::{Admission, QueuePosition, Ticket};
 use crate::turn::claims::RequestIdUse;
 use crate::turn::contexts::{ContextLimits, Contexts};
 use crate::turn::looks::Looks;
+use crate::turn::pixels::ImageSum;
 use crate::turn::quota::{QuotaLimits, Quotas};
 use crate::turn::readers::{ReaderLimits, Readers};
 use crate::turn::revision;
 use crate::turn::timeouts::Timeouts;
 use crate::turn::turn::{Caller, Mailbox, Phase, Turn};
 use crate::turn::turns::Turns;
-use crate::turn::workspace;
+use crate::turn::workspace::{self, Confinement, Looked};
 use crate::worker::protection;
 use crate::worker::thread::LoadedThread;
 
@@ -68,6 +71,8 @@ pub(crate) struct EngineSettings {
     pub readers: ReaderLimits,
     /// How many contexts are kept.
     pub contexts: ContextLimits,
+    /// Most bytes of the images of one call as they are sent to Codex, where they are read here.
+    pub max_image_data: usize,
     /// How much is run in a while.
     pub quotas: QuotaLimits,
 }
@@ -95,7 +100,7 @@ pub(crate) struct Engine {
     admission: Arc<Admission>,
     readers: Arc<Readers>,
     pub(super) quotas: Arc<Quotas>,
-    looks: Looks,
+    pub(super) looks: Looks,
     settings: EngineSettings,
     past: history::Past,
     drain: watch::Sender<DrainState>,
@@ -193,13 +198,7 @@ impl Engine {
                 RequestIdUse::First(claim) => Some(claim),
             },
         };
-        let (workspace, images) = workspace::check(
-            &self.looks,
-            &request.thread_options,
-            &request.inputs,
-            &self.settings.default_directory,
-        )
-        .await?;
+        let (request, workspace, images) = self.look(request).await?;
         revision::check(&request.work, &workspace.working_directory).await?;
         let request = Arc::new(request);
         if request.thread_options.sandbox_mode == Some(SandboxMode::WorkspaceWrite) {
@@ -262,10 +261,57 @@ impl Engine {
         Ok(caller)
     }
 
+    /// Looks at what the request names on the disk.
+    async fn look(
+        &self,
+        mut request: TurnRequest,
+    ) -> Result<(TurnRequest, Workspace, ImageSum), Refusal> {
+        let policy = Arc::clone(&request.policy);
+        let inputs = std::mem::take(&mut request.inputs);
+        let before: usize = inputs.iter().map(UserInput::bytes).sum();
+        let default_directory = &self.settings.default_directory;
+        let looked = workspace::check(
+            &self.looks,
+            &request.thread_options,
+            inputs,
+            default_directory,
+            self.confinement(&policy),
+        );
+        let Looked { workspace, images, inputs } = looked.await?;
+        // With the images that were read meanwhile.
+        let read = inputs.iter().map(UserInput::bytes).sum::<usize>().saturating_sub(before);
+        request.bytes = request.bytes.saturating_add(read);
+        request.inputs = inputs;
+        Ok((request, workspace, images))
+    }
+
+    fn confinement<'a>(&self, policy: &'a Policy) -> Confinement<'a> {
+        Confinement { policy, most_image_data: self.settings.max_image_data }
+    }
+
+    /// Answers what Codex asks in a turn.
+    ///
+    /// # Errors
+    /// [`Refusal::PolicyDenied`] where it grants more than the turn could have asked for; see
+    /// [`Turn::answer`].
+    pub(crate) async fn answer(
+        &self,
+        turn: &Turn,
+        request_id: String,
+        answer: Answer,
+        by: CallerName,
+    ) -> Result<(), Refusal> {
+        let mut denied = Faults::default();
+        turn.policy.judge_answer(&answer, &mut denied);
+        denied.or_deny(())?;
+        workspace::check_grants(&self.looks, policy::written(&answer), &turn.policy).await?;
+        turn.answer(request_id, answer, by).await
+    }
+
     /// Adds input to a running turn; returns Codex's id of it.
     ///
     /// # Errors
-    /// What is wrong with an image; [`Refusal::NotSteerable`] when it waits, has ended, or Codex can't.
+    /// [`Refusal::PolicyDenied`] by the turn's own policy; what is wrong with an image; [`Refusal::NotSteerable`] when it waits, has ended, or Codex can't.
     pub(crate) async fn steer(
         &self,
         turn: &Turn,
@@ -275,8 +321,14 @@ impl Engine {
             let fault = "comes too late: Codex takes a skill with the start of a turn alone";
             return Err(Refusal::field(format!("inputs[{at}].skill"), fault));
         }
+        let mut denied = Faults::default();
+        turn.policy.judge_inputs(&inputs, &mut denied);
+        denied.or_deny(())?;
         let before = turn.images();
-        let images = workspace::check_images(&self.looks, &inputs, before).await?.without(before);
+        let confinement = self.confinement(&turn.policy);
+        let looking = workspace::check_images(&self.looks, inputs, before, confinement);
+        let (inputs, images) = looking.await?;
+        let images = images.without(before);
         turn.steer(inputs, images).await
     }
 
@@ -301,7 +353,9 @@ impl Engine {
                 self.ledger.note(&[leave]);
             }
             match refusal {
-                refusal @ (Refusal::SteeringFull { .. } | Refusal::InvalidInput(_)) => {
+                refusal @ (Refusal::SteeringFull { .. }
+                | Refusal::InvalidInput(_)
+                | Refusal::PolicyDenied(_)) => {
                     return Err(refusal);
                 }
                 // It ended meanwhile: the next one, or a turn of our own.

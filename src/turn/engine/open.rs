@@ -13,7 +13,7 @@ use crate::model::event::{Event, ThreadOrigin, WarningCode};
 use crate::model::fingerprint::Fingerprint;
 use crate::model::id::{ThreadId, WorkerId};
 use crate::model::options::ThreadOptions;
-use crate::model::refusal::Refusal;
+use crate::model::refusal::{Faults, Refusal};
 use crate::model::request::{MissingThreadPolicy, TurnRequest, Work};
 use crate::model::workspace::Workspace;
 use crate::pool::{Entering, Lease};
@@ -21,6 +21,7 @@ use crate::registry::threads::{SeenTurn, ThreadFacts, ThreadLock, ThreadState, T
 use crate::turn::engine::Engine;
 use crate::turn::engine::keeping::Writing;
 use crate::turn::machine::{OUT_OF_RESOURCES_FOR, OpenError, PATIENCE};
+use crate::turn::workspace;
 use crate::worker::mcp::McpHealth;
 use crate::worker::thread::{ListedTurn, LoadedThread, ThreadError};
 use crate::worker::{NoRoute, Route, Worker};
@@ -216,6 +217,10 @@ impl Engine {
                     Ok(opened) => {
                         // The worker has done its part.
                         ties.note_asked(None);
+                        if let Err(denied) = check_model(&opened, &request, &workspace) {
+                            engine.undo(opened).await;
+                            return Err(denied.into());
+                        }
                         let started = ties.unless_abandoned(started).await;
                         match started.and_then(|started| Ok(started.map_err(Refusal::from)?)) {
                             Ok(()) => Ok(opened),
@@ -309,6 +314,8 @@ impl Engine {
         workspace: &Workspace,
         ties: &Ties,
     ) -> Result<Opened, OpenError> {
+        // It may have waited long.
+        workspace::check_again(&self.looks, workspace, &request.policy).await?;
         let bound = request.context.as_ref().and_then(|key| self.contexts.get(key).ok());
         let (thread_id, origin) = if let Some(thread_id) = &request.explicit_thread {
             (thread_id.clone(), ThreadOrigin::Explicit)
@@ -587,6 +594,21 @@ impl Engine {
         };
         refusal.into()
     }
+}
+
+/// Whether the policy allows the model that Codex takes where nobody names one.
+fn check_model(
+    opened: &Opened,
+    request: &TurnRequest,
+    workspace: &Workspace,
+) -> Result<(), Refusal> {
+    let TurnRequest { policy, thread_options: options, .. } = request;
+    let mut denied = Faults::default();
+    if policy.models.is_some() && options.model.is_none() {
+        let settings = opened.loaded.turn_settings(options, workspace);
+        policy.judge_unnamed_model(&settings.model, &mut denied);
+    }
+    denied.or_deny(())
 }
 
 fn opened(

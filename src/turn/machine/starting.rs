@@ -186,6 +186,7 @@ impl Starting {
                 let retry_after = OUT_OF_RESOURCES_FOR;
                 self.not_taken(Refusal::OutOfResources { cause, retry_after }, step)
             }
+            Err(ThreadError::Denied(denied)) => self.not_taken(Refusal::PolicyDenied(denied), step),
             Err(ThreadError::Lost { cause: said, written: true }) => {
                 self.introduce(step);
                 // If it still runs: whether it runs the turn can't be known.

@@ -26,8 +26,6 @@ use codex_sidecar::pb;
 
 /// Contexts that go on through all rounds.
 const LASTING: usize = 5;
-/// The variable by which the processes of one start are known, whatever they make of themselves.
-const MARK: &str = "CODEX_SIDECAR_TEST_START";
 /// Two seconds are the promise, on a machine that has them to give.
 const LEFT_LIMIT: Duration = Duration::from_secs(15);
 /// Requests of earlier rounds that are repeated now and then.
@@ -95,7 +93,6 @@ impl Aim {
 /// All that is known through the rounds.
 #[derive(Debug)]
 struct Crashes {
-    seed: u64,
     random: fastrand::Rng,
     round: usize,
     contexts: Vec<Context>,
@@ -116,7 +113,6 @@ async fn at_whatever_moment_it_is_killed_nothing_told_is_lost_and_nothing_runs_t
     let seed = number("CODEX_SIDECAR_CRASHES_SEED").unwrap_or_else(|| fastrand::u64(..1 << 32));
     println!("CODEX_SIDECAR_CRASHES_SEED={seed}");
     let mut crashes = Crashes {
-        seed,
         random: fastrand::Rng::with_seed(seed),
         round: 0,
         contexts: (0..LASTING).map(|number| Context::new(format!("lasting-{number}"))).collect(),
@@ -192,7 +188,7 @@ impl Crashes {
             back.append(&mut callers.join_all().await);
             callers = JoinSet::new();
         }
-        leaving.spawn(all_gone(self.mark(), sidecar.pid()));
+        leaving.spawn(all_gone(processes::mark_of(sidecar.pid()), sidecar.pid()));
         let place = sidecar.kill().await;
         back.append(&mut callers.join_all().await);
 
@@ -202,10 +198,6 @@ impl Crashes {
         self.contexts = back;
         self.contexts.extend(resting.into_iter().map(|(_, context)| context));
         place
-    }
-
-    fn mark(&self) -> String {
-        format!("{MARK}={}-{}", self.seed, self.round)
     }
 
     /// Now and then, one that has hardly begun.
@@ -219,21 +211,15 @@ impl Crashes {
         }
         self.round += 1;
         let mut command = binary::command(&place);
-        let (name, value) = self.mark_of_next();
-        command.args(["serve", "--offline-model", "--listen", "127.0.0.1:0"]).env(name, value);
+        command.args(["serve", "--offline-model", "--listen", "127.0.0.1:0"]);
         command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
         let mut child = command.spawn().unwrap();
         tokio::time::sleep(Duration::from_millis(self.random.u64(..400))).await;
-        leaving.spawn(all_gone(self.mark(), child.id().unwrap_or_default()));
+        let pid = child.id().unwrap();
+        leaving.spawn(all_gone(processes::mark_of(pid), pid));
         child.kill().await.unwrap();
         *self.phases.entry("starting").or_default() += 1;
         place
-    }
-
-    fn mark_of_next(&self) -> (String, String) {
-        let mark = self.mark();
-        let (name, value) = mark.split_once('=').expect("a variable");
-        (name.to_owned(), value.to_owned())
     }
 
     async fn start(&mut self, place: Place) -> Binary {
@@ -244,10 +230,9 @@ impl Crashes {
         let settings =
             format!("[state]\ndurability = \"{durability}\"\n[retention]\nafter_end = \"3h\"\n");
         std::fs::write(&config, settings).unwrap();
-        let (name, value) = self.mark_of_next();
         let began = Instant::now();
         let sidecar = Binary::cold(place, |command| {
-            command.env(name, value).env("CODEX_SIDECAR_WORKERS", "2").arg("--config").arg(config);
+            command.env("CODEX_SIDECAR_WORKERS", "2").arg("--config").arg(config);
         })
         .await;
         self.listening = self.listening.max(began.elapsed());
@@ -374,7 +359,7 @@ async fn all_gone(mark: String, pid: u32) -> Duration {
     let began = Instant::now();
     loop {
         let look = mark.clone();
-        let looked = tokio::task::spawn_blocking(move || processes::with_environment(&look));
+        let looked = tokio::task::spawn_blocking(move || processes::with_mark(&look));
         let left = looked.await.unwrap();
         if left.is_empty() {
             return began.elapsed();

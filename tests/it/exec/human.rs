@@ -171,7 +171,12 @@ async fn compare(case: &Case, sides: &[Side; 2]) -> Result<(), String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn people_are_told_what_codex_exec_tells_them() {
-    let sidecar = Sidecar::with(|config| config.workers = 2).await;
+    let sidecar = Sidecar::with(|config| {
+        config.workers = 2;
+        let allowed = ["mcp_servers.t.*", "model_providers.offline.stream_max_retries"];
+        config.policy.config_keys = allowed.map(str::to_owned).into();
+    })
+    .await;
     let sides = sides(&sidecar).await;
     let wanted = std::env::var("EXEC_CASE").unwrap_or_default();
     let mut differences = Vec::new();

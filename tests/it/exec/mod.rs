@@ -495,7 +495,12 @@ fn cut(text: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_drop_in_prints_what_codex_exec_prints() {
-    let sidecar = Sidecar::with(|config| config.workers = 2).await;
+    let sidecar = Sidecar::with(|config| {
+        config.workers = 2;
+        let allowed = ["mcp_servers.t.*", "model_providers.offline.stream_max_retries"];
+        config.policy.config_keys = allowed.map(str::to_owned).into();
+    })
+    .await;
     let sides = sides(&sidecar).await;
     let cases = cases();
     let wanted = std::env::var("EXEC_CASE").unwrap_or_default();
@@ -601,7 +606,7 @@ async fn the_last_message_goes_to_a_file_and_what_cant_be_honoured_is_refused() 
     assert!(ran.status.success(), "{ran:?}");
     assert_eq!(std::fs::read_to_string(side.work.join("last.txt")).unwrap(), "last\nof all");
 
-    let lines: [(&[&str], &str); 4] = [
+    let lines: [(&[&str], &str); 7] = [
         (&["--json", "--oss", "-"], "--oss can't be honoured"),
         (&["--json", "resume", "a name", "-"], "not by names"),
         (
@@ -609,6 +614,13 @@ async fn the_last_message_goes_to_a_file_and_what_cant_be_honoured_is_refused() 
             "can't be honoured",
         ),
         (&["--json", "--image", "nowhere.png", "-"], "nowhere.png"),
+        (
+            &["--json", "-c", "notify=[\"touch\", \"x\"]", "-"],
+            "-c notify: is no key that callers may set here; who runs the sidecar can allow it with \
+             [policy] config_keys",
+        ),
+        (&["--json", "-c", "model_providers={x={base_url=\"u\"}}", "-"], "[policy] config_keys"),
+        (&["--json", "--enable", "goals", "-"], "-c features.goals: is no key"),
     ];
     let before = sidecar.model.requests();
     for (arguments, why) in lines {
@@ -616,6 +628,10 @@ async fn the_last_message_goes_to_a_file_and_what_cant_be_honoured_is_refused() 
         command.args(arguments);
         let ran = finished(command, "hello").await;
         assert!(!ran.status.success() && ran.stdout.is_empty(), "{arguments:?}: {ran:?}");
+        // A command line that can't be read is 2, as with the real one.
+        if why.contains("key") {
+            assert_eq!(ran.status.code(), Some(1), "{arguments:?}: {ran:?}");
+        }
         assert!(ran.stderr.contains(why), "{arguments:?}: {ran:?}");
     }
     assert_eq!(sidecar.model.requests(), before);

@@ -1,5 +1,5 @@
 //! Processes that a sidecar started, told apart by their CODEX_HOME: whatever Codex starts inherits
-//! it, however it detaches itself.
+//! it, however it detaches itself; a guard has it in its mark.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -14,18 +14,34 @@ pub struct Process {
 /// The processes that have this CODEX_HOME in their environment; zombies are none.
 pub fn of_home(codex_home: &Path) -> Vec<Process> {
     let wanted = format!("CODEX_HOME={}", codex_home.display());
-    with_environment(&wanted)
+    let mark = format!(":{}", codex_home.canonicalize().unwrap_or(codex_home.into()).display());
+    with(|pair| {
+        let is_mark =
+            pair.starts_with(b"CODEX_SIDECAR_INSTANCE=") && pair.ends_with(mark.as_bytes());
+        pair == wanted.as_bytes() || is_mark
+    })
 }
 
-/// The processes that were started with this `NAME=value`.
-pub fn with_environment(wanted: &str) -> Vec<Process> {
+/// What the guards of a sidecar that runs, its workers and their commands have in their environment.
+pub fn mark_of(sidecar: u32) -> String {
+    let stat = std::fs::read_to_string(format!("/proc/{sidecar}/stat")).unwrap();
+    let started = stat.rsplit(") ").next().unwrap().split(' ').nth(19).unwrap();
+    format!("CODEX_SIDECAR_INSTANCE={sidecar}:{started}:")
+}
+
+/// The processes that have that.
+pub fn with_mark(mark: &str) -> Vec<Process> {
+    with(|pair| pair.starts_with(mark.as_bytes()))
+}
+
+fn with(is_wanted: impl Fn(&[u8]) -> bool) -> Vec<Process> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
     entries
         .flatten()
         .filter_map(|entry| {
             let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
             let environment = std::fs::read(entry.path().join("environ")).ok()?;
-            environment.split(|byte| *byte == 0).find(|pair| *pair == wanted.as_bytes())?;
+            environment.split(|byte| *byte == 0).find(|pair| is_wanted(pair))?;
             let command = std::fs::read(entry.path().join("cmdline")).ok()?;
             let command = String::from_utf8_lossy(&command).replace('\0', " ").trim().to_owned();
             Some(Process { pid, command })
