@@ -13,7 +13,7 @@ use crate::pb::user_input::Input;
 const LONGEST_PROMPT: u64 = 4 << 20;
 
 /// A duration: `500ms`, `30s`, `10m`, or plain seconds.
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let text = text.trim();
     let is_number = !text.is_empty() && text.chars().all(|c| c.is_ascii_digit() || c == '.');
     if is_number {
@@ -27,7 +27,7 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 }
 
 /// One that must not be zero.
-pub(super) fn positive_duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn positive_duration(text: &str) -> Result<Duration, String> {
     match duration(text)? {
         Duration::ZERO => Err("must be above zero".to_owned()),
         duration => Ok(duration),
@@ -61,7 +61,7 @@ pub(super) fn joined(words: impl Iterator<Item = OsString>) -> Vec<OsString> {
 }
 
 /// The duration as the contract has it.
-pub(super) fn to_protobuf(duration: Duration) -> Result<prost_types::Duration, Failure> {
+pub(crate) fn to_protobuf(duration: Duration) -> Result<prost_types::Duration, Failure> {
     duration.try_into().map_err(|_| Failure::usage(format!("{duration:?} is too long")))
 }
 
@@ -165,7 +165,7 @@ impl InputArgs {
 }
 
 /// What stands before and behind the first `=`.
-pub(super) fn parts(flag: &str, form: &str, text: &str) -> Result<(String, String), Failure> {
+pub(crate) fn parts(flag: &str, form: &str, text: &str) -> Result<(String, String), Failure> {
     match text.split_once('=') {
         Some((name, value)) if !name.trim().is_empty() && !value.is_empty() => {
             Ok((name.trim().to_owned(), value.to_owned()))

@@ -356,7 +356,7 @@ mod tests {
         };
         let both = [("HOME", "/h"), ("XDG_CACHE_HOME", "/c")];
         assert_eq!(caches(&both), [PathBuf::from("/c"), "/h/.cache".into()]);
-        assert_eq!(caches(&[("XDG_CACHE_HOME", "relative")]), [PathBuf::new(); 0]);
+        assert!(caches(&[("XDG_CACHE_HOME", "relative")]).is_empty());
         assert!(is_temporary(&std::env::temp_dir().join("x")) && is_temporary(Path::new("/tmp/x")));
         assert!(!is_temporary(Path::new("/nowhere/tmp")));
 

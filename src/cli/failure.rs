@@ -13,7 +13,7 @@ pub(super) type CommandResult = Result<u8, Failure>;
 
 /// Why a subcommand failed.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Failure {
+pub(crate) enum Failure {
     /// Something to tell on stderr, then this exit code.
     Told {
         /// What to tell, one line or more, without `error: `.
@@ -29,7 +29,7 @@ pub(super) enum Failure {
 
 /// Something to tell, for people and for scripts.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Detailed {
+pub(crate) struct Detailed {
     /// What to tell people, one line or more, without `error: `.
     pub(super) message: String,
     /// The exit code.

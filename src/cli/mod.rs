@@ -7,21 +7,21 @@
 
 mod answer;
 mod answers;
-mod args;
-mod ask;
+pub(crate) mod args;
+pub(crate) mod ask;
 mod attach;
 mod client;
 mod completions;
 mod contexts;
 mod demo;
-mod exec;
+pub(crate) mod exec;
 mod failure;
 mod health;
 mod history;
 mod info;
 mod interrupt;
 mod json;
-mod mcp;
+pub(crate) mod mcp;
 mod models;
 mod printer;
 mod refusal;

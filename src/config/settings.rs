@@ -162,6 +162,7 @@ fn visit(config: &mut Config, visitor: &mut impl Visitor) {
     let RequestLimits { max_input_characters, max_message_bytes } = requests;
     let ConnectionLimits {
         max_connections,
+        max_handshakes,
         max_streams_per_connection,
         handshake_timeout,
         request_timeout: message_timeout,
@@ -293,6 +294,7 @@ fn visit(config: &mut Config, visitor: &mut impl Visitor) {
         max_line_bytes,
     );
     v.required(key("max_connections").of_sidecar(), codec::count(1..=MANY), max_connections);
+    v.required(key("max_handshakes").of_sidecar(), codec::count(1..=MANY), max_handshakes);
     v.required(
         key("max_streams_per_connection").of_sidecar(),
         codec::count(1..=MANY),

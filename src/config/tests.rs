@@ -205,6 +205,7 @@ const FULL: &str = r#"
     max_message_bytes = 100001
     max_line_bytes = "128KiB"
     max_connections = 6
+    max_handshakes = 5
     max_streams_per_connection = 7
     max_readers = 8
     max_readers_per_turn = 9
@@ -363,6 +364,7 @@ fn a_key_reaches_its_part_from_whatever_section() {
     assert_eq!(config.requests, requests);
     let connections = ConnectionLimits {
         max_connections: 6,
+        max_handshakes: 5,
         max_streams_per_connection: 7,
         handshake_timeout: seconds(11),
         request_timeout: seconds(12),

@@ -17,7 +17,7 @@ pub(crate) mod deadline;
 mod history;
 pub(crate) mod limits;
 mod page_size;
-mod page_token;
+pub(crate) mod page_token;
 pub(crate) mod pool_service;
 mod routed;
 pub(crate) mod status;

@@ -11,14 +11,14 @@ use crate::worker::history::HistoryPlace;
 type Bindings = (String, String, Option<String>);
 
 /// For the page of bindings after this one.
-pub(super) fn after_context(key: &ContextKey, filter: Option<&str>) -> String {
+pub(crate) fn after_context(key: &ContextKey, filter: Option<&str>) -> String {
     let token: Bindings =
         (key.context_id.clone(), key.thread_key.clone(), filter.map(str::to_owned));
     write(&token)
 }
 
 /// The context id and the thread key after which the page of bindings begins.
-pub(super) fn of_contexts(
+pub(crate) fn of_contexts(
     token: &str,
     filter: Option<&str>,
 ) -> Result<Option<(String, String)>, Refusal> {
@@ -39,14 +39,14 @@ fn named(context: Option<&ContextKey>) -> Option<(String, String)> {
 }
 
 /// For the page of turns after this one, of this context or of all.
-pub(super) fn after_turn(turn_id: &TurnId, context: Option<&ContextKey>) -> String {
+pub(crate) fn after_turn(turn_id: &TurnId, context: Option<&ContextKey>) -> String {
     let token: Turns = (turn_id.to_string(), named(context));
     write(&token)
 }
 
 /// The turn after which the page of turns begins, if the token was made for that context, or for all; or
 /// for whatever, where nothing is said.
-pub(super) fn of_turns(
+pub(crate) fn of_turns(
     token: &str,
     whose: Option<Option<&ContextKey>>,
 ) -> Result<Option<TurnId>, Refusal> {
@@ -62,7 +62,7 @@ pub(super) fn of_turns(
 type History = (String, Option<String>, Option<String>);
 
 /// For the page of a thread's history that begins here.
-pub(super) fn at_place(thread_id: &ThreadId, place: HistoryPlace) -> String {
+pub(crate) fn at_place(thread_id: &ThreadId, place: HistoryPlace) -> String {
     let HistoryPlace { turns, items } = place;
     let token: History = (thread_id.as_str().to_owned(), turns, items);
     write(&token)
@@ -70,7 +70,7 @@ pub(super) fn at_place(thread_id: &ThreadId, place: HistoryPlace) -> String {
 
 /// Where the page of a thread's history begins, if the token was made for that thread or, where it is
 /// not known yet, for any.
-pub(super) fn of_history(
+pub(crate) fn of_history(
     token: &str,
     thread_id: Option<&ThreadId>,
 ) -> Result<HistoryPlace, Refusal> {

@@ -306,6 +306,7 @@ fn limits(setup: &Setup) -> pb::ServerLimits {
         max_idle_threads: pool.max_idle_threads.map(|most| most as u64),
         max_resident_bytes: pool.max_resident_bytes,
         max_connections: count(connections.max_connections),
+        max_handshakes: count(connections.max_handshakes),
         max_streams_per_connection: connections.max_streams_per_connection,
         request_timeout: duration(Some(connections.request_timeout)),
         max_image_pixels: MAX_IMAGE_PIXELS,

@@ -206,7 +206,7 @@ pub(crate) fn status(refusal: &Refusal) -> Status {
 
 /// The contract's status for one that tonic gave by itself, before there was a service to say anything;
 /// `None` for what another protocol than ours says, such as the health service's.
-pub(super) fn of_tonic(status: &Status, path: &str) -> Option<Status> {
+pub(crate) fn of_tonic(status: &Status, path: &str) -> Option<Status> {
     match status.code() {
         Code::OutOfRange => Some(
             says(Code::ResourceExhausted, "REQUEST_TOO_LARGE", status.message())

@@ -17,7 +17,7 @@ const EXCERPT_CHARS: usize = 80;
 
 /// One thing to do. The table in the parent module says how each is written.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Directive {
+pub(crate) enum Directive {
     Run(String),
     /// A command that asks to leave the sandbox.
     Escalate(String),
@@ -63,14 +63,14 @@ pub(super) enum Directive {
 
 /// A question to the user.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Question {
+pub(crate) struct Question {
     pub(super) text: String,
     pub(super) options: Vec<String>,
 }
 
 /// What a reviewer says.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Verdict {
+pub(crate) enum Verdict {
     /// Why it may be done.
     Allow(String),
     /// Why it may not be done.
@@ -114,7 +114,7 @@ impl Directive {
 
 /// Why a prompt could not be followed, quoting the directive it stumbled over.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Malformed {
+pub(crate) struct Malformed {
     excerpt: String,
     why: String,
 }
@@ -141,7 +141,7 @@ impl Malformed {
 ///
 /// `[[` opens a directive only where a lower-case letter follows: a prompt about shell tests (`[[ -f x ]]`) or nested
 /// arrays is an ordinary prompt.
-pub(super) fn parse(prompt: &str) -> Result<Vec<Directive>, Malformed> {
+pub(crate) fn parse(prompt: &str) -> Result<Vec<Directive>, Malformed> {
     let mut directives = Vec::new();
     let mut rest = prompt;
     while let Some(at) = rest.find("[[") {
@@ -163,7 +163,7 @@ pub(super) fn parse(prompt: &str) -> Result<Vec<Directive>, Malformed> {
 }
 
 /// What the last `[[review …]]` in a text says, whatever else is in it.
-pub(super) fn verdict(text: &str) -> Option<Verdict> {
+pub(crate) fn verdict(text: &str) -> Option<Verdict> {
     const OPENING: &str = "[[review";
     text.rmatch_indices(OPENING).find_map(|(at, _)| {
         let (body, _) = close(&text[at + OPENING.len()..]).ok()?;

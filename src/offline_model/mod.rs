@@ -78,10 +78,10 @@ use tokio::task::JoinHandle;
 use self::catalog::{Catalog, MODEL};
 
 mod catalog;
-mod directive;
-mod script;
+pub(crate) mod directive;
+pub(crate) mod script;
 mod server;
-mod sse;
+pub(crate) mod sse;
 
 /// What `shutdown` gives its connections to end. They are aborted, so only a busy runtime needs any of it.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(2);

@@ -17,7 +17,7 @@ const COMMAND_TIMEOUT_MS: u64 = 600_000;
 
 /// The answer to one request.
 #[derive(Debug, PartialEq)]
-pub(super) struct Script {
+pub(crate) struct Script {
     pub(super) steps: Vec<Step>,
     /// The pause between two deltas.
     pub(super) pace: Duration,
@@ -76,7 +76,7 @@ pub(super) struct Usage {
 }
 
 /// Decides the answer to a request body.
-pub(super) fn decide(request: &Value) -> Script {
+pub(crate) fn decide(request: &Value) -> Script {
     let history = History::read(request);
     if let Some(script) = review(request) {
         return script;

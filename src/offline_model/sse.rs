@@ -21,7 +21,7 @@ const BEFORE_CUT: Duration = Duration::from_millis(50);
 
 /// One thing for the connection to do.
 #[derive(Debug, PartialEq)]
-pub(super) enum Frame {
+pub(crate) enum Frame {
     Send(Bytes),
     Pause(Duration),
     /// Send nothing more, and keep the connection.
@@ -33,7 +33,7 @@ pub(super) enum Frame {
 type Frames = Box<dyn Iterator<Item = Frame> + Send>;
 
 /// Encodes a script. `id` is unique to the response; the ids of its items and calls derive from it.
-pub(super) fn frames(script: Script, id: &str) -> Frames {
+pub(crate) fn frames(script: Script, id: &str) -> Frames {
     let Script { steps, pace, usage } = script;
     let response = format!("resp_{id}");
     let created = event(

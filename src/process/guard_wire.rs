@@ -46,7 +46,7 @@ pub(super) fn environment_from_bytes(bytes: &[u8]) -> impl Iterator<Item = (&OsS
 
 /// What a guard says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Word {
+pub(crate) enum Word {
     /// The program runs, under this id.
     Started(u32),
     /// It could not be started, for this error number.
@@ -66,7 +66,7 @@ impl fmt::Display for Word {
 }
 
 impl Word {
-    pub(super) fn parse(line: &str) -> Option<Word> {
+    pub(crate) fn parse(line: &str) -> Option<Word> {
         let (word, number) = line.trim_end().split_once(' ')?;
         match word {
             "started" => Some(Word::Started(number.parse().ok()?)),

@@ -28,7 +28,7 @@ mod dying;
 mod elsewhere;
 #[cfg(target_os = "linux")]
 mod guard;
-mod guard_wire;
+pub(crate) mod guard_wire;
 mod guarded;
 #[cfg(target_os = "linux")]
 mod guards;
@@ -43,7 +43,7 @@ mod reaper;
 mod sockets;
 mod spawn;
 #[cfg(target_os = "linux")]
-mod tree;
+pub(crate) mod tree;
 mod wake;
 
 use std::io;

@@ -19,7 +19,7 @@ pub(super) struct Identity {
 
 /// One process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Stat {
+pub(crate) struct Stat {
     pub(super) identity: Identity,
     pub(super) zombie: bool,
     pub(super) stopped: bool,
@@ -49,7 +49,7 @@ impl Stat {
         }
     }
 
-    fn parse(pid: i32, text: &[u8]) -> Option<Stat> {
+    pub(crate) fn parse(pid: i32, text: &[u8]) -> Option<Stat> {
         // The name stands in brackets and may itself hold blanks and brackets.
         let after_name = text.iter().rposition(|byte| *byte == b')')? + 1;
         let text = std::str::from_utf8(&text[after_name..]).ok()?;

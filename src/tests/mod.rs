@@ -10,6 +10,7 @@ mod failures;
 mod faults_pool;
 mod faults_together;
 mod faults_worker;
+mod fuzz;
 mod history;
 mod idempotency;
 mod idle_threads;

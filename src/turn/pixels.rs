@@ -102,12 +102,12 @@ impl ImageSum {
     }
 
     /// The two together.
-    pub(super) fn with(self, other: ImageSum) -> ImageSum {
+    pub(crate) fn with(self, other: ImageSum) -> ImageSum {
         self.combined(other, u64::saturating_add)
     }
 
     /// What is left without `other`, which is in it.
-    pub(super) fn without(self, other: ImageSum) -> ImageSum {
+    pub(crate) fn without(self, other: ImageSum) -> ImageSum {
         self.combined(other, u64::saturating_sub)
     }
 

@@ -1,11 +1,13 @@
 //! The books: which connections are open, and who makes room for whom.
 //!
-//! One that is idle for longest makes room for a new one; where none is, one whose calls only wait and
-//! which is quiet for longest; never one with a call that carries something. It is told to leave, and
+//! One that is idle for longest makes room for a new one; where none is, one that is quiet for longest: whose
+//! calls only wait, or whose client takes nothing of what they send; never one with a call that carries
+//! something. It is told to leave, and
 //! counts no more unless it begins a call on its way out. The books never touch a socket and never
-//! wait: they are told what happens, and dropping what they give out tells them of its end.
+//! wait: they are told what happens, and dropping what they give out tells them of its end. Of those that
+//! have not shaken hands there are fewer: the one that began first makes room for the next.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,6 +22,8 @@ use crate::model::id::CallerId;
 
 /// How long a connection with nothing but calls that wait has carried nothing when it makes room.
 const QUIET: Duration = Duration::from_secs(10);
+/// The same where its client takes nothing of what it is sent.
+const UNREAD: Duration = Duration::from_secs(60);
 /// How often the same trouble is logged at most.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
@@ -42,6 +46,8 @@ struct State {
     leaving: usize,
     /// The others without a call, by the moment of that, counted.
     idle: BTreeMap<u64, u64>,
+    /// Those that have not shaken hands and count, in the order in which they came.
+    shaking: BTreeSet<u64>,
     moment: u64,
     told: HashMap<&'static str, Instant>,
 }
@@ -51,6 +57,8 @@ struct Entry {
     calls: usize,
     /// How many of them only wait for something to be told.
     waiting: usize,
+    /// How many of the others have sent something that their client does not take.
+    unread: usize,
     /// When one of these last carried something.
     carried: Instant,
     /// Since which moment it has no call.
@@ -89,13 +97,27 @@ impl Connections {
                 return None;
             }
         }
+        let most = self.0.limits.max_handshakes;
+        if state.shaking.len() >= most
+            && let Some(first) = state.shaking.first().copied()
+        {
+            state.tell_to_leave(first);
+            if state.may_tell("handshakes") {
+                tracing::warn!(
+                    "{most} connections are in their handshake (limits.max_handshakes): the one \
+                     that began it first is closed"
+                );
+            }
+        }
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        state.shaking.insert(number);
         let close = listener.child_token();
         let idle_since = state.next_moment();
         state.idle.insert(idle_since, number);
         let entry = Entry {
             calls: 0,
             waiting: 0,
+            unread: 0,
             carried: Instant::now(),
             idle_since,
             is_leaving: false,
@@ -134,22 +156,36 @@ impl State {
     /// Tells the connection that was idle for longest to leave, or else the one that was quiet for
     /// longest; false where there is none.
     fn dismiss(&mut self) -> bool {
-        let idle = self.idle.pop_first().map(|(_, number)| number);
+        let idle = self.idle.first_key_value().map(|(_, number)| *number);
         let Some(number) = idle.or_else(|| self.quiet()) else { return false };
+        self.tell_to_leave(number);
+        true
+    }
+
+    fn tell_to_leave(&mut self, number: u64) {
+        self.shaking.remove(&number);
         if let Some(entry) = self.open.get_mut(&number) {
+            self.idle.remove(&entry.idle_since);
             entry.is_leaving = true;
             entry.close.cancel();
             self.leaving += 1;
         }
-        true
     }
 
-    /// The connection whose calls all wait, and which has carried nothing for longest.
+    /// The connection whose calls carry nothing, and which has carried nothing for longest.
     fn quiet(&self) -> Option<u64> {
         let quiet = self.open.iter().filter(|(_, entry)| {
-            entry.only_waits() && !entry.is_leaving && entry.carried.elapsed() >= QUIET
+            let patience = if entry.unread == 0 { QUIET } else { UNREAD };
+            entry.only_waits() && !entry.is_leaving && entry.carried.elapsed() >= patience
         });
         quiet.min_by_key(|(_, entry)| entry.carried).map(|(number, _)| *number)
+    }
+
+    /// One carries something, perhaps on its way out: it stays as long as that does, and counts again.
+    fn stays(&mut self, number: u64) {
+        if let Some(entry) = self.open.get_mut(&number) {
+            self.leaving -= usize::from(std::mem::take(&mut entry.is_leaving));
+        }
     }
 
     fn may_tell(&mut self, trouble: &'static str) -> bool {
@@ -164,7 +200,7 @@ impl State {
 
 impl Entry {
     fn only_waits(&self) -> bool {
-        self.calls == self.waiting
+        self.calls == self.waiting + self.unread
     }
 }
 
@@ -186,6 +222,11 @@ impl Connection {
         &self.connections.0.arrivals
     }
 
+    /// It has shaken hands.
+    pub(super) fn note_handshake(&self) {
+        self.connections.state().shaking.remove(&self.caller.0);
+    }
+
     /// Nothing is open on it that it would have to stay for.
     pub(super) fn is_idle(&self) -> bool {
         let state = self.connections.state();
@@ -202,20 +243,19 @@ impl Connection {
             entry.calls += 1;
             entry.waiting += usize::from(waits);
             entry.carried = Instant::now();
-            // It stays as long as the call does, and counts again.
-            let was_leaving = std::mem::take(&mut entry.is_leaving);
             let idle_since = entry.idle_since;
             state.idle.remove(&idle_since);
-            state.leaving -= usize::from(was_leaving);
+            state.stays(self.caller.0);
         }
         drop(state);
-        CallOnDrop { connection: Arc::clone(self), waits }
+        CallOnDrop { connection: Arc::clone(self), waits, is_unread: false }
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
         let mut state = self.connections.state();
+        state.shaking.remove(&self.caller.0);
         if let Some(entry) = state.open.remove(&self.caller.0) {
             state.idle.remove(&entry.idle_since);
             state.leaving -= usize::from(entry.is_leaving);
@@ -229,16 +269,30 @@ pub(super) struct CallOnDrop {
     connection: Arc<Connection>,
     /// It only waits for something to be told.
     waits: bool,
+    /// Its client has not taken what was sent last.
+    is_unread: bool,
 }
 
 impl CallOnDrop {
-    /// A part of its response is on its way.
-    pub(super) fn carried(&self) {
-        if self.waits {
-            let mut state = self.connection.connections.state();
-            if let Some(entry) = state.open.get_mut(&self.connection.caller.0) {
-                entry.carried = Instant::now();
-            }
+    /// A part of its response is on its way: its head, or what comes after.
+    pub(super) fn sent(&mut self) {
+        let was_unread = std::mem::replace(&mut self.is_unread, !self.waits);
+        self.carried(|entry| entry.unread += usize::from(!was_unread && self.is_unread));
+    }
+
+    /// Its client can take more.
+    pub(super) fn taken(&mut self) {
+        if std::mem::take(&mut self.is_unread) {
+            self.carried(|entry| entry.unread -= 1);
+            self.connection.connections.state().stays(self.connection.caller.0);
+        }
+    }
+
+    fn carried(&self, change: impl FnOnce(&mut Entry)) {
+        let mut state = self.connection.connections.state();
+        if let Some(entry) = state.open.get_mut(&self.connection.caller.0) {
+            entry.carried = Instant::now();
+            change(entry);
         }
     }
 }
@@ -251,6 +305,7 @@ impl Drop for CallOnDrop {
         let Some(entry) = state.open.get_mut(number) else { return };
         entry.calls -= 1;
         entry.waiting -= usize::from(self.waits);
+        entry.unread -= usize::from(self.is_unread);
         if entry.calls == 0 && !entry.is_leaving {
             entry.idle_since = moment;
             state.idle.insert(moment, *number);
@@ -271,6 +326,16 @@ impl Connections {
         self.state().open.len()
     }
 
+    /// How many are in their handshake.
+    pub(super) fn shaking(&self) -> usize {
+        self.state().shaking.len()
+    }
+
+    /// How many calls there are whose clients do not take what they are sent.
+    pub(super) fn unread(&self) -> usize {
+        self.state().open.values().map(|entry| entry.unread).sum()
+    }
+
     /// How many have just one call.
     pub(super) fn with_one_call(&self) -> usize {
         self.state().open.values().filter(|entry| entry.calls == 1).count()
@@ -284,7 +349,7 @@ impl Connections {
     /// Makes it so long ago that anything was carried.
     pub(super) fn age(&self) {
         for entry in self.state().open.values_mut() {
-            entry.carried -= QUIET;
+            entry.carried -= UNREAD;
         }
     }
 }

@@ -1,7 +1,8 @@
 //! The calls of one connection: each is in the books from its first byte to the last one of its
 //! response, also when its client vanishes.
 //!
-//! Says which calls only wait for something to be told, by their path. Never reads a message: what a
+//! Says which calls only wait for something to be told, by their path, and which send what their client
+//! does not take. Never reads a message: what a
 //! request holds while it arrives, and how long it may take, is `grpc::call`'s matter.
 
 use std::convert::Infallible;
@@ -40,7 +41,7 @@ impl hyper::service::Service<Request<Incoming>> for Calls {
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         let path = request.uri().path();
         let waits = path == "/grpc.health.v1.Health/Watch" || path.starts_with("/grpc.reflection.");
-        let open = self.connection.begin_call(waits);
+        let mut open = self.connection.begin_call(waits);
         request.extensions_mut().insert(self.connection.caller);
         request.extensions_mut().insert(self.peer.name.clone());
         let connection = Arc::clone(&self.connection);
@@ -60,6 +61,7 @@ impl hyper::service::Service<Request<Incoming>> for Calls {
                 // Its body is not read, and nothing is done.
                 Err(Unauthenticated) => Status::from(Refusal::Unauthenticated).into_http(),
             };
+            open.sent();
             Ok(response.map(|body| Counted { body, call: open }))
         })
     }
@@ -80,9 +82,11 @@ impl Body for Counted {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        // Nobody asks before there is room for it.
+        self.call.taken();
         let frame = Pin::new(&mut self.body).poll_frame(context);
         if frame.is_ready() {
-            self.call.carried();
+            self.call.sent();
         }
         frame
     }

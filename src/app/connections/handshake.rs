@@ -1,7 +1,7 @@
-//! A client's half of the HTTP/2 handshake, as it comes in.
+//! A client's stream, watched: when its half of the HTTP/2 handshake is there, and that it does not flood.
 //!
-//! Only counts bytes: it changes none, refuses none and has no clock. Who holds the connection waits
-//! for the end of the handshake, and says how long.
+//! Changes no byte and has no clock. Who holds the connection waits for the end of the handshake, and says
+//! how long.
 
 use std::io;
 use std::pin::Pin;
@@ -10,37 +10,21 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::CancellationToken;
 
-/// A socket that knows when the client's half of the HTTP/2 handshake is there: the preface and a
-/// whole SETTINGS frame. h2 itself would wait for that without an end.
+use super::frames::Frames;
+
+/// A stream that knows when the client's half of the HTTP/2 handshake is there, the preface and a whole
+/// SETTINGS frame: h2 itself would wait for that without an end. Reading it fails once the client floods it.
 #[derive(Debug)]
 pub(super) struct Handshake<S> {
-    socket: S,
-    /// Bytes read.
-    seen: usize,
-    /// Length of the SETTINGS, as far as it is read.
-    settings: usize,
+    stream: S,
+    frames: Frames,
     shaken: CancellationToken,
 }
 
 impl<S> Handshake<S> {
-    const PREFACE: usize = 24;
-    const FRAME_HEADER: usize = 9;
-
-    /// Of this socket; `shaken` is cancelled when it is there.
-    pub(super) fn new(socket: S, shaken: CancellationToken) -> Handshake<S> {
-        Handshake { socket, seen: 0, settings: 0, shaken }
-    }
-
-    fn read(&mut self, bytes: &[u8]) {
-        for (at, byte) in (self.seen..Self::PREFACE + 3).zip(bytes) {
-            if at >= Self::PREFACE {
-                self.settings = self.settings << 8 | usize::from(*byte);
-            }
-        }
-        self.seen += bytes.len();
-        if self.seen >= Self::PREFACE + Self::FRAME_HEADER + self.settings {
-            self.shaken.cancel();
-        }
+    /// Of this stream; `shaken` is cancelled when it is there.
+    pub(super) fn new(stream: S, shaken: CancellationToken) -> Handshake<S> {
+        Handshake { stream, frames: Frames::new(), shaken }
     }
 }
 
@@ -51,9 +35,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for Handshake<S> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        let read = Pin::new(&mut self.socket).poll_read(context, buffer);
-        if read.is_ready() && !self.shaken.is_cancelled() {
-            self.read(&buffer.filled()[before..]);
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if let Poll::Ready(Ok(())) = read {
+            let new = buffer.filled().get(before..).unwrap_or_default();
+            self.frames.receive(new).map_err(io::Error::other)?;
+            if !self.shaken.is_cancelled() && self.frames.have_shaken_hands() {
+                self.shaken.cancel();
+            }
         }
         read
     }
@@ -65,7 +53,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Handshake<S> {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write(context, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        if let Poll::Ready(Ok(written)) = written {
+            self.frames.send(bytes.get(..written).unwrap_or_default());
+        }
+        written
     }
 
     fn poll_write_vectored(
@@ -73,18 +65,26 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Handshake<S> {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write_vectored(context, slices)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        if let Poll::Ready(Ok(mut written)) = written {
+            for slice in slices {
+                let part = slice.len().min(written);
+                self.frames.send(slice.get(..part).unwrap_or_default());
+                written -= part;
+            }
+        }
+        written
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.socket.is_write_vectored()
+        self.stream.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_flush(context)
+        Pin::new(&mut self.stream).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_shutdown(context)
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }

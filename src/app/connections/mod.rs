@@ -1,7 +1,8 @@
 //! The connections of clients, from the listener's queue to their end.
 //!
 //! Here they are accepted, held and said goodbye to; [`books`] knows how many there are and who makes
-//! room for whom, [`calls`] keeps the books' count of calls, [`handshake`] sees a client's begin. Never
+//! room for whom, [`calls`] keeps the books' count of calls, [`handshake`] sees a client's begin, [`frames`] that it floods
+//! nobody. Never
 //! looks into a call, which is the services' matter. A connection begins with its handshake,
 //! which has a clock, TLS included; it is idle while no call is open on it. It ends when its client closes it or
 //! answers no ping, when it has been idle for longest and another one needs its room, or with its
@@ -11,6 +12,7 @@
 
 mod books;
 mod calls;
+mod frames;
 mod handshake;
 #[cfg(test)]
 mod tests;
@@ -40,6 +42,8 @@ use crate::access::Peer;
 
 /// How long a connection that is told to leave, and has no call, is there for one that is on its way.
 const LEAVE_GRACE: Duration = Duration::from_millis(200);
+/// Most bytes of a call's metadata: gRPC's own most is 8 KiB, and a bearer token may have some of that.
+const MOST_METADATA: u32 = 16 << 10;
 /// How long nobody is accepted after the system had nothing to accept with.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
@@ -136,6 +140,8 @@ async fn hold(
         // Neither is bounded by default: a client could open streams, or reset them, without end.
         .max_concurrent_streams(limits.max_streams_per_connection)
         .max_pending_accept_reset_streams(64)
+        // All of a call's metadata, as the sender would count it; h2 cuts the connection at four times that.
+        .max_header_list_size(MOST_METADATA)
         // What a stream holds for a client that does not read; by default six times that.
         .max_send_buf_size(64 << 10)
         .keep_alive_interval(Duration::from_secs(20))
@@ -161,6 +167,7 @@ async fn hold(
             () = dismissed.as_mut() => shaken.is_cancelled(),
             in_time = timeout_at(until, shaken.cancelled()) => {
                 if in_time.is_ok() {
+                    connection.note_handshake();
                     dismissed.await;
                 }
                 in_time.is_ok()

@@ -230,3 +230,93 @@ async fn connections_that_begin_a_call_when_they_are_told_to_leave_count_on() {
     let open = connections.open();
     assert!(open <= 8, "{open} connections of 4 are open");
 }
+
+#[tokio::test]
+async fn of_those_that_do_not_shake_hands_the_first_makes_room_and_nobody_who_has_does() {
+    let limits = ConnectionLimits { max_handshakes: 3, ..Default::default() };
+    let (address, connections) = health_service(limits).await;
+    let stays = raw(address, HANDSHAKE).await;
+    let mut served = client(address).await;
+    is_served(&mut served).await;
+    let first = raw(address, &HANDSHAKE[..24]).await;
+    are_open(&connections, 3).await;
+    let mut silent = Vec::new();
+    for count in [4, 5, 5] {
+        silent.push(raw(address, b"").await);
+        are_open(&connections, count).await;
+    }
+    is_closed(first).await;
+    // However many there are.
+    for _ in 0..50 {
+        silent.push(raw(address, b"").await);
+        is_served(&mut client(address).await).await;
+        assert!(connections.shaking() <= 3, "{connections:?}");
+    }
+    is_served(&mut served).await;
+    assert!(tokio::time::timeout(Duration::from_millis(50), is_closed(stays)).await.is_err());
+}
+
+#[tokio::test]
+async fn who_floods_a_connection_loses_it_and_nobody_else_notices() {
+    let (address, connections) = health_service(ConnectionLimits::default()).await;
+    let mut served = client(address).await;
+    let on_the_connection = |kind, payload: &[u8]| {
+        let mut frame = frame(kind, 0, payload);
+        frame[5..9].fill(0);
+        frame
+    };
+    // Pings, settings, priorities, what nobody knows.
+    for flood in [
+        on_the_connection(6, &[7; 8]),
+        on_the_connection(4, &[0, 4, 0, 0, 255, 255]),
+        frame(2, 0, &[0, 0, 0, 0, 7]),
+        on_the_connection(99, b"what"),
+    ] {
+        let mut socket = raw(address, HANDSHAKE).await;
+        let (mut reader, mut writer) = socket.split();
+        let flooding = async {
+            // As much as it takes; it may be over in the middle.
+            for _ in 0..200 {
+                if writer.write_all(&flood.repeat(100)).await.is_err() {
+                    break;
+                }
+            }
+        };
+        let reading = async {
+            let mut bytes = [0; 4096];
+            while reader.read(&mut bytes).await.is_ok_and(|read| read > 0) {}
+        };
+        let over = futures::future::join(flooding, reading);
+        timeout(Duration::from_secs(20), over).await.expect("it is let in");
+        is_served(&mut served).await;
+        is_served(&mut client(address).await).await;
+    }
+    are_open(&connections, 1).await;
+}
+
+#[tokio::test]
+async fn who_takes_nothing_of_what_it_is_sent_makes_room_and_who_reads_does_not() {
+    let limits = ConnectionLimits { max_connections: 2, ..Default::default() };
+    let (address, connections) = health_service(limits).await;
+    // A whole call of Check, and no window for its answer.
+    let mut check = watch();
+    let at = check.windows(5).position(|part| part == b"Watch").unwrap();
+    check[at..at + 5].copy_from_slice(b"Check");
+    let no_window = [&HANDSHAKE[..24], b"\0\0\x06\x04\0\0\0\0\0\0\x04\0\0\0\0", &check].concat();
+    let deaf = [raw(address, &no_window).await, raw(address, &no_window).await];
+    let have_answers = async {
+        while connections.unread() < 2 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(Duration::from_secs(20), have_answers).await.expect("they have no answers");
+    // They may only be slow.
+    is_closed(raw(address, HANDSHAKE).await).await;
+    connections.age();
+    is_served(&mut client(address).await).await;
+    let [one, other] = deaf;
+    tokio::select! {
+        () = is_closed(one) => {}
+        () = is_closed(other) => {}
+    }
+}

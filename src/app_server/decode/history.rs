@@ -9,7 +9,7 @@ use crate::model::item::Item;
 use crate::pb::{ThreadTurn, ThreadTurnStatus};
 
 /// Reads a turn with the items that are there.
-pub(in crate::app_server) fn thread_turn(json: &RawValue) -> Option<ThreadTurn> {
+pub(crate) fn thread_turn(json: &RawValue) -> Option<ThreadTurn> {
     let turn = Parts::of(json);
     let codex_turn_id = turn.read("id")?;
     let status = match turn.text("status")?.as_str() {
@@ -42,12 +42,12 @@ pub(in crate::app_server) fn thread_turn(json: &RawValue) -> Option<ThreadTurn> 
 }
 
 /// The turn that a turn is within, or what its client calls it.
-pub(in crate::app_server) fn root_turn_id(json: &RawValue) -> Option<String> {
+pub(crate) fn root_turn_id(json: &RawValue) -> Option<String> {
     Parts::of(json).read::<Option<String>>("rootTurnId")?
 }
 
 /// Reads an item of a turn, as a list of items has it.
-pub(in crate::app_server) fn listed_item(json: &RawValue) -> Option<Item> {
+pub(crate) fn listed_item(json: &RawValue) -> Option<Item> {
     Parts::of(json).get("item").and_then(item)
 }
 

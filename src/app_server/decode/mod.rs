@@ -34,9 +34,9 @@ use crate::model::question::Question;
 use failure::CodexTurnError;
 use parts::Parts;
 
-pub(super) use history::{listed_item, root_turn_id, thread_turn};
+pub(crate) use history::{listed_item, root_turn_id, thread_turn};
 pub(super) use kin::CodexThread;
-pub(super) use question::decline;
+pub(crate) use question::decline;
 pub(crate) use skipped::{LostNews, skipped};
 
 /// Which thread and turn a message is about.

@@ -211,7 +211,7 @@ fn texts(params: &Parts<'_>, name: &str) -> Vec<String> {
 
 /// The answer that says no to a request of Codex. Every request must be answered, or its turn
 /// hangs for ever; one of an unknown method is answered with an error.
-pub(in crate::app_server) fn decline(method: &str) -> Result<Value, RpcError> {
+pub(crate) fn decline(method: &str) -> Result<Value, RpcError> {
     Ok(match method {
         "item/commandExecution/requestApproval" | "item/fileChange/requestApproval" => {
             json!({ "decision": "decline" })

@@ -13,7 +13,7 @@ use crate::cli::words::plain;
 
 /// One thing to fill in.
 #[derive(Debug)]
-pub(super) struct Field {
+pub(crate) struct Field {
     name: String,
     title: String,
     description: String,
@@ -48,7 +48,7 @@ enum Kind {
 }
 
 /// The fields of a form, in the schema's order. An error where it has none of that shape.
-pub(super) fn of(schema: &str) -> Result<Vec<Field>, ()> {
+pub(crate) fn of(schema: &str) -> Result<Vec<Field>, ()> {
     let schema: Value = serde_json::from_str(schema).map_err(|_| ())?;
     let schema = schema.as_object().ok_or(())?;
     let required: Vec<&str> = match schema.get("required") {
@@ -69,7 +69,7 @@ pub(super) fn of(schema: &str) -> Result<Vec<Field>, ()> {
 }
 
 /// What the form comes to where nothing is typed; `None` where something has to be.
-pub(super) fn by_default(schema: &str) -> Option<Value> {
+pub(crate) fn by_default(schema: &str) -> Option<Value> {
     let mut content = Map::new();
     for field in of(schema).ok()? {
         match field.default {

@@ -7,7 +7,7 @@
 mod approval;
 mod automatic;
 mod elicitation;
-mod form;
+pub(crate) mod form;
 mod questions;
 mod terminal;
 #[cfg(test)]

@@ -15,7 +15,7 @@ mod human;
 mod jsonl;
 mod last;
 mod output;
-pub(in crate::cli) mod overrides;
+pub(crate) mod overrides;
 mod prompt;
 pub(in crate::cli) mod request;
 mod review;

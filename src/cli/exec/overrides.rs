@@ -11,13 +11,13 @@ const EXACT: i64 = 1 << 53;
 
 /// Settings by their dotted paths.
 #[derive(Debug, Default, PartialEq)]
-pub(in crate::cli) struct Overrides {
+pub(crate) struct Overrides {
     entries: Vec<(String, Value)>,
 }
 
 impl Overrides {
     /// Reads the arguments in their order: a later one wins.
-    pub(in crate::cli) fn parse<'a>(
+    pub(crate) fn parse<'a>(
         arguments: impl IntoIterator<Item = &'a String>,
     ) -> Result<Overrides, String> {
         let mut overrides = Overrides::default();
@@ -35,7 +35,7 @@ impl Overrides {
     }
 
     /// Sets a value in place of what was there, below it included.
-    pub(in crate::cli) fn set(&mut self, path: &str, value: Value) {
+    pub(crate) fn set(&mut self, path: &str, value: Value) {
         self.entries.retain(|(other, _)| other != path && !is_within(other, path));
         // A single value above gives way; a table that had to be kept whole takes it in.
         let above = self.entries.iter().position(|(other, _)| is_within(path, other));
@@ -67,24 +67,24 @@ impl Overrides {
     }
 
     /// Takes a setting out.
-    pub(in crate::cli) fn take(&mut self, path: &str) -> Option<Value> {
+    pub(crate) fn take(&mut self, path: &str) -> Option<Value> {
         let at = self.entries.iter().position(|(other, _)| other == path)?;
         Some(self.entries.remove(at).1)
     }
 
     /// Whether a setting is there and on.
-    pub(in crate::cli) fn is_true(&self, path: &str) -> bool {
+    pub(crate) fn is_true(&self, path: &str) -> bool {
         self.entries.contains(&(path.to_owned(), Value::Boolean(true)))
     }
 
     /// The first setting that is `path` or lies within it.
-    pub(in crate::cli) fn any_within(&self, path: &str) -> Option<&str> {
+    pub(crate) fn any_within(&self, path: &str) -> Option<&str> {
         let found = self.entries.iter().find(|(other, _)| other == path || is_within(other, path));
         found.map(|(path, _)| path.as_str())
     }
 
     /// For the contract; `None` where nothing is left.
-    pub(in crate::cli) fn into_struct(self) -> Result<Option<prost_types::Struct>, String> {
+    pub(crate) fn into_struct(self) -> Result<Option<prost_types::Struct>, String> {
         if self.entries.is_empty() {
             return Ok(None);
         }

@@ -67,7 +67,7 @@ impl From<ApprovalPolicy> for pb::ApprovalPolicy {
 }
 
 /// A call of `codex`: a new thread.
-pub(super) fn codex(arguments: JsonObject, directory: &Path) -> Result<Asked, Ending> {
+pub(crate) fn codex(arguments: JsonObject, directory: &Path) -> Result<Asked, Ending> {
     let wrong = |why: String| {
         Ending::failed("", format!("Failed to parse configuration for Codex tool: {why}"))
     };

@@ -20,7 +20,7 @@ use crate::pb::turn_event::Event;
 
 /// What a call asks for.
 #[derive(Debug)]
-pub(super) struct Asked {
+pub(crate) struct Asked {
     pub(super) request: pb::RunTurnRequest,
     /// The thread that goes on; empty for a new one.
     pub(super) thread_id: String,
@@ -28,7 +28,7 @@ pub(super) struct Asked {
 
 /// What a call comes to.
 #[derive(Debug)]
-pub(super) struct Ending {
+pub(crate) struct Ending {
     /// Empty where there was none.
     thread_id: String,
     text: String,

@@ -8,17 +8,17 @@ use serde::de::{IgnoredAny, MapAccess, Visitor};
 
 /// What the outermost object of a message says.
 #[derive(Debug, Default, PartialEq)]
-pub(super) struct Envelope {
-    pub(super) id: Option<RequestId>,
+pub(crate) struct Envelope {
+    pub(crate) id: Option<RequestId>,
     /// It is the answer to something.
-    pub(super) is_answer: bool,
+    pub(crate) is_answer: bool,
     /// It names a method and wants no answer.
-    pub(super) is_notification: bool,
+    pub(crate) is_notification: bool,
 }
 
 impl Envelope {
     /// Reads it to its end or its first fault, keeping nothing else of it.
-    pub(super) fn of(message: impl io::Read) -> Envelope {
+    pub(crate) fn of(message: impl io::Read) -> Envelope {
         let mut envelope = Envelope::default();
         let reader = io::BufReader::new(message);
         let read = serde_json::Deserializer::from_reader(reader).deserialize_map(&mut envelope);

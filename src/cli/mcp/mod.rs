@@ -5,10 +5,10 @@
 //! takes those, and is declined where it does not. A cancelled call interrupts its turn, and so does a
 //! client that goes away.
 
-mod arguments;
+pub(crate) mod arguments;
 mod asking;
 mod call;
-mod envelope;
+pub(crate) mod envelope;
 mod events;
 mod sessions;
 mod tools;

@@ -5,22 +5,22 @@
 
 /// What a record begins with.
 pub(super) const MAGIC: [u8; 3] = [0xC5, 0x5C, b'r'];
-pub(super) const HEAD: usize = 12;
+pub(crate) const HEAD: usize = 12;
 const KEY_LENGTH: usize = 4;
 const PAYLOAD_LENGTH: usize = 8;
 const CHECKSUM: usize = 4;
 
 /// A record, taken apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Frame<'a> {
-    pub(super) kind: u8,
-    pub(super) key: &'a [u8],
-    pub(super) payload: &'a [u8],
+pub(crate) struct Frame<'a> {
+    pub(crate) kind: u8,
+    pub(crate) key: &'a [u8],
+    pub(crate) payload: &'a [u8],
 }
 
 impl<'a> Frame<'a> {
     /// Its bytes. One with a part of 4 GiB can't be made; nothing that is kept comes near that.
-    pub(super) fn encode(self) -> Vec<u8> {
+    pub(crate) fn encode(self) -> Vec<u8> {
         let Frame { kind, key, payload } = self;
         let length = |part: &[u8]| u32::try_from(part.len()).unwrap_or(u32::MAX).to_le_bytes();
         let mut bytes = Vec::with_capacity(HEAD + key.len() + payload.len() + CHECKSUM);
@@ -35,13 +35,13 @@ impl<'a> Frame<'a> {
     }
 
     /// How many bytes the one takes that these begin with, if it is whole; `None` where none does.
-    pub(super) fn length(head: &[u8]) -> Option<usize> {
+    pub(crate) fn length(head: &[u8]) -> Option<usize> {
         end(head)?.checked_add(CHECKSUM)
     }
 
     /// The one that these bytes begin with, and how many of them it takes; `None` where none does, or not a
     /// whole one.
-    pub(super) fn decode(bytes: &'a [u8]) -> Option<(Frame<'a>, usize)> {
+    pub(crate) fn decode(bytes: &'a [u8]) -> Option<(Frame<'a>, usize)> {
         let end = end(bytes)?;
         let kind = *bytes.get(MAGIC.len())?;
         let key_end = HEAD.checked_add(number(bytes, KEY_LENGTH)?)?;

@@ -29,7 +29,7 @@ pub(super) enum TurnPart<'a> {
 
 /// A UUID in its hyphenated lower-case form as its 16 bytes, any other text as it is, so that none is the
 /// beginning of another.
-pub(super) fn id(text: &str) -> Vec<u8> {
+pub(crate) fn id(text: &str) -> Vec<u8> {
     let mut hyphenated = Uuid::encode_buffer();
     match Uuid::try_parse(text) {
         Ok(uuid) if uuid.hyphenated().encode_lower(&mut hyphenated) == text => {
@@ -43,7 +43,7 @@ pub(super) fn id(text: &str) -> Vec<u8> {
 }
 
 /// The id that these bytes begin with, and what comes after it.
-pub(super) fn split_id(bytes: &[u8]) -> Option<(String, &[u8])> {
+pub(crate) fn split_id(bytes: &[u8]) -> Option<(String, &[u8])> {
     match bytes.split_first()? {
         (0, rest) => {
             let (uuid, rest) = rest.split_at_checked(16)?;
@@ -60,11 +60,11 @@ pub(super) fn split_id(bytes: &[u8]) -> Option<(String, &[u8])> {
 }
 
 /// The id that is exactly these bytes.
-pub(super) fn parse_id(bytes: &[u8]) -> Option<String> {
+pub(crate) fn parse_id(bytes: &[u8]) -> Option<String> {
     split_id(bytes).and_then(|(id, rest)| rest.is_empty().then_some(id))
 }
 
-pub(super) fn context(key: &ContextKey) -> Vec<u8> {
+pub(crate) fn context(key: &ContextKey) -> Vec<u8> {
     of_context(CONTEXT, key)
 }
 
@@ -77,7 +77,7 @@ fn of_context(space: u8, key: &ContextKey) -> Vec<u8> {
 }
 
 /// The context of a key without its first byte.
-pub(super) fn parse_context(bytes: &[u8]) -> Option<ContextKey> {
+pub(crate) fn parse_context(bytes: &[u8]) -> Option<ContextKey> {
     let text = std::str::from_utf8(bytes).ok()?;
     // The key of a thread has none.
     let (context_id, thread_key) = text.rsplit_once('\0')?;
@@ -122,7 +122,7 @@ pub(super) fn turn_part(turn_id: &TurnId, part: TurnPart<'_>) -> Vec<u8> {
 }
 
 /// Whether it is the key of a turn's end.
-pub(super) fn is_end(key: &[u8]) -> bool {
+pub(crate) fn is_end(key: &[u8]) -> bool {
     let part = key.strip_prefix(&[TURN]).and_then(split_id);
     part.is_some_and(|(_, part)| part == [3])
 }

@@ -20,7 +20,7 @@ use crate::registry::threads::{Left, SeenTurn, ThreadFacts, TurnsSeen};
 
 /// A record.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Record {
+pub(crate) enum Record {
     Binding(Box<KeptBinding>),
     Mark(KeptMark),
     /// A turn as it started: its own requests, without what came after.
@@ -37,7 +37,7 @@ pub(super) enum Record {
 
 /// A change of the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Operation {
+pub(crate) enum Operation {
     Put {
         key: Vec<u8>,
         /// The whole frame.
@@ -60,7 +60,7 @@ impl Operation {
 }
 
 /// Appends what a change does to the table.
-pub(super) fn append_operations(change: &Change, to: &mut Vec<Operation>) {
+pub(crate) fn append_operations(change: &Change, to: &mut Vec<Operation>) {
     match change {
         Change::Bind(context, binding) => {
             to.push(Operation::Remove(key::mark(context)));
@@ -137,7 +137,7 @@ impl Record {
     ///
     /// # Errors
     /// What is wrong with it.
-    pub(super) fn of_frame(frame: Frame<'_>) -> Result<Record, &'static str> {
+    pub(crate) fn of_frame(frame: Frame<'_>) -> Result<Record, &'static str> {
         record_of(frame).ok_or("it is whole but says nothing that is known")
     }
 }

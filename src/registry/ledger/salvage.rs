@@ -24,18 +24,18 @@ const LONGEST: usize = 256 << 20;
 
 /// What was found.
 #[derive(Debug, Default, PartialEq)]
-pub(super) struct Found {
+pub(crate) struct Found {
     /// The newest of each key, in the order of the keys.
-    pub(super) records: BTreeMap<Vec<u8>, Record>,
+    pub(crate) records: BTreeMap<Vec<u8>, Record>,
     /// How many there were that are whole, older ones included.
-    pub(super) whole: u64,
+    pub(crate) whole: u64,
 }
 
 /// Looks for records in all of the file.
 ///
 /// # Errors
 /// Of reading it.
-pub(super) fn scan(file: &File) -> io::Result<Found> {
+pub(crate) fn scan(file: &File) -> io::Result<Found> {
     let mut scan = Scan {
         file,
         length: file.metadata()?.len(),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use codex_sidecar::pb;
 use rustix::process::{Resource, Rlimit};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tonic::Code;
 use tonic::codegen::http::uri::PathAndQuery;
@@ -45,7 +45,11 @@ async fn connections(address: &str, count: usize, first: &[u8]) -> Vec<TcpStream
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_without_a_call_take_nobodys_place() {
     let count = as_many_as_there_are_descriptors(size(1_500, 10_000));
-    for (first, kind) in [(&b""[..], "that say nothing"), (HANDSHAKE, "without a call")] {
+    for (first, kind) in [
+        (&b""[..], "that say nothing"),
+        (&HANDSHAKE[..30], "that stop in their handshake"),
+        (HANDSHAKE, "without a call"),
+    ] {
         let target = Target::with("").await;
         let what = format!("{count} connections {kind}");
         let measured = target
@@ -57,6 +61,24 @@ async fn connections_without_a_call_take_nobodys_place() {
             .await;
         assert!(measured.kept() < 64, "{measured:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_whose_clients_answer_no_more_are_closed() {
+    let count = size(20, 800);
+    let target = Target::with("").await;
+    let measured = target
+        .attacked(&format!("{count} connections whose clients answer no more"), async |sidecar| {
+            let gone = connections(&sidecar.address, count, HANDSHAKE).await;
+            assert_eq!(gone.len(), count);
+            let closed = gone.into_iter().map(|mut socket| async move {
+                // A reset is an end, too.
+                _ = socket.read_to_end(&mut Vec::new()).await;
+            });
+            within(2 * PATIENCE, "their end", futures::future::join_all(closed)).await;
+        })
+        .await;
+    assert!(measured.kept() < 64, "{measured:?}");
 }
 
 /// The processor time that a process has used.

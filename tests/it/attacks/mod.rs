@@ -12,9 +12,11 @@
 
 mod canary;
 mod connections;
+mod frames;
 mod memory;
 mod queues;
 mod requests;
+mod wire;
 
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

@@ -101,7 +101,9 @@ impl Counts {
 
     pub(crate) fn total(&self) -> u64 {
         let &Counts { contexts, evicted_contexts, threads, turns, directories, tokens } = self;
-        contexts + evicted_contexts + threads + turns + directories + tokens
+        // An end says whatever its writer wrote.
+        let all = [contexts, evicted_contexts, threads, turns, directories, tokens];
+        all.into_iter().fold(0, u64::saturating_add)
     }
 }
 
