@@ -262,9 +262,6 @@ fn visit(config: &mut Config, visitor: &mut impl Visitor) {
     );
     v.required(flag("log", "--log", "CODEX_SIDECAR_LOG").of_sidecar(), LogFilter, log);
 
-    v.section("policy");
-    v.required(key("identify_peers").of_sidecar(), codec::Identify, identify_peers);
-
     v.section("limits");
     v.required(key("max_running_turns"), codec::count(1..=MANY), max_running_turns);
     v.required(
@@ -353,6 +350,7 @@ fn visit(config: &mut Config, visitor: &mut impl Visitor) {
     v.required(key("config"), Overrides, config);
 
     v.section("policy");
+    v.required(key("identify_peers").of_sidecar(), codec::Identify, identify_peers);
     v.required(key("allow_writable_codex_home"), Switch, allow_writable_codex_home);
     policy::visit(policy, v);
 }

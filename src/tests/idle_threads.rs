@@ -155,17 +155,7 @@ async fn a_thread_that_is_being_made_is_not_idle() {
     let mut request = prompt("a", "hello");
     request.thread_options.get_or_insert_default().model = Some("m1".to_owned());
     let mut turn = pin!(sidecar.run(request));
-    let made = async {
-        let start = codex.asked("thread/start").await;
-        codex.answer_usually(&start).await;
-        loop {
-            let asked = codex.asked("config/read").await;
-            if !asked.params["cwd"].is_null() {
-                return asked;
-            }
-            codex.answer_usually(&asked).await;
-        }
-    };
+    let made = codex.asked("turn/start");
     let asked = meanwhile(turn.as_mut(), made).await;
     meanwhile(turn.as_mut(), codex.during(sleep(Duration::from_secs(3)))).await;
     assert_eq!(released(&codex), Vec::<&str>::new());
