@@ -3,19 +3,26 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use crate::app_server::protected::{ProtectedPath, ProtectedPaths, Protection, Root};
+use crate::app_server::protected::{OF_OTHERS, ProtectedPath, ProtectedPaths, Protection, Root};
 use crate::config::Config;
 
-/// Looks for it, as often as it is asked; nothing where the configuration lets it be written. Blocks.
+/// Looks for it, as often as it is asked: what is this tenant's, unless the configuration lets it be
+/// written, and what is any other's. Blocks.
 pub(super) fn of(config: &Config) -> Protection {
-    if config.allow_writable_codex_home {
-        return Protection::default();
-    }
     let (home, state, tmpdir) = (config.codex_home.clone(), config.state_file(), tmpdir(config));
-    Protection::new(move || find(&home, state.as_deref(), tmpdir.as_deref()))
+    let (is_own_kept, others) = (!config.allow_writable_codex_home, config.kept_from_turns.clone());
+    Protection::new(move || {
+        let own = is_own_kept.then(|| of_home(&home, state.as_deref())).unwrap_or_default();
+        let others = others.iter().map(|path| ProtectedPath::new(OF_OTHERS, path));
+        ProtectedPaths::new(own.into_iter().chain(others).collect(), tmpdir.as_deref())
+    })
 }
 
 fn find(home: &Path, state: Option<&Path>, tmpdir: Option<&Path>) -> ProtectedPaths {
+    ProtectedPaths::new(of_home(home, state), tmpdir)
+}
+
+fn of_home(home: &Path, state: Option<&Path>) -> Vec<ProtectedPath> {
     let home = ProtectedPath::new("CODEX_HOME", home);
     let mut paths = Vec::new();
     // What lies elsewhere, and is used as if it lay in it.
@@ -32,7 +39,7 @@ fn find(home: &Path, state: Option<&Path>, tmpdir: Option<&Path>) -> ProtectedPa
     }
     paths.retain(|path| !is_kept_with_home(&path.real.path) || !path.real.links.is_empty());
     paths.insert(0, home);
-    ProtectedPaths::new(paths, tmpdir)
+    paths
 }
 
 /// `$TMPDIR` of the workers.
@@ -91,4 +98,51 @@ fn written_by_default(protected: &ProtectedPaths, home: &Path, directory: &Path)
     roots.extend((!is_set("exclude_slash_tmp")).then(|| protected.slash_tmp()));
     roots.extend(protected.tmpdir().filter(|_| !is_set("exclude_tmpdir_env_var")));
     roots
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::ServeArgs;
+
+    /// The homes of all tenants are what some next turn goes by, and the processes of all have one user.
+    #[test]
+    fn a_turn_of_one_tenant_writes_neither_the_home_of_another_nor_what_callers_are_known_by() {
+        let place = tempfile::tempdir().unwrap();
+        let at = |name: &str| place.path().join(name);
+        let text = format!(
+            "codex_home = {:?}\n[tenants.a]\ncodex_home = {:?}\n\
+             [tenants.b]\ncodex_home = {:?}\ntoken_file = {:?}\n",
+            at("top"),
+            at("a"),
+            at("b"),
+            at("keys/tokens")
+        );
+        std::fs::write(at("sidecar.toml"), text).unwrap();
+        let args = ServeArgs { config: Some(at("sidecar.toml").into()), ..ServeArgs::default() };
+        let config = Config::load(args, &|_| None).unwrap();
+        for home in ["a", "b", "top", "keys"] {
+            std::fs::create_dir(at(home)).unwrap();
+        }
+        let root = |home: &str| Root {
+            path: at(home),
+            field: "thread_options.working_directory".to_owned(),
+            is_configured: false,
+        };
+        let of_a = of(&config.tenants["a"].config).find().with_cli(true);
+        assert!(of_a.shield(&[root("a")]).is_err(), "its own");
+        for others in ["b", "top", "keys"] {
+            let denied = of_a.shield(&[root(others)]).unwrap_err();
+            // Where it is they learn no more of than they have said.
+            let told = &denied[0].description;
+            assert!(told.contains("what is not this tenant's"), "{told}");
+            let others_own = ["top/", "keys/tokens", "sidecar.redb"];
+            assert!(!others_own.iter().any(|path| told.contains(path)), "{told}");
+        }
+        let lets_its_own =
+            Config { allow_writable_codex_home: true, ..config.tenants["a"].config.clone() };
+        let of_a = of(&lets_its_own).find().with_cli(true);
+        assert!(of_a.shield(&[root("a")]).is_ok());
+        assert!(of_a.shield(&[root("b")]).is_err());
+    }
 }

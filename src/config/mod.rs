@@ -135,6 +135,10 @@ pub struct Config {
     pub tenants: BTreeMap<String, TenantConfig>,
     /// Whose configuration it is. No user's setting.
     pub tenant: Tenant,
+    /// Where there are several tenants, what no command of this one's may write because it is not this
+    /// tenant's: CODEX_HOME and the state of each other one, and the files by which callers are known and
+    /// keys are given. No user's setting.
+    pub kept_from_turns: Vec<PathBuf>,
     /// The key for the model provider: CODEX_API_KEY, else OPENAI_API_KEY. `None` where neither is
     /// given, for example because CODEX_HOME has a login.
     pub api_key: Option<ApiKey>,
@@ -222,6 +226,7 @@ impl Default for Config {
             tools: BTreeMap::new(),
             tenants: BTreeMap::new(),
             tenant: Tenant::default(),
+            kept_from_turns: Vec::new(),
             api_key: None,
             guard: None,
             worker_env: Vec::new(),

@@ -145,6 +145,7 @@ fn visit(config: &mut Config, visitor: &mut impl Visitor) {
         tools: _,
         tenants: _,
         tenant: _,
+        kept_from_turns: _,
         api_key: _,
         guard: _,
         worker_env: _,

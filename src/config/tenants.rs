@@ -6,8 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::Read as _;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -16,15 +14,13 @@ use secrecy::SecretString;
 use super::codec::show_bounded;
 use super::file::{File, Origins};
 use super::load::{KEY_VARIABLES, Loader, Place, key_of};
-use super::{ApiKey, Config, Credentials, Fault, TenantConfig, check, settings, tools};
+use super::{ApiKey, Config, Credentials, Fault, TenantConfig, TlsFiles, check, settings, tools};
+use crate::access::files::{self, Readers};
 use crate::model::id::Tenant;
 use crate::registry::ledger::StateSettings;
 
 /// For how long a tenant's workers are kept without a turn, if nobody says.
 const STOP_WHEN_IDLE: Duration = Duration::from_secs(600);
-
-/// The longest file of a key, in bytes.
-const KEY_BYTES: u64 = 64 << 10;
 
 /// Reads the tables of all tenants; `top` is what they inherit.
 pub(super) fn read(
@@ -76,6 +72,9 @@ pub(super) fn read(
     check_places(top, &tenants, origins, faults);
     check_credentials(top, &tenants, file, faults);
     withhold_keys(top, &mut tenants);
+    if !tenants.is_empty() {
+        part_homes(top, &mut tenants);
+    }
     top.tenants = tenants;
 }
 
@@ -155,20 +154,10 @@ fn key(
     .ok()
 }
 
+/// The text of a file that nobody else may read.
 fn read_key_file(path: &Path) -> Result<String, String> {
-    let unreadable = |error: std::io::Error| format!("can't be read: {error}");
-    let metadata = std::fs::metadata(path).map_err(unreadable)?;
-    if !metadata.is_file() {
-        return Err("is no file".to_owned());
-    }
-    let mode = metadata.permissions().mode() & 0o777;
-    if mode & 0o177 != 0 {
-        return Err(format!("has the mode {mode:04o}, and others can read it; chmod 0600"));
-    }
-    let mut text = String::new();
-    let file = std::fs::File::open(path).map_err(unreadable)?;
-    file.take(KEY_BYTES).read_to_string(&mut text).map_err(unreadable)?;
-    Ok(text)
+    let bytes = files::read(path, Readers::Nobody)?;
+    String::from_utf8(bytes).map_err(|_| "is no text".to_owned())
 }
 
 /// Refuses a CODEX_HOME, or a file of state, that two have.
@@ -266,6 +255,29 @@ fn check_credentials(
                 });
             }
         }
+    }
+}
+
+/// Tells each what its turns must not write: who could, would be another tenant, or decide what that does.
+fn part_homes(top: &mut Config, tenants: &mut BTreeMap<String, TenantConfig>) {
+    let homes = |config: &Config| -> (Tenant, Vec<PathBuf>) {
+        let home = std::iter::once(config.codex_home.clone());
+        (config.tenant.clone(), home.chain(config.state_file()).collect())
+    };
+    let others = tenants.values().map(|tenant| homes(&tenant.config));
+    let all: Vec<(Tenant, Vec<PathBuf>)> = std::iter::once(homes(top)).chain(others).collect();
+    let TlsFiles { cert, key, client_ca } = &top.tls;
+    let of_tenants =
+        tenants.values().flat_map(|tenant| [&tenant.credentials.token_file, &tenant.api_key_file]);
+    let secrets: Vec<PathBuf> = [&top.token_file, cert, key, client_ca]
+        .into_iter()
+        .chain(of_tenants)
+        .filter_map(Option::clone)
+        .collect();
+    for config in std::iter::once(top).chain(tenants.values_mut().map(|it| &mut it.config)) {
+        let others = all.iter().filter(|(tenant, _)| *tenant != config.tenant);
+        let others = others.flat_map(|(_, paths)| paths);
+        config.kept_from_turns = others.chain(&secrets).cloned().collect();
     }
 }
 

@@ -670,7 +670,7 @@ fn every_fault_of_every_tenant_is_told_at_once_and_what_they_inherit_once() {
         "FILE: tenants.a.listen: [\"127.0.0.1:1\"]: is the sidecar's and no tenant's: say listen at",
         "FILE: tenants.a.tokenfile: unknown key; did you mean token_file?",
         "FILE: tenants.a.pool: 3: wants a table",
-        "FILE: tenants.a.api_key_file: DIR/open.key: has the mode 0640, and others can read it; chmod 0600",
+        "FILE: tenants.a.api_key_file: DIR/open.key: has the mode 0640, so that others can read it; it may have 0600 at most: chmod 0600 it",
         "FILE: tenants.a.limits.max_connections: 5: is the sidecar's and no tenant's: say limits.max_conn",
         "FILE: tenants.a.limits.max_running_turnz: unknown key; did you mean max_running_turns?",
         "FILE: tenants.a.tools.codex.modle: unknown key; did you mean model?",

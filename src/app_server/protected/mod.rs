@@ -24,6 +24,9 @@ pub(crate) use resolve::Resolved;
 /// The setting that lets it be written all the same.
 const SETTING: &str = "policy.allow_writable_codex_home = true";
 
+/// What is protected and of no concern to the caller: it is told that there is something, and not where.
+pub(crate) const OF_OTHERS: &str = "what is not this tenant's";
+
 /// What is protected; nothing by default.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct ProtectedPaths {
@@ -253,7 +256,10 @@ impl ProtectedPath {
     }
 
     fn shown(&self) -> String {
-        format!("{} {}", self.name, self.real.path.display())
+        match self.name {
+            OF_OTHERS => OF_OTHERS.to_owned(),
+            name => format!("{name} {}", self.real.path.display()),
+        }
     }
 
     /// Short enough to be told as a whole, by any length that paths have in practice.
@@ -267,11 +273,22 @@ impl ProtectedPath {
             true => "keep them apart, let it lie in a directory named .codex",
             false => "keep them apart, or use Codex 0.130 or newer and the name .codex",
         };
-        FieldViolation::new(root.field.clone(), format!("{how}; {advice}, or set {SETTING}"))
+        let description = match self.name {
+            OF_OTHERS => format!("{how}; name another directory"),
+            _ => format!("{how}; {advice}, or set {SETTING}"),
+        };
+        FieldViolation::new(root.field.clone(), description)
     }
 
     fn denied_link(&self, root: &Root, leads_to: &Path, link: &Path) -> FieldViolation {
         let Self { name, given: _, real } = self;
+        if *name == OF_OTHERS {
+            let description = format!(
+                "commands could write {OF_OTHERS} in {}; name another directory",
+                leads_to.display()
+            );
+            return FieldViolation::new(root.field.clone(), description);
+        }
         let description = format!(
             "commands could replace the link {} to {name} in {}; name it as {}, or set {SETTING}",
             link.display(),
