@@ -31,6 +31,7 @@ impl Server {
         }
         match method {
             "config/read" => self.answer(id, Ok(config())),
+            "account/login/start" => self.answer(id, Ok(json!({ "type": params["type"] }))),
             "model/list" => self.answer(id, Ok(models())),
             "server/diagnostics" => self.answer(id, Ok(self.diagnostics())),
             "thread/start" => {
@@ -303,6 +304,7 @@ fn active<'a>(
 fn config() -> Value {
     json!({
         "config": {
+            "cli_auth_credentials_store": "ephemeral",
             "model": null,
             "model_provider": "fake",
             "approval_policy": null,

@@ -5,16 +5,17 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use secrecy::ExposeSecret as _;
+use secrecy::{ExposeSecret as _, SecretString};
 
 use super::home_lock::HomeLock;
 use super::protected;
 use crate::app_server::command_environment::{self, Named};
+use crate::app_server::login;
 use crate::app_server::peer::PeerLimits;
 use crate::app_server::protected::Resolved;
 use crate::app_server::secrets;
 use crate::codex_cli::{self, CliVersion};
-use crate::config::Config;
+use crate::config::{ApiKey, Config};
 use crate::grpc::limits::RequestLimits;
 use crate::offline_model::OfflineModel;
 use crate::process;
@@ -22,6 +23,9 @@ use crate::turn::machine::MOST_PENDING;
 use crate::worker::child::{Child, Outfit, is_out_of_resources};
 use crate::worker::environment;
 use crate::worker::{WorkerLimits, WorkerSpec};
+
+/// The variable of the key that configurations can name.
+const KEY: &str = "CODEX_API_KEY";
 
 /// This program, where it is the sidecar and not one that has the sidecar inside.
 fn own_binary() -> Option<PathBuf> {
@@ -118,20 +122,22 @@ fn outfit(config: &Config, is_offline: bool) -> impl Fn() -> Outfit + use<> {
     // being written.
     let real_home = Resolved::of(&config.codex_home).path;
     changes.push(("CODEX_HOME".into(), Some(real_home.into_os_string())));
-    if let Some(key) = &config.api_key {
-        let secret = key.secret.expose_secret().to_owned();
-        changes.push(("CODEX_API_KEY".into(), Some(secret.into())));
-    }
+    let key = config.api_key.clone();
+    let login_file = config.codex_home.join("auth.json");
+    let forbids_keys = login::forbids_keys(&command_environment::nested(&config.worker.config));
     if is_offline {
         changes.extend(without_proxies_on_loopback(|name| std::env::var_os(name)));
     }
     let is_told = std::sync::Once::new();
     move || {
         let mut named = owner.clone();
+        let mut forbids_keys = forbids_keys;
         // The user's may have changed since; the machine's stands behind it.
         for file in [Path::new("/etc/codex/config.toml"), &config_file] {
             let text = std::fs::read_to_string(file).unwrap_or_default();
-            named.extend(Named::of(&text.parse().unwrap_or_default()));
+            let table = text.parse().unwrap_or_default();
+            forbids_keys |= login::forbids_keys(&table);
+            named.extend(Named::of(&table));
         }
         let Named { variables, keys, excluded } = named;
         let passed = environment::passed(std::env::vars_os(), &variables, &added);
@@ -147,11 +153,34 @@ fn outfit(config: &Config, is_offline: bool) -> impl Fn() -> Outfit + use<> {
                 None => env.remove(name),
             };
         }
+        if let Some(key) = key.as_ref().filter(|_| variables.iter().any(|name| name == KEY)) {
+            env.insert(KEY.into(), key.secret.expose_secret().into());
+        }
         let env: Vec<(OsString, OsString)> = env.into_iter().collect();
         let hidden = environment::hidden(&env, keys);
         let exclude = command_environment::exclude(hidden.into_iter().chain(excluded));
-        Outfit { env, config_overrides: vec![exclude] }
+        let mut config_overrides = vec![exclude];
+        let api_key = key.as_ref().and_then(|key| to_log_in_with(key, forbids_keys, &login_file));
+        config_overrides.extend(api_key.is_some().then(|| login::IN_MEMORY.to_owned()));
+        Outfit { env, config_overrides, api_key }
     }
+}
+
+/// The key that a worker is to know; `None` where its user's login is to be used. It wins over that login,
+/// as it does with `codex exec`, but for the key that `codex exec` does not look for: that one stands in
+/// many an environment for other programs.
+fn to_log_in_with(key: &ApiKey, forbids_keys: bool, login_file: &Path) -> Option<SecretString> {
+    if forbids_keys {
+        tracing::warn!(%key.source, "the key is not used: forced_login_method is \"chatgpt\"");
+        return None;
+    }
+    if key.source == "OPENAI_API_KEY" && login_file.exists() {
+        tracing::info!(
+            "OPENAI_API_KEY is not used: CODEX_HOME has a login; CODEX_API_KEY wins over it"
+        );
+        return None;
+    }
+    Some(key.secret.clone())
 }
 
 /// The variables that the owner's settings of Codex name, for all workers and for single tools.

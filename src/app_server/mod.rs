@@ -11,6 +11,7 @@ pub(crate) mod client;
 pub(crate) mod command_environment;
 pub(crate) mod decode;
 pub(crate) mod lines;
+pub(crate) mod login;
 pub(crate) mod mcp;
 pub(crate) mod message;
 pub(crate) mod peer;

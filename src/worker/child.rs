@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
+use secrecy::SecretString;
 
 use crate::model::id::ThreadId;
 use crate::process::{self, Pipes, Process, ProcessSpec};
@@ -38,6 +39,8 @@ pub(crate) struct Outfit {
     pub env: Vec<(OsString, OsString)>,
     /// Values for `-c`, which win over all others.
     pub config_overrides: Vec<String>,
+    /// The key of its provider, where it does not have it of its environment or a login.
+    pub api_key: Option<SecretString>,
 }
 
 impl Launch for Child {
@@ -52,7 +55,7 @@ impl Launch for Child {
 impl Child {
     async fn spawn(&self, config_overrides: &[String]) -> Result<Conversation, SpawnError> {
         let mut args: Vec<OsString> = vec!["app-server".into()];
-        let Outfit { env, config_overrides: own } = (self.outfit)();
+        let Outfit { env, config_overrides: own, api_key } = (self.outfit)();
         for value in config_overrides.iter().chain(&own) {
             args.extend(["-c".into(), value.into()]);
         }
@@ -80,6 +83,7 @@ impl Child {
             stdin: Box::new(stdin),
             stdout: Box::new(stdout),
             stderr: Box::new(stderr),
+            api_key,
             ending: Box::new(process),
         })
     }

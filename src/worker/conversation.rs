@@ -7,6 +7,7 @@ use std::io;
 use std::path::PathBuf;
 
 use futures::future::BoxFuture;
+use secrecy::SecretString;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::worker::SpawnError;
@@ -23,6 +24,8 @@ pub(crate) struct Conversation {
     pub stdout: Box<dyn AsyncRead + Send + Unpin>,
     /// Its complaints.
     pub stderr: Box<dyn AsyncRead + Send + Unpin>,
+    /// The key that it is to know; it must have been made to keep it in memory.
+    pub api_key: Option<SecretString>,
     /// How it ends.
     pub ending: Box<dyn Ending>,
 }

@@ -12,6 +12,7 @@ mod complaints;
 pub(crate) mod conversation;
 pub(crate) mod environment;
 pub(crate) mod history;
+mod login;
 pub(crate) mod mcp;
 pub(crate) mod ownership;
 pub(crate) mod protection;
@@ -27,6 +28,7 @@ pub(crate) mod thread;
 mod unowned;
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, SystemTime};
 
@@ -106,7 +108,7 @@ impl Worker {
         spec: &WorkerSpec,
     ) -> Result<Arc<Worker>, SpawnError> {
         let started_at = SystemTime::now();
-        let Conversation { program, pid, stdin, stdout, stderr, ending } = conversation;
+        let Conversation { program, pid, stdin, stdout, stderr, api_key, ending } = conversation;
         // Before anything is read: whatever it says may repeat a key.
         let redactor = Redactor::new((spec.secrets)());
         let stdout = redactor.reader(stdout);
@@ -142,21 +144,18 @@ impl Worker {
         let Initialized { user_agent } =
             match client.within(spec.limits.start_timeout).initialize().await {
                 Ok(initialized) => initialized,
-                Err(error) => {
-                    life.end("the handshake failed");
-                    let WorkerExit { cause, stderr_tail } = (*life.exited().await).clone();
-                    let cause = match error {
-                        // The worker's own end explains more than the failed request.
-                        RequestError::Transport { .. } => cause,
-                        other => other.to_string(),
-                    };
-                    return Err(SpawnError::Handshake { program, cause, stderr_tail });
-                }
+                Err(error) => return Err(handshake_failed(program, &life, error).await),
             };
         if let Err(cause) = (spec.check_version)(version(&user_agent)) {
             life.end("its version is not supported");
             life.exited().await;
             return Err(SpawnError::Version { program, cause });
+        }
+        if let Some(key) = api_key {
+            let logging_in = client.within(spec.limits.start_timeout);
+            if let Err(error) = login::log_in(&id, &logging_in, &key).await {
+                return Err(handshake_failed(program, &life, error).await);
+            }
         }
         let protected = spec.protected.find().with_cli(protection::keeps(version(&user_agent)));
         let (defaults, config_fault_at_start) = client.within(DEFAULTS).defaults().await;
@@ -349,6 +348,18 @@ impl Worker {
     fn loaded(&self) -> MutexGuard<'_, HashMap<ThreadId, Instant>> {
         self.routes.loaded()
     }
+}
+
+/// Ends a worker that failed while it was started.
+async fn handshake_failed(program: PathBuf, life: &Life, error: RequestError) -> SpawnError {
+    life.end("the handshake failed");
+    let WorkerExit { cause, stderr_tail } = (*life.exited().await).clone();
+    let cause = match error {
+        // The worker's own end explains more than the failed request.
+        RequestError::Transport { .. } => cause,
+        other => other.to_string(),
+    };
+    SpawnError::Handshake { program, cause, stderr_tail }
 }
 
 /// The version in what a CLI says of itself.

@@ -135,6 +135,7 @@ pub(crate) fn conversation() -> (Conversation, Codex) {
         stdin: Box::new(stdin),
         stdout: Box::new(stdout),
         stderr: Box::new(complaints),
+        api_key: None,
         ending: Box::new(MemoryEnding(Arc::clone(&exit))),
     };
     let lines = BufReader::new(reader).lines();

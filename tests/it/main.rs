@@ -52,6 +52,8 @@ mod policies;
 mod policy;
 #[cfg(target_os = "linux")]
 mod processes;
+#[cfg(target_os = "linux")]
+mod provider_key;
 mod python_client;
 mod questions;
 mod queueing;

@@ -243,7 +243,7 @@ async fn no_output_of_the_sidecar_and_no_process_of_its_own_shows_what_is_in_its
         let names = rest.iter().filter_map(|line| Some(line.split_once('=')?.0));
         let mut names: Vec<&str> = names.collect();
         names.sort_unstable();
-        assert_eq!(names, ["CODEX_API_KEY", "OTHER_PROVIDERS_KEY", "https_proxy"], "{command}");
+        assert_eq!(names, ["OTHER_PROVIDERS_KEY", "https_proxy"], "{command}");
     }
 
     let mut export = command(&sidecar.place);

@@ -363,6 +363,7 @@ async fn ask_everything(client: &Client) {
         let _ = client.thread_settings_update(&turn).await;
     }
     let _ = client.initialize().await;
+    let _ = client.log_in(&"key".into()).await;
     let _ = client.ping().await;
     let _ = client.defaults().await;
     let _ = client.config_read(Some(directory)).await;

@@ -109,7 +109,7 @@ impl Client {
         self.ask_config(Some(directory)).await
     }
 
-    async fn ask_config<A: for<'a> Deserialize<'a>>(
+    pub(super) async fn ask_config<A: for<'a> Deserialize<'a>>(
         &self,
         directory: Option<&Path>,
     ) -> Result<A, RequestError> {

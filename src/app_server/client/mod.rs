@@ -4,6 +4,7 @@
 //! `codex app-server generate-json-schema --experimental`. Answers name only what is used, and
 //! everything that an older CLI may leave out is optional. Nothing here remembers anything.
 
+mod account;
 mod config;
 mod history;
 mod models;

@@ -359,6 +359,9 @@ async fn every_other_request_says_this_and_no_more() {
     asks! {
         client => client.initialize(), "initialize",
             json!({ "clientInfo": info, "capabilities": capabilities });
+        client => client.log_in(&"sk-1".into()), "account/login/start",
+            json!({ "type": "apiKey", "apiKey": "sk-1" });
+        client => client.keeps_login_in_memory(), "config/read", json!({ "includeLayers": false });
         client => client.ping(), "thread/loaded/list", json!({});
         client => client.config_read(None), "config/read", json!({ "includeLayers": false });
         client => client.config_fault(), "config/read", json!({ "includeLayers": false });

@@ -170,3 +170,95 @@ async fn a_configuration_that_can_not_be_read_at_the_start_is_told_and_looked_at
     assert_eq!(worker.config_fault_at_start(), Some(FAULT));
     assert_eq!(codex.during(worker.config_fault(SECOND)).await.unwrap(), None);
 }
+
+const KEY: &str = "sk-canary-in-memory";
+
+/// Starts a worker that is to know a key, where Codex keeps logins as is said.
+async fn with_key(
+    store: Value,
+    script: impl AsyncFnOnce(&mut Codex),
+) -> (Result<std::sync::Arc<Worker>, SpawnError>, Codex) {
+    let (mut conversation, mut codex) = conversation();
+    conversation.api_key = Some(KEY.into());
+    let spec = spec(launcher().0);
+    let starting = Worker::start(worker_id(), conversation, &spec);
+    tokio::pin!(starting);
+    let scripted = async {
+        let asked = codex.asked("config/read").await;
+        codex.answer(&asked, json!({ "config": { "cli_auth_credentials_store": store } })).await;
+        script(&mut codex).await;
+    };
+    let early = tokio::select! {
+        biased;
+        started = &mut starting => Some(started),
+        () = scripted => None,
+    };
+    let started = match early {
+        Some(started) => started,
+        None => codex.during(starting).await,
+    };
+    (started, codex)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_knows_its_key_before_anything_is_asked_that_may_need_it() {
+    let (worker, codex) = with_key(json!("ephemeral"), async |codex| {
+        let asked = codex.next().await.unwrap();
+        assert_eq!(asked.method, "account/login/start");
+        assert_eq!(asked.params, json!({ "type": "apiKey", "apiKey": KEY }));
+        codex.answer(&asked, json!({ "type": "apiKey" })).await;
+    })
+    .await;
+    assert!(worker.unwrap().is_alive());
+    assert_eq!(codex.count("account/login/start"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_codex_does_not_take_keeps_no_worker_from_serving() {
+    for refusal in [
+        "Invalid request: unknown variant `account/login/start`",
+        "API key login is disabled. Use ChatGPT login instead.",
+    ] {
+        let (worker, codex) = with_key(json!("ephemeral"), async |codex| {
+            let asked = codex.asked("account/login/start").await;
+            codex.refuse(&asked, -32600, refusal).await;
+        })
+        .await;
+        assert!(worker.unwrap().is_alive());
+        assert_eq!(codex.count("account/login/start"), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_key_is_told_to_a_codex_that_would_write_it_down() {
+    for store in [json!("file"), json!("keyring"), Value::Null] {
+        let (worker, codex) = with_key(store, async |_| {}).await;
+        assert!(worker.unwrap().is_alive());
+        assert_eq!(codex.count("account/login/start"), 0);
+    }
+    // Where that is not known, neither.
+    let (mut conversation, mut codex) = conversation();
+    conversation.api_key = Some(KEY.into());
+    codex.refuses.push(("config/read", 1, -32603, "failed to read configuration layers: x"));
+    let spec = spec(launcher().0);
+    let worker = codex.during(Worker::start(worker_id(), conversation, &spec)).await;
+    assert!(worker.unwrap().is_alive());
+    assert_eq!(codex.count("account/login/start"), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_ends_or_is_silent_while_it_is_told_the_key_is_no_worker() {
+    let (gone, _) = with_key(json!("ephemeral"), async |codex| {
+        codex.asked("account/login/start").await;
+        codex.exit("exit status 3");
+        settle().await;
+    })
+    .await;
+    assert_eq!(unusable(gone.map(drop)).0, "exit status 3");
+    let (silent, _) = with_key(json!("ephemeral"), async |codex| {
+        codex.mutes.push("account/login/start");
+    })
+    .await;
+    let (cause, _) = unusable(silent.map(drop));
+    assert_eq!(cause, "account/login/start: no answer within 30s");
+}
