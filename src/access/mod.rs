@@ -16,7 +16,7 @@ mod tests;
 pub(crate) mod tokens;
 pub(crate) mod watch;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -26,7 +26,7 @@ use http::{HeaderMap, header};
 use tokio::time::Instant;
 
 use self::certificates::{Certificate, ClientAuthorities};
-use self::files::{Readers, fault};
+use self::files::{Readers, Stamp, fault};
 use self::refusals::Refusals;
 use self::rules::Rules;
 use self::tokens::{Known, Listed, Token, Whose};
@@ -89,6 +89,42 @@ pub(crate) struct User {
     pub(crate) gid: u32,
 }
 
+/// A setting that can't be used, which shows when what it names is looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WrongSetting {
+    /// Its path in the file: `token_file`, `tenants.research.client_names`.
+    pub setting: String,
+    /// What is wrong, with the value.
+    pub problem: String,
+}
+
+impl WrongSetting {
+    /// Of a tenant's own setting; the default tenant's are at the top level.
+    fn of(tenant: &Tenant, key: &str, problem: String) -> WrongSetting {
+        let setting = match (*tenant == Tenant::default(), key) {
+            (true, "unix_uids") => "unix_allow_uids".to_owned(),
+            (true, "unix_gids") => "unix_allow_gids".to_owned(),
+            (true, key) => key.to_owned(),
+            (false, key) => format!("tenants.{}.{key}", tenant.0),
+        };
+        WrongSetting { setting, problem }
+    }
+}
+
+impl std::fmt::Display for WrongSetting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.setting, self.problem)
+    }
+}
+
+/// The names, users and groups that are given to a second tenant.
+pub(crate) fn given_twice(
+    default: &Credentials,
+    tenants: &BTreeMap<Tenant, Credentials>,
+) -> Vec<WrongSetting> {
+    Rules::new(default, tenants).err().unwrap_or_default()
+}
+
 /// Nobody is let in. The caller hears only that it is not known; the log has been told why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Unauthenticated;
@@ -100,6 +136,7 @@ type Cause = (&'static str, String);
 #[derive(Debug, Default)]
 pub(crate) struct Access {
     is_set: bool,
+    tenants: BTreeSet<Tenant>,
     rules: Rules,
     authorities: Option<Arc<ClientAuthorities>>,
     files: Mutex<Vec<TokenFile>>,
@@ -121,30 +158,52 @@ impl Access {
     /// Reads the files of these settings.
     ///
     /// # Errors
-    /// What is wrong with a file, or that two tenants have the same credential.
-    pub(crate) fn new(settings: AccessSettings) -> Result<Access, String> {
+    /// All that is wrong with them, or that two tenants have the same credential.
+    pub(crate) fn new(settings: AccessSettings) -> Result<Access, Vec<WrongSetting>> {
         let AccessSettings { default, tenants, authorities, own_token } = settings;
-        let rules = Rules::new(&default, &tenants)?;
-        let known = tenants.keys().cloned().chain([Tenant::default()]).collect();
-        let mut files = Vec::new();
+        let (rules, mut wrong) = match Rules::new(&default, &tenants) {
+            Ok(rules) => (rules, Vec::new()),
+            Err(wrong) => (Rules::default(), wrong),
+        };
+        let known: BTreeSet<Tenant> = tenants.keys().cloned().chain([Tenant::default()]).collect();
+        let mut named = Vec::new();
         if let Some(path) = default.token_file {
-            files.push((path, Whose::Any(known)));
+            named.push((Tenant::default(), path, Whose::Any(known.clone())));
         }
         for (tenant, credentials) in tenants {
-            let whose = Whose::One(tenant);
-            files.extend(credentials.token_file.map(|path| (path, whose)));
+            let whose = Whose::One(tenant.clone());
+            named.extend(credentials.token_file.map(|path| (tenant, path, whose)));
         }
-        let files = files.into_iter().map(|(path, whose)| TokenFile::read_first(path, whose));
-        let files = files.collect::<Result<Vec<_>, String>>()?;
         let own = own_token.map(|hash| {
             let tenant = Tenant::default();
             Token { hash, tenant, expires: None, line: 0 }
         });
+        let mut files = Vec::new();
+        let mut tokens: Vec<Token> = own.clone().into_iter().collect();
+        for (tenant, path, whose) in named {
+            let file = TokenFile::read_first(path, whose).and_then(|file| {
+                let listed = &file.listed.tokens;
+                match listed.iter().find(|token| tokens.iter().any(|it| it.hash == token.hash)) {
+                    Some(token) => Err(fault(&file.path, repeats(token))),
+                    None => Ok(file),
+                }
+            });
+            match file {
+                Ok(file) => {
+                    tokens.extend(file.listed.tokens.iter().cloned());
+                    files.push(file);
+                }
+                Err(problem) => wrong.push(WrongSetting::of(&tenant, "token_file", problem)),
+            }
+        }
+        if !wrong.is_empty() {
+            return Err(wrong);
+        }
         let is_set =
             !files.is_empty() || authorities.is_some() || own.is_some() || rules.names_users();
-        let tokens = together(&files, own.as_ref())?;
         Ok(Access {
             is_set,
+            tenants: known,
             rules,
             authorities,
             files: Mutex::new(files),
@@ -275,7 +334,7 @@ impl Access {
 
     /// What a caller has to show over TCP, or over a Unix socket; nothing where that lets nobody in.
     pub(crate) fn wanted(&self, is_unix: bool) -> Option<String> {
-        let has_tokens = self.own.is_some() || !self.files().is_empty();
+        let has_tokens = !self.tokens.load().is_empty();
         let mut ways = Vec::new();
         if is_unix {
             ways.extend(self.rules.users());
@@ -288,10 +347,23 @@ impl Access {
         (!ways.is_empty()).then(|| ways.join(", or "))
     }
 
+    /// The tenants, beside the default, that nothing shown by a caller leads to.
+    pub(crate) fn out_of_reach(&self) -> Vec<&str> {
+        let tokens = self.tokens.load();
+        let is_reached = |tenant: &Tenant| {
+            *tenant == Tenant::default()
+                || self.rules.names(tenant)
+                || tokens.iter().any(|token| token.tenant == *tenant)
+        };
+        self.tenants.iter().filter(|it| !is_reached(it)).map(|it| it.0.as_str()).collect()
+    }
+
     /// The files in which tokens stand as they are, so that whoever can read the file has them.
     pub(crate) fn in_clear(&self) -> Vec<PathBuf> {
         let files = self.files();
         let in_clear = files.iter().filter(|file| file.listed.in_clear > 0);
+        // What came through a pipe is gone from it.
+        let in_clear = in_clear.filter(|file| Stamp::of(&file.path) != Stamp::Once);
         in_clear.map(|file| file.path.clone()).collect()
     }
 
@@ -344,17 +416,4 @@ fn read(path: &Path, whose: &Whose) -> Result<Listed, String> {
 
 fn repeats(token: &Token) -> String {
     format!("line {} has a token that is in another file, too", token.line)
-}
-
-/// The tokens of all files.
-fn together(files: &[TokenFile], own: Option<&Token>) -> Result<Vec<Token>, String> {
-    let mut all: Vec<Token> = own.cloned().into_iter().collect();
-    for TokenFile { path, listed, .. } in files {
-        let known = listed.tokens.iter().find(|token| all.iter().any(|it| it.hash == token.hash));
-        if let Some(token) = known {
-            return Err(fault(path, repeats(token)));
-        }
-        all.extend(listed.tokens.iter().cloned());
-    }
-    Ok(all)
 }

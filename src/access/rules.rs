@@ -1,10 +1,10 @@
 //! Whose a certificate's name is, and whose a user: what the configuration says, once for all.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt::{Debug, Display};
+use std::fmt::Display;
 use std::hash::Hash;
 
-use super::{Cause, Credentials, User};
+use super::{Cause, Credentials, User, WrongSetting};
 use crate::model::id::Tenant;
 
 #[derive(Debug, Default)]
@@ -31,11 +31,12 @@ pub(super) enum ByCertificate {
 
 impl Rules {
     /// # Errors
-    /// That two tenants have the same credential.
+    /// All that two tenants have.
     pub(super) fn new(
         default: &Credentials,
         tenants: &BTreeMap<Tenant, Credentials>,
-    ) -> Result<Rules, String> {
+    ) -> Result<Rules, Vec<WrongSetting>> {
+        let mut wrong = Vec::new();
         let mut rules = Rules {
             any_name: default.client_names.is_none(),
             only_named_users: default.unix_uids.is_some() || default.unix_gids.is_some(),
@@ -45,13 +46,20 @@ impl Rules {
         for (tenant, credentials) in std::iter::once(of_default).chain(tenants) {
             let Credentials { token_file: _, client_names, unix_uids, unix_gids } = credentials;
             let names = client_names.iter().flatten().map(|name| as_compared(name));
-            own(&mut rules.names, "the client name", names, tenant)?;
+            own(&mut rules.names, "client_names", names, tenant, &mut wrong);
             let uids = unix_uids.iter().flatten().copied();
-            own(&mut rules.uids, "the user", uids, tenant)?;
+            own(&mut rules.uids, "unix_uids", uids, tenant, &mut wrong);
             let gids = unix_gids.iter().flatten().copied();
-            own(&mut rules.gids, "the group", gids, tenant)?;
+            own(&mut rules.gids, "unix_gids", gids, tenant, &mut wrong);
         }
-        Ok(rules)
+        if wrong.is_empty() { Ok(rules) } else { Err(wrong) }
+    }
+
+    /// Whether a name, a user or a group is this tenant's.
+    pub(super) fn names(&self, tenant: &Tenant) -> bool {
+        let Rules { names, uids, gids, .. } = self;
+        let mut owners = names.values().chain(uids.values()).chain(gids.values());
+        owners.any(|owner| owner == tenant)
     }
 
     /// Whether a user or a group is a credential.
@@ -114,25 +122,24 @@ fn as_compared(name: &str) -> String {
     if is_host { name.to_ascii_lowercase() } else { name.to_owned() }
 }
 
-fn own<K: Eq + Hash + Display + Debug>(
+fn own<K: Eq + Hash + Display>(
     owners: &mut HashMap<K, Tenant>,
-    what: &str,
+    setting: &str,
     keys: impl Iterator<Item = K>,
     tenant: &Tenant,
-) -> Result<(), String> {
+    wrong: &mut Vec<WrongSetting>,
+) {
     for key in keys {
         let told = key.to_string();
-        match owners.insert(key, tenant.clone()) {
-            Some(other) if other != *tenant => {
-                return Err(format!(
-                    "{what} {told} is given to the tenants {:?} and {:?}; it can be one's only",
-                    other.0, tenant.0
-                ));
-            }
-            _ => {}
+        if let Some(other) = owners.insert(key, tenant.clone()).filter(|other| other != tenant) {
+            let other = match other == Tenant::default() {
+                true => "the top level".to_owned(),
+                false => format!("tenants.{}", other.0),
+            };
+            let problem = format!("{told}: is {other}'s, too; a credential is one tenant's");
+            wrong.push(WrongSetting::of(tenant, setting, problem));
         }
     }
-    Ok(())
 }
 
 /// The names of a certificate for the log: few, and short.

@@ -24,7 +24,8 @@ fn tenant(name: &str) -> Tenant {
 
 fn with_tenants(default: Credentials, tenants: &[(&str, Credentials)]) -> Result<Access, String> {
     let tenants = tenants.iter().map(|(name, it)| (tenant(name), it.clone())).collect();
-    Access::new(AccessSettings { default, tenants, ..AccessSettings::default() })
+    let access = Access::new(AccessSettings { default, tenants, ..AccessSettings::default() });
+    access.map_err(|wrong| wrong.iter().map(|it| format!("{it}\n")).collect())
 }
 
 /// The tokens of both tenants.
@@ -216,19 +217,59 @@ fn a_credential_is_one_tenants_only() {
     let place = tempfile::tempdir().unwrap();
     let uids = |uid| Credentials { unix_uids: Some(vec![uid]), ..Credentials::default() };
     let told = with_tenants(uids(1), &[("a", uids(2)), ("b", uids(1))]).unwrap_err();
-    assert!(
-        told.contains("user 1") && told.contains("\"default\"") && told.contains("\"b\""),
-        "{told}"
+    assert_eq!(
+        told,
+        "tenants.b.unix_uids: 1: is the top level's, too; a credential is one tenant's\n"
     );
-    let names = Credentials { client_names: Some(vec!["n".to_owned()]), ..Credentials::default() };
-    let told = with_tenants(Credentials::default(), &[("a", names.clone()), ("b", names)]);
-    assert!(told.unwrap_err().contains("client name n"));
+    let names = |name: &str| Credentials {
+        client_names: Some(vec![name.to_owned()]),
+        unix_gids: Some(vec![5]),
+        ..Credentials::default()
+    };
+    // A name of a host is the same in capitals; all that is wrong is told.
+    let told = with_tenants(Credentials::default(), &[("a", names("n")), ("b", names("N"))]);
+    assert_eq!(
+        told.unwrap_err(),
+        "tenants.b.client_names: n: is tenants.a's, too; a credential is one tenant's\n\
+         tenants.b.unix_gids: 5: is tenants.a's, too; a credential is one tenant's\n"
+    );
     let tokens = |name| {
         let token_file = Some(file(&place, name, &format!("# {name}\n{OURS}\n")));
         Credentials { token_file, ..Credentials::default() }
     };
-    let told = with_tenants(tokens("one"), &[("a", tokens("two"))]).unwrap_err();
-    assert!(told.contains("two: line 2") && !told.contains(OURS), "{told}");
+    let missing =
+        Credentials { token_file: Some(place.path().join("none")), ..Credentials::default() };
+    let told = with_tenants(tokens("one"), &[("a", tokens("two")), ("b", missing)]).unwrap_err();
+    let [first, second] = *told.lines().collect::<Vec<_>>() else { panic!("{told}") };
+    assert!(first.starts_with("tenants.a.token_file: ") && first.contains("two: line 2"), "{told}");
+    assert!(second.starts_with("tenants.b.token_file: ") && second.contains("can't be"), "{told}");
+    assert!(!told.contains(OURS), "{told}");
+}
+
+#[test]
+fn a_tenant_that_nobody_can_be_is_known() {
+    let place = tempfile::tempdir().unwrap();
+    let text = format!("{OURS} tenant=a\n");
+    let default =
+        Credentials { token_file: Some(file(&place, "tokens", &text)), ..Credentials::default() };
+    let uids = Credentials { unix_uids: Some(vec![1]), ..Credentials::default() };
+    let none = Credentials { unix_uids: Some(Vec::new()), ..Credentials::default() };
+    let tenants = [("a", Credentials::default()), ("b", uids), ("c", none)];
+    assert_eq!(with_tenants(default, &tenants).unwrap().out_of_reach(), ["c"]);
+}
+
+#[test]
+fn without_a_token_that_is_listed_callers_are_not_said_to_need_one() {
+    let place = tempfile::tempdir().unwrap();
+    let default = Credentials {
+        token_file: Some(file(&place, "tokens", "# none\n")),
+        ..Credentials::default()
+    };
+    let access = with_tenants(default, &[]).unwrap();
+    assert_eq!((access.wanted(false), access.wanted(true)), (None, None));
+    file(&place, "tokens", OURS);
+    assert!(access.look(true, Instant::now())[0].is_ok());
+    assert_eq!(access.wanted(false), Some("a token".to_owned()));
 }
 
 #[test]

@@ -1,7 +1,6 @@
 //! What callers and the sidecar show each other, as the configuration has it: tokens and names of
 //! callers, the sidecar's own certificate. Read once before anything is bound, and again when it changes.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::time::Instant;
@@ -10,9 +9,8 @@ use super::listen::BoundAddress;
 use super::tls::Tls;
 use crate::access::certificates::ClientAuthorities;
 use crate::access::watch::EVERY;
-use crate::access::{Access, AccessSettings, Credentials as Own};
+use crate::access::{Access, AccessSettings, WrongSetting};
 use crate::config::{Config, TlsFiles};
-use crate::model::id::Tenant;
 
 /// All of them. Clones are the same.
 #[derive(Debug, Clone)]
@@ -26,30 +24,33 @@ impl Credentials {
     /// Reads the files that the configuration names.
     ///
     /// # Errors
-    /// What is wrong with one of them.
-    pub(super) fn load(config: &Config) -> Result<Credentials, String> {
+    /// All that is wrong with them.
+    pub(super) fn load(config: &Config) -> Result<Credentials, Vec<WrongSetting>> {
         let TlsFiles { cert, key, client_ca } = &config.tls;
+        let mut wrong = Vec::new();
         let authorities = client_ca.clone().map(ClientAuthorities::load).transpose();
-        let authorities = authorities.map_err(|cause| format!("tls_client_ca: {cause}"))?;
+        let authorities = authorities.unwrap_or_else(|problem| {
+            wrong.push(WrongSetting { setting: "tls_client_ca".to_owned(), problem });
+            None
+        });
         let tls = match (cert, key) {
             (Some(cert), Some(key)) => {
                 let tls = Tls::new(cert.clone(), key.clone(), authorities.clone());
-                Some(tls.map_err(|cause| format!("tls_cert, tls_key: {cause}"))?)
+                tls.map_err(|those| wrong.extend(those)).ok()
             }
             // The configuration says both, or none.
             _ => None,
         };
-        let default = Own {
-            token_file: config.token_file.clone(),
-            client_names: config.client_names.clone(),
-            unix_uids: config.unix_sockets.allow_uids.clone(),
-            unix_gids: config.unix_sockets.allow_gids.clone(),
-        };
-        let tenants = config.tenants.iter();
-        let tenants = tenants.map(|(name, it)| (Tenant(name.clone()), it.credentials.clone()));
-        let tenants: BTreeMap<Tenant, Own> = tenants.collect();
+        let (default, tenants) = config.credentials();
         let own_token = config.own_token;
-        let access = Access::new(AccessSettings { default, tenants, authorities, own_token })?;
+        let access = Access::new(AccessSettings { default, tenants, authorities, own_token });
+        let access = match access {
+            Ok(access) if wrong.is_empty() => access,
+            access => {
+                wrong.extend(access.err().into_iter().flatten());
+                return Err(wrong);
+            }
+        };
         for file in access.in_clear() {
             tracing::warn!(
                 "{}: tokens stand there as they are, and what the model runs can read what this sidecar \
@@ -110,34 +111,37 @@ impl Credentials {
             let each: Vec<String> = addresses.iter().map(what).collect();
             each.join("; ")
         };
+        for tenant in self.access.out_of_reach() {
+            tracing::warn!(
+                "nobody can call as the tenant {tenant}: no token, client name, user or group is its own"
+            );
+        }
         if !self.access.is_set() {
             let reached = told(&|address| match address {
-                BoundAddress::Tcp(tcp) if tcp.ip().to_canonical().is_loopback() => format!(
-                    "at {address} every process of this machine (and its pod), commands of the model that \
-                     have the network among them"
-                ),
+                BoundAddress::Tcp(tcp) if tcp.ip().to_canonical().is_loopback() => {
+                    format!("at {address} every process of this machine (and its pod)")
+                }
                 BoundAddress::Tcp(_) => format!("at {address} every machine that reaches it"),
-                BoundAddress::Unix(_) => format!(
-                    "at {address} every process that may write to the socket, commands of the model \
-                     among them"
-                ),
+                BoundAddress::Unix(_) => {
+                    format!("at {address} every process that may write to the socket")
+                }
             });
             tracing::warn!(
-                "no credential is set: {reached} can run turns and commands as this sidecar; set \
+                "no credential is set: {reached} can run turns and commands as this sidecar, and so can a \
+                 command of the model where its descent can't be seen (docs/security.md); set \
                  --token-file, --tls-client-ca or unix_allow_uids to ask for one"
             );
             return;
         }
-        let wanted = told(&|address| {
-            let wanted = self.access.wanted(matches!(address, BoundAddress::Unix(_)));
-            match wanted {
-                Some(wanted) => format!("at {address} callers need {wanted}"),
-                None => format!(
-                    "at {address} nobody is let in: no credential that is set can be shown there"
+        for address in addresses {
+            match self.access.wanted(matches!(address, BoundAddress::Unix(_))) {
+                Some(wanted) => tracing::info!("at {address} callers need {wanted}"),
+                None => tracing::warn!(
+                    "at {address} nobody is let in: no token is listed, and no other credential that is \
+                     set can be shown there"
                 ),
             }
-        });
-        tracing::info!("{wanted}");
+        }
         let in_clear: Vec<String> = addresses
             .iter()
             .filter(|address| self.tls.is_none() && address.is_exposed())

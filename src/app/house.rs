@@ -24,6 +24,7 @@ use crate::grpc::codex_service::CodexApi;
 use crate::grpc::pool_service::{PoolApi, Setup};
 use crate::grpc::stream::EventBodies;
 use crate::grpc::when_read::WhenRead;
+use crate::model::id::Tenant;
 use crate::offline_model::OfflineModel;
 use crate::pb;
 use crate::pool::Pool;
@@ -63,7 +64,14 @@ pub(super) async fn lock(config: &Config) -> Result<Option<Arc<HomeLock>>, Start
     }
     let home = config.codex_home.clone();
     let taken = HomeLock::take(&home).await;
-    Ok(Some(Arc::new(taken.map_err(|owner| StartError::HomeInUse { home, owner })?)))
+    let taken = taken.map_err(|owner| {
+        let share = match config.tenant == Tenant::default() {
+            true => "--share-codex-home".to_owned(),
+            false => format!("share_codex_home in [tenants.{}]", config.tenant.0),
+        };
+        StartError::HomeInUse { home, owner, share }
+    })?;
+    Ok(Some(Arc::new(taken)))
 }
 
 impl House {

@@ -131,7 +131,10 @@ async fn bind_tcp(host: &str, port: u16) -> io::Result<TcpListener> {
 }
 
 async fn bind_unix(path: &Path, settings: &UnixSockets) -> io::Result<Listener> {
-    let group = settings.group.as_deref().map(group_id).transpose()?;
+    let group = settings.group.as_deref().map(group_id).transpose();
+    let group = group.map_err(|problem| {
+        io::Error::new(io::ErrorKind::NotFound, format!("unix_group: {problem}"))
+    })?;
     refuse_open_directory(path)?;
     let socket = UnixSocket::new_stream()?;
     // Of two who find the same leftover only one removes it, and none removes what the other one made.
@@ -174,20 +177,22 @@ fn refuse_open_directory(path: &Path) -> io::Result<()> {
 }
 
 /// The id of a group by its name or its number.
-fn group_id(group: &str) -> io::Result<u32> {
+///
+/// # Errors
+/// Why it can't be told, with the group.
+pub(super) fn group_id(group: &str) -> Result<u32, String> {
     if let Ok(id) = group.parse() {
         return Ok(id);
     }
-    let known = std::fs::read_to_string("/etc/group")?;
+    let known = std::fs::read_to_string("/etc/group").map_err(|error| {
+        format!("{group:?}: /etc/group can't be read: {error}; give its number")
+    })?;
     // `name:password:id:members`
     let id = known.lines().find_map(|line| {
         let mut fields = line.split(':');
         (fields.next() == Some(group)).then(|| fields.nth(1)?.parse().ok())?
     });
-    id.ok_or_else(|| {
-        let told = format!("unix_group: /etc/group knows no group {group:?}; give its number");
-        io::Error::new(io::ErrorKind::NotFound, told)
-    })
+    id.ok_or_else(|| format!("{group:?}: /etc/group knows no such group; give its number"))
 }
 
 /// Which file a path leads to, and whether that is a socket.

@@ -36,6 +36,7 @@ use self::house::House;
 use self::listen::{Listener, Reach};
 use self::readiness::Readiness;
 use self::tenants::Tenants;
+use crate::access::WrongSetting;
 use crate::config::Config;
 use crate::grpc::limits::ConnectionLimits;
 use crate::output_schema;
@@ -60,12 +61,14 @@ pub enum StartError {
     },
     /// Another sidecar has CODEX_HOME.
     #[error(
-        "CODEX_HOME {} is used by another sidecar ({owner}): give this one a CODEX_HOME of its own, end the other one, or say --share-codex-home if both are to use it", .home.display()
+        "CODEX_HOME {} is used by another sidecar ({owner}): give this one a CODEX_HOME of its own, end the other one, or say {} if both are to use it", .home.display(), .share
     )]
     HomeInUse {
         home: PathBuf,
         /// What it says of itself.
         owner: String,
+        /// The setting that has it shared.
+        share: String,
     },
     /// Other machines could reach what lets its callers run commands.
     #[error(
@@ -78,23 +81,16 @@ pub enum StartError {
         /// The address that was taken.
         address: String,
     },
-    /// A file of tokens, certificates or keys can't be used, or a credential is given to two tenants.
-    #[error("{0}")]
-    Credentials(String),
+    /// Settings can't be used: what they name can't (a file of tokens, certificates or keys, a group), or a
+    /// tool's output schema, or a credential is given to two tenants.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Settings(Vec<WrongSetting>),
     /// What an earlier sidecar has kept can't be used.
     #[error("{0}")]
     State(String),
     /// The offline model can't be started.
     #[error("the offline model can't be started")]
     OfflineModel(#[source] io::Error),
-    /// A tool's configured output schema can't be used.
-    #[error("{tool}.output_schema: {cause}")]
-    OutputSchema {
-        /// Its path in the file.
-        tool: String,
-        /// What is wrong with it.
-        cause: String,
-    },
     /// The reflection service can't be built from the contract's descriptors.
     #[error("server reflection can't be set up: {0}")]
     Reflection(String),
@@ -110,9 +106,8 @@ impl StartError {
             StartError::Listen { .. }
             | StartError::HomeInUse { .. }
             | StartError::Exposed { .. }
-            | StartError::Credentials(_)
-            | StartError::State(_)
-            | StartError::OutputSchema { .. } => 64,
+            | StartError::Settings(_)
+            | StartError::State(_) => 64,
             // A binary that was built without one.
             StartError::OfflineModel(error) if error.kind() == io::ErrorKind::Unsupported => 64,
             StartError::OfflineModel(_)
@@ -164,17 +159,7 @@ impl App {
     /// [`StartError`]; nothing is left running.
     pub async fn start(mut config: Config) -> Result<App, StartError> {
         config.connections = within_descriptors(&config.connections);
-        for (at, config) in places(&config) {
-            for (tool, defaults) in &config.tools {
-                // Else every call of the tool would be refused for a fault of the configuration.
-                if let Some(schema) = &defaults.output_schema {
-                    let tool = format!("{at}tools.{tool}");
-                    output_schema::strict_value(schema.clone())
-                        .map_err(|cause| StartError::OutputSchema { tool, cause })?;
-                }
-            }
-        }
-        let credentials = Credentials::load(&config).map_err(StartError::Credentials)?;
+        let credentials = read_settings(&config).map_err(StartError::Settings)?;
         let home_lock = house::lock(&config).await?;
         let reach = match credentials.access.is_set() || config.insecure_listen {
             true => Reach::Anybody,
@@ -210,6 +195,12 @@ impl App {
             descent,
             readiness,
         })
+    }
+
+    /// What else is wrong with a configuration that can't be used as it is, as far as that shows without
+    /// starting anything: whoever mends it is to do so once.
+    pub(crate) fn wrong_settings(config: &Config) -> Vec<WrongSetting> {
+        read_settings(config).err().unwrap_or_default()
     }
 
     /// Where it listens, in the order of the configuration.
@@ -289,6 +280,33 @@ impl App {
         tenants.end().await;
         watching.abort();
         failed
+    }
+}
+
+/// What callers and the sidecar show each other; or all that is wrong with what the settings name.
+fn read_settings(config: &Config) -> Result<Credentials, Vec<WrongSetting>> {
+    let mut wrong = Vec::new();
+    for (at, config) in places(config) {
+        for (tool, defaults) in &config.tools {
+            // Else every call of the tool would be refused for a fault of the configuration.
+            let schema = defaults.output_schema.clone().map(output_schema::strict_value);
+            if let Some(Err(problem)) = schema {
+                let setting = format!("{at}tools.{tool}.output_schema");
+                wrong.push(WrongSetting { setting, problem });
+            }
+        }
+    }
+    if let Some(group) = &config.unix_sockets.group
+        && let Err(problem) = listen::group_id(group)
+    {
+        wrong.push(WrongSetting { setting: "unix_group".to_owned(), problem });
+    }
+    match Credentials::load(config) {
+        Ok(credentials) if wrong.is_empty() => Ok(credentials),
+        credentials => {
+            wrong.extend(credentials.err().into_iter().flatten());
+            Err(wrong)
+        }
     }
 }
 

@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use crate::access::WrongSetting;
 use crate::access::certificates::{self, Certificate, ClientAuthorities};
 use crate::access::files::{self, Readers, fault};
 use crate::access::refusals::Refusals;
@@ -59,12 +60,12 @@ impl Tls {
     /// With this certificate, its key, and, where clients are to show certificates, who vouches for those.
     ///
     /// # Errors
-    /// What is wrong with a file, or that the two don't fit each other.
+    /// What is wrong with each file, or that the two don't fit each other.
     pub(super) fn new(
         certificate: PathBuf,
         key: PathBuf,
         authorities: Option<Arc<ClientAuthorities>>,
-    ) -> Result<Tls, String> {
+    ) -> Result<Tls, Vec<WrongSetting>> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let watch = Watch::new("certificate and key", vec![certificate.clone(), key.clone()]);
         let read = read(&certificate, &key, &provider)?;
@@ -77,7 +78,7 @@ impl Tls {
         });
         let config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&TLS13, &TLS12])
-            .map_err(|error| error.to_string())?;
+            .map_err(|error| wrong(CERT, error.to_string()))?;
         let config = match authorities {
             Some(authorities) => config.with_client_cert_verifier(authorities),
             None => config.with_no_client_auth(),
@@ -130,7 +131,13 @@ impl Tls {
         self.refusals.tell(now);
         let Own { certificate, key, provider, current, watch } = &*self.own;
         let mut watch = watch.lock().unwrap_or_else(PoisonError::into_inner);
-        match watch.look(must, now, || read(certificate, key, provider)) {
+        let read = || {
+            read(certificate, key, provider).map_err(|wrong| {
+                let problems: Vec<String> = wrong.into_iter().map(|it| it.problem).collect();
+                problems.join("; ")
+            })
+        };
+        match watch.look(must, now, read) {
             Look::Same => None,
             Look::New(new) => {
                 current.store(Arc::new(new));
@@ -147,24 +154,47 @@ impl ResolvesServerCert for Own {
     }
 }
 
-fn read(certificate: &Path, key: &Path, provider: &CryptoProvider) -> Result<CertifiedKey, String> {
-    let chain = certificates::certificates(certificate)?;
+const CERT: &str = "tls_cert";
+const KEY: &str = "tls_key";
+
+fn wrong(setting: &str, problem: String) -> Vec<WrongSetting> {
+    vec![WrongSetting { setting: setting.to_owned(), problem }]
+}
+
+/// Certificate and key, or what is wrong with each.
+fn read(
+    certificate: &Path,
+    key: &Path,
+    provider: &CryptoProvider,
+) -> Result<CertifiedKey, Vec<WrongSetting>> {
+    let (chain, found) = match (certificates::certificates(certificate), read_key(key)) {
+        (Ok(chain), Ok(found)) => (chain, found),
+        (chain, found) => {
+            let chain = chain.err().into_iter().flat_map(|problem| wrong(CERT, problem));
+            let found = found.err().into_iter().flat_map(|problem| wrong(KEY, problem));
+            return Err(chain.chain(found).collect());
+        }
+    };
     let validity = chain.first().map(certificates::validity).transpose();
-    let validity = validity.map_err(|error| fault(certificate, error))?;
-    let bytes = files::read(key, Readers::Group).map_err(|cause| fault(key, cause))?;
-    let found = PrivateKeyDer::from_pem_slice(&bytes).map_err(|error| {
-        fault(key, format!("has no private key in PEM (-----BEGIN PRIVATE KEY-----): {error}"))
-    })?;
+    let validity = validity.map_err(|error| wrong(CERT, fault(certificate, error)))?;
     let found = CertifiedKey::from_der(chain, found, provider).map_err(|error| match error {
         rustls::Error::InconsistentKeys(_) => {
-            fault(key, format!("does not fit the certificate in {}", certificate.display()))
+            let problem = format!("does not fit the certificate in {}", certificate.display());
+            wrong(KEY, fault(key, problem))
         }
-        error => fault(certificate, error),
+        error => wrong(CERT, fault(certificate, error)),
     })?;
     if let Some((from, until)) = validity {
         tell_validity(certificate, from, until, SystemTime::now());
     }
     Ok(found)
+}
+
+fn read_key(file: &Path) -> Result<PrivateKeyDer<'static>, String> {
+    let bytes = files::read(file, Readers::Group).map_err(|cause| fault(file, cause))?;
+    PrivateKeyDer::from_pem_slice(&bytes).map_err(|error| {
+        fault(file, format!("has no private key in PEM (-----BEGIN PRIVATE KEY-----): {error}"))
+    })
 }
 
 /// A certificate that is not good is used all the same: clients say so themselves, and a sidecar that does

@@ -7,7 +7,7 @@ use super::failure::Failure;
 use super::{UNREACHABLE, USAGE};
 use crate::access::files::{self, Readers};
 use crate::access::tokens;
-use crate::grpc::caller::{Caller, ConnectError, Credentials, TlsFiles};
+use crate::grpc::caller::{Caller, ConnectError, Credentials, NamedFile, TlsFiles};
 
 /// Where a sidecar listens unless it is told otherwise.
 const DEFAULT_ADDR: &str = "127.0.0.1:50061";
@@ -84,13 +84,15 @@ impl CredentialArgs {
 
     fn tls(&self) -> TlsFiles {
         let CredentialArgs { token_file: _, tls_ca, tls_cert, tls_key } = self;
-        let file = |given: &Option<PathBuf>, name| {
-            given.clone().or_else(|| variable(name).map(PathBuf::from))
+        let file = |given: &Option<PathBuf>, flag, name| {
+            let by_flag = given.clone().map(|path| NamedFile { origin: flag, path });
+            let path = || variable(name).map(PathBuf::from);
+            by_flag.or_else(|| Some(NamedFile { origin: name, path: path()? }))
         };
         TlsFiles {
-            ca: file(tls_ca, "CODEX_SIDECAR_TLS_CA"),
-            cert: file(tls_cert, "CODEX_SIDECAR_TLS_CERT"),
-            key: file(tls_key, "CODEX_SIDECAR_TLS_KEY"),
+            ca: file(tls_ca, "--tls-ca", "CODEX_SIDECAR_TLS_CA"),
+            cert: file(tls_cert, "--tls-cert", "CODEX_SIDECAR_TLS_CERT"),
+            key: file(tls_key, "--tls-key", "CODEX_SIDECAR_TLS_KEY"),
         }
     }
 }

@@ -87,6 +87,7 @@ fn text(info: &pb::GetServerInfoResponse) -> String {
                 counts.retained_turns
             ),
         ),
+        ("quotas", quotas(&limits, &counts)),
         ("contexts", counts.contexts.to_string()),
         (
             "timeouts",
@@ -99,6 +100,21 @@ fn text(info: &pb::GetServerInfoResponse) -> String {
         ),
     ];
     lines.map(|(name, value)| format!("{name:<12}{value}\n")).concat()
+}
+
+/// What is bounded over time.
+fn quotas(limits: &pb::ServerLimits, counts: &pb::ServerCounts) -> String {
+    let turns = match limits.turns_per_minute {
+        Some(most) => format!("{most} turns a minute"),
+        None => "no bound of turns a minute".to_owned(),
+    };
+    let tokens = match limits.tokens_per_day {
+        Some(most) => {
+            format!("{} of {most} tokens used today (UTC)", counts.tokens_today.unwrap_or_default())
+        }
+        None => "none of tokens a day".to_owned(),
+    };
+    format!("{turns}, {tokens}")
 }
 
 fn time(duration: Option<&prost_types::Duration>) -> String {

@@ -1,5 +1,6 @@
 //! `serve`: the sidecar itself.
 
+use std::collections::HashSet;
 use std::io::{self, Write as _};
 
 use futures::StreamExt as _;
@@ -10,23 +11,24 @@ use tokio_util::sync::CancellationToken;
 
 use super::failure::{CommandResult, Failure, tell};
 use super::{INTERRUPTED, USAGE};
-use crate::app::App;
-use crate::config::{Config, ServeArgs};
+use crate::access::WrongSetting;
+use crate::app::{App, StartError};
+use crate::config::{Config, Fault, Origins, ServeArgs, origin};
 use crate::process;
 use crate::telemetry::{self, Log};
 
 pub(super) async fn serve(args: ServeArgs) -> CommandResult {
     let print_config = args.print_config;
-    let loaded = Config::load_with_origins(args, &|name| std::env::var_os(name));
-    let (config, origins) = match loaded {
-        Ok(loaded) => loaded,
-        Err(errors) => {
-            for fault in &errors.0 {
-                tell(&format!("error: {fault}"));
-            }
-            return Ok(USAGE);
+    let (config, origins, mut faults) = Config::read(args, &|name| std::env::var_os(name));
+    if !faults.is_empty() {
+        let told: HashSet<String> = faults.iter().map(ToString::to_string).collect();
+        let more = App::wrong_settings(&config).into_iter().map(|wrong| fault(wrong, &origins));
+        faults.extend(more.filter(|fault| !told.contains(&fault.to_string())));
+        for fault in faults {
+            tell(&format!("error: {fault}"));
         }
-    };
+        return Ok(USAGE);
+    }
     if print_config {
         io::stdout().write_all(config.to_toml(&origins).as_bytes())?;
         return Ok(0);
@@ -35,10 +37,12 @@ pub(super) async fn serve(args: ServeArgs) -> CommandResult {
         .map_err(|error| Failure::told(error.to_string()))?;
     telemetry::log_panics();
     // From here on nothing may wait for a reader of stderr.
-    let code = match run(config, log.clone()).await {
+    let code = match run(config, &origins, log.clone()).await {
         Ok(()) => 0,
-        Err((code, message)) => {
-            log.tell(&format!("error: {message}"));
+        Err((code, messages)) => {
+            for message in messages {
+                log.tell(&format!("error: {message}"));
+            }
             code
         }
     };
@@ -46,10 +50,17 @@ pub(super) async fn serve(args: ServeArgs) -> CommandResult {
     Ok(code)
 }
 
-async fn run(config: Config, log: Log) -> Result<(), (u8, String)> {
+/// What is wrong with a setting, in the words of the place where it was said.
+fn fault(WrongSetting { setting, problem }: WrongSetting, origins: &Origins) -> Fault {
+    Fault { origin: origin(origins, &setting), value: String::new(), problem }
+}
+
+/// # Errors
+/// The exit code, with what to tell.
+async fn run(config: Config, origins: &Origins, log: Log) -> Result<(), (u8, Vec<String>)> {
     // Before anything is started: a signal that comes in between must not just kill the process.
     let shutdown = CancellationToken::new();
-    let cant_listen = |error| (1, format!("can't listen for signals: {error}"));
+    let cant_listen = |error| (1, vec![format!("can't listen for signals: {error}")]);
     cancel_on_signal(shutdown.clone(), log).map_err(cant_listen)?;
     let hangups = hangups().map_err(cant_listen)?;
 
@@ -60,7 +71,16 @@ async fn run(config: Config, log: Log) -> Result<(), (u8, String)> {
     if let Err(error) = process::adopt_orphans() {
         tracing::warn!(%error, "orphaned processes can't be adopted");
     }
-    let app = App::start(config).await.map_err(|error| (error.exit_code(), with_causes(&error)))?;
+    let app = App::start(config).await.map_err(|error| {
+        let code = error.exit_code();
+        let told = match error {
+            StartError::Settings(wrong) => {
+                wrong.into_iter().map(|wrong| fault(wrong, origins).to_string()).collect()
+            }
+            error => vec![with_causes(&error)],
+        };
+        (code, told)
+    })?;
     for address in app.addresses() {
         tracing::info!("listening on {address}");
     }
@@ -77,7 +97,7 @@ async fn run(config: Config, log: Log) -> Result<(), (u8, String)> {
             }
         });
     }
-    app.run(shutdown).await.map_err(|error| (1, with_causes(&error)))?;
+    app.run(shutdown).await.map_err(|error| (1, vec![with_causes(&error)]))?;
     tracing::info!("drained, exiting");
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::fs::OpenOptions;
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use secrecy::ExposeSecret as _;
 
@@ -12,6 +12,7 @@ use super::args::duration;
 use super::failure::{CommandResult, Failure, tell};
 use crate::access::files::{self, Readers};
 use crate::access::tokens;
+use crate::config;
 
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
@@ -79,28 +80,30 @@ fn append(file: &Path, line: &str) -> Result<(), String> {
 }
 
 fn tenant(name: &str) -> Result<String, String> {
-    let is_plain = |c: char| c.is_ascii_graphic() && c != '#';
-    match !name.is_empty() && name.chars().all(is_plain) {
-        true => Ok(name.to_owned()),
-        false => Err("wants a name of visible characters without spaces and #".to_owned()),
-    }
+    config::tenant_name(name).map(str::to_owned)
 }
 
 fn expiry(text: &str) -> Result<SystemTime, String> {
+    let now = SystemTime::now();
     if let Some(time) = tokens::rfc3339(text) {
-        return Ok(time);
+        return match time > now {
+            true => Ok(time),
+            false => Err("is over: the token would open nothing".to_owned()),
+        };
     }
     let from_now = duration(text).map_err(|_| {
         "wants a time with its offset, like 2027-01-31T18:00:00Z, or a duration from now, like 90d"
             .to_owned()
     })?;
-    SystemTime::now().checked_add(from_now).ok_or_else(|| "is too far away".to_owned())
+    if from_now < Duration::from_secs(1) {
+        return Err("wants a second at least: the token would open nothing".to_owned());
+    }
+    now.checked_add(from_now).ok_or_else(|| "is too far away".to_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
-    use std::time::Duration;
 
     use super::*;
 
@@ -126,9 +129,11 @@ mod tests {
         assert_eq!(at, SystemTime::UNIX_EPOCH + Duration::from_secs(1_893_452_400));
         let in_a_day = expiry("1d").unwrap().duration_since(SystemTime::now()).unwrap();
         assert!(in_a_day <= Duration::from_secs(86_400) && in_a_day > Duration::from_secs(86_000));
-        for wrong in ["tomorrow", "2030-01-01", ""] {
+        for wrong in ["tomorrow", "2030-01-01", "", "2020-01-01T00:00:00Z", "0d"] {
             assert!(expiry(wrong).is_err(), "{wrong}");
         }
-        assert!(tenant("a b").is_err() && tenant("").is_err() && tenant("a#b").is_err());
+        // As the configuration names tenants: no other can be there.
+        assert!(["a b", "", "a#b", "RESEARCH"].iter().all(|name| tenant(name).is_err()));
+        assert!(tenant("research-2").is_ok() && tenant("default").is_ok());
     }
 }

@@ -10,7 +10,7 @@ pub(super) const NAMES_NEED_A_CA: &str =
     "needs tls_client_ca at the top level, too: without it no client shows a certificate";
 
 /// Where the value of this key comes from.
-pub(super) fn origin(origins: &Origins, key: &str) -> String {
+pub(crate) fn origin(origins: &Origins, key: &str) -> String {
     match origins.get(key) {
         Some(origin) => origin.to_string(),
         None => format!("{key} (default)"),

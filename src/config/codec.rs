@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::secrets;
 use crate::access::IdentifyPeers;
 use crate::model::id::is_hidden;
 use crate::model::options::{DEEPEST_CONFIG, config_depth};
@@ -37,7 +38,7 @@ impl Raw<'_> {
                     texts.iter().map(|text| format!("{:?}", text.to_string_lossy())).collect();
                 texts.join(", ")
             }
-            Raw::Toml(value) => value.to_string(),
+            Raw::Toml(value) => secrets::show(value),
         };
         show_bounded(&text)
     }

@@ -11,7 +11,7 @@ use super::codec::{Codec, Raw, show_bounded};
 use super::file::{File, Origin, Origins, unknown_key};
 use super::settings::Scope;
 use super::settings::{self, Name, Visitor};
-use super::{ApiKey, Config, ConfigErrors, Fault, LogFormat, ServeArgs, check, tenants, tools};
+use super::{ApiKey, Config, Fault, LogFormat, ServeArgs, check, tenants, tools};
 
 /// Where the key is looked for, the first that is not blank.
 pub(super) const KEY_VARIABLES: [&str; 2] = ["CODEX_API_KEY", "OPENAI_API_KEY"];
@@ -19,7 +19,7 @@ pub(super) const KEY_VARIABLES: [&str; 2] = ["CODEX_API_KEY", "OPENAI_API_KEY"];
 pub(super) fn load(
     args: &ServeArgs,
     env: &dyn Fn(&str) -> Option<OsString>,
-) -> Result<(Config, Origins), ConfigErrors> {
+) -> (Config, Origins, Vec<Fault>) {
     let mut faults = Vec::new();
     let file = read_file(args, env, &mut faults);
     let mut origins = Origins::new();
@@ -46,7 +46,7 @@ pub(super) fn load(
     // What a tenant inherits is wrong once.
     let mut told = HashSet::new();
     faults.retain(|fault| told.insert(fault.to_string()));
-    if faults.is_empty() { Ok((config, origins)) } else { Err(ConfigErrors(faults)) }
+    (config, origins, faults)
 }
 
 /// The variable's value; blank is the same as not given.

@@ -23,6 +23,7 @@ mod listen;
 mod load;
 mod policy;
 mod print;
+mod secrets;
 mod settings;
 mod tenants;
 #[cfg(test)]
@@ -57,8 +58,10 @@ pub use crate::model::options::ToolDefaults;
 pub use crate::telemetry::LogFormat;
 
 pub(crate) use args::ServeArgs;
+pub(crate) use check::origin;
 pub(crate) use fault::{ConfigErrors, Fault};
 pub(crate) use file::Origins;
+pub(crate) use tenants::tenant_name;
 
 /// How the sidecar runs. Durations are positive unless a field says otherwise.
 #[derive(Debug, Clone, PartialEq)]
@@ -180,7 +183,32 @@ impl Config {
         args: ServeArgs,
         env: &dyn Fn(&str) -> Option<OsString>,
     ) -> Result<(Config, Origins), ConfigErrors> {
+        match Config::read(args, env) {
+            (config, origins, faults) if faults.is_empty() => Ok((config, origins)),
+            (_, _, faults) => Err(ConfigErrors(faults)),
+        }
+    }
+
+    /// As [`Config::load_with_origins`], but gives, with all that is wrong, what could be read: defaults
+    /// stand in the place of the rest.
+    pub(crate) fn read(
+        args: ServeArgs,
+        env: &dyn Fn(&str) -> Option<OsString>,
+    ) -> (Config, Origins, Vec<Fault>) {
         load::load(&args, env)
+    }
+
+    /// The credentials of the default tenant, and of all others.
+    pub(crate) fn credentials(&self) -> (Credentials, BTreeMap<Tenant, Credentials>) {
+        let default = Credentials {
+            token_file: self.token_file.clone(),
+            client_names: self.client_names.clone(),
+            unix_uids: self.unix_sockets.allow_uids.clone(),
+            unix_gids: self.unix_sockets.allow_gids.clone(),
+        };
+        let tenants = self.tenants.iter();
+        let tenants = tenants.map(|(name, it)| (Tenant(name.clone()), it.credentials.clone()));
+        (default, tenants.collect())
     }
 
     /// The configuration as a TOML file that loads to the same values, each with its origin in a

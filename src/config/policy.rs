@@ -54,10 +54,10 @@ pub(super) fn visit(policy: &mut Policy, v: &mut impl Visitor) {
     v.optional(key("approvals_reviewers"), some(REVIEWERS), approvals_reviewers);
     v.required(key("network_access"), Switch, network_access);
     v.required(key("max_web_search"), WEB_SEARCH_MODES, max_web_search);
-    v.optional(key("models"), some(Pattern("names")), models);
+    v.optional(key("models"), some(Pattern::of("names")), models);
     v.optional(key("roots"), some(Directory), roots);
     v.required(key("config_keys"), patterns("keys"), config_keys);
-    v.required(key("environment"), patterns("names"), environment);
+    v.required(key("environment"), Several { one: VARIABLES, may_be_none: true }, environment);
     v.required(key("dynamic_tools"), Switch, dynamic_tools);
     v.required(key("images"), IMAGES, images);
 }
@@ -223,7 +223,7 @@ fn some<C>(one: C) -> Several<C> {
 }
 
 fn patterns(of: &'static str) -> Several<Pattern> {
-    Several { one: Pattern(of), may_be_none: true }
+    Several { one: Pattern::of(of), may_be_none: true }
 }
 
 impl<C: Codec> Codec for Several<C> {
@@ -237,7 +237,11 @@ impl<C: Codec> Codec for Several<C> {
         if values.is_empty() && !self.may_be_none {
             return Err("wants a list of at least one; leave it out to allow all".to_owned());
         }
-        values.iter().map(|value| self.one.read(Raw::Toml(value), base)).collect()
+        let read = |value| {
+            let raw = Raw::Toml(value);
+            self.one.read(raw, base).map_err(|problem| format!("{}: {problem}", raw.show()))
+        };
+        values.iter().map(read).collect()
     }
 
     fn write(&self, values: &Vec<C::Value>) -> toml::Value {
@@ -246,7 +250,22 @@ impl<C: Codec> Codec for Several<C> {
 }
 
 /// A name, or a pattern of names.
-struct Pattern(&'static str);
+struct Pattern {
+    what: &'static str,
+    allows: fn(char) -> bool,
+}
+
+/// Of variables.
+const VARIABLES: Pattern = Pattern {
+    what: "names of variables (A-Z a-z 0-9 _)",
+    allows: |c| c.is_ascii_alphanumeric() || c == '_' || c == '*',
+};
+
+impl Pattern {
+    fn of(what: &'static str) -> Pattern {
+        Pattern { what, allows: |c| !c.is_control() }
+    }
+}
 
 impl Codec for Pattern {
     type Value = String;
@@ -256,9 +275,9 @@ impl Codec for Pattern {
             Raw::Toml(toml::Value::String(text)) => Some(text.trim()),
             _ => None,
         };
-        text.filter(|text| !text.is_empty() && !text.chars().any(char::is_control))
+        text.filter(|text| !text.is_empty() && text.chars().all(self.allows))
             .map(str::to_owned)
-            .ok_or_else(|| format!("wants texts: {}, in which * stands for anything", self.0))
+            .ok_or_else(|| format!("wants texts: {}, in which * stands for anything", self.what))
     }
 
     fn write(&self, value: &String) -> toml::Value {

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use super::codec::{self, Codec};
 use super::load::join;
+use super::secrets::redact;
 use super::settings::{self, Name, Scope, Visitor};
 use super::{Config, Origins, policy};
 use crate::model::options::ToolDefaults;
@@ -209,42 +210,4 @@ fn to_toml_value(value: &serde_json::Value) -> Option<toml::Value> {
 fn show_key(key: &str) -> String {
     // In JSON's quotes, which TOML reads alike: its own writer may choose a form of several lines.
     if is_bare_key(key) { key.to_owned() } else { serde_json::Value::from(key).to_string() }
-}
-
-/// Takes out of the table what by its name may be a secret; `taken` gets the keys.
-fn redact(table: &mut toml::Table, path: &str, taken: &mut Vec<String>) {
-    let keys: Vec<String> = table.keys().cloned().collect();
-    for key in keys {
-        let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-        match table.get_mut(&key) {
-            Some(toml::Value::String(_)) if may_be_secret(&path) => {
-                table.remove(&key);
-                taken.push(path);
-            }
-            Some(toml::Value::Table(inner)) => redact(inner, &path, taken),
-            _ => {}
-        }
-    }
-}
-
-/// Whether a dotted key looks like one of a secret.
-fn may_be_secret(path: &str) -> bool {
-    const SIGNS: [&str; 9] = [
-        "token",
-        "secret",
-        "password",
-        "passwd",
-        "authorization",
-        "credential",
-        "bearer",
-        "apikey",
-        "cookie",
-    ];
-    let path = path.to_ascii_lowercase();
-    let last = path.rsplit('.').next().unwrap_or(&path);
-    // Names of environment variables are no secrets.
-    let names_a_variable = last.ends_with("env_key") || last.ends_with("env_var");
-    let key_like = last == "key" || last.ends_with("_key") || last.ends_with("-key");
-    let header = path.split('.').any(|part| part == "http_headers" || part == "query_params");
-    !names_a_variable && (header || key_like || SIGNS.iter().any(|sign| last.contains(sign)))
 }

@@ -13,9 +13,10 @@ use secrecy::SecretString;
 
 use super::codec::show_bounded;
 use super::file::{File, Origins};
-use super::load::{KEY_VARIABLES, Loader, Place, key_of};
+use super::load::{KEY_VARIABLES, Loader, Place, join, key_of};
 use super::{ApiKey, Config, Credentials, Fault, TenantConfig, TlsFiles, check, settings, tools};
 use crate::access::files::{self, Readers};
+use crate::access::{self, WrongSetting};
 use crate::model::id::Tenant;
 use crate::registry::ledger::StateSettings;
 
@@ -46,6 +47,10 @@ pub(super) fn read(
         };
         if let Err(problem) = check_name(name) {
             refuse(format!("{:?}", show_bounded(name)), problem);
+            // What it says has its place elsewhere.
+            if *name == Tenant::default().0 {
+                continue;
+            }
         }
         let Some(table) = value.as_table() else {
             refuse(show_bounded(&value.to_string()), "wants a table".to_owned());
@@ -70,12 +75,12 @@ pub(super) fn read(
         tenants.insert(name.clone(), tenant);
     }
     check_places(top, &tenants, origins, faults);
-    check_credentials(top, &tenants, file, faults);
     withhold_keys(top, &mut tenants);
     if !tenants.is_empty() {
         part_homes(top, &mut tenants);
     }
     top.tenants = tenants;
+    check_credentials(top, origins, faults);
 }
 
 fn check_name(name: &str) -> Result<(), String> {
@@ -84,9 +89,17 @@ fn check_name(name: &str) -> Result<(), String> {
             "is the tenant that the top level of the file is: say there what is its".to_owned()
         );
     }
+    tenant_name(name).map(drop)
+}
+
+/// A name that a tenant can have, `default` among them.
+///
+/// # Errors
+/// Which it can.
+pub(crate) fn tenant_name(name: &str) -> Result<&str, String> {
     let plausible = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     if (1..=64).contains(&name.len()) && name.chars().all(plausible) {
-        Ok(())
+        Ok(name)
     } else {
         Err("the name of a tenant wants 1 to 64 of a-z, 0-9 and -".to_owned())
     }
@@ -177,6 +190,20 @@ fn check_places(
         if config.codex_home.as_os_str().is_empty() {
             continue;
         }
+        let own = real(&config.codex_home);
+        let nested =
+            |other: &PathBuf| *other != own && (own.starts_with(other) || other.starts_with(&own));
+        if let Some((other, whose)) = homes.iter().find(|(other, _)| nested(other)) {
+            let key = if name.is_empty() {
+                "codex_home".to_owned()
+            } else {
+                format!("tenants.{name}.codex_home")
+            };
+            let relation = if own.starts_with(other) { "lies in" } else { "holds" };
+            let problem = format!("{relation} the CODEX_HOME of {whose}; put them side by side");
+            let value = config.codex_home.display().to_string();
+            faults.push(Fault { origin: check::origin(origins, &key), value, problem });
+        }
         let mut take =
             |taken: &mut BTreeMap<PathBuf, String>, key: &str, place: &Path, what: &str| {
                 let whose = match name {
@@ -225,37 +252,32 @@ fn real(path: &Path) -> PathBuf {
 }
 
 /// Refuses what would be the credential of two, and names that nobody can show.
-fn check_credentials(
-    top: &Config,
-    tenants: &BTreeMap<String, TenantConfig>,
-    file: &File,
-    faults: &mut Vec<Fault>,
-) {
-    let mut taken = BTreeMap::<(&str, String), &str>::new();
-    for (name, tenant) in tenants {
-        let Credentials { token_file, client_names, unix_uids, unix_gids } = &tenant.credentials;
-        if client_names.is_some() && top.tls.client_ca.is_none() {
-            faults.push(Fault {
-                origin: file.origin(&format!("tenants.{name}.client_names")).to_string(),
-                value: String::new(),
-                problem: check::NAMES_NEED_A_CA.to_owned(),
-            });
+fn check_credentials(top: &Config, origins: &Origins, faults: &mut Vec<Fault>) {
+    let (default, tenants) = top.credentials();
+    let mut files = BTreeMap::new();
+    let at = |name: &str| if name.is_empty() { String::new() } else { format!("tenants.{name}") };
+    let all = tenants.iter().map(|(tenant, credentials)| (tenant.0.as_str(), credentials));
+    for (name, credentials) in std::iter::once(("", &default)).chain(all) {
+        let mut refuse = |key: &str, value: String, problem: String| {
+            let origin = check::origin(origins, &join(&at(name), key));
+            faults.push(Fault { origin, value, problem });
+        };
+        if !name.is_empty() && credentials.client_names.is_some() && top.tls.client_ca.is_none() {
+            refuse("client_names", String::new(), check::NAMES_NEED_A_CA.to_owned());
         }
-        let names = client_names.iter().flatten().cloned().map(|text| ("client_names", text));
-        let uids = unix_uids.iter().flatten().map(|id| ("unix_uids", id.to_string()));
-        let gids = unix_gids.iter().flatten().map(|id| ("unix_gids", id.to_string()));
-        let tokens = token_file.iter().map(|path| ("token_file", real(path).display().to_string()));
-        for (key, text) in names.chain(uids).chain(gids).chain(tokens) {
-            let other = taken.insert((key, text.clone()), name);
-            if let Some(other) = other.filter(|other| other != name) {
-                faults.push(Fault {
-                    origin: file.origin(&format!("tenants.{name}.{key}")).to_string(),
-                    value: text,
-                    problem: format!("is tenants.{other}'s, too; a credential is one tenant's"),
-                });
-            }
+        let Some(path) = &credentials.token_file else { continue };
+        if let Some(other) = files.insert(real(path), name) {
+            let other = if other.is_empty() { "the top level".to_owned() } else { at(other) };
+            let problem = format!("is {other}'s, too; a credential is one tenant's");
+            refuse("token_file", path.display().to_string(), problem);
         }
     }
+    let twice = access::given_twice(&default, &tenants).into_iter();
+    faults.extend(twice.map(|WrongSetting { setting, problem }| Fault {
+        origin: check::origin(origins, &setting),
+        value: String::new(),
+        problem,
+    }));
 }
 
 /// Tells each what its turns must not write: who could, would be another tenant, or decide what that does.

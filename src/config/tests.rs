@@ -647,9 +647,14 @@ fn every_fault_of_every_tenant_is_told_at_once_and_what_they_inherit_once() {
         codex_home = "e"
         state.path = "top/sidecar.redb"
         [tenants.default]
-        codex_home = "default"
+        codex_home = "top"
         [tenants."A b"]
         codex_home = "blank"
+        token_file = "a.tokens"
+        unix_uids = [7]
+        [tenants.f]
+        codex_home = "top/f"
+        token_file = "sub/../a.tokens"
         "#,
     );
     let at = directory.path();
@@ -676,7 +681,7 @@ fn every_fault_of_every_tenant_is_told_at_once_and_what_they_inherit_once() {
         "FILE: tenants.a.tools.codex.modle: unknown key; did you mean model?",
         "FILE: tenants.b.codex_home: DIR/sub/../a: is the CODEX_HOME of tenants.a, too; give each its own",
         "FILE: tenants.b.api_key_env: NOT_THERE: is not set",
-        "FILE: tenants.b.unix_uids: 7: is tenants.a's, too; a credential is one tenant's",
+        "FILE: tenants.a.unix_uids: 7: is tenants.A b's, too; a credential is one tenant's",
         "FILE: tenants.b.retention.max_bytes: 65536: wants at least retention.max_bytes_per_turn",
         "FILE: tenants.c.codex_home: DIR/link: is the CODEX_HOME of the top level, too",
         "FILE: tenants.c.cpu_weight: 0: wants a whole number from 1 to 10000",
@@ -685,6 +690,9 @@ fn every_fault_of_every_tenant_is_told_at_once_and_what_they_inherit_once() {
         "FILE: tenants.d.tenants: unknown key; ",
         "FILE: tenants.e.state.path: DIR/top/sidecar.redb: is the state of the top level, too",
         "FILE: tenants.default: \"default\": is the tenant that the top level of the file is",
+        "FILE: tenants.b.unix_uids: 7: is tenants.a's, too; a credential is one tenant's",
+        "FILE: tenants.f.codex_home: DIR/top/f: lies in the CODEX_HOME of the top level; put them side",
+        "FILE: tenants.f.token_file: DIR/sub/../a.tokens: is tenants.A b's, too; a credential is one",
         "FILE: tenants.A b: \"A b\": the name of a tenant wants 1 to 64 of a-z, 0-9 and -",
     ];
     for expected in expected {
@@ -741,6 +749,27 @@ fn a_tool_says_less_than_the_policy_and_never_more() {
 }
 
 #[test]
+fn a_fault_of_a_tools_variables_shows_none_that_is_set() {
+    let faults = faults_of(
+        "[tools.codex.environment]\n\"A B\" = \"canary\"\nPORT = 3\nKEY = \"canary\"\nNUL = \"canary\\u0000\"\n\
+         [tools.codex_x]\nenvironment = \"KEY=canary\"\n\
+         config = { \"mcp_servers.x.env.A\" = \"canary\", \"a.b.api_key\" = \"canary\", x = [nan] }\n\
+         [worker.config]\nlist = [nan]\nmcp_servers.x.env = { A = \"canary\" }\n",
+    );
+    let told = faults.join("\n");
+    assert!(!told.contains("canary"), "{told}");
+    for expected in [
+        "F: tools.codex.environment: \"A B\" is no variable's name",
+        "F: tools.codex.environment: \"NUL\" is set to something with a NUL byte",
+        "F: tools.codex.environment: \"PORT\" is set to no text; put it in quotes",
+        "F: tools.codex_x.environment: wants a table of variables",
+        "F: tools.codex_x.config: { x = [nan] }: has a number that JSON can't express",
+    ] {
+        assert!(told.contains(expected), "no {expected} in\n{told}");
+    }
+}
+
+#[test]
 fn what_a_policy_denies_to_all_callers_is_no_default_of_a_tool() {
     let policy = "[policy]\nmax_sandbox_mode = \"read-only\"\napproval_policies = [\"never\"]\n\
                   network_access = false\nmax_web_search = \"disabled\"\nmodels = [\"m\"]\n\
@@ -789,6 +818,8 @@ fn a_policy_is_read_strictly() {
         ("approval_policies = []", "wants a list of at least one"),
         ("models = \"m\"", "wants a list"),
         ("models = [\"\"]", "wants texts"),
+        ("environment = [\"OK_*\", \"A B\"]", "\"A B\": wants texts: names of variables"),
+        ("roots = [\"/a\", \"\"]", ": \"\": wants a path"),
         ("roots = [\"/a/../b\"]", "without .."),
         ("roots = []", "wants a list of at least one"),
         ("images = \"some\"", "wants one of none, data, any"),

@@ -39,6 +39,9 @@ pub(super) const THREAD_OPTION_KEYS: [&str; 20] = [
 /// The table of what a tool's callers may ask for at most.
 const POLICY_KEY: &str = "policy";
 
+/// The one of the keys of `ThreadOptions` of which no value is shown.
+const ENVIRONMENT_KEY: &str = "environment";
+
 /// The keys of a tool beside them.
 const OWN_KEYS: [&str; 7] = [
     "thread_id",
@@ -74,16 +77,12 @@ pub(super) fn read(
     };
     for (name, value) in table {
         let path = join(&at, name);
-        let mut refuse = |key: &str, value: &toml::Value, problem: String| {
+        let mut refuse = |key: &str, value: String, problem: String| {
             let key = if key.is_empty() { path.clone() } else { format!("{path}.{key}") };
-            faults.push(Fault {
-                origin: file.origin(&key).to_string(),
-                value: show_bounded(&value.to_string()),
-                problem,
-            });
+            faults.push(Fault { origin: file.origin(&key).to_string(), value, problem });
         };
         let Some(keys) = value.as_table() else {
-            refuse("", value, "wants a table".to_owned());
+            refuse("", Raw::Toml(value).show(), "wants a table".to_owned());
             continue;
         };
         let mut defaults = ToolDefaults::default();
@@ -93,13 +92,28 @@ pub(super) fn read(
                 policies = Some(value);
                 continue;
             }
+            if key == ENVIRONMENT_KEY {
+                match read_environment(value) {
+                    Ok(variables) => {
+                        defaults.thread_options.environment = Some(variables);
+                        let path = format!("{path}.{key}");
+                        let origin = file.origin(&path);
+                        origins.insert(path, origin);
+                    }
+                    // Keys may stand there: what is set is never told.
+                    Err(problems) => {
+                        problems.into_iter().for_each(|it| refuse(key, String::new(), it));
+                    }
+                }
+                continue;
+            }
             match read_key(key, value, &mut defaults) {
                 Read::Done => {
                     let path = format!("{path}.{key}");
                     let origin = file.origin(&path);
                     origins.insert(path, origin);
                 }
-                Read::Wrong(problem) => refuse(key, value, problem),
+                Read::Wrong(problem) => refuse(key, Raw::Toml(value).show(), problem),
                 Read::Unknown => unknown.push(key),
             }
         }
@@ -282,20 +296,32 @@ fn read_thread_option(key: &str, value: &toml::Value) -> Result<ThreadOptions, S
     for (key, value) in option.config.iter().flatten() {
         check_depth(key, value)?;
     }
-    check_environment(&option)?;
     check_dynamic_tools(option.dynamic_tools.iter().flatten())?;
     Ok(option)
 }
 
-fn check_environment(option: &ThreadOptions) -> Result<(), String> {
-    let Some(Environment(variables)) = &option.environment else { return Ok(()) };
-    if variables.len() > Environment::MOST {
-        return Err(format!("wants at most {} variables", Environment::MOST));
+/// All variables, or all that is wrong with them.
+fn read_environment(value: &toml::Value) -> Result<Environment, Vec<String>> {
+    let Some(table) = value.as_table() else {
+        return Err(vec!["wants a table of variables, like { CI = \"1\" }".to_owned()]);
+    };
+    let mut faults = Vec::new();
+    let mut variables = BTreeMap::new();
+    for (name, value) in table {
+        let text = value.as_str().unwrap_or_default();
+        if let Some(fault) = Environment::fault_of(name, text) {
+            faults.push(format!("{name:?} {fault}"));
+        }
+        if !value.is_str() {
+            faults.push(format!("{name:?} is set to no text; put it in quotes"));
+        }
+        variables.insert(name.clone(), text.to_owned());
     }
-    let faults = variables.iter().filter_map(|(name, value)| {
-        Environment::fault_of(name, value).map(|fault| format!("{name:?} {fault}"))
-    });
-    faults.into_iter().next().map_or(Ok(()), Err)
+    if variables.len() > Environment::MOST {
+        let (given, most) = (variables.len(), Environment::MOST);
+        faults.push(format!("has {given} variables; give at most {most}"));
+    }
+    if faults.is_empty() { Ok(Environment(variables)) } else { Err(faults) }
 }
 
 fn check_dynamic_tools<'a>(tools: impl Iterator<Item = &'a DynamicTool>) -> Result<(), String> {

@@ -21,7 +21,7 @@ use super::review::ReviewArgs;
     override_usage = "codex-sidecar exec [OPTIONS] [PROMPT]\n       \
                       codex-sidecar exec [OPTIONS] resume [THREAD_ID | --last] [PROMPT]\n       \
                       codex-sidecar exec [OPTIONS] review [--uncommitted | --base BRANCH | --commit SHA | PROMPT]",
-    after_help = "The sidecar is found at CODEX_SIDECAR_ADDR (HOST:PORT or unix:PATH; default \
+    after_help = "The sidecar is found at CODEX_SIDECAR_ADDR (HOST:PORT, https://HOST:PORT or unix:PATH; default \
                   127.0.0.1:50061). CODEX_SIDECAR_CONTEXT binds the turn to a context of its \
                   registry. Paths are those of the sidecar's machine, relative ones are taken \
                   from here."

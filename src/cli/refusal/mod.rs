@@ -203,12 +203,14 @@ impl Words {
             });
             insert("fields", list.collect::<Vec<Value>>().into());
         }
-        let mut told = message;
+        let mut told = message.clone();
         let _ = write!(told, " ({})", reason.as_deref().unwrap_or(status));
         if let Some(delay) = retry_after {
             let delay = Duration::from_millis(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
             insert("retry_after_seconds", delay.as_secs_f64().into());
-            let _ = write!(told, "; try again after {}", humantime::format_duration(delay));
+            if !message.contains("try again") {
+                let _ = write!(told, "; try again after {}", humantime::format_duration(delay));
+            }
         }
         Failure::Detailed(Box::new(Detailed { message: told, code, details }))
     }
@@ -235,9 +237,10 @@ fn one_line(text: &str) -> String {
 /// What is within a field, for people: `["a.b"]` is `a.b`, `[1]` the second.
 fn inside(rest: &str) -> String {
     let bare = rest.trim_start_matches(['.', '[']).trim_end_matches(']');
-    match bare.parse::<usize>() {
-        Ok(at) => format!("number {}", at + 1),
-        Err(_) => bare.trim_matches('"').to_owned(),
+    match (bare.parse::<usize>(), serde_json::from_str::<String>(bare)) {
+        (Ok(at), _) => format!("number {}", at + 1),
+        (Err(_), Ok(key)) => key,
+        (Err(_), Err(_)) => bare.to_owned(),
     }
 }
 

@@ -19,7 +19,8 @@ pub(super) struct ExportArgs {
     path: Option<PathBuf>,
     #[command(flatten)]
     file: StateFileArgs,
-    /// Ask the sidecar that runs at this address, HOST:PORT or unix:PATH, in place of reading a file
+    /// Ask the sidecar that runs at this address, HOST:PORT, https://HOST:PORT or
+    /// unix:PATH, in place of reading a file
     #[arg(long, value_name = "ADDR", conflicts_with_all = ["path", "state", "codex_home", "config", "tenant"])]
     addr: Option<String>,
     #[command(flatten)]

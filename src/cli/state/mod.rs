@@ -189,5 +189,8 @@ fn ask_it(path: &Path) -> String {
         })
         .filter(|addr| addr.contains(':'))
         .unwrap_or_else(|| "ADDR".to_owned());
-    format!("`codex-sidecar state export --addr {addr}`")
+    format!(
+        "`codex-sidecar state export --addr {addr}`, with a credential of the tenant whose it is if it asks \
+         for one"
+    )
 }

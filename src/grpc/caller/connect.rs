@@ -22,6 +22,7 @@ use rustls::{ClientConfig, RootCertStore};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::Notify;
 use tokio_rustls::TlsConnector;
 use tokio_util::either::Either;
 use tonic::body::Body;
@@ -60,7 +61,7 @@ impl Service<http::Request<Body>> for Way {
     type Future = BoxFuture<'static, Result<http::Response<Body>, BoxError>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        self.channel.poll_ready(context).map_err(Into::into)
+        self.channel.poll_ready(context).map_err(|error| told(error, &self.met_tls))
     }
 
     fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
@@ -68,12 +69,15 @@ impl Service<http::Request<Body>> for Way {
             request.headers_mut().insert(header::AUTHORIZATION, bearer.clone());
         }
         let (calling, met_tls) = (self.channel.call(request), Arc::clone(&self.met_tls));
-        Box::pin(async move {
-            calling.await.map_err(|error| match met_tls.load(Ordering::Relaxed) {
-                true => Told(SPEAKS_TLS.to_owned()).into(),
-                false => error.into(),
-            })
-        })
+        Box::pin(async move { calling.await.map_err(|error| told(error, &met_tls)) })
+    }
+}
+
+/// Why a call is lost, in words of its own where that is known.
+fn told(error: tonic::transport::Error, met_tls: &AtomicBool) -> BoxError {
+    match met_tls.load(Ordering::Relaxed) {
+        true => Told(SPEAKS_TLS.to_owned()).into(),
+        false => error.into(),
     }
 }
 
@@ -88,10 +92,24 @@ pub(crate) struct Credentials {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct TlsFiles {
     /// The authorities that vouch for the sidecar. Where they are given, TLS is spoken.
-    pub(crate) ca: Option<PathBuf>,
+    pub(crate) ca: Option<NamedFile>,
     /// The caller's own certificate, and its key.
-    pub(crate) cert: Option<PathBuf>,
-    pub(crate) key: Option<PathBuf>,
+    pub(crate) cert: Option<NamedFile>,
+    pub(crate) key: Option<NamedFile>,
+}
+
+/// A file, and what names it: a flag, or a variable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NamedFile {
+    pub(crate) origin: &'static str,
+    pub(crate) path: PathBuf,
+}
+
+impl NamedFile {
+    /// A fault that says the path already, with what names it.
+    fn told(&self, problem: impl fmt::Display) -> String {
+        format!("{}: {problem}", self.origin)
+    }
 }
 
 /// Where a sidecar is.
@@ -130,6 +148,8 @@ pub(super) async fn connect(
         ConnectError::Credentials("the token has characters that can't be sent".to_owned())
     })?;
     let met_tls = Arc::new(AtomicBool::new(false));
+    let begun = Arc::new(Notify::new());
+    let mut is_plain = false;
     let place = Place::parse(address, tls.ca.is_some())
         .ok_or_else(|| ConnectError::NoAddress(address.to_owned()))?;
     let connected = match place {
@@ -147,18 +167,25 @@ pub(super) async fn connect(
                 Some("https") => Some(Secured::new(&host, tls).map_err(ConnectError::Credentials)?),
                 _ => None,
             };
+            is_plain = secured.is_none();
             // TLS is the connector's below.
             let endpoint = Endpoint::from_static("http://localhost").connect_timeout(timeout);
-            let met_tls = Arc::clone(&met_tls);
+            let first = First { met_tls: Arc::clone(&met_tls), begun: Arc::clone(&begun) };
             let connector = tower::service_fn(move |_: Uri| {
-                let (host, secured) = (host.clone(), secured.clone());
-                let met_tls = Arc::clone(&met_tls);
-                async move { open(host, port, secured, met_tls).await.map(TokioIo::new) }
+                let (host, secured, first) = (host.clone(), secured.clone(), first.clone());
+                async move { open(host, port, secured, first).await.map(TokioIo::new) }
             });
             endpoint.origin(uri).connect_with_connector(connector).await
         }
     };
+    if connected.is_ok() && is_plain {
+        // The side of a sidecar begins before any call. One that hangs is the call's matter.
+        let _ = tokio::time::timeout(timeout, begun.notified()).await;
+    }
     match connected {
+        Ok(_) if met_tls.load(Ordering::Relaxed) => {
+            Err(ConnectError::Unreachable(SPEAKS_TLS.to_owned()))
+        }
         Ok(channel) => Ok(Way { channel, met_tls, bearer }),
         Err(_) if met_tls.load(Ordering::Relaxed) => {
             Err(ConnectError::Unreachable(SPEAKS_TLS.to_owned()))
@@ -172,14 +199,14 @@ async fn open(
     host: String,
     port: u16,
     secured: Option<Secured>,
-    met_tls: Arc<AtomicBool>,
+    first: First,
 ) -> Result<impl AsyncRead + AsyncWrite + Send + Unpin, Told> {
     let told = |error: io::Error| Told(error.to_string());
     let socket = TcpStream::connect((host.as_str(), port)).await.map_err(told)?;
     // Only a hint; the connection is good without.
     let _ = socket.set_nodelay(true);
     Ok(match secured {
-        None => Either::Left(Plain { socket, has_begun: false, met_tls }),
+        None => Either::Left(Plain { socket, has_begun: false, first }),
         Some(Secured { config, name, ca }) => {
             let connecting = TlsConnector::from(config).connect(name, socket);
             let stream = connecting.await.map_err(|error| Told(of_tls(&error, &ca)))?;
@@ -225,8 +252,8 @@ impl Secured {
              --tls-ca or CODEX_SIDECAR_TLS_CA, such as that of the system",
         )?;
         let mut roots = RootCertStore::empty();
-        for certificate in certificates::certificates(&ca)? {
-            roots.add(certificate).map_err(|error| fault(&ca, error))?;
+        for certificate in certificates::certificates(&ca.path).map_err(|it| ca.told(it))? {
+            roots.add(certificate).map_err(|error| ca.told(fault(&ca.path, error)))?;
         }
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = ClientConfig::builder_with_provider(provider)
@@ -235,22 +262,32 @@ impl Secured {
             .with_root_certificates(roots);
         let mut config = match (cert, key) {
             (Some(cert), Some(key)) => {
-                let chain = certificates::certificates(cert)?;
-                let bytes =
-                    files::read(key, Readers::Group).map_err(|problem| fault(key, problem))?;
+                let chain =
+                    certificates::certificates(&cert.path).map_err(|problem| cert.told(problem))?;
+                let wrong_key = |problem: String| key.told(fault(&key.path, problem));
+                let bytes = files::read(&key.path, Readers::Group).map_err(wrong_key)?;
                 let own = PrivateKeyDer::from_pem_slice(&bytes)
-                    .map_err(|error| fault(key, format!("has no private key in PEM: {error}")))?;
-                let config = config.with_client_auth_cert(chain, own);
-                config.map_err(|error| fault(cert, format!("{error}, with {}", key.display())))?
+                    .map_err(|error| wrong_key(format!("has no private key in PEM: {error}")))?;
+                config.with_client_auth_cert(chain, own).map_err(|error| match error {
+                    rustls::Error::InconsistentKeys(_) => wrong_key(format!(
+                        "does not fit the certificate in {}",
+                        cert.path.display()
+                    )),
+                    error => cert.told(fault(&cert.path, error)),
+                })?
             }
             (None, None) => config.with_no_client_auth(),
-            (Some(_), None) => return Err("--tls-cert needs --tls-key, too".to_owned()),
-            (None, Some(_)) => return Err("--tls-key needs --tls-cert, too".to_owned()),
+            (Some(cert), None) => {
+                return Err(cert.told("needs --tls-key (CODEX_SIDECAR_TLS_KEY), too"));
+            }
+            (None, Some(key)) => {
+                return Err(key.told("needs --tls-cert (CODEX_SIDECAR_TLS_CERT), too"));
+            }
         };
         config.alpn_protocols = vec![HTTP_2.to_vec()];
         let name = ServerName::try_from(host.to_owned())
             .map_err(|_| format!("{host:?} is no name that a certificate can have"))?;
-        Ok(Secured { config: Arc::new(config), name, ca })
+        Ok(Secured { config: Arc::new(config), name, ca: ca.path })
     }
 }
 
@@ -284,7 +321,15 @@ impl Place {
 struct Plain {
     socket: TcpStream,
     has_begun: bool,
+    first: First,
+}
+
+/// What the first bytes of a plain connection were.
+#[derive(Debug, Clone)]
+struct First {
     met_tls: Arc<AtomicBool>,
+    /// Told when they are there, or when it is known that none will come.
+    begun: Arc<Notify>,
 }
 
 impl Plain {
@@ -294,8 +339,9 @@ impl Plain {
     /// Looks at the first bytes from there.
     fn look(&self, bytes: &[u8]) {
         if bytes.starts_with(&Plain::ALERT) {
-            self.met_tls.store(true, Ordering::Relaxed);
+            self.first.met_tls.store(true, Ordering::Relaxed);
         }
+        self.first.begun.notify_one();
     }
 
     /// What there is to be read where nothing more can be written.
@@ -395,5 +441,17 @@ mod tests {
     fn https_needs_to_know_who_vouches_for_the_sidecar() {
         let told = Secured::new("localhost", &TlsFiles::default()).unwrap_err();
         assert!(told.contains("--tls-ca"), "{told}");
+    }
+
+    #[test]
+    fn a_file_that_cant_be_used_is_told_with_what_names_it() {
+        let named =
+            |origin| Some(NamedFile { origin, path: PathBuf::from(format!("/no/{origin}")) });
+        let files = TlsFiles { ca: named("CODEX_SIDECAR_TLS_CA"), ..TlsFiles::default() };
+        let told = Secured::new("localhost", &files).unwrap_err();
+        assert!(
+            told.starts_with("CODEX_SIDECAR_TLS_CA: /no/CODEX_SIDECAR_TLS_CA: can't be"),
+            "{told}"
+        );
     }
 }

@@ -20,7 +20,7 @@ use crate::grpc::status::DOMAIN;
 use crate::pb;
 
 use self::connect::Way;
-pub(crate) use self::connect::{Credentials, TlsFiles};
+pub(crate) use self::connect::{Credentials, NamedFile, TlsFiles};
 
 /// A connection to a sidecar. Clones share it.
 #[derive(Debug, Clone)]

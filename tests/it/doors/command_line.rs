@@ -4,6 +4,7 @@ use std::process::Output;
 
 use tokio::process::Command;
 
+use super::pki::{Authority, pair};
 use super::write;
 use crate::support::binary::{self, Binary};
 use crate::support::{Place, scripted};
@@ -12,6 +13,50 @@ fn told(output: &Output) -> String {
     let [out, err] =
         [&output.stdout, &output.stderr].map(|it| String::from_utf8_lossy(it).into_owned());
     format!("{}: {out}{err}", output.status)
+}
+
+/// What is wrong in the configuration itself, and in what it names, is mended in one round: each fault has
+/// the name of the place that says it.
+#[tokio::test]
+async fn every_fault_of_what_a_configuration_names_is_told_with_its_own_at_once() {
+    let place = Place::new();
+    let ours = Authority::new();
+    let [certificate, _] = pair(place.path(), "one", &ours.server());
+    let [_, key] = pair(place.path(), "other", &ours.server());
+    let text = "unix_group = \"no-such-group\"\n\
+                [tenants.a]\ncodex_home = \"home-a\"\ntoken_file = \"a.tokens\"\n\
+                [tools.codex]\noutput_schema = { type = \"object\", oneOf = [{}] }\n";
+    let serve = async |text: &str| {
+        let file = write(&place.path().join("sidecar.toml"), text);
+        let mut command = binary::command(&place);
+        command.arg("serve").arg("--config").arg(&file);
+        command.args(["--tls-client-ca", "/no/ca", "--token-file", "/no/tokens"]);
+        command.arg("--tls-cert").arg(&certificate).env("CODEX_SIDECAR_TLS_KEY", &key);
+        let output = binary::output(&mut command).await;
+        assert_eq!(output.status.code(), Some(64), "{}", told(&output));
+        let said = String::from_utf8(output.stderr).unwrap();
+        said.replace(file.to_str().unwrap(), "FILE")
+    };
+    let wanted = [
+        "error: FILE: tools.codex.output_schema: ",
+        "error: FILE: unix_group: \"no-such-group\": ",
+        "error: --tls-client-ca: /no/ca: can't be read",
+        "error: CODEX_SIDECAR_TLS_KEY: ",
+        "error: --token-file: /no/tokens: can't be read",
+        "error: FILE: tenants.a.token_file: ",
+    ];
+    let all_told = |said: &str, more: usize| {
+        for wanted in wanted {
+            let lines = said.lines().filter(|line| line.starts_with(wanted)).count();
+            assert_eq!(lines, 1, "{wanted} in\n{said}");
+        }
+        let errors = said.lines().filter(|line| line.starts_with("error: ")).count();
+        assert_eq!(errors, wanted.len() + more, "{said}");
+    };
+    all_told(&serve(text).await, 0);
+    let said = serve(&format!("workers = 0\n{text}")).await;
+    all_told(&said, 1);
+    assert!(said.contains("error: FILE: workers: 0: wants"), "{said}");
 }
 
 #[tokio::test]

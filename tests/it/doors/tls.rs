@@ -154,6 +154,17 @@ async fn who_speaks_the_wrong_language_is_told_which_is_spoken() {
     let (code, told) = info(&["--addr", &bare]).await;
     assert_eq!(code, Some(69), "{told}");
     assert!(told.contains("speaks TLS") && told.contains("--tls-ca"), "{told}");
+    // Whatever is asked, and at once: nothing was begun that could be waited for.
+    let asks: [&[&str]; 2] = [&["health"], &["run", "--context", "c", "Hello."]];
+    for arguments in asks {
+        let mut command = binary::command(&sidecar.place);
+        let asking = binary::output(command.args(arguments).args(["--addr", &bare]));
+        let output =
+            tokio::time::timeout(std::time::Duration::from_secs(20), asking).await.unwrap();
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(69), "{told}");
+        assert!(told.contains("speaks TLS") && told.contains("can't reach"), "{told}");
+    }
     let plain_https = format!("https://{plain_address}");
     let (code, told) = info(&["--addr", &plain_https, "--tls-ca", ca]).await;
     assert_eq!(code, Some(69), "{told}");

@@ -271,6 +271,6 @@ async fn a_sidecar_without_a_credential_says_who_can_call_it() {
     let log = sidecar.log();
     let line = log.lines().find(|line| line.contains("no credential is set")).unwrap();
     assert!(line.contains(&sidecar.address) && line.contains(&unix), "{line}");
-    assert!(line.contains("--token-file"), "{line}");
+    assert!(line.contains("--token-file") && line.contains("its descent can't be seen"), "{line}");
     sidecar.stop().await;
 }
