@@ -159,6 +159,7 @@ impl App {
     /// [`StartError`]; nothing is left running.
     pub async fn start(mut config: Config) -> Result<App, StartError> {
         config.connections = within_descriptors(&config.connections);
+        protected::share(&mut config);
         let credentials = read_settings(&config).map_err(StartError::Settings)?;
         let home_lock = house::lock(&config).await?;
         let reach = match credentials.access.is_set() || config.insecure_listen {

@@ -3,26 +3,65 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use crate::app_server::protected::{OF_OTHERS, ProtectedPath, ProtectedPaths, Protection, Root};
-use crate::config::Config;
+use crate::app_server::protected::{ProtectedPath, ProtectedPaths, Protection, Root};
+use crate::config::{Config, KeptBeside};
+use crate::model::id::Tenant;
 
-/// Looks for it, as often as it is asked: what is this tenant's, unless the configuration lets it be
-/// written, and what is any other's. Blocks.
+/// Tells each tenant's configuration what commands of its turns must not write of others.
+pub(super) fn share(config: &mut Config) {
+    let (tls, tenants) = (&config.tls, config.tenants.values());
+    let credentials = [&config.token_file, &tls.cert, &tls.key, &tls.client_ca].into_iter();
+    let credentials =
+        credentials.cloned().chain(tenants.flat_map(|tenant| {
+            [tenant.credentials.token_file.clone(), tenant.api_key_file.clone()]
+        }));
+    let credentials: Vec<PathBuf> = credentials.flatten().collect();
+    let all: Vec<(Tenant, Vec<PathBuf>)> = std::iter::once(&*config)
+        .chain(config.tenants.values().map(|tenant| &tenant.config))
+        .map(|one| {
+            let paths = [Some(one.codex_home.clone()), one.state_file()];
+            (one.tenant.clone(), paths.into_iter().flatten().collect())
+        })
+        .collect();
+    let beside = |own: &Tenant| {
+        let others = all.iter().filter(|(tenant, _)| tenant != own);
+        let of_tenants = others.flat_map(|(_, paths)| paths).cloned().collect();
+        KeptBeside { of_tenants, credentials: credentials.clone() }
+    };
+    config.kept_beside = beside(&config.tenant);
+    for tenant in config.tenants.values_mut() {
+        tenant.config.kept_beside = beside(&tenant.config.tenant);
+    }
+}
+
+/// Looks for it, as often as it is asked; not for its own where the configuration lets that be written.
+/// Blocks.
 pub(super) fn of(config: &Config) -> Protection {
     let (home, state, tmpdir) = (config.codex_home.clone(), config.state_file(), tmpdir(config));
-    let (is_own_kept, others) = (!config.allow_writable_codex_home, config.kept_from_turns.clone());
+    let (beside, is_allowed) = (config.kept_beside.clone(), config.allow_writable_codex_home);
     Protection::new(move || {
-        let own = is_own_kept.then(|| of_home(&home, state.as_deref())).unwrap_or_default();
-        let others = others.iter().map(|path| ProtectedPath::new(OF_OTHERS, path));
-        ProtectedPaths::new(own.into_iter().chain(others).collect(), tmpdir.as_deref())
+        let mut paths = match is_allowed {
+            true => Vec::new(),
+            false => own(&home, state.as_deref()),
+        };
+        let KeptBeside { of_tenants, credentials } = &beside;
+        // What two share is told as one's own.
+        let is_told = |path: &&PathBuf| paths.iter().any(|told| told.given == **path);
+        let others = of_tenants.iter().filter(|path| !is_told(path) && **path != home);
+        let others: Vec<_> = others.map(|path| ProtectedPath::of_another(path)).collect();
+        paths.extend(others);
+        // One that is given by a descriptor lies nowhere.
+        let files = credentials.iter().filter(|path| path.is_file());
+        paths.extend(files.map(|path| ProtectedPath::of_credentials(path)));
+        ProtectedPaths::new(paths, tmpdir.as_deref())
     })
 }
 
 fn find(home: &Path, state: Option<&Path>, tmpdir: Option<&Path>) -> ProtectedPaths {
-    ProtectedPaths::new(of_home(home, state), tmpdir)
+    ProtectedPaths::new(own(home, state), tmpdir)
 }
 
-fn of_home(home: &Path, state: Option<&Path>) -> Vec<ProtectedPath> {
+fn own(home: &Path, state: Option<&Path>) -> Vec<ProtectedPath> {
     let home = ProtectedPath::new("CODEX_HOME", home);
     let mut paths = Vec::new();
     // What lies elsewhere, and is used as if it lay in it.
@@ -103,46 +142,52 @@ fn written_by_default(protected: &ProtectedPaths, home: &Path, directory: &Path)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::ServeArgs;
+    use crate::config::{Credentials, TenantConfig};
 
-    /// The homes of all tenants are what some next turn goes by, and the processes of all have one user.
     #[test]
-    fn a_turn_of_one_tenant_writes_neither_the_home_of_another_nor_what_callers_are_known_by() {
+    fn no_turn_of_a_tenant_may_write_what_is_kept_for_others_nor_is_told_where_it_lies() {
         let place = tempfile::tempdir().unwrap();
-        let at = |name: &str| place.path().join(name);
-        let text = format!(
-            "codex_home = {:?}\n[tenants.a]\ncodex_home = {:?}\n\
-             [tenants.b]\ncodex_home = {:?}\ntoken_file = {:?}\n",
-            at("top"),
-            at("a"),
-            at("b"),
-            at("keys/tokens")
-        );
-        std::fs::write(at("sidecar.toml"), text).unwrap();
-        let args = ServeArgs { config: Some(at("sidecar.toml").into()), ..ServeArgs::default() };
-        let config = Config::load(args, &|_| None).unwrap();
-        for home in ["a", "b", "top", "keys"] {
-            std::fs::create_dir(at(home)).unwrap();
+        let place = place.path().canonicalize().unwrap();
+        let at = |name: &str| place.join(name);
+        for name in ["top", "a", "b", "secrets", "work"] {
+            std::fs::create_dir(at(name)).unwrap();
         }
-        let root = |home: &str| Root {
-            path: at(home),
-            field: "thread_options.working_directory".to_owned(),
-            is_configured: false,
-        };
+        std::fs::write(at("secrets/tokens"), "").unwrap();
+        let home = |name: &str| Config { codex_home: at(name), ..Config::default() };
+        let mut config = home("top");
+        for name in ["a", "b"] {
+            let tenant = TenantConfig {
+                config: Config { tenant: Tenant(name.to_owned()), ..home(name) },
+                credentials: Credentials {
+                    token_file: (name == "b").then(|| at("secrets/tokens")),
+                    ..Credentials::default()
+                },
+                api_key_file: None,
+                api_key_env: None,
+                cpu_weight: None,
+            };
+            config.tenants.insert(name.to_owned(), tenant);
+        }
+        // Its own it may write.
+        config.tenants.get_mut("a").unwrap().config.allow_writable_codex_home = true;
+        share(&mut config);
         let of_a = of(&config.tenants["a"].config).find().with_cli(true);
-        assert!(of_a.shield(&[root("a")]).is_err(), "its own");
-        for others in ["b", "top", "keys"] {
-            let denied = of_a.shield(&[root(others)]).unwrap_err();
-            // Where it is they learn no more of than they have said.
-            let told = &denied[0].description;
-            assert!(told.contains("what is not this tenant's"), "{told}");
-            let others_own = ["top/", "keys/tokens", "sidecar.redb"];
-            assert!(!others_own.iter().any(|path| told.contains(path)), "{told}");
+        let denied = |path: &Path, is_configured: bool| {
+            let field = "thread_options.working_directory".to_owned();
+            let root = Root { path: path.to_owned(), field, is_configured };
+            let denied = of_a.shield(&[root]).err().into_iter().flatten();
+            denied.map(|denied| denied.description).collect::<Vec<_>>().join("; ")
+        };
+        for name in ["b", "top", "secrets"] {
+            let told = denied(&at(name), false);
+            assert!(told.contains("what the sidecar keeps"), "{name}: {told}");
         }
-        let lets_its_own =
-            Config { allow_writable_codex_home: true, ..config.tenants["a"].config.clone() };
-        let of_a = of(&lets_its_own).find().with_cli(true);
-        assert!(of_a.shield(&[root("a")]).is_ok());
-        assert!(of_a.shield(&[root("b")]).is_err());
+        let told = denied(&place, false);
+        assert!(!told.contains("redb") && !told.contains("tokens"), "{told}");
+        for name in ["a", "work"] {
+            assert_eq!(denied(&at(name), false), "", "{name}");
+        }
+        // A temporary directory, which all turns may write.
+        assert_eq!(denied(&at("secrets"), true), "");
     }
 }

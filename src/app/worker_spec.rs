@@ -1,6 +1,6 @@
 //! What the workers are started with, as the configuration and this machine say it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -158,11 +158,11 @@ fn outfit(config: &Config, is_offline: bool) -> impl Fn() -> Outfit + use<> {
         }
         let env: Vec<(OsString, OsString)> = env.into_iter().collect();
         let hidden = environment::hidden(&env, keys);
-        let exclude = command_environment::exclude(hidden.into_iter().chain(excluded));
-        let mut config_overrides = vec![exclude];
+        let excluded: BTreeSet<String> = hidden.into_iter().chain(excluded).collect();
+        let mut config_overrides = Vec::new();
         let api_key = key.as_ref().and_then(|key| to_log_in_with(key, forbids_keys, &login_file));
         config_overrides.extend(api_key.is_some().then(|| login::IN_MEMORY.to_owned()));
-        Outfit { env, config_overrides, api_key }
+        Outfit { env, config_overrides, api_key, excluded: excluded.into_iter().collect() }
     }
 }
 

@@ -1,12 +1,18 @@
 //! What Codex's configuration says of the variables of its environment: which it reads, which hold keys,
 //! and which its commands see.
 
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value as Json, json};
 use toml::{Table, Value};
 
 use crate::app_server::secrets;
 
 /// The table that says what commands see.
 const POLICY: &str = "shell_environment_policy";
+
+/// Its key for what they don't see.
+const EXCLUDE: &str = "exclude";
 
 /// What the built-in provider of Amazon's models goes by. AWS's own programs read the same.
 const BEDROCK: &[&str] = &[
@@ -72,7 +78,7 @@ impl Named {
             let names = policy.and_then(|policy| policy.get(key)).and_then(Value::as_array);
             names.into_iter().flatten().filter_map(Value::as_str).map(str::to_owned)
         };
-        self.excluded.extend(names("exclude"));
+        self.excluded.extend(names(EXCLUDE));
         self.variables.extend(names("include_only").filter(|name| !name.contains(['*', '?'])));
     }
 }
@@ -102,12 +108,71 @@ pub(crate) fn nested(config: &Table) -> Table {
 
 /// The value for `-c` that keeps these variables, by name or pattern, from commands. It takes the place of
 /// what the user's `config.toml` excludes, which must be among them.
-pub(crate) fn exclude(names: impl IntoIterator<Item = String>) -> String {
-    let mut names: Vec<String> = names.into_iter().collect();
-    names.sort_unstable();
-    names.dedup();
-    let names: Vec<Value> = names.into_iter().map(Value::String).collect();
-    format!("{POLICY}.exclude={}", Value::Array(names))
+pub(crate) fn exclude(names: &[String]) -> String {
+    let names: Vec<Value> = names.iter().cloned().map(Value::String).collect();
+    format!("{POLICY}.{EXCLUDE}={}", Value::Array(names))
+}
+
+/// Has the overrides of a thread keep these variables from its commands, too: what they say of the policy
+/// takes the place of what the worker was started with, a table all of it. So they are given key by key,
+/// and what they exclude is excluded besides.
+pub(crate) fn keep_excluded(overrides: &mut Map<String, Json>, names: &[String]) {
+    let is_policy = |key: &str| key.split('.').next() == Some(POLICY);
+    // What says more of the path lies over what says less: Codex itself takes them in any order.
+    let said: BTreeMap<String, Json> = overrides
+        .iter()
+        .filter(|(key, _)| is_policy(key))
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect();
+    if names.is_empty() || said.is_empty() {
+        return;
+    }
+    if said.get(POLICY).is_some_and(|table| !table.is_object()) {
+        // Alone it is refused by Codex.
+        overrides.retain(|key, _| key == POLICY || !is_policy(key));
+        return;
+    }
+    overrides.retain(|key, _| !is_policy(key));
+    let mut policy = Json::Object(Map::new());
+    for (key, value) in said {
+        let table = key.split('.').skip(1).collect::<Vec<_>>().into_iter().rev();
+        let nested = table.fold(value, |inner, part| json!({ part: inner }));
+        lay_over(&mut policy, nested);
+    }
+    let Json::Object(mut policy) = policy else { return };
+    match policy.entry(EXCLUDE).or_insert_with(|| json!([])) {
+        Json::Array(excluded) => {
+            let said = std::mem::take(excluded);
+            excluded.extend(names.iter().cloned().map(Json::String));
+            excluded.extend(said.into_iter().filter(|one| !names.iter().any(|name| one == name)));
+        }
+        // Codex refuses what is no list.
+        _ => {}
+    }
+    for (key, value) in policy {
+        match value {
+            // Those that the worker was started with hold beside them.
+            Json::Object(table)
+                if !table.is_empty() && table.keys().all(|key| !key.contains('.')) =>
+            {
+                let leaves = table.into_iter();
+                overrides
+                    .extend(leaves.map(|(name, value)| (format!("{POLICY}.{key}.{name}"), value)));
+            }
+            value => _ = overrides.insert(format!("{POLICY}.{key}"), value),
+        }
+    }
+}
+
+fn lay_over(below: &mut Json, above: Json) {
+    match (below, above) {
+        (Json::Object(below), Json::Object(above)) => {
+            for (key, value) in above {
+                lay_over(below.entry(key).or_insert(Json::Null), value);
+            }
+        }
+        (below, above) => *below = above,
+    }
 }
 
 #[cfg(test)]
@@ -166,11 +231,50 @@ mod tests {
 
     #[test]
     fn names_are_written_as_toml() {
-        let names = ["B\"x", "A", "A"].map(str::to_owned);
-        let value = exclude(names);
+        let value = exclude(&["A", "B\"x"].map(str::to_owned));
         let table: Table = value.parse().unwrap();
         let list = table[POLICY]["exclude"].as_array().unwrap();
         let list: Vec<&str> = list.iter().filter_map(Value::as_str).collect();
         assert_eq!(list, ["A", "B\"x"]);
+    }
+
+    fn kept(mut overrides: Json) -> Json {
+        let overrides_of = overrides.as_object_mut().unwrap();
+        keep_excluded(overrides_of, &["KEY", "X_*"].map(str::to_owned));
+        overrides
+    }
+
+    #[test]
+    fn whatever_a_thread_is_loaded_with_its_commands_see_nothing_that_the_worker_excludes() {
+        for nothing in [json!({}), json!({ "model": "m", "shell_environment_policyx": {} })] {
+            assert_eq!(kept(nothing.clone()), nothing);
+        }
+        let path = |key: &str| format!("shell_environment_policy.{key}");
+        let (exclude, all) = (path("exclude"), json!(["KEY", "X_*"]));
+        for (said, left) in [
+            (json!({ &exclude: ["FOO", "KEY"] }), json!({ &exclude: ["KEY", "X_*", "FOO"] })),
+            (json!({ &exclude: [] }), json!({ &exclude: all })),
+            (json!({ POLICY: {} }), json!({ &exclude: all })),
+            (json!({ path("inherit"): "all" }), json!({ path("inherit"): "all", &exclude: all })),
+            (
+                json!({ &exclude: ["FOO"], POLICY: { "inherit": "all", "exclude": [] }, "model": "m" }),
+                json!({ "model": "m", path("inherit"): "all", &exclude: ["KEY", "X_*", "FOO"] }),
+            ),
+            // The turn's variables are not lost beside a table of them.
+            (
+                json!({ POLICY: { "set": { "A": "1", "B": "2" } }, path("set.B"): "3" }),
+                json!({ path("set.A"): "1", path("set.B"): "3", &exclude: all }),
+            ),
+            (
+                json!({ path("set"): { "A.B": "1" }, path("set.C"): "2" }),
+                json!({ path("set"): { "A.B": "1", "C": "2" }, &exclude: all }),
+            ),
+            // Codex refuses these.
+            (json!({ POLICY: 7, &exclude: [] }), json!({ POLICY: 7 })),
+            (json!({ POLICY: null }), json!({ POLICY: null })),
+            (json!({ &exclude: "KEY" }), json!({ &exclude: "KEY" })),
+        ] {
+            assert_eq!(kept(said.clone()), left, "{said}");
+        }
     }
 }

@@ -16,6 +16,9 @@ use super::{ApiKey, Config, Fault, LogFormat, ServeArgs, check, tenants, tools};
 /// Where the key is looked for, the first that is not blank.
 pub(super) const KEY_VARIABLES: [&str; 2] = ["CODEX_API_KEY", "OPENAI_API_KEY"];
 
+/// A login that Codex itself looks for.
+pub(super) const LOGIN_VARIABLE: &str = "CODEX_ACCESS_TOKEN";
+
 pub(super) fn load(
     args: &ServeArgs,
     env: &dyn Fn(&str) -> Option<OsString>,

@@ -138,10 +138,6 @@ pub struct Config {
     pub tenants: BTreeMap<String, TenantConfig>,
     /// Whose configuration it is. No user's setting.
     pub tenant: Tenant,
-    /// Where there are several tenants, what no command of this one's may write because it is not this
-    /// tenant's: CODEX_HOME and the state of each other one, and the files by which callers are known and
-    /// keys are given. No user's setting.
-    pub kept_from_turns: Vec<PathBuf>,
     /// The key for the model provider: CODEX_API_KEY, else OPENAI_API_KEY. `None` where neither is
     /// given, for example because CODEX_HOME has a login.
     pub api_key: Option<ApiKey>,
@@ -152,8 +148,20 @@ pub struct Config {
     /// Variables to set for the workers over the sidecar's own environment, or to take out of it.
     /// For tests, which can't change their own: no setting of the file.
     pub worker_env: Vec<(OsString, Option<OsString>)>,
+    /// What commands of its turns must not write of others: their CODEX_HOMEs and states, and the files by
+    /// which callers are known. The sidecar fills it when it starts. No user's setting.
+    pub kept_beside: KeptBeside,
     /// A token that is in no file, for whoever runs a sidecar within their own process. No user's setting.
     pub own_token: Option<TokenHash>,
+}
+
+/// What is kept for others than one tenant.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KeptBeside {
+    /// CODEX_HOMEs, and what is kept of contexts and turns.
+    pub of_tenants: Vec<PathBuf>,
+    /// Tokens, certificates and keys.
+    pub credentials: Vec<PathBuf>,
 }
 
 /// The ledger's name in CODEX_HOME.
@@ -254,10 +262,10 @@ impl Default for Config {
             tools: BTreeMap::new(),
             tenants: BTreeMap::new(),
             tenant: Tenant::default(),
-            kept_from_turns: Vec::new(),
             api_key: None,
             guard: None,
             worker_env: Vec::new(),
+            kept_beside: KeptBeside::default(),
             own_token: None,
         }
     }

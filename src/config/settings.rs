@@ -145,10 +145,10 @@ fn visit(config: &mut Config, visitor: &mut impl Visitor) {
         tools: _,
         tenants: _,
         tenant: _,
-        kept_from_turns: _,
         api_key: _,
         guard: _,
         worker_env: _,
+        kept_beside: _,
         own_token: _,
     } = config;
     let TlsFiles { cert: tls_cert, key: tls_key, client_ca: tls_client_ca } = tls;

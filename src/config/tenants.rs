@@ -13,8 +13,8 @@ use secrecy::SecretString;
 
 use super::codec::show_bounded;
 use super::file::{File, Origins};
-use super::load::{KEY_VARIABLES, Loader, Place, join, key_of};
-use super::{ApiKey, Config, Credentials, Fault, TenantConfig, TlsFiles, check, settings, tools};
+use super::load::{KEY_VARIABLES, LOGIN_VARIABLE, Loader, Place, join, key_of};
+use super::{ApiKey, Config, Credentials, Fault, TenantConfig, check, settings, tools};
 use crate::access::files::{self, Readers};
 use crate::access::{self, WrongSetting};
 use crate::model::id::Tenant;
@@ -76,9 +76,6 @@ pub(super) fn read(
     }
     check_places(top, &tenants, origins, faults);
     withhold_keys(top, &mut tenants);
-    if !tenants.is_empty() {
-        part_homes(top, &mut tenants);
-    }
     top.tenants = tenants;
     check_credentials(top, origins, faults);
 }
@@ -280,34 +277,12 @@ fn check_credentials(top: &Config, origins: &Origins, faults: &mut Vec<Fault>) {
     }));
 }
 
-/// Tells each what its turns must not write: who could, would be another tenant, or decide what that does.
-fn part_homes(top: &mut Config, tenants: &mut BTreeMap<String, TenantConfig>) {
-    let homes = |config: &Config| -> (Tenant, Vec<PathBuf>) {
-        let home = std::iter::once(config.codex_home.clone());
-        (config.tenant.clone(), home.chain(config.state_file()).collect())
-    };
-    let others = tenants.values().map(|tenant| homes(&tenant.config));
-    let all: Vec<(Tenant, Vec<PathBuf>)> = std::iter::once(homes(top)).chain(others).collect();
-    let TlsFiles { cert, key, client_ca } = &top.tls;
-    let of_tenants =
-        tenants.values().flat_map(|tenant| [&tenant.credentials.token_file, &tenant.api_key_file]);
-    let secrets: Vec<PathBuf> = [&top.token_file, cert, key, client_ca]
-        .into_iter()
-        .chain(of_tenants)
-        .filter_map(Option::clone)
-        .collect();
-    for config in std::iter::once(top).chain(tenants.values_mut().map(|it| &mut it.config)) {
-        let others = all.iter().filter(|(tenant, _)| *tenant != config.tenant);
-        let others = others.flat_map(|(_, paths)| paths);
-        config.kept_from_turns = others.chain(&secrets).cloned().collect();
-    }
-}
-
 /// Keeps the keys of each out of the workers of the others, which have the sidecar's environment.
 fn withhold_keys(top: &mut Config, tenants: &mut BTreeMap<String, TenantConfig>) {
     let named: Vec<OsString> =
         tenants.values().filter_map(|tenant| tenant.api_key_env.as_ref()).map(Into::into).collect();
-    let usual = KEY_VARIABLES.map(OsString::from);
+    let usual = [&KEY_VARIABLES[..], &[LOGIN_VARIABLE]].concat();
+    let usual: Vec<OsString> = usual.into_iter().map(OsString::from).collect();
     // What is the top level's own key stays with it.
     let of_top = named.iter().filter(|name| !usual.contains(name));
     top.worker_env.extend(of_top.cloned().map(|name| (name, None)));

@@ -832,3 +832,15 @@ fn a_policy_is_read_strictly() {
         }
     }
 }
+
+/// It is a login: who has it speaks to the provider as the top level does.
+#[test]
+fn no_tenants_workers_have_the_keys_and_the_login_of_the_top_level() {
+    let (_directory, path) = file("[tenants.a]\ncodex_home = \"a\"\n");
+    let config = load(&["--config", &path], &[("CODEX_ACCESS_TOKEN", "at")]).unwrap().0;
+    let taken = config.tenants["a"].config.worker_env.iter().filter(|(_, value)| value.is_none());
+    let taken: Vec<_> = taken.map(|(name, _)| name.to_str().unwrap()).collect();
+    for key in ["CODEX_API_KEY", "OPENAI_API_KEY", "CODEX_ACCESS_TOKEN"] {
+        assert!(taken.contains(&key), "{key} is passed on: only {taken:?} are kept back");
+    }
+}

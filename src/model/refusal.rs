@@ -54,6 +54,12 @@ impl Faults {
     }
 }
 
+impl From<Faults> for Vec<FieldViolation> {
+    fn from(Faults(faults): Faults) -> Vec<FieldViolation> {
+        faults
+    }
+}
+
 /// A caller's value for an error message: quoted, escaped, and cut where it is long.
 pub(crate) fn show(value: &str) -> String {
     const MOST: usize = 48;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::model::id::{CallerId, ContextKey, Tenant, ThreadId};
 use crate::model::options::{ThreadOptions, TurnOptions};
 use crate::model::policy::Policy;
+use crate::model::refusal::FieldViolation;
 
 /// A turn to run.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,6 +49,9 @@ pub(crate) struct TurnRequest {
     pub include_raw_events: bool,
     /// What it was held against, and what becomes of it is, too.
     pub policy: Arc<Policy>,
+    /// What it denies of the request before the disk is looked at; only where it has roots, so that what
+    /// lies outside of them is told with it.
+    pub denied: Vec<FieldViolation>,
     /// How large the request was on the wire.
     pub bytes: usize,
 }

@@ -22,6 +22,7 @@ use crate::model::event::{Event, Gap, RequestRaised, RequestResolved, TurnEvent}
 use crate::model::id::{ThreadId, TurnId};
 #[cfg(test)]
 use crate::model::outcome::Outcome;
+use crate::model::question::Question;
 use crate::model::refusal::Refusal;
 use crate::turn::retained::Retained;
 use crate::turn::summary::Summary;
@@ -382,6 +383,18 @@ impl Log {
         let state = self.state();
         let shown = state.questions.iter().filter(|(_, asked)| *asked <= state.shown());
         shown.map(|(request_id, _)| request_id.clone()).collect()
+    }
+
+    /// The question of this id, while it waits for an answer.
+    pub(crate) fn question(&self, request_id: &str) -> Option<Question> {
+        let state = self.state();
+        let (_, asked) = state.questions.iter().find(|(id, _)| id == request_id)?;
+        let index = state.events.partition_point(|entry| entry.sequence < *asked);
+        let entry = state.events.get(index).filter(|entry| entry.sequence == *asked)?;
+        match TurnEvent::decode(&*entry.encoded).ok()?.event? {
+            Event::RequestRaised(RequestRaised { request }) => request,
+            _ => None,
+        }
     }
 
     /// Whether it has ended.

@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use crate::model::options::ThreadOptions;
 use crate::model::policy::Policy;
 use crate::model::refusal::{Faults, FieldViolation, Refusal};
-use crate::model::request::UserInput;
+use crate::model::request::{TurnRequest, UserInput};
 use crate::model::workspace::Workspace;
 use crate::turn::looks::Looks;
 use crate::turn::pixels::{Format, ImageSum};
@@ -66,6 +66,24 @@ pub(crate) async fn check(
     confinement: Confinement<'_>,
 ) -> Result<Looked, Refusal> {
     look(looks, options, inputs, default_directory, ImageSum::default(), confinement, true).await
+}
+
+/// Adds to what a policy denies of a request what of it lies outside of the roots.
+pub(crate) async fn denied(
+    looks: &Looks,
+    request: TurnRequest,
+    default_directory: &Path,
+) -> Refusal {
+    let TurnRequest { thread_options, inputs, policy, mut denied, .. } = request;
+    let confinement = Confinement { policy: &policy, most_image_data: 0 };
+    let sum = ImageSum::default();
+    let mut look = Look::of(&thread_options, &inputs, default_directory, sum, confinement, true);
+    // The request is denied, whether the disk can be looked at or not.
+    if let Err(Refusal::PolicyDenied(outside)) = looks.take(move || look.confine().map(drop)).await
+    {
+        denied.extend(outside);
+    }
+    Refusal::PolicyDenied(denied)
 }
 
 /// Looks at the images and skills of `inputs` alone, as [`check`] does, and adds them to `images`: for a turn that
@@ -160,59 +178,10 @@ async fn look(
     mut inputs: Vec<UserInput>,
     default_directory: &Path,
     sum: ImageSum,
-    Confinement { policy, most_image_data }: Confinement<'_>,
+    confinement: Confinement<'_>,
     has_directories: bool,
 ) -> Result<Looked, Refusal> {
-    let workspace = Workspace {
-        working_directory: options
-            .working_directory
-            .clone()
-            .unwrap_or_else(|| default_directory.to_owned()),
-        additional_directories: options.additional_directories.clone().unwrap_or_default(),
-    };
-    let images = inputs
-        .iter()
-        .enumerate()
-        .filter_map(|(at, input)| match input {
-            UserInput::LocalImage(path) => Some((at, Image::File(PathBuf::from(path)))),
-            UserInput::ImageUrl(address) => Some((at, Image::Inline(address.clone()))),
-            UserInput::Text(_)
-            | UserInput::Skill { .. }
-            | UserInput::Mention { .. }
-            | UserInput::External { .. } => None,
-        })
-        .collect();
-    let skills = inputs
-        .iter()
-        .enumerate()
-        .filter_map(|(at, input)| match input {
-            UserInput::Skill { path, .. } => Some((at, PathBuf::from(path))),
-            _ => None,
-        })
-        .collect();
-    let mentions = inputs
-        .iter()
-        .enumerate()
-        .filter_map(|(at, input)| match input {
-            UserInput::Mention { path, .. } if path.starts_with('/') => {
-                Some((at, PathBuf::from(path)))
-            }
-            _ => None,
-        })
-        .collect();
-    let needs_git = options.skip_git_repo_check != Some(true);
-    let roots = Roots::of(policy);
-    let look = Look {
-        workspace,
-        has_directories,
-        needs_git,
-        images,
-        skills,
-        mentions,
-        sum,
-        roots,
-        most_image_data,
-    };
+    let look = Look::of(options, &inputs, default_directory, sum, confinement, has_directories);
     let Seen { workspace, images, read, real } = looks.take(move || look.take()).await?;
     for (at, data) in read {
         inputs[at] = UserInput::ImageUrl(data);
@@ -284,6 +253,67 @@ enum Image {
 }
 
 impl Look {
+    /// At what these name.
+    fn of(
+        options: &ThreadOptions,
+        inputs: &[UserInput],
+        default_directory: &Path,
+        sum: ImageSum,
+        Confinement { policy, most_image_data }: Confinement<'_>,
+        has_directories: bool,
+    ) -> Look {
+        let workspace = Workspace {
+            working_directory: options
+                .working_directory
+                .clone()
+                .unwrap_or_else(|| default_directory.to_owned()),
+            additional_directories: options.additional_directories.clone().unwrap_or_default(),
+        };
+        let images = inputs
+            .iter()
+            .enumerate()
+            .filter_map(|(at, input)| match input {
+                UserInput::LocalImage(path) => Some((at, Image::File(PathBuf::from(path)))),
+                UserInput::ImageUrl(address) => Some((at, Image::Inline(address.clone()))),
+                UserInput::Text(_)
+                | UserInput::Skill { .. }
+                | UserInput::Mention { .. }
+                | UserInput::External { .. } => None,
+            })
+            .collect();
+        let skills = inputs
+            .iter()
+            .enumerate()
+            .filter_map(|(at, input)| match input {
+                UserInput::Skill { path, .. } => Some((at, PathBuf::from(path))),
+                _ => None,
+            })
+            .collect();
+        let mentions = inputs
+            .iter()
+            .enumerate()
+            .filter_map(|(at, input)| match input {
+                UserInput::Mention { path, .. } if path.starts_with('/') => {
+                    Some((at, PathBuf::from(path)))
+                }
+                _ => None,
+            })
+            .collect();
+        let needs_git = options.skip_git_repo_check != Some(true);
+        let roots = Roots::of(policy);
+        Look {
+            workspace,
+            has_directories,
+            needs_git,
+            images,
+            skills,
+            mentions,
+            sum,
+            roots,
+            most_image_data,
+        }
+    }
+
     fn take(mut self) -> Result<Seen, Refusal> {
         // What the disk says of what is denied is not told.
         let missing = self.confine()?;

@@ -11,6 +11,7 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use secrecy::SecretString;
 
+use crate::app_server::command_environment;
 use crate::model::id::ThreadId;
 use crate::process::{self, Pipes, Process, ProcessSpec};
 use crate::worker::conversation::{Conversation, Ending, Launch};
@@ -41,6 +42,8 @@ pub(crate) struct Outfit {
     pub config_overrides: Vec<String>,
     /// The key of its provider, where it does not have it of its environment or a login.
     pub api_key: Option<SecretString>,
+    /// The variables that its commands never see, by name or pattern.
+    pub excluded: Vec<String>,
 }
 
 impl Launch for Child {
@@ -55,8 +58,10 @@ impl Launch for Child {
 impl Child {
     async fn spawn(&self, config_overrides: &[String]) -> Result<Conversation, SpawnError> {
         let mut args: Vec<OsString> = vec!["app-server".into()];
-        let Outfit { env, config_overrides: own, api_key } = (self.outfit)();
-        for value in config_overrides.iter().chain(&own) {
+        let Outfit { env, config_overrides: own, api_key, excluded } = (self.outfit)();
+        // Wins over all others.
+        let exclude = command_environment::exclude(&excluded);
+        for value in config_overrides.iter().chain(&own).chain([&exclude]) {
             args.extend(["-c".into(), value.into()]);
         }
         let program = (self.locate)().map_err(SpawnError::NotFound)?;
@@ -85,6 +90,7 @@ impl Child {
             stderr: Box::new(stderr),
             api_key,
             ending: Box::new(process),
+            excluded,
         })
     }
 }

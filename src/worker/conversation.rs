@@ -28,6 +28,8 @@ pub(crate) struct Conversation {
     pub api_key: Option<SecretString>,
     /// How it ends.
     pub ending: Box<dyn Ending>,
+    /// The variables that it was told to keep from commands, by name or pattern.
+    pub excluded: Vec<String>,
 }
 
 impl std::fmt::Debug for Conversation {

@@ -108,7 +108,8 @@ impl Worker {
         spec: &WorkerSpec,
     ) -> Result<Arc<Worker>, SpawnError> {
         let started_at = SystemTime::now();
-        let Conversation { program, pid, stdin, stdout, stderr, api_key, ending } = conversation;
+        let Conversation { program, pid, stdin, stdout, stderr, api_key, ending, excluded } =
+            conversation;
         // Before anything is read: whatever it says may repeat a key.
         let redactor = Redactor::new((spec.secrets)());
         let stdout = redactor.reader(stdout);
@@ -140,7 +141,7 @@ impl Worker {
             drained,
         };
         let life = runner.start();
-        let client = Client::new(peer.clone(), spec.limits.request_timeout);
+        let client = Client::new(peer.clone(), spec.limits.request_timeout).excluding(excluded);
         let Initialized { user_agent } =
             match client.within(spec.limits.start_timeout).initialize().await {
                 Ok(initialized) => initialized,

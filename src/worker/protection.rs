@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use crate::app_server::baseline::Baseline;
 use crate::app_server::client::LoadOptions;
-use crate::app_server::protected::{Protection, Shield};
+use crate::app_server::protected::{Denials, Protection, Shield};
 use crate::app_server::thread_error::ThreadError;
 use crate::codex_cli::CliVersion;
 use crate::model::options::ThreadOptions;
+use crate::model::question::{Answer, Question};
 use crate::model::refusal::{FieldViolation, Refusal};
 use crate::model::workspace::Workspace;
 use crate::worker::Worker;
@@ -48,6 +49,20 @@ pub(crate) fn check_request(
     protected.shield(&roots).map(drop).map_err(Refusal::PolicyDenied)
 }
 
+/// Looks whether this answer to a question lets what is protected be written through a link. By the paths as
+/// they are written the turn itself judges it. Blocks.
+///
+/// # Errors
+/// [`Refusal::PolicyDenied`].
+pub(crate) fn check_answer(
+    protection: &Protection,
+    question: &Question,
+    answer: &Answer,
+) -> Result<(), Refusal> {
+    let denials = Denials::of(question, &protection.find());
+    denials.check_on_disk(answer).map_err(Refusal::PolicyDenied)
+}
+
 impl Worker {
     /// Has turns with these options keep what is protected, by a baseline that covers them.
     ///
@@ -60,11 +75,14 @@ impl Worker {
         workspace: &Workspace,
     ) -> Result<(), ThreadError> {
         baseline.set_shield(Shield::default());
-        if self.protected.is_empty() {
+        if self.protected.is_unknown() {
             return Ok(());
         }
         let protected = self.protected.clone();
         if let Some(name) = baseline.profile(options) {
+            if protected.is_empty() {
+                return Ok(());
+            }
             let directory = workspace.working_directory.clone();
             if LoadOptions::of(options).may_bring_profiles() {
                 return Err(ThreadError::Denied(vec![FieldViolation::new(

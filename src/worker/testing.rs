@@ -137,6 +137,7 @@ pub(crate) fn conversation() -> (Conversation, Codex) {
         stderr: Box::new(complaints),
         api_key: None,
         ending: Box::new(MemoryEnding(Arc::clone(&exit))),
+        excluded: Vec::new(),
     };
     let lines = BufReader::new(reader).lines();
     let codex = Codex {

@@ -388,3 +388,39 @@ async fn serve_says_once_where_a_home_lies_that_turns_may_write() {
     assert!(!log.contains("denied by policy"), "{log}");
     sidecar.stop().await;
 }
+
+/// Codex mounts the roots anew for each command, wherever their paths lead by then.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_root_in_another_root_can_not_be_led_elsewhere() {
+    for is_allowed in [false, true] {
+        let home = Place::new();
+        let sidecar = on(&home.path().join("elsewhere"), |config| {
+            config.allow_writable_codex_home = is_allowed;
+        })
+        .await;
+        if !can_sandbox(&sidecar).await {
+            sidecar.stop().await;
+            return;
+        }
+        let (work, home) = (sidecar.place.work(), home.path().join("elsewhere"));
+        let inner = work.join("x/inner");
+        std::fs::create_dir_all(&inner).unwrap();
+        let words = format!(
+            "[[run echo one > x/inner/one; mv x y; mkdir x; ln -s {home} x/inner]] \
+             [[run echo evil > {home}/evil; true]] [[say done]]",
+            home = home.display()
+        );
+        let told = sidecar.run(with_root(writing("a", &words), Some(&inner))).await;
+        assert_eq!(told.final_response(), "done");
+        assert!(!home.join("evil").exists(), "a command has written {}", home.display());
+        // In the root that was asked for, which is what it was.
+        assert_eq!(std::fs::read_to_string(inner.join("one")).unwrap(), "one\n");
+        // By a link that commands could replace it is no root.
+        std::os::unix::fs::symlink("/opt", work.join("link")).unwrap();
+        let linked = with_root(writing("a", "[[say done]]"), Some(&work.join("link")));
+        let refused = sidecar.refused(linked).await;
+        refused.assert(Code::PermissionDenied, "POLICY_DENIED");
+        assert_eq!(refused.field_paths(), ["thread_options.additional_directories[0]"]);
+        sidecar.stop().await;
+    }
+}

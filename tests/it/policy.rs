@@ -33,7 +33,8 @@ fn table(value: &Value) -> prost_types::Struct {
     prost_types::Struct { fields: fields.map(|(key, it)| (key.clone(), protobuf(it))).collect() }
 }
 
-fn configured(request: pb::RunTurnRequest, config: &Value) -> pb::RunTurnRequest {
+/// The request with these overrides of Codex's configuration.
+pub(crate) fn configured(request: pb::RunTurnRequest, config: &Value) -> pb::RunTurnRequest {
     with_options(request, |options| options.config = Some(table(config)))
 }
 
@@ -266,6 +267,13 @@ async fn turns_stay_in_the_roots() {
         let path = format!("{} ", path.display());
         messages.push(refused.message.replacen(&path, "PATH ", 1));
     }
+    // With all else that the policy denies.
+    let notifying = configured(at(&work.join("out")), &json!({ "notify": ["x"] }));
+    let refused = sidecar.refused_as_is(notifying).await;
+    assert_denied(
+        &refused,
+        &["thread_options.config[\"notify\"]", "thread_options.working_directory"],
+    );
     messages.dedup();
     assert_eq!(messages.len(), 1, "they tell what is there: {messages:#?}");
     sidecar.stop().await;

@@ -6,6 +6,9 @@ use codex_sidecar::pb;
 use codex_sidecar::pb::item::Kind;
 use codex_sidecar::pb::turn_event::Event;
 
+use serde_json::{Value, json};
+
+use crate::policy;
 use crate::support;
 use crate::support::binary::{Binary, command, output};
 use crate::support::{Told, processes, prompt, scripted, with_options};
@@ -157,6 +160,51 @@ async fn in_each_sandbox_a_commands_own_environment_holds_no_key_and_what_the_ow
             assert!(!has_canary(&rest) && !rest.contains("[redacted]"), "{mode:?}: {output}");
             assert!(!rest.contains("PLAIN_"), "{mode:?}: {output}");
         }
+    }
+    sidecar.stop().await;
+}
+
+/// What a thread is loaded with takes the place of what its worker was started with.
+#[tokio::test]
+async fn no_override_of_a_tool_or_a_caller_shows_a_command_the_keys() {
+    let settings = r#"
+        [policy]
+        config_keys = ["*"]
+        [worker]
+        environment = ["OWNERS_*", "PLAIN_*"]
+        [tools.codex_more]
+        config = { "shell_environment_policy.exclude" = ["OWNERS_*"] }
+        [tools.codex_table]
+        config = { shell_environment_policy = { inherit = "all", set = { SETX = "set-x" } } }
+        [tools.codex_profile]
+        config = { profile = "p", "profiles.p.shell_environment_policy" = { exclude = [] } }
+    "#;
+    let codex = "[shell_environment_policy]\nexclude = [\"PLAIN_*\"]\n";
+    let sidecar = with_canaries(settings, codex, "info").await;
+    let printed = async |tool: &str, config: Value| {
+        let request = in_sandbox(pb::SandboxMode::ReadOnly, "", "[[run env]] [[say done]]");
+        let request = policy::configured(request, &config);
+        let tool_name = tool.to_owned();
+        let told = sidecar.run(pb::RunTurnRequest { ephemeral: true, tool_name, ..request }).await;
+        let outputs = outputs(&told);
+        assert_eq!(outputs.len(), 1, "{tool} {config}: {told:#?}");
+        let output = outputs[0].replace("canary-of-nobody", "");
+        assert!(output.contains("HOME="), "{tool} {config}: {output}");
+        // What was taken out of the output would have been there.
+        let has_key = has_canary(&output) || output.contains("[redacted]");
+        assert!(!has_key && !output.contains("PLAIN_"), "{tool} {config}: {output}");
+        output
+    };
+    assert!(printed("codex", json!({})).await.contains("OWNERS_THING="));
+    assert!(!printed("codex_more", json!({})).await.contains("OWNERS_THING="));
+    assert!(printed("codex_table", json!({})).await.contains("SETX=set-x"));
+    printed("codex_profile", json!({})).await;
+    for config in [
+        json!({ "shell_environment_policy.exclude": [] }),
+        json!({ "shell_environment_policy": {} }),
+        json!({ "shell_environment_policy": { "exclude": [], "inherit": "all" } }),
+    ] {
+        printed("codex", config).await;
     }
     sidecar.stop().await;
 }

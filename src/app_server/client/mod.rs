@@ -13,6 +13,7 @@ mod tests;
 mod thread;
 mod turn;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -38,6 +39,8 @@ pub use turn::{StartTurn, Task};
 pub struct Client {
     peer: Peer,
     timeout: Duration,
+    // The variables that commands of no thread may see, by name or pattern.
+    excluded: Arc<[String]>,
 }
 
 /// An answer of which nothing is read.
@@ -56,12 +59,17 @@ pub struct Initialized {
 impl Client {
     /// Asks over this peer, and waits so long for each answer.
     pub fn new(peer: Peer, timeout: Duration) -> Client {
-        Client { peer, timeout }
+        Client { peer, timeout, excluded: Arc::default() }
+    }
+
+    /// The same, of a CLI that was told to keep these variables from commands, by name or pattern.
+    pub(crate) fn excluding(self, excluded: Vec<String>) -> Client {
+        Client { excluded: excluded.into(), ..self }
     }
 
     /// The same with another time for answers.
     pub fn within(&self, timeout: Duration) -> Client {
-        Client { peer: self.peer.clone(), timeout }
+        Client { timeout, ..self.clone() }
     }
 
     /// How long it waits for an answer.

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use crate::app_server::baseline::{Baseline, approval_policy, approvals_reviewer, asks_for_access};
 use crate::app_server::client::Client;
+use crate::app_server::command_environment;
 use crate::app_server::decode::CodexThread;
 use crate::app_server::mcp;
 use crate::app_server::peer::RequestError;
@@ -421,12 +422,14 @@ fn of_thread(thread_id: &str) -> Value {
 }
 
 impl Client {
-    /// Has a thread loaded.
+    /// Has a thread loaded, whose commands see nothing that they were not to see without it.
     ///
     /// # Errors
     /// See [`RequestError`].
     pub async fn load_thread(&self, thread: &LoadThread) -> Result<ThreadOpened, RequestError> {
-        self.ask(thread.method, thread).await
+        let mut thread = thread.clone();
+        command_environment::keep_excluded(&mut thread.load.config, &self.excluded);
+        self.ask(thread.method, &thread).await
     }
 
     /// What Codex knows of a thread, without its turns; a CLI without it is served, too.

@@ -4,7 +4,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde_json::Value;
 
-use super::ProtectedPaths;
+use super::{ProtectedPaths, Resolved};
 use crate::model::question::{
     Answer, ApprovalDecision, CommandApproval, FileChangeApproval, PermissionsApproval, Question,
     QuestionKind,
@@ -59,11 +59,27 @@ impl Denials {
         denials
     }
 
-    /// Looks whether an answer lets something protected be written.
+    /// Looks whether an answer lets something protected be written, by the paths as they are written.
     ///
     /// # Errors
     /// What does so, by the answer's field.
     pub(crate) fn check(&self, answer: &Answer) -> Result<(), Vec<FieldViolation>> {
+        self.hold(answer, |path| self.protected.denied_grant(path))
+    }
+
+    /// The same by where the paths lead now: what is written for may make links. Blocks.
+    ///
+    /// # Errors
+    /// As [`Denials::check`].
+    pub(crate) fn check_on_disk(&self, answer: &Answer) -> Result<(), Vec<FieldViolation>> {
+        self.hold(answer, |path| self.protected.denied_grant(&Resolved::of(path).path))
+    }
+
+    fn hold(
+        &self,
+        answer: &Answer,
+        denied: impl Fn(&Path) -> Option<String>,
+    ) -> Result<(), Vec<FieldViolation>> {
         if self.protected.is_empty() {
             return Ok(());
         }
@@ -79,7 +95,7 @@ impl Denials {
                 return Ok(());
             }
         };
-        let denied = written.iter().filter_map(|path| self.protected.denied_grant(path));
+        let denied = written.iter().filter_map(|path| denied(path));
         let denied: Vec<_> = denied.map(|denied| FieldViolation::new(field, denied)).collect();
         if denied.is_empty() { Ok(()) } else { Err(denied) }
     }
@@ -228,5 +244,39 @@ mod tests {
         for kind in [command("/opt"), patch("/nowhere/w/x", "/nowhere/w/y")] {
             assert_eq!(denied(kind, &decided(ApprovalDecision::Accept)), [""; 0]);
         }
+    }
+
+    #[test]
+    fn what_is_granted_through_a_link_is_held_against_where_that_leads() {
+        let place = tempfile::tempdir().unwrap();
+        let place = place.path().canonicalize().unwrap();
+        let (home, link) = (place.join("home"), place.join("w/link"));
+        std::fs::create_dir(&home).unwrap();
+        std::fs::create_dir(place.join("w")).unwrap();
+        std::os::unix::fs::symlink(&home, &link).unwrap();
+        let home = ProtectedPath::new("CODEX_HOME", &home);
+        let protected = ProtectedPaths::new(vec![home], None).with_cli(true);
+        let is_denied = |kind: QuestionKind, answer: &Answer| {
+            let denials = Denials::of(&Question::new(None, kind), &protected);
+            assert_eq!(denials.check(answer), Ok(()));
+            denials.check_on_disk(answer).is_err()
+        };
+        let granted = |path: &Path| {
+            let files = json!({ "fileSystem": { "write": [path] } });
+            let answer =
+                PermissionsAnswer { permissions_json: files.to_string(), ..Default::default() };
+            let kind = QuestionKind::PermissionsApproval(PermissionsApproval::default());
+            is_denied(kind, &Answer::Permissions(answer))
+        };
+        let patched = |path: &Path| {
+            let path = path.display().to_string();
+            let change = ChangedFile { path, ..Default::default() };
+            let asked = FileChangeApproval { changes: vec![change], ..Default::default() };
+            let decision = ApprovalDecision::Accept.into();
+            let yes = Answer::Approval(ApprovalAnswer { decision, ..Default::default() });
+            is_denied(QuestionKind::FileChangeApproval(asked), &yes)
+        };
+        assert!(granted(&link) && patched(&link.join("config.toml")));
+        assert!(!granted(&place.join("w/sub")) && !patched(&place.join("w/file")));
     }
 }

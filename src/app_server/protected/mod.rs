@@ -21,11 +21,11 @@ pub(crate) use grants::Denials;
 pub(crate) use profile::ProfileTables;
 pub(crate) use resolve::Resolved;
 
+/// What is not the caller's own, as callers are told.
+const KEPT: &str = "what the sidecar keeps";
+
 /// The setting that lets it be written all the same.
 const SETTING: &str = "policy.allow_writable_codex_home = true";
-
-/// What is protected and of no concern to the caller: it is told that there is something, and not where.
-pub(crate) const OF_OTHERS: &str = "what is not this tenant's";
 
 /// What is protected; nothing by default.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -75,6 +75,19 @@ pub(crate) struct ProtectedPath {
     pub(crate) given: PathBuf,
     /// Where that leads.
     pub(crate) real: Resolved,
+    // Whose it is.
+    whose: Whose,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    /// The caller's tenant's.
+    Own,
+    /// Another tenant's, of which this one's callers know nothing.
+    Others,
+    /// The sidecar's, which lies where it happens to: it is kept from who names its directory, and not from
+    /// all turns that may write a temporary one.
+    Sidecar,
 }
 
 /// A directory that a turn's commands may write.
@@ -91,7 +104,8 @@ pub(crate) struct Root {
 /// How a turn's roots are changed so that what is protected stays so.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Shield {
-    /// Writable roots besides: they lie in others, and can't be moved away as roots.
+    /// Writable roots besides: they lie in others, and can't be moved away as roots, nor can what lies
+    /// in them be that is a root or protected.
     pub(crate) roots: Vec<PathBuf>,
     /// Configured roots that lie in what is protected, and are left out.
     pub(crate) left_out: Vec<PathBuf>,
@@ -116,6 +130,11 @@ impl ProtectedPaths {
     /// Whether nothing is protected.
     pub(crate) fn is_empty(&self) -> bool {
         self.paths.is_empty()
+    }
+
+    /// Whether not even the temporary directories are known.
+    pub(crate) fn is_unknown(&self) -> bool {
+        self.slash_tmp.as_os_str().is_empty()
     }
 
     /// Whether one of them lies in the temporary directories: its name, and where it leads.
@@ -143,17 +162,34 @@ impl ProtectedPaths {
     pub(crate) fn shield(&self, roots: &[Root]) -> Result<Shield, Vec<FieldViolation>> {
         let mut shield = Shield::default();
         let mut real: Vec<(&Root, PathBuf)> = Vec::new();
-        for root in roots {
-            let leads_to = Resolved::of(&root.path).path;
-            let is_within = self.paths.iter().any(|path| leads_to.starts_with(&path.real.path));
-            if is_within && root.is_configured {
+        let mut denied: Vec<FieldViolation> = Vec::new();
+        let resolved = roots.iter().map(|root| (root, Resolved::of(&root.path)));
+        let resolved: Vec<(&Root, Resolved)> = resolved.collect();
+        for (root, Resolved { path, links }) in &resolved {
+            let is_within = self.paths.iter().any(|kept| path.starts_with(&kept.real.path));
+            let others = || resolved.iter().filter(|(_, other)| other.path != *path);
+            // Whoever may write where a link lies decides where it leads, and who makes a directory what it is.
+            let of_link = (links.iter())
+                .find(|link| resolved.iter().any(|(_, other)| link.starts_with(&other.path)));
+            let is_to_be_made =
+                || !path.is_dir() && others().any(|(_, other)| path.starts_with(&other.path));
+            if root.is_configured && (is_within || of_link.is_some() || is_to_be_made()) {
                 shield.left_out.push(root.path.clone());
             } else {
-                real.push((root, leads_to));
+                denied.extend(of_link.map(|link| root.denied_link(path, link)));
+                real.push((root, path.clone()));
             }
         }
-        let mut denied = Vec::new();
+        for (root, leads_to) in &real {
+            let all: Vec<PathBuf> =
+                real.iter().map(|(_, root)| root.clone()).chain(shield.roots.clone()).collect();
+            match mounts::anchors(leads_to, &all) {
+                Some(anchors) => shield.roots.extend(anchors),
+                None => denied.push(root.denied_in_another(leads_to)),
+            }
+        }
         for path in self.paths.iter() {
+            let real: Vec<_> = real.iter().filter(|(root, _)| path.is_kept_from(root)).collect();
             for link in &path.real.links {
                 let holding = real.iter().filter(|(_, root)| link.starts_with(root));
                 denied
@@ -180,7 +216,8 @@ impl ProtectedPaths {
         let all: Vec<PathBuf> =
             real.iter().map(|(_, root)| root.clone()).chain(shield.roots.clone()).collect();
         let mounts = Mounts::of(&all);
-        let lost = self.paths.iter().find(|path| !mounts.keep(&path.real.path));
+        let all_kept = self.paths.iter().filter(|path| path.whose != Whose::Sidecar);
+        let lost = all_kept.clone().find(|path| !mounts.keep(&path.real.path));
         if let Some((path, (root, leads_to))) = lost.zip(real.first()).filter(|_| denied.is_empty())
         {
             denied.push(path.denied(root, leads_to, self.cli_keeps));
@@ -214,7 +251,8 @@ impl ProtectedPaths {
                 ));
             }
         };
-        let lost = self.paths.iter().find(|path| {
+        let all_kept = self.paths.iter().filter(|path| path.whose != Whose::Sidecar);
+        let lost = all_kept.clone().find(|path| {
             let links_lie_in =
                 |root: &PathBuf| path.real.links.iter().any(|link| link.starts_with(root));
             !mounts.keep(&path.real.path) || mounts.writable.iter().any(links_lie_in)
@@ -223,21 +261,42 @@ impl ProtectedPaths {
             None => Ok(()),
             Some(path) => denied(format!(
                 "{name:?} lets commands write or move {}; give \"read\" to the first directory on its way \
-                 that lies in a writable one, or set {SETTING}",
-                path.shown()
+                 that lies in a writable one{}",
+                path.shown(),
+                path.or_set()
             )),
         }
     }
 
-    /// What of this path must not be granted to be written; `None` means nothing.
+    /// What of this path must not be granted to be written, as it is written; `None` means nothing.
     pub(crate) fn denied_grant(&self, path: &Path) -> Option<String> {
         let touches = |one: &Path| path.starts_with(one) || one.starts_with(path);
         let touched = self.paths.iter().find(|protected| {
             let links = protected.real.links.iter().map(PathBuf::as_path);
             links.chain([&*protected.given, &protected.real.path]).any(touches)
         })?;
-        let (path, shown) = (path.display(), touched.shown());
-        Some(format!("{path} would let {shown} be written; grant less, or set {SETTING}"))
+        let (path, shown, or) = (path.display(), touched.shown(), touched.or_set());
+        Some(format!("{path} would let {shown} be written; grant less{or}"))
+    }
+}
+
+impl Root {
+    fn denied_link(&self, leads_to: &Path, link: &Path) -> FieldViolation {
+        let (link, leads_to) = (link.display(), leads_to.display());
+        let description = format!(
+            "commands could replace the link {link}, which lies in what they may write, and with it the \
+             sandbox; name {leads_to} itself"
+        );
+        FieldViolation::new(self.field.clone(), description)
+    }
+
+    fn denied_in_another(&self, leads_to: &Path) -> FieldViolation {
+        let description = format!(
+            "commands could replace {}, which lies in something else that they may write, and with it the \
+             sandbox; name a directory that does not lie in .git, .codex, .agents or .aws there",
+            leads_to.display()
+        );
+        FieldViolation::new(self.field.clone(), description)
     }
 }
 
@@ -252,13 +311,40 @@ fn temporary(path: &Path) -> Root {
 impl ProtectedPath {
     /// This path, by what it is called. Blocks.
     pub(crate) fn new(name: &'static str, given: &Path) -> ProtectedPath {
-        ProtectedPath { name, given: given.to_owned(), real: Resolved::of(given) }
+        ProtectedPath {
+            name,
+            given: given.to_owned(),
+            real: Resolved::of(given),
+            whose: Whose::Own,
+        }
+    }
+
+    /// What is another tenant's. Blocks.
+    pub(crate) fn of_another(given: &Path) -> ProtectedPath {
+        ProtectedPath { whose: Whose::Others, ..ProtectedPath::new(KEPT, given) }
+    }
+
+    /// A file by which callers or the sidecar are known. Blocks.
+    pub(crate) fn of_credentials(given: &Path) -> ProtectedPath {
+        ProtectedPath { whose: Whose::Sidecar, ..ProtectedPath::new(KEPT, given) }
+    }
+
+    fn is_kept_from(&self, root: &Root) -> bool {
+        self.whose != Whose::Sidecar || !root.is_configured
     }
 
     fn shown(&self) -> String {
-        match self.name {
-            OF_OTHERS => OF_OTHERS.to_owned(),
-            name => format!("{name} {}", self.real.path.display()),
+        match self.whose {
+            Whose::Own => format!("{} {}", self.name, self.real.path.display()),
+            // Not where it lies.
+            Whose::Others | Whose::Sidecar => self.name.to_owned(),
+        }
+    }
+
+    fn or_set(&self) -> String {
+        match self.whose {
+            Whose::Own => format!(", or set {SETTING}"),
+            Whose::Others | Whose::Sidecar => String::new(),
         }
     }
 
@@ -269,24 +355,21 @@ impl ProtectedPath {
             true => format!("commands could write {shown} in {root_is}"),
             false => format!("commands could write {root_is}, in {shown}"),
         };
-        let advice = match cli_keeps {
-            true => "keep them apart, let it lie in a directory named .codex",
-            false => "keep them apart, or use Codex 0.130 or newer and the name .codex",
+        let advice = match (self.whose, cli_keeps) {
+            (Whose::Own, true) => "keep them apart, let it lie in a directory named .codex",
+            (Whose::Own, false) => {
+                "keep them apart, or use Codex 0.130 or newer and the name .codex"
+            }
+            (Whose::Others | Whose::Sidecar, _) => "keep them apart",
         };
-        let description = match self.name {
-            OF_OTHERS => format!("{how}; name another directory"),
-            _ => format!("{how}; {advice}, or set {SETTING}"),
-        };
-        FieldViolation::new(root.field.clone(), description)
+        FieldViolation::new(root.field.clone(), format!("{how}; {advice}{}", self.or_set()))
     }
 
     fn denied_link(&self, root: &Root, leads_to: &Path, link: &Path) -> FieldViolation {
-        let Self { name, given: _, real } = self;
-        if *name == OF_OTHERS {
-            let description = format!(
-                "commands could write {OF_OTHERS} in {}; name another directory",
-                leads_to.display()
-            );
+        let Self { name, given: _, real, whose } = self;
+        if *whose != Whose::Own {
+            let description =
+                format!("commands could replace {name} in {}; keep them apart", leads_to.display());
             return FieldViolation::new(root.field.clone(), description);
         }
         let description = format!(

@@ -66,22 +66,33 @@ pub(super) fn shields(path: &Path, roots: &[PathBuf]) -> Option<Vec<PathBuf>> {
         let is_kept = |part: &&Path| part.starts_with(innermost) && part.ends_with(KEPT);
         let above = path.ancestors().take_while(|part| *part != innermost.as_path());
         let kept = above.filter(is_kept).last()?;
-        let between = kept.ancestors().skip(1).take_while(|part| *part != outermost.as_path());
-        for part in between.filter(|part| !roots.iter().any(|root| root == part)) {
-            // What a CLI keeps read-only must not be opened for this.
-            if part
-                .strip_prefix(outermost)
-                .ok()?
-                .iter()
-                .any(|name| KEPT_BY_SOME.iter().any(|kept| name == *kept))
-            {
-                return None;
-            }
-            shields.push(part.to_owned());
-        }
+        shields = between(outermost, kept, roots)?;
     }
     let all: Vec<PathBuf> = roots.iter().chain(&shields).cloned().collect();
     Mounts::of(&all).keep(path).then_some(shields)
+}
+
+/// The directories that have to be writable roots of their own, besides these, so that a root that lies in
+/// others stays what it is: Codex mounts it anew for each command, wherever its path leads by then. `None` if
+/// that can't be had.
+pub(super) fn anchors(root: &Path, roots: &[PathBuf]) -> Option<Vec<PathBuf>> {
+    let holding = roots.iter().filter(|other| *other != root && root.starts_with(other));
+    let Some(outermost) = holding.min_by_key(|other| other.components().count()) else {
+        return Some(Vec::new());
+    };
+    between(outermost, root, roots)
+}
+
+/// What lies between a root and something in it, and is no root yet, the innermost first. `None` where one of
+/// them would open what a CLI keeps read-only.
+fn between(outermost: &Path, path: &Path, roots: &[PathBuf]) -> Option<Vec<PathBuf>> {
+    let between = path.ancestors().skip(1).take_while(|part| *part != outermost);
+    let between = between.filter(|part| !roots.iter().any(|root| root == part));
+    let is_kept_by_some = |part: &Path| {
+        let names = part.strip_prefix(outermost).unwrap_or(part);
+        names.iter().any(|name| KEPT_BY_SOME.iter().any(|kept| name == *kept))
+    };
+    between.map(|part| (!is_kept_by_some(part)).then(|| part.to_owned())).collect()
 }
 
 #[cfg(test)]
@@ -117,6 +128,19 @@ mod tests {
         assert_eq!(shields("/w/.codex/t/x/.codex", &["/w", "/w/.codex/t"]), None);
         // A sibling of the home in what is kept.
         assert_eq!(shields("/w/.codex/a", &["/w", "/w/.codex/b"]), Some(vec![]));
+    }
+
+    #[test]
+    fn a_root_in_another_one_stays_by_roots_of_all_that_lies_between() {
+        let anchors = |root: &str, roots: &[&str]| super::anchors(Path::new(root), &paths(roots));
+        assert_eq!(anchors("/w", &["/w", "/tmp", "/w/a/b"]), Some(vec![]));
+        assert_eq!(anchors("/w/a", &["/w", "/w/a"]), Some(vec![]));
+        assert_eq!(anchors("/w/a/b/c", &["/w", "/w/a"]), Some(paths(&["/w/a/b"])));
+        assert_eq!(anchors("/a/b/c", &["/", "/a/b/c"]), Some(paths(&["/a/b", "/a"])));
+        assert_eq!(anchors("/w/.git", &["/w"]), Some(vec![]));
+        for inner in ["/w/.git/a", "/w/a/.codex/b/c"] {
+            assert_eq!(anchors(inner, &["/w"]), None, "{inner}");
+        }
     }
 
     /// What becomes of a path, part by part, for whoever may write what can be written: the other way

@@ -16,7 +16,7 @@ use crate::grpc::limits::RequestLimits;
 use crate::model::id::{CallerId, ContextKey, LONGEST_NAME, Tenant, ThreadId, faults_of_name};
 use crate::model::options::{Environment, ThreadOptions, ToolDefaults};
 use crate::model::policy::Policy;
-use crate::model::refusal::Refusal;
+use crate::model::refusal::{FieldViolation, Refusal};
 use crate::model::request::{
     BusyPolicy, ContentHash, ContextPolicy, RequestId, TurnRequest, UserInput, Work,
 };
@@ -158,7 +158,11 @@ pub(crate) fn turn_request(
         tool.thread_id.as_deref().filter(|_| !starts_anew).and_then(ThreadId::parse);
     faults.or_refuse(())?;
     let policy = tool.policy.as_ref().unwrap_or(policy);
-    let thread_options = permitted(own_options, &tool, policy, &inputs)?;
+    let (thread_options, denied) = permitted(own_options, &tool, policy, &inputs);
+    // What lies outside of the roots is told with it.
+    if policy.roots.is_none() && !denied.is_empty() {
+        return Err(Refusal::PolicyDenied(denied));
+    }
     Ok(TurnRequest {
         tenant,
         // Known by the connection, and not by what the request says.
@@ -179,17 +183,18 @@ pub(crate) fn turn_request(
         missing_thread_policy,
         include_raw_events,
         policy: Arc::clone(policy),
+        denied,
         bytes,
     })
 }
 
-/// The options of all layers, if the policy lets the request have them.
+/// The options of all layers, and what of them the policy does not let the request have.
 fn permitted(
     own: ThreadOptions,
     tool: &ToolDefaults,
     policy: &Policy,
     inputs: &[UserInput],
-) -> Result<ThreadOptions, Refusal> {
+) -> (ThreadOptions, Vec<FieldViolation>) {
     let mut denied = Faults::default();
     // Of the request alone: the tool's are the owner's.
     if let Some(config) = &own.config {
@@ -203,7 +208,7 @@ fn permitted(
     policy.judge("thread_options.", &options, &mut denied);
     policy.judge_inputs(inputs, &mut denied);
     policy.settle(&mut options);
-    denied.or_deny(options)
+    (options, denied.into())
 }
 
 /// Validates the name of a binding, given by the fields `context_id`, `tool_name` and

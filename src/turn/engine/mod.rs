@@ -190,6 +190,10 @@ impl Engine {
         self: &Arc<Engine>,
         request: TurnRequest,
     ) -> Result<Caller, Refusal> {
+        if !request.denied.is_empty() {
+            let directory = &self.settings.default_directory;
+            return Err(workspace::denied(&self.looks, request, directory).await);
+        }
         // First of all, so that a repeated call finds its turn whatever has changed since.
         let claim = match &request.request_id {
             None => None,
@@ -305,6 +309,11 @@ impl Engine {
         turn.policy.judge_answer(&answer, &mut denied);
         denied.or_deny(())?;
         workspace::check_grants(&self.looks, policy::written(&answer), &turn.policy).await?;
+        if let Some(question) = turn.log.question(&request_id) {
+            let (protection, answer) = (self.pool.protection().clone(), answer.clone());
+            let look = move || protection::check_answer(&protection, &question, &answer);
+            self.looks.take(look).await?;
+        }
         turn.answer(request_id, answer, by).await
     }
 
