@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use arc_swap::ArcSwap;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
@@ -148,11 +148,25 @@ impl Verifier {
 pub(crate) fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let bytes = files::read(file, Readers::Everybody).map_err(|cause| fault(file, cause))?;
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
-    let found = found.map_err(|error| fault(file, format!("is no PEM: {error}")))?;
+    let found = found.map_err(|error| fault(file, format!("is no PEM: {}", pem_fault(&error))))?;
     if found.is_empty() {
         return Err(fault(file, "has no certificate in PEM (-----BEGIN CERTIFICATE-----)"));
     }
     Ok(found)
+}
+
+/// What is wrong with a file in PEM, in words: the library's own have bytes as numbers.
+pub(crate) fn pem_fault(error: &pem::Error) -> String {
+    match error {
+        pem::Error::MissingSectionEnd { end_marker } => {
+            let end = String::from_utf8_lossy(end_marker);
+            format!("a section has no end ({}); the file may be cut", end.trim_end())
+        }
+        pem::Error::IllegalSectionStart { .. } => {
+            "a line begins as the one before a section does, and goes on otherwise".to_owned()
+        }
+        other => other.to_string(),
+    }
 }
 
 /// When a certificate begins to be good, and when it ends to be.
@@ -164,6 +178,13 @@ pub(crate) fn validity(
         UNIX_EPOCH + Duration::from_secs(u64::try_from(time.timestamp()).unwrap_or_default())
     };
     Ok((at(parsed.validity().not_before), at(parsed.validity().not_after)))
+}
+
+/// Whether it may be a server's, as far as it says whose it may be.
+pub(crate) fn is_for_servers(certificate: &CertificateDer<'_>) -> bool {
+    let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return false };
+    let usage = parsed.extended_key_usage().ok().flatten();
+    usage.is_none_or(|usage| usage.value.server_auth || usage.value.any)
 }
 
 /// The subject alternative names of a certificate: hosts in lower case, URIs, addresses of mail and of

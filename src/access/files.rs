@@ -72,10 +72,11 @@ pub(crate) fn guarded(metadata: &Metadata, readers: Readers) -> Result<(), Strin
         readers => readers,
     };
     let (mode, widest) = (metadata.mode() & 0o777, readers.widest());
+    let advised = widest & 0o666;
     if mode & !widest & !0o700 != 0 {
         return Err(format!(
-            "has the mode {mode:04o}, so that others can {} it; it may have {widest:04o} at most: \
-             chmod {widest:04o} it",
+            "has the mode {mode:04o}, so that others can {} it; it may have {advised:04o} at most: \
+             chmod {advised:04o} it",
             if mode & 0o022 & !widest != 0 { "write" } else { "read" }
         ));
     }
@@ -163,7 +164,10 @@ mod tests {
             (0o666, Readers::Everybody),
         ] {
             let fault = read_as(mode, readers).unwrap_err();
-            assert!(fault.contains(&format!("{mode:04o}")) && fault.contains("chmod"), "{fault}");
+            assert!(
+                fault.contains(&format!("{mode:04o}")) && fault.contains("chmod 06"),
+                "{fault}"
+            );
         }
     }
 

@@ -389,6 +389,11 @@ impl TokenFile {
         let TokenFile { path, whose, watch, listed } = self;
         let looked = watch.look(must, now, || {
             let new = read(path, whose)?;
+            if new.is_blank && !listed.tokens.is_empty() {
+                // Most often it is about to be written.
+                let told = "is empty; where nobody is to be let in, let it have a comment (#)";
+                return Err(fault(path, told));
+            }
             match new
                 .tokens
                 .iter()

@@ -290,7 +290,13 @@ fn tokens_are_read_again_when_they_change_and_kept_when_they_are_wrong() {
     assert!(is_let_in(NEXT) && !is_let_in(OURS) && !is_let_in(THEIRS));
 
     for (text, mode) in
-        [("short", 0o600), (OURS, 0o644), ("x-x-x-x-x-x-x-x-x tenant=unheard", 0o600)]
+        // About to be written.
+        [
+            ("", 0o600),
+            ("short", 0o600),
+            (OURS, 0o644),
+            ("x-x-x-x-x-x-x-x-x tenant=unheard", 0o600),
+        ]
     {
         std::fs::write(&path, text).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
@@ -300,6 +306,12 @@ fn tokens_are_read_again_when_they_change_and_kept_when_they_are_wrong() {
     std::fs::remove_file(&path).unwrap();
     assert!(access.look(false, now)[0].is_err());
     assert!(is_let_in(NEXT));
+    file(&place, "tokens", "# nobody");
+    assert!(access.look(false, now)[0].as_ref().is_ok_and(|told| told.starts_with("0 tokens")));
+    assert!(!is_let_in(NEXT));
+    file(&place, "tokens", NEXT);
+    assert!(access.look(false, now)[0].is_ok() && is_let_in(NEXT));
+    std::fs::remove_file(&path).unwrap();
 
     // As Kubernetes changes a secret: by another link.
     for (directory, text) in [("one", OURS), ("two", THEIRS)] {

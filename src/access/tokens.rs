@@ -77,6 +77,8 @@ pub(super) struct Listed {
     pub(super) tokens: Vec<Token>,
     /// How many stand there as they are, and not as hashes.
     pub(super) in_clear: usize,
+    /// Nothing stands there at all, no comment either.
+    pub(super) is_blank: bool,
 }
 
 /// Whose the tokens of a file can be.
@@ -102,7 +104,7 @@ struct Line<'a> {
 /// # Errors
 /// All that is wrong with it, by lines.
 pub(super) fn list(bytes: &[u8], whose: &Whose) -> Result<Listed, String> {
-    let mut listed = Listed::default();
+    let mut listed = Listed { is_blank: bytes.trim_ascii().is_empty(), ..Listed::default() };
     let mut lines_of = HashMap::new();
     let mut faults = Vec::new();
     for (at, line) in (1..).zip(bytes.split(|byte| *byte == b'\n')) {
@@ -339,7 +341,8 @@ mod tests {
              three-is-long-enough\ttenant=a",
             hash(TWO).to_uppercase().replace("SHA", "sha")
         );
-        let Listed { tokens, in_clear } = list(text.as_bytes(), &any(&["a", "default"])).unwrap();
+        let Listed { tokens, in_clear, .. } =
+            list(text.as_bytes(), &any(&["a", "default"])).unwrap();
         assert_eq!(in_clear, 2);
         let expires = SystemTime::UNIX_EPOCH + Duration::from_secs(1_767_319_445);
         let told: Vec<_> = tokens.iter().map(|it| (&*it.tenant.0, it.expires, it.line)).collect();
@@ -427,7 +430,8 @@ mod tests {
         let expires = SystemTime::UNIX_EPOCH + Duration::from_secs(1_900_000_000);
         let line = line(&token, Some("a"), Some(expires));
         assert!(!line.contains(token.expose_secret()), "{line}");
-        let Listed { tokens, in_clear: 0 } = list(line.as_bytes(), &any(&["a"])).unwrap() else {
+        let Listed { tokens, in_clear: 0, .. } = list(line.as_bytes(), &any(&["a"])).unwrap()
+        else {
             panic!("{line}");
         };
         let found = find(&tokens, token.expose_secret().as_bytes(), SystemTime::now());

@@ -162,9 +162,14 @@ async fn bind_unix(path: &Path, settings: &UnixSockets) -> io::Result<Listener> 
 /// Where anybody may remove files, anybody may put a socket of their own in the place of this one, and
 /// have its callers' prompts.
 fn refuse_open_directory(path: &Path) -> io::Result<()> {
-    let Some(directory) = path.parent() else { return Ok(()) };
-    let mode = std::fs::metadata(directory)?.mode();
-    if mode & 0o002 != 0 && mode & 0o1000 == 0 {
+    let Some(parent) = path.parent() else { return Ok(()) };
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    // Those above it, too: in them it could be renamed.
+    for directory in std::fs::canonicalize(parent)?.ancestors() {
+        let mode = std::fs::metadata(directory)?.mode();
+        if mode & 0o002 == 0 || mode & 0o1000 != 0 {
+            continue;
+        }
         let told = format!(
             "everybody may write to {} (mode {:04o}), and so replace the socket: chmod o-w or chmod +t \
              it, or choose a directory within it",
@@ -431,5 +436,11 @@ mod tests {
                 }
             }
         }
+        make(0o777).unwrap();
+        let below = directory.path().join("below");
+        std::fs::create_dir(&below).unwrap();
+        let error = bind_unix(&below.join("s"), &UnixSockets::default()).await.unwrap_err();
+        let told = error.to_string();
+        assert!(told.contains(&format!("{} (mode", directory.path().display())), "{told}");
     }
 }

@@ -1,7 +1,10 @@
 //! What no turn's commands may write on this machine, and what is said of that at the start.
 
 use std::ffi::OsString;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
 
 use crate::app_server::protected::{ProtectedPath, ProtectedPaths, Protection, Root};
 use crate::config::{Config, KeptBeside};
@@ -117,9 +120,25 @@ pub(super) fn tell(config: &Config, default_directory: &Path) {
     }
 }
 
+/// The text of a file of the CLI's, if it is one, of a plausible length.
+pub(super) fn text_of(path: &Path) -> String {
+    const LONGEST: u64 = 1 << 20;
+    // A pipe, or a device, has no end.
+    let read = || {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = rustix::fs::open(path, flags, Mode::empty()).ok()?;
+        let file = std::fs::File::from(file);
+        let mut text = String::new();
+        (file.metadata().ok()?.is_file())
+            .then(|| file.take(LONGEST).read_to_string(&mut text).ok())??;
+        Some(text)
+    };
+    read().unwrap_or_default()
+}
+
 /// What a WORKSPACE_WRITE turn may write that says nothing else, as far as it can be known without Codex.
 fn written_by_default(protected: &ProtectedPaths, home: &Path, directory: &Path) -> Vec<Root> {
-    let text = std::fs::read_to_string(home.join("config.toml")).unwrap_or_default();
+    let text = text_of(&home.join("config.toml"));
     let file: toml::Table = text.parse().unwrap_or_default();
     let table = file.get("sandbox_workspace_write").and_then(toml::Value::as_table);
     let is_set = |key: &str| {
@@ -189,5 +208,30 @@ mod tests {
         }
         // A temporary directory, which all turns may write.
         assert_eq!(denied(&at("secrets"), true), "");
+    }
+
+    /// The look at the start of a tenant's house is on a thread of the runtime, which all tenants share.
+    #[test]
+    fn a_home_that_does_not_answer_holds_up_nobody() {
+        let place = tempfile::tempdir().unwrap();
+        let fifo = place.path().join("config.toml");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::from_raw_mode(0o600))
+            .unwrap();
+        let config = Config { codex_home: place.path().to_owned(), ..Config::default() };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (done, is_done) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            runtime.block_on(async {
+                // Another tenant's.
+                let other = tokio::spawn(tokio::task::yield_now());
+                let _spec = super::super::worker_spec::worker_spec(&config, None, None, None);
+                let _ = other.await;
+            });
+            let _ = done.send(());
+        });
+        let in_time = is_done.recv_timeout(std::time::Duration::from_secs(5));
+        // Lets go of the thread.
+        let _ = std::fs::OpenOptions::new().write(true).open(&fifo);
+        assert!(in_time.is_ok(), "the runtime's thread waits for the config.toml of one tenant");
     }
 }

@@ -132,10 +132,17 @@ impl Tls {
         let Own { certificate, key, provider, current, watch } = &*self.own;
         let mut watch = watch.lock().unwrap_or_else(PoisonError::into_inner);
         let read = || {
-            read(certificate, key, provider).map_err(|wrong| {
+            let new = read(certificate, key, provider).map_err(|wrong| {
                 let problems: Vec<String> = wrong.into_iter().map(|it| it.problem).collect();
                 problems.join("; ")
-            })
+            })?;
+            let time = SystemTime::now();
+            match (useless(&new, time), useless(&current.load(), time)) {
+                (Some(why), None) => {
+                    Err(fault(certificate, format!("{why}, and the one in force is good")))
+                }
+                _ => Ok(new),
+            }
         };
         match watch.look(must, now, read) {
             Look::Same => None,
@@ -193,11 +200,32 @@ fn read(
 fn read_key(file: &Path) -> Result<PrivateKeyDer<'static>, String> {
     let bytes = files::read(file, Readers::Group).map_err(|cause| fault(file, cause))?;
     PrivateKeyDer::from_pem_slice(&bytes).map_err(|error| {
-        fault(file, format!("has no private key in PEM (-----BEGIN PRIVATE KEY-----): {error}"))
+        fault(
+            file,
+            format!(
+                "has no private key in PEM (-----BEGIN PRIVATE KEY-----): {}",
+                certificates::pem_fault(&error)
+            ),
+        )
     })
 }
 
-/// A certificate that is not good is used all the same: clients say so themselves, and a sidecar that does
+/// Why no client takes this certificate, as far as it says so itself.
+fn useless(certificate: &CertifiedKey, now: SystemTime) -> Option<&'static str> {
+    let own = certificate.cert.first()?;
+    let (from, until) = certificates::validity(own).ok()?;
+    if until <= now {
+        Some("the certificate has expired")
+    } else if from > now {
+        Some("the certificate is not good yet")
+    } else if !certificates::is_for_servers(own) {
+        Some("the certificate is not one for servers")
+    } else {
+        None
+    }
+}
+
+/// A certificate that is not good is used at the start all the same: clients say so themselves, and a sidecar that does
 /// not start would say less.
 fn tell_validity(file: &Path, from: SystemTime, until: SystemTime, now: SystemTime) {
     let file = file.display();

@@ -134,7 +134,7 @@ fn outfit(config: &Config, is_offline: bool) -> impl Fn() -> Outfit + use<> {
         let mut forbids_keys = forbids_keys;
         // The user's may have changed since; the machine's stands behind it.
         for file in [Path::new("/etc/codex/config.toml"), &config_file] {
-            let text = std::fs::read_to_string(file).unwrap_or_default();
+            let text = protected::text_of(file);
             let table = text.parse().unwrap_or_default();
             forbids_keys |= login::forbids_keys(&table);
             named.extend(Named::of(&table));
@@ -236,7 +236,7 @@ fn known_secrets(config: &Config) -> Arc<dyn Fn() -> Vec<String> + Send + Sync> 
     let home = config.codex_home.clone();
     Arc::new(move || {
         // Read anew: a login may be newer than the sidecar.
-        let read = |name: &str| std::fs::read_to_string(home.join(name)).unwrap_or_default();
+        let read = |name: &str| protected::text_of(&home.join(name));
         let configured = secrets::of_config(&read("config.toml").parse().unwrap_or_default());
         let variables = ["CODEX_API_KEY", "OPENAI_API_KEY"].map(str::to_owned).into_iter();
         let variables = variables.chain(overrides.variables.clone()).chain(configured.variables);

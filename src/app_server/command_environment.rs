@@ -140,14 +140,11 @@ pub(crate) fn keep_excluded(overrides: &mut Map<String, Json>, names: &[String])
         lay_over(&mut policy, nested);
     }
     let Json::Object(mut policy) = policy else { return };
-    match policy.entry(EXCLUDE).or_insert_with(|| json!([])) {
-        Json::Array(excluded) => {
-            let said = std::mem::take(excluded);
-            excluded.extend(names.iter().cloned().map(Json::String));
-            excluded.extend(said.into_iter().filter(|one| !names.iter().any(|name| one == name)));
-        }
-        // Codex refuses what is no list.
-        _ => {}
+    // Codex refuses what is no list.
+    if let Json::Array(excluded) = policy.entry(EXCLUDE).or_insert_with(|| json!([])) {
+        let said = std::mem::take(excluded);
+        excluded.extend(names.iter().cloned().map(Json::String));
+        excluded.extend(said.into_iter().filter(|one| !names.iter().any(|name| one == name)));
     }
     for (key, value) in policy {
         match value {

@@ -3,8 +3,11 @@
 //! The processes below a guard never leave it, whatever they do (it is a subreaper, and a PID namespace
 //! is seen from outside), so that a process descends from a worker if its line of parents leads to a
 //! guard. Who has a TCP connection is found by the inode of its socket among the files of processes: of
-//! those below a guard first, then of all others, then of single threads of the former, which may have
-//! files of their own. Processes that are started meanwhile are looked at, too, until none is new.
+//! those below a guard first, then of all others, then of those below a guard that have very many, then of single threads
+//! of these, which may have files of their own. Processes that are started meanwhile are looked at, too,
+//! until none is new. Where nobody is found, those below a guard are looked at twice more: a socket may
+//! have moved on to one that had been passed, it may be on its way from one to another (a socket's
+//! `fdinfo` counts those), or only an `io_uring` may have it (whose `fdinfo` lists them).
 //!
 //! It is done in slices of bounded length, and remembers what it has looked at. It may block; it never
 //! changes anything.
@@ -24,7 +27,21 @@ use super::sockets::{Sockets, TcpEnd};
 use super::tree::{self, Identity, Stat};
 
 /// Who has more files than this is taken for one that hides them.
-const MOST_FILES: usize = 20_000;
+const MOST_FILES: u64 = 20_000;
+
+/// A process of ours that has more files than this is looked at after everybody else: many such must not
+/// keep the search from the one that has the socket.
+const MANY_FILES: u64 = 1_000;
+
+/// Ours with more files than these, a process counting as 32, are taken to keep the search from its end on
+/// purpose.
+const ALL_FILES: u64 = 65_536;
+
+/// How often ours are looked at again before it is said that nobody has a socket.
+const SECOND_LOOKS: usize = 2;
+
+/// How many times longer than its slice a search may take that has not had the processor for that long.
+const PATIENCE: u32 = 4;
 
 /// How often it is begun anew because a guard was started, or has ended, meanwhile.
 const BEGINNINGS: usize = 3;
@@ -78,8 +95,16 @@ pub(crate) struct Census {
     read_by_thread: HashSet<Identity>,
     /// Those of ours whose files are hidden.
     hidden: Vec<Stat>,
+    /// Those of ours that were not looked at when the last pass began.
+    unread: Vec<Stat>,
+    /// How many files ours have, as far as that is known.
+    files: u64,
+    files_read: u64,
     /// All of ours that were there at some moment have been looked at.
     is_covered: bool,
+    /// How often ours are looked at again by now, and who was this time.
+    second_looks: usize,
+    read_again: HashSet<Identity>,
     /// One of ours that was new in the last pass.
     newest: Option<Stat>,
 }
@@ -102,14 +127,19 @@ impl Census {
             read: HashSet::new(),
             read_by_thread: HashSet::new(),
             hidden: Vec::new(),
+            unread: Vec::new(),
+            files: 0,
+            files_read: 0,
             is_covered: false,
+            second_looks: 0,
+            read_again: HashSet::new(),
             newest: None,
         }
     }
 
     /// Looks for so long; whether there is nothing left to look for.
     pub(crate) fn go_on(&mut self, slice: Duration) -> bool {
-        let until = Instant::now() + slice;
+        let clock = Clock::start(slice);
         loop {
             if self.begun == 0 || self.roots_have_changed() {
                 if self.begun == BEGINNINGS {
@@ -128,7 +158,7 @@ impl Census {
                 self.settle(|_| true, &Kin::Stranger);
                 return true;
             }
-            match self.look(until) {
+            match self.look(&clock) {
                 Ok(true) => {}
                 Ok(false) => {
                     // What is known already is told by it.
@@ -170,7 +200,10 @@ impl Census {
         self.roots = reaper::roots().blocking_recv().unwrap_or_default();
         self.read.clear();
         self.read_by_thread.clear();
+        self.read_again.clear();
         self.hidden.clear();
+        self.unread.clear();
+        (self.files, self.files_read, self.second_looks) = (0, 0, 0);
         self.is_covered = false;
         for it in &mut self.sought {
             if !matches!(it.found, Some(Kin::Ours(_))) {
@@ -179,7 +212,7 @@ impl Census {
         }
     }
 
-    fn look(&mut self, until: Instant) -> io::Result<bool> {
+    fn look(&mut self, clock: &Clock) -> io::Result<bool> {
         if self.sockets.is_none() {
             self.sockets = Sockets::open().ok();
         }
@@ -197,49 +230,86 @@ impl Census {
             }
             let (ours, others): (Vec<Stat>, Vec<Stat>) =
                 all.into_iter().partition(|stat| kin.contains(&stat.identity));
-            let mut is_new = false;
-            for (stats, are_ours) in [(&ours, true), (&others, false)] {
-                for stat in stats {
-                    if self.read.contains(&stat.identity) {
-                        continue;
-                    }
-                    is_new |= are_ours;
-                    self.newest = if are_ours { Some(*stat) } else { self.newest };
-                    let directory = format!("/proc/{}/fd", stat.identity.pid);
-                    self.look_at_files(&directory, stat, are_ours)?;
-                    self.read.insert(stat.identity);
-                    if self.is_settled() {
-                        return Ok(true);
-                    }
-                    // After the first: each slice goes on a little.
-                    if Instant::now() >= until {
-                        return Ok(false);
-                    }
-                }
-            }
+            let is_new = self.look_at_unread(&ours, others, clock)?;
+            let Some(is_new) = is_new else { return Ok(self.is_settled()) };
             for stat in &ours {
                 if self.read_by_thread.contains(&stat.identity) {
                     continue;
                 }
                 for thread in threads(stat.identity.pid) {
-                    let directory = format!("/proc/{}/task/{thread}/fd", stat.identity.pid);
-                    self.look_at_files(&directory, stat, true)?;
+                    self.look_at_files(
+                        &format!("{}/task/{thread}", stat.identity.pid),
+                        stat,
+                        How::OURS,
+                    )?;
                 }
                 self.read_by_thread.insert(stat.identity);
-                if self.is_settled() {
-                    return Ok(true);
-                }
-                if Instant::now() >= until {
-                    return Ok(false);
+                if self.is_settled() || clock.is_over() {
+                    return Ok(self.is_settled());
                 }
             }
             self.is_covered = true;
-            if !is_new {
-                self.newest = None;
+            if is_new {
+                continue;
+            }
+            self.newest = None;
+            if self.second_looks == SECOND_LOOKS {
                 self.conclude();
                 return Ok(true);
             }
+            for stat in &ours {
+                if self.read_again.contains(&stat.identity) {
+                    continue;
+                }
+                let pid = stat.identity.pid;
+                self.look_at_files(&pid.to_string(), stat, How::CLOSELY)?;
+                for thread in threads(pid) {
+                    self.look_at_files(&format!("{pid}/task/{thread}"), stat, How::CLOSELY)?;
+                }
+                self.read_again.insert(stat.identity);
+                if self.is_settled() || clock.is_over() {
+                    return Ok(self.is_settled());
+                }
+            }
+            self.read_again.clear();
+            self.second_looks += 1;
         }
+    }
+
+    /// Looks at those that were not looked at. Whether any of them was ours; `None` if there is nothing left
+    /// to look for, or no time left.
+    fn look_at_unread(
+        &mut self,
+        ours: &[Stat],
+        others: Vec<Stat>,
+        clock: &Clock,
+    ) -> io::Result<Option<bool>> {
+        let unread = ours.iter().filter(|stat| !self.read.contains(&stat.identity));
+        let mut unread: Vec<(u64, Stat)> =
+            unread.map(|stat| (file_count(stat.identity.pid), *stat)).collect();
+        // The newest first among those that have as many.
+        unread.sort_by_key(|(files, _)| *files);
+        self.unread = unread.iter().map(|(_, stat)| *stat).collect();
+        let unread_files: u64 = unread.iter().map(|(files, _)| files).sum();
+        self.files = 32 * ours.len() as u64 + unread_files;
+        let (few, many): (Vec<_>, Vec<_>) =
+            unread.into_iter().partition(|(files, _)| *files <= MANY_FILES);
+        let is_new = !self.unread.is_empty();
+        let as_ours = |it: Vec<(u64, Stat)>| it.into_iter().map(|(_, stat)| (stat, How::OURS));
+        let others = others.into_iter().map(|stat| (stat, How::OTHERS));
+        for (stat, how) in as_ours(few).chain(others).chain(as_ours(many)) {
+            if self.read.contains(&stat.identity) {
+                continue;
+            }
+            self.newest = if how.are_ours { Some(stat) } else { self.newest };
+            self.look_at_files(&stat.identity.pid.to_string(), &stat, how)?;
+            self.read.insert(stat.identity);
+            // After the first: each slice goes on a little.
+            if self.is_settled() || clock.is_over() {
+                return Ok(None);
+            }
+        }
+        Ok(Some(is_new))
     }
 
     fn is_settled(&self) -> bool {
@@ -252,19 +322,24 @@ impl Census {
         }
     }
 
-    /// Settles the connections whose sockets are in this directory of a process's or a thread's files.
-    fn look_at_files(&mut self, directory: &str, stat: &Stat, are_ours: bool) -> io::Result<()> {
-        let found = sockets_in(directory, |inode| self.sought.iter().any(|it| it.is_wanted(inode)));
-        match found {
-            Ok(inodes) => {
-                for inode in inodes {
-                    let kin = if are_ours { Kin::Ours(somebody(stat)) } else { Kin::Stranger };
+    /// Settles the connections whose sockets are among the files of a process, or of a thread: what
+    /// `/proc` has as `whose`.
+    fn look_at_files(&mut self, whose: &str, stat: &Stat, how: How) -> io::Result<()> {
+        let is_wanted = |inode| self.sought.iter().any(|it| it.is_wanted(inode));
+        match sockets_in(whose, how.closely, is_wanted) {
+            Ok(Files { sockets, count, hide }) => {
+                self.files_read += if how.are_ours { count } else { 0 };
+                if hide {
+                    self.hidden.push(*stat);
+                }
+                for inode in sockets {
+                    let kin = if how.are_ours { Kin::Ours(somebody(stat)) } else { Kin::Stranger };
                     self.settle(|it| it.is_wanted(inode), &kin);
                 }
             }
             Err(Errno::NOENT | Errno::SRCH) => {}
             Err(errno @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM)) => return Err(errno.into()),
-            Err(_) if are_ours => self.hidden.push(*stat),
+            Err(_) if how.are_ours => self.hidden.push(*stat),
             Err(_) => {}
         }
         Ok(())
@@ -278,26 +353,77 @@ impl Census {
         for it in &mut self.sought {
             it.look_at_socket_again(self.sockets.as_ref());
         }
-        if self.is_settled() || !self.is_covered {
+        if self.is_settled() {
             return;
         }
-        // It has its user's id from its maker, and cannot have one that none of ours has.
-        let hidden: Vec<(Stat, Vec<u32>)> = {
-            // One that moves on from process to process faster than it is looked at hides, too.
-            let moving = self.newest.iter();
-            self.hidden.iter().chain(moving).map(|stat| (*stat, uids(stat.identity.pid))).collect()
-        };
-        let all: HashSet<u32> = self.read_by_thread.iter().flat_map(|it| uids(it.pid)).collect();
+        let mut suspects = self.hidden.clone();
+        // One that moves on from process to process faster than it is looked at hides, too.
+        suspects.extend(self.newest.filter(|_| self.is_covered));
+        if !self.is_covered {
+            // So do many of which each has many files.
+            if self.files + self.files_read <= ALL_FILES {
+                return;
+            }
+            let is_read = |stat: &Stat| self.read_by_thread.contains(&stat.identity);
+            suspects.extend(self.unread.iter().filter(|stat| !is_read(stat)));
+        }
+        let suspects: Vec<(Stat, Users)> =
+            suspects.into_iter().map(|stat| (stat, Users::of(stat.identity.pid))).collect();
+        let all: Vec<Users> = self.read_by_thread.iter().map(|it| Users::of(it.pid)).collect();
         for it in self.sought.iter_mut().filter(|it| it.found.is_none()) {
             let Some(end) = it.end else { continue };
-            let by = hidden.iter().find(|(_, uids)| uids.contains(&end.uid));
+            let by = suspects.iter().find(|(_, users)| users.can_be(end.uid));
             it.found = Some(match by {
                 Some((stat, _)) => Kin::PerhapsOurs(somebody(stat)),
-                None if !all.contains(&end.uid) => Kin::Stranger,
+                None if !self.is_covered => continue,
+                // It has its user's id from its maker, and cannot have one that none of ours can set.
+                None if !all.iter().any(|users| users.can_be(end.uid)) => Kin::Stranger,
                 None => Kin::Unknown("no process that can be looked at has the socket"),
             });
         }
     }
+}
+
+/// How a process's files are looked at.
+#[derive(Debug, Clone, Copy)]
+struct How {
+    are_ours: bool,
+    /// Whether it is asked, too, what each of them has on its way.
+    closely: bool,
+}
+
+impl How {
+    const OTHERS: How = How { are_ours: false, closely: false };
+    const OURS: How = How { are_ours: true, closely: false };
+    const CLOSELY: How = How { are_ours: true, closely: true };
+}
+
+/// A slice of time: of the processor's, where others have it.
+struct Clock {
+    slice: Duration,
+    begun: Instant,
+    ran: Option<Duration>,
+}
+
+impl Clock {
+    fn start(slice: Duration) -> Clock {
+        Clock { slice, begun: Instant::now(), ran: ran() }
+    }
+
+    fn is_over(&self) -> bool {
+        let passed = self.begun.elapsed();
+        if passed < self.slice || passed >= self.slice * PATIENCE {
+            return passed >= self.slice;
+        }
+        let ran = self.ran.zip(ran()).map(|(before, now)| now.saturating_sub(before));
+        ran.is_none_or(|ran| ran >= self.slice)
+    }
+}
+
+/// How long this thread has had a processor, if the kernel tells.
+fn ran() -> Option<Duration> {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+    text.split_ascii_whitespace().next()?.parse().ok().map(Duration::from_nanos)
 }
 
 impl Sought {
@@ -378,11 +504,44 @@ fn somebody(stat: &Stat) -> Somebody {
     Somebody { pid, command: String::from_utf8_lossy(&command).trim_end().to_owned() }
 }
 
-/// The users' ids that a process has: real, effective, saved, and for files.
-fn uids(pid: i32) -> Vec<u32> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap_or_default();
-    line.split_ascii_whitespace().filter_map(|uid| uid.parse().ok()).collect()
+/// Which users' ids the sockets of a process can have.
+#[derive(Debug)]
+struct Users {
+    /// Real, effective, saved, and for files.
+    own: Vec<u32>,
+    /// It can give a socket, or itself, any id.
+    any: bool,
+}
+
+impl Users {
+    fn of(pid: i32) -> Users {
+        /// CAP_CHOWN and CAP_SETUID.
+        const OVER_IDS: u64 = 1 | 1 << 7;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let field =
+            |name| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+        let own = field("Uid:").split_ascii_whitespace().filter_map(|uid| uid.parse().ok());
+        let capabilities = u64::from_str_radix(field("CapPrm:").trim(), 16).unwrap_or_default();
+        // In a user namespace of its own it has them over the ids of that namespace.
+        let any = capabilities & OVER_IDS != 0 && has_many_ids(pid);
+        Users { own: own.collect(), any }
+    }
+
+    fn can_be(&self, uid: u32) -> bool {
+        self.any || self.own.contains(&uid)
+    }
+}
+
+/// Whether the user namespace of a process has more than one id.
+fn has_many_ids(pid: i32) -> bool {
+    let Ok(map) = std::fs::read_to_string(format!("/proc/{pid}/uid_map")) else { return true };
+    let lengths = map.lines().filter_map(|line| line.split_ascii_whitespace().nth(2));
+    lengths.filter_map(|length| length.parse::<u64>().ok()).sum::<u64>() > 1
+}
+
+/// How many files a process has, where the kernel tells (6.2 and newer), else 0.
+fn file_count(pid: i32) -> u64 {
+    std::fs::metadata(format!("/proc/{pid}/fd")).map_or(0, |directory| directory.len())
 }
 
 /// The threads of a process but its first one.
@@ -392,22 +551,32 @@ fn threads(pid: i32) -> Vec<i32> {
     threads.filter(|thread| *thread != pid).collect()
 }
 
-/// The inodes of the sockets in this directory of open files that are `wanted`.
-fn sockets_in(directory: &str, wanted: impl Fn(u32) -> bool) -> Result<Vec<u32>, Errno> {
+/// What a process has open.
+#[derive(Debug, Default)]
+struct Files {
+    /// The inodes of the sockets that are wanted.
+    sockets: Vec<u32>,
+    count: u64,
+    /// There are more, of which it isn't told what they are.
+    hide: bool,
+}
+
+/// The sockets that are `wanted` among the files of a process or a thread. Looked at `closely`, those, too,
+/// that are in no table of files: on their way to another process, or registered with an `io_uring`.
+fn sockets_in(whose: &str, closely: bool, wanted: impl Fn(u32) -> bool) -> Result<Files, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let directory: OwnedFd = rustix::fs::open(directory, flags, Mode::empty())?;
+    let directory: OwnedFd = rustix::fs::open(format!("/proc/{whose}/fd"), flags, Mode::empty())?;
     let mut buffer = Vec::with_capacity(8192);
     let mut entries = RawDir::new(&directory, buffer.spare_capacity_mut());
-    let mut found = Vec::new();
-    let mut count = 0;
+    let mut found = Files::default();
     while let Some(entry) = entries.next() {
         let entry = entry?;
         let name = entry.file_name();
         if name.to_bytes().starts_with(b".") {
             continue;
         }
-        count += 1;
-        if count > MOST_FILES {
+        found.count += 1;
+        if found.count > MOST_FILES {
             return Err(Errno::MSGSIZE);
         }
         let mut target = [0; 64];
@@ -417,9 +586,34 @@ fn sockets_in(directory: &str, wanted: impl Fn(u32) -> bool) -> Result<Vec<u32>,
             Err(Errno::NOENT) => continue,
             Err(errno) => return Err(errno),
         };
-        found.extend(socket_inode(target).filter(|inode| wanted(*inode)));
+        let inode = socket_inode(target);
+        found.sockets.extend(inode.filter(|inode| wanted(*inode)));
+        if closely && (inode.is_some() || target == b"anon_inode:[io_uring]") {
+            let path = format!("/proc/{whose}/fdinfo/{}", name.to_string_lossy());
+            let (sockets, hide) = beyond_tables(&std::fs::read_to_string(path).unwrap_or_default());
+            found.sockets.extend(sockets.into_iter().filter(|inode| wanted(*inode)));
+            found.hide |= hide;
+        }
     }
     Ok(found)
+}
+
+/// What a file's `fdinfo` says of files that it holds itself: the inodes of sockets, and whether there are
+/// others that could be some.
+fn beyond_tables(info: &str) -> (Vec<u32>, bool) {
+    let number = |name| {
+        let value = info.lines().find_map(|line: &str| line.strip_prefix(name));
+        value.and_then(|value| value.trim().parse::<usize>().ok()).unwrap_or_default()
+    };
+    let registered = info.lines().skip_while(|line| !line.starts_with("UserFiles:")).skip(1);
+    let registered = registered.map_while(|line| line.strip_prefix(' '));
+    let (mut sockets, mut told) = (Vec::new(), 0);
+    for line in registered {
+        told += 1;
+        let name = line.split_ascii_whitespace().nth(1).unwrap_or_default();
+        sockets.extend(socket_inode(name.as_bytes()));
+    }
+    (sockets, number("scm_fds:") > 0 || number("UserFiles:") > told)
 }
 
 /// `socket:[12345]`
@@ -577,6 +771,62 @@ mod tests {
         assert_eq!(kin(Roots { unguarded, ..Roots::default() }), [6, 7]);
         let another = vec![Identity { pid: 1_000_006, started: 2 }];
         assert_eq!(kin(Roots { unguarded: another, ..Roots::default() }), Vec::<i32>::new());
+    }
+
+    #[test]
+    fn what_a_file_holds_itself_is_read_of_it() {
+        let in_flight = "pos:\t0\nflags:\t02000002\nmnt_id:\t10\nino:\t9\nscm_fds: 1\n";
+        assert_eq!(beyond_tables(in_flight), (vec![], true));
+        assert_eq!(beyond_tables(&in_flight.replace(": 1", ": 0")), (vec![], false));
+        let ring = "ino:\t9\nUserFiles:\t2\n    0: socket:[77]\n    1: /dev/null\nUserBufs:\t0\n    0: 5\n";
+        assert_eq!(beyond_tables(ring), (vec![77], false));
+        // Of a ring that is busy only their number is told.
+        assert_eq!(beyond_tables("UserFiles:\t2\nUserBufs:\t0\n"), (vec![], true));
+        assert_eq!(beyond_tables(""), (vec![], false));
+    }
+
+    #[test]
+    fn an_id_is_only_nobodys_where_nobody_can_set_it() {
+        let able = Users { own: vec![0], any: true };
+        let plain = Users { own: vec![65534], any: false };
+        assert!(able.can_be(54321) && plain.can_be(65534) && !plain.can_be(54321));
+        let me = Users::of(rustix::process::getpid().as_raw_nonzero().get());
+        assert!(me.can_be(rustix::process::geteuid().as_raw()), "{me:?}");
+        assert_eq!(me.any, rustix::process::geteuid().is_root(), "{me:?}");
+    }
+
+    /// What each of these does with a socket that it has connected keeps it from all tables of files.
+    #[tokio::test]
+    async fn a_socket_that_is_in_no_table_of_files_is_ours_all_the_same() {
+        const CONNECT: &str = "import socket,os,sys,array,ctypes,time\n\
+            k=socket.create_connection(('127.0.0.1',PORT))\n";
+        const FLIGHT: &str = "x,y=socket.socketpair(socket.AF_UNIX,socket.SOCK_DGRAM)\n\
+            x.sendmsg([b'x'],[(socket.SOL_SOCKET,socket.SCM_RIGHTS,array.array('i',[k.fileno()]))])\n";
+        const RING: &str = "c=ctypes.CDLL(None); p=(ctypes.c_uint32*30)()\n\
+            r=c.syscall(425,8,ctypes.byref(p))\n\
+            if r<0 or c.syscall(427,r,2,ctypes.byref((ctypes.c_int*1)(k.fileno())),1)<0: sys.exit()\n";
+        const LEFT: &str = "k.close(); print('left',flush=True); time.sleep(60)";
+        let chown = "\ntry: os.fchown(k.fileno(),54321,54321)\nexcept OSError: pass\n";
+        for (name, hide) in [
+            ("in flight", FLIGHT.to_owned()),
+            ("in flight as another user's", format!("{chown}{FLIGHT}")),
+            ("with a ring", RING.to_owned()),
+        ] {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let port = listener.local_addr().unwrap().port().to_string();
+            let script = format!("{}{hide}{LEFT}", CONNECT.replace("PORT", &port));
+            let (_child, pipes) = worker("python3", &script).await;
+            let (_server, peer) = accepted(&listener).await;
+            let mut lines = tokio::io::BufReader::new(pipes.stdout);
+            let mut line = String::new();
+            tokio::io::AsyncBufReadExt::read_line(&mut lines, &mut line).await.unwrap();
+            if line != "left\n" {
+                eprintln!("not tried, not permitted here: {name}");
+                continue;
+            }
+            let kin = look(vec![peer]).await;
+            assert!(matches!(kin[..], [Kin::Ours(_) | Kin::PerhapsOurs(_)]), "{name}: {kin:?}");
+        }
     }
 
     #[test]

@@ -322,3 +322,106 @@ async fn where_it_must_be_known_who_calls_those_who_are_known_are_served() {
     refused.assert(Code::InvalidArgument, "INVALID_INPUT");
     sidecar.stop().await;
 }
+
+/// Connects, and keeps the socket from whoever looks for it until that is over; then calls. Writes whether it
+/// was served.
+const HIDES: &str = r#"
+import array, ctypes, os, socket, struct, sys, time
+way, address, into = sys.argv[1:4]
+host, port = address.rsplit(":", 1)
+def dial():
+    return socket.create_connection((host, int(port)))
+def give(through, sock):
+    through.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [sock.fileno()]))])
+    sock.close()
+def take(through):
+    _, told, _, _ = through.recvmsg(1, socket.CMSG_SPACE(4))
+    return socket.socket(fileno=array.array("i", told[0][2])[0])
+def frame(kind, flags, stream, payload):
+    return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
+def header(name, value):
+    return b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
+headers = b"".join(header(*it) for it in [
+    (b":method", b"POST"), (b":scheme", b"http"), (b":authority", b"localhost"),
+    (b":path", b"/codex.sidecar.v1.PoolService/GetServerInfo"),
+    (b"content-type", b"application/grpc"), (b"te", b"trailers")])
+CALL = (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"") + frame(1, 4, 1, headers)
+        + frame(0, 1, 1, b"\0\0\0\0\0"))
+def is_served(got):
+    while len(got) >= 9:
+        length, kind, stream = int.from_bytes(got[:3], "big"), got[3], int.from_bytes(got[5:9], "big")
+        if kind == 0 and stream == 1: return True
+        got = got[9 + length:]
+    return False
+def call(sock):
+    got = b""
+    try:
+        sock.settimeout(60); sock.sendall(CALL)
+        while not is_served(got):
+            new = sock.recv(65536)
+            if not new: break
+            got += new
+    except OSError as error:
+        print(error)
+    with open(into + ".part", "w") as told: told.write("served" if is_served(got) else "refused")
+    os.rename(into + ".part", into)
+one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+# What looks has a pause behind this.
+first = dial(); time.sleep(0.02)
+if way in ("flight", "another-user"):
+    sock = socket.socket()
+    if way == "another-user":
+        try: os.fchown(sock.fileno(), 54321, 54321)
+        except OSError as error: print(error)
+    sock.connect((host, int(port)))
+    give(one, sock); time.sleep(1); call(take(other))
+elif way == "moved":
+    if os.fork() == 0:
+        sock = take(other); time.sleep(0.3); call(sock); os._exit(0)
+    time.sleep(0.05); give(one, dial()); os.wait()
+else:
+    try:
+        for _ in range(5000): os.dup(0)
+    except OSError as error: print(error)
+    ready, readies = os.pipe()
+    children = []
+    for _ in range(30):
+        child = os.fork()
+        if child == 0: os.write(readies, b"x"); time.sleep(600); os._exit(0)
+        children.append(child); os.read(ready, 1)
+    if os.fork() == 0:
+        os.closerange(readies + 1, 100000); os.closerange(8, ready); call(dial()); os._exit(0)
+    os.wait()
+    for child in children: os.kill(child, 9)
+"#;
+
+#[tokio::test]
+async fn a_command_that_hides_its_socket_while_it_is_looked_for_is_not_served() {
+    let sidecar = Sidecar::start().await;
+    let script = sidecar.place.path().join("hides.py");
+    std::fs::write(&script, HIDES).unwrap();
+    let address = sidecar.addresses[0].to_string();
+    let script = script.display();
+    for way in ["flight", "another-user", "moved", "behind-many"] {
+        for is_sandboxed in [false, true] {
+            let into = sidecar.place.work().join(format!("{way}-{is_sandboxed}"));
+            let words =
+                format!("[[run python3 {script} {way} {address} {}]] [[say done]]", into.display());
+            let request = unsandboxed(&format!("{way}-{is_sandboxed}"), &words);
+            let request = with_options(request, |options| {
+                if is_sandboxed {
+                    options.set_sandbox_mode(pb::SandboxMode::WorkspaceWrite);
+                    options.network_access_enabled = Some(true);
+                }
+            });
+            sidecar.run(request).await.completed();
+            match std::fs::read_to_string(&into) {
+                Ok(told) => assert_eq!(told, "refused", "{way}, sandboxed: {is_sandboxed}"),
+                Err(_) if is_sandboxed => eprintln!("not tried, not permitted here: {way}"),
+                Err(error) => panic!("{way}: {error}"),
+            }
+        }
+    }
+    assert_eq!(sidecar.info().await.counts.unwrap().peers_unidentified, 0);
+    sidecar.stop().await;
+}

@@ -40,15 +40,17 @@ impl hyper::service::Service<Request<Incoming>> for Calls {
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         let path = request.uri().path();
-        let waits = path == "/grpc.health.v1.Health/Watch" || path.starts_with("/grpc.reflection.");
+        let services = self.doors.services(path, &self.peer, request.headers());
+        // Who shows nothing takes no place from who does.
+        let is_nobodys = !matches!(services, Ok(Services::Tenant(_)));
+        let waits = is_nobodys || path.starts_with("/grpc.reflection.");
         let mut open = self.connection.begin_call(waits);
         request.extensions_mut().insert(self.connection.caller);
         request.extensions_mut().insert(self.peer.name.clone());
         let connection = Arc::clone(&self.connection);
-        let services = self.doors.services(request.uri().path(), &self.peer, request.headers());
         let verdict = self.verdict.clone();
         Box::pin(async move {
-            if let Err(Refused) = verdict.await {
+            if let Err(Refused) = verdict.on_call().await {
                 let response = Status::from(Refusal::CalledByATurn).into_http();
                 return Ok(response.map(|body| Counted { body, call: open }));
             }

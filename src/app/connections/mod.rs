@@ -34,7 +34,7 @@ use self::books::Connection;
 pub(super) use self::books::Connections;
 use self::calls::Calls;
 use self::handshake::Handshake;
-use super::descent::{self, Descent, Refused, Verdict};
+use super::descent::{self, Descent, Verdict};
 use super::doors::Doors;
 use super::listen::{Listener, Socket};
 use super::tls::Tls;
@@ -150,10 +150,8 @@ async fn hold(
 
     // Its calls, if there are any, are told why.
     let refused = async {
-        match verdict.await {
-            Ok(()) => std::future::pending().await,
-            Err(Refused) => tokio::time::sleep(LEAVE_GRACE).await,
-        }
+        verdict.refused().await;
+        tokio::time::sleep(LEAVE_GRACE).await;
     };
     let told_to_leave = async {
         let mut dismissed = pin!(async {

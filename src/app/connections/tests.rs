@@ -320,3 +320,45 @@ async fn who_takes_nothing_of_what_it_is_sent_makes_room_and_who_reads_does_not(
         () = is_closed(other) => {}
     }
 }
+
+/// Whoever shows nothing may ask for the health, and must not keep out who shows something.
+#[tokio::test]
+async fn calls_of_nobody_take_no_place_from_who_has_a_credential() {
+    use crate::access::{Access, AccessSettings, TokenHash};
+    let token = "the-token-of-somebody";
+    let settings =
+        AccessSettings { own_token: Some(TokenHash::of(token.as_bytes())), ..Default::default() };
+    let access = Arc::new(Access::new(settings).unwrap());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let connections =
+        Connections::new(ConnectionLimits { max_connections: 3, ..Default::default() });
+    let (_, health) = tonic_health::server::health_reporter();
+    let doors = Doors::new(access, Routes::new(health), std::collections::BTreeMap::new());
+    let (entry, shared) = (Entry { doors, tls: None }, connections.clone());
+    tokio::spawn(async move {
+        let descent = Descent::of_strangers();
+        serve(Listener::Tcp(listener), entry, shared, descent, CancellationToken::new()).await
+    });
+    // Checks of the health whose requests never come to their end.
+    let mut check = watch();
+    check.truncate(check.len() - (9 + 5));
+    let at = check.windows(5).position(|part| part == b"Watch").unwrap();
+    check[at..at + 5].copy_from_slice(b"Check");
+    let mut nobodys = Vec::new();
+    for _ in 0..3 {
+        nobodys.push(raw(address, &[HANDSHAKE, &check].concat()).await);
+    }
+    let all_are_busy = async {
+        while connections.with_one_call() < 3 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(Duration::from_secs(20), all_are_busy).await.unwrap();
+    // However long they have carried nothing.
+    connections.age();
+    let mut comes = raw(address, HANDSHAKE).await;
+    let mut answer = [0; 9];
+    let answered = timeout(Duration::from_secs(5), comes.read_exact(&mut answer)).await;
+    assert!(matches!(answered, Ok(Ok(_))), "who comes now is turned away: {answered:?}");
+}

@@ -103,7 +103,8 @@ async fn a_client_certificate_lets_in_and_all_others_are_refused_and_may_ask_for
 async fn a_certificate_that_changes_is_used_when_its_key_fits_and_a_bad_one_never() {
     let (place, socket) = (Place::new(), short_directory());
     let [before, after] = [(); 2].map(|()| Authority::new());
-    let [cert, key] = pair(place.path(), "server", &before.server());
+    let directory = place.path().to_owned();
+    let [cert, key] = pair(&directory, "server", &before.server());
     let tls = TlsFiles { cert: Some(cert.clone()), key: Some(key.clone()), ..TlsFiles::default() };
     let sidecar = secured(&socket, place, tls, |_| {}).await;
     let port = port(&sidecar);
@@ -122,9 +123,13 @@ async fn a_certificate_that_changes_is_used_when_its_key_fits_and_a_bad_one_neve
     asked(stays.clone(), &[]).await.unwrap();
     connect(port, &before, None).await.unwrap_err();
 
-    write(&cert, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
-    tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
-    asked(connect(port, &after, None).await.unwrap(), &[]).await.unwrap();
+    let fitting = [after.expired_client("spiffe://example/x"), after.client("spiffe://example/x")];
+    let cut = ("-----BEGIN CERTIFICATE-----\nAAAA\n".to_owned(), new_key);
+    for bad in fitting.into_iter().chain([cut]) {
+        pair(&directory, "server", &bad);
+        tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
+        asked(connect(port, &after, None).await.unwrap(), &[]).await.unwrap();
+    }
     sidecar.stop().await;
 }
 

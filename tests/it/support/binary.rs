@@ -73,6 +73,10 @@ impl Binary {
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
         change(&mut command);
+        if is_hangup_ignored() {
+            // What this is told to outlive it would outlive, too.
+            through(&mut command, &["env", "--default-signal=HUP"]);
+        }
         let mut child = command.spawn().expect("the binary starts");
 
         let log = Arc::new(Mutex::new(Vec::new()));
@@ -147,6 +151,14 @@ impl Binary {
         let Binary { place, .. } = self;
         place
     }
+}
+
+/// Whether these tests were started through `nohup`, or by what does the same.
+fn is_hangup_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    ignored.is_some_and(|mask| mask & 1 != 0)
 }
 
 /// Starts the command through another one, which must replace itself by it.
