@@ -357,7 +357,9 @@ mod tests {
             assert_eq!(find(&tokens, wrong.as_bytes(), before), Known::No, "{wrong}");
         }
         assert_eq!(find(&[], b"", before), Known::No);
-        assert_eq!(list(b"", &any(&[])), Ok(Listed::default()));
+        let blank = Listed { is_blank: true, ..Listed::default() };
+        assert_eq!(list(b" \n", &any(&[])), Ok(blank));
+        assert_eq!(list(b"# nobody", &any(&[])), Ok(Listed::default()));
     }
 
     #[test]

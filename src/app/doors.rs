@@ -49,6 +49,11 @@ impl Doors {
         Doors::new(Arc::default(), open, BTreeMap::new())
     }
 
+    /// Whether callers need a credential.
+    pub(super) fn ask(&self) -> bool {
+        self.0.access.is_set()
+    }
+
     /// The services for one call.
     ///
     /// # Errors

@@ -252,7 +252,7 @@ async fn nothing_of_one_tenant_is_known_to_another() {
     let own = b.run(request("context-of-b", "hello")).await;
     assert_eq!(own.origin(), pb::ThreadOrigin::New);
     default.run(request("context-of-default", "hello")).await;
-    for (caller, home) in [(&b, "home-b"), (&default, ".codex")] {
+    for (caller, home) in [(&b, "home-b"), (&default, "/.codex\"")] {
         let lists = caller.lists().await;
         let of_a = [&names.context, &names.thread_id, &names.turn_id, done.turn_id(), "home-a"];
         let pid = format!("pid: {pid},");

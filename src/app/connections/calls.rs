@@ -42,8 +42,10 @@ impl hyper::service::Service<Request<Incoming>> for Calls {
         let path = request.uri().path();
         let services = self.doors.services(path, &self.peer, request.headers());
         // Who shows nothing takes no place from who does.
-        let is_nobodys = !matches!(services, Ok(Services::Tenant(_)));
-        let waits = is_nobodys || path.starts_with("/grpc.reflection.");
+        let is_nobodys = self.doors.ask() && !matches!(services, Ok(Services::Tenant(_)));
+        let waits = is_nobodys
+            || path == "/grpc.health.v1.Health/Watch"
+            || path.starts_with("/grpc.reflection.");
         let mut open = self.connection.begin_call(waits);
         request.extensions_mut().insert(self.connection.caller);
         request.extensions_mut().insert(self.peer.name.clone());
