@@ -579,7 +579,8 @@ fn a_tenant_has_the_top_levels_settings_with_its_own_over_them_and_nothing_that_
     };
     assert_eq!(taken(&config), ["RESEARCH_KEY"]);
     for tenant in config.tenants.values() {
-        assert_eq!(taken(&tenant.config), ["RESEARCH_KEY", "CODEX_API_KEY", "OPENAI_API_KEY"]);
+        let theirs = ["RESEARCH_KEY", "CODEX_API_KEY", "OPENAI_API_KEY", "CODEX_ACCESS_TOKEN"];
+        assert_eq!(taken(&tenant.config), theirs);
     }
     let printed = config.to_toml(&origins);
     let has = |line: &str| assert!(printed.lines().any(|other| other == line), "{line}\n{printed}");

@@ -46,6 +46,8 @@ pub(crate) struct Turn {
     is_kept: AtomicBool,
     /// What is held against what is said to it, and answered in it.
     pub(super) policy: Arc<Policy>,
+    /// Held by the answer that is looked at: the first that came is the first that counts.
+    pub(super) answering: tokio::sync::Mutex<()>,
     disconnect_policy: DisconnectPolicy,
     // Without a bound: the task reads it at once, whatever the turn waits for. Gone with the task: an ended
     // turn is kept, and it would be the largest part of a small one.
@@ -131,6 +133,7 @@ impl Turn {
             requests: Mutex::default(),
             is_kept: AtomicBool::default(),
             policy: Arc::clone(&request.policy),
+            answering: tokio::sync::Mutex::default(),
             disconnect_policy: request.disconnect_policy,
             mailbox: Mutex::new(Some(mailbox)),
             phase: Mutex::new(Phase::Waiting),
@@ -168,6 +171,7 @@ impl Turn {
             is_kept: AtomicBool::new(true),
             // It takes nothing any more.
             policy: Arc::default(),
+            answering: tokio::sync::Mutex::default(),
             // Nobody can end it by going.
             disconnect_policy: DisconnectPolicy::Continue,
             mailbox: Mutex::default(),

@@ -308,6 +308,7 @@ impl Engine {
         let mut denied = Faults::default();
         turn.policy.judge_answer(&answer, &mut denied);
         denied.or_deny(())?;
+        let _first = turn.answering.lock().await;
         workspace::check_grants(&self.looks, policy::written(&answer), &turn.policy).await?;
         if let Some(question) = turn.log.question(&request_id) {
             let (protection, answer) = (self.pool.protection().clone(), answer.clone());
