@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::app_server::answer::Expected;
 use crate::app_server::baseline::Baseline;
 use crate::app_server::client::LoadOptions;
 use crate::app_server::protected::{Denials, Protection, Shield};
@@ -59,6 +60,12 @@ pub(crate) fn check_answer(
     question: &Question,
     answer: &Answer,
 ) -> Result<(), Refusal> {
+    // What does not fit the question is refused for that, by the turn.
+    let fits =
+        Expected::of(question, usize::MAX).take(&question.request_id, answer.clone()).is_ok();
+    if !fits {
+        return Ok(());
+    }
     let denials = Denials::of(question, &protection.find());
     denials.check_on_disk(answer).map_err(Refusal::PolicyDenied)
 }

@@ -176,8 +176,6 @@ async fn no_override_of_a_tool_or_a_caller_shows_a_command_the_keys() {
         config = { "shell_environment_policy.exclude" = ["OWNERS_*"] }
         [tools.codex_table]
         config = { shell_environment_policy = { inherit = "all", set = { SETX = "set-x" } } }
-        [tools.codex_profile]
-        config = { profile = "p", "profiles.p.shell_environment_policy" = { exclude = [] } }
     "#;
     let codex = "[shell_environment_policy]\nexclude = [\"PLAIN_*\"]\n";
     let sidecar = with_canaries(settings, codex, "info").await;
@@ -198,7 +196,6 @@ async fn no_override_of_a_tool_or_a_caller_shows_a_command_the_keys() {
     assert!(printed("codex", json!({})).await.contains("OWNERS_THING="));
     assert!(!printed("codex_more", json!({})).await.contains("OWNERS_THING="));
     assert!(printed("codex_table", json!({})).await.contains("SETX=set-x"));
-    printed("codex_profile", json!({})).await;
     for config in [
         json!({ "shell_environment_policy.exclude": [] }),
         json!({ "shell_environment_policy": {} }),
