@@ -15,19 +15,16 @@
 use std::collections::HashSet;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Mode, OFlags, RawDir};
 use rustix::io::Errno;
 
+use super::files::{Files, file_count, sockets_in, threads};
 use super::kin::{Kin, Peer, Somebody};
 use super::reaper;
 use super::sockets::{Sockets, TcpEnd};
 use super::tree::{self, Identity, Stat};
-
-/// Who has more files than this is taken for one that hides them.
-const MOST_FILES: u64 = 20_000;
+use super::users::Users;
 
 /// A process of ours that has more files than this is looked at after everybody else: many such must not
 /// keep the search from the one that has the socket.
@@ -504,124 +501,6 @@ fn somebody(stat: &Stat) -> Somebody {
     Somebody { pid, command: String::from_utf8_lossy(&command).trim_end().to_owned() }
 }
 
-/// Which users' ids the sockets of a process can have.
-#[derive(Debug)]
-struct Users {
-    /// Real, effective, saved, and for files.
-    own: Vec<u32>,
-    /// It can give a socket, or itself, any id.
-    any: bool,
-}
-
-impl Users {
-    fn of(pid: i32) -> Users {
-        /// CAP_CHOWN and CAP_SETUID.
-        const OVER_IDS: u64 = 1 | 1 << 7;
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        let field =
-            |name| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
-        let own = field("Uid:").split_ascii_whitespace().filter_map(|uid| uid.parse().ok());
-        let capabilities = u64::from_str_radix(field("CapPrm:").trim(), 16).unwrap_or_default();
-        // In a user namespace of its own it has them over the ids of that namespace.
-        let any = capabilities & OVER_IDS != 0 && has_many_ids(pid);
-        Users { own: own.collect(), any }
-    }
-
-    fn can_be(&self, uid: u32) -> bool {
-        self.any || self.own.contains(&uid)
-    }
-}
-
-/// Whether the user namespace of a process has more than one id.
-fn has_many_ids(pid: i32) -> bool {
-    let Ok(map) = std::fs::read_to_string(format!("/proc/{pid}/uid_map")) else { return true };
-    let lengths = map.lines().filter_map(|line| line.split_ascii_whitespace().nth(2));
-    lengths.filter_map(|length| length.parse::<u64>().ok()).sum::<u64>() > 1
-}
-
-/// How many files a process has, where the kernel tells (6.2 and newer), else 0.
-fn file_count(pid: i32) -> u64 {
-    std::fs::metadata(format!("/proc/{pid}/fd")).map_or(0, |directory| directory.len())
-}
-
-/// The threads of a process but its first one.
-fn threads(pid: i32) -> Vec<i32> {
-    let entries = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let threads = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    threads.filter(|thread| *thread != pid).collect()
-}
-
-/// What a process has open.
-#[derive(Debug, Default)]
-struct Files {
-    /// The inodes of the sockets that are wanted.
-    sockets: Vec<u32>,
-    count: u64,
-    /// There are more, of which it isn't told what they are.
-    hide: bool,
-}
-
-/// The sockets that are `wanted` among the files of a process or a thread. Looked at `closely`, those, too,
-/// that are in no table of files: on their way to another process, or registered with an `io_uring`.
-fn sockets_in(whose: &str, closely: bool, wanted: impl Fn(u32) -> bool) -> Result<Files, Errno> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let directory: OwnedFd = rustix::fs::open(format!("/proc/{whose}/fd"), flags, Mode::empty())?;
-    let mut buffer = Vec::with_capacity(8192);
-    let mut entries = RawDir::new(&directory, buffer.spare_capacity_mut());
-    let mut found = Files::default();
-    while let Some(entry) = entries.next() {
-        let entry = entry?;
-        let name = entry.file_name();
-        if name.to_bytes().starts_with(b".") {
-            continue;
-        }
-        found.count += 1;
-        if found.count > MOST_FILES {
-            return Err(Errno::MSGSIZE);
-        }
-        let mut target = [0; 64];
-        let target = match rustix::fs::readlinkat_raw(&directory, name, &mut target[..]) {
-            Ok(length) => &target[..length],
-            // Closed meanwhile.
-            Err(Errno::NOENT) => continue,
-            Err(errno) => return Err(errno),
-        };
-        let inode = socket_inode(target);
-        found.sockets.extend(inode.filter(|inode| wanted(*inode)));
-        if closely && (inode.is_some() || target == b"anon_inode:[io_uring]") {
-            let path = format!("/proc/{whose}/fdinfo/{}", name.to_string_lossy());
-            let (sockets, hide) = beyond_tables(&std::fs::read_to_string(path).unwrap_or_default());
-            found.sockets.extend(sockets.into_iter().filter(|inode| wanted(*inode)));
-            found.hide |= hide;
-        }
-    }
-    Ok(found)
-}
-
-/// What a file's `fdinfo` says of files that it holds itself: the inodes of sockets, and whether there are
-/// others that could be some.
-fn beyond_tables(info: &str) -> (Vec<u32>, bool) {
-    let number = |name| {
-        let value = info.lines().find_map(|line: &str| line.strip_prefix(name));
-        value.and_then(|value| value.trim().parse::<usize>().ok()).unwrap_or_default()
-    };
-    let registered = info.lines().skip_while(|line| !line.starts_with("UserFiles:")).skip(1);
-    let registered = registered.map_while(|line| line.strip_prefix(' '));
-    let (mut sockets, mut told) = (Vec::new(), 0);
-    for line in registered {
-        told += 1;
-        let name = line.split_ascii_whitespace().nth(1).unwrap_or_default();
-        sockets.extend(socket_inode(name.as_bytes()));
-    }
-    (sockets, number("scm_fds:") > 0 || number("UserFiles:") > told)
-}
-
-/// `socket:[12345]`
-fn socket_inode(target: &[u8]) -> Option<u32> {
-    let number = target.strip_prefix(b"socket:[")?.strip_suffix(b"]")?;
-    std::str::from_utf8(number).ok()?.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use std::net::{TcpListener, TcpStream};
@@ -773,28 +652,6 @@ mod tests {
         assert_eq!(kin(Roots { unguarded: another, ..Roots::default() }), Vec::<i32>::new());
     }
 
-    #[test]
-    fn what_a_file_holds_itself_is_read_of_it() {
-        let in_flight = "pos:\t0\nflags:\t02000002\nmnt_id:\t10\nino:\t9\nscm_fds: 1\n";
-        assert_eq!(beyond_tables(in_flight), (vec![], true));
-        assert_eq!(beyond_tables(&in_flight.replace(": 1", ": 0")), (vec![], false));
-        let ring = "ino:\t9\nUserFiles:\t2\n    0: socket:[77]\n    1: /dev/null\nUserBufs:\t0\n    0: 5\n";
-        assert_eq!(beyond_tables(ring), (vec![77], false));
-        // Of a ring that is busy only their number is told.
-        assert_eq!(beyond_tables("UserFiles:\t2\nUserBufs:\t0\n"), (vec![], true));
-        assert_eq!(beyond_tables(""), (vec![], false));
-    }
-
-    #[test]
-    fn an_id_is_only_nobodys_where_nobody_can_set_it() {
-        let able = Users { own: vec![0], any: true };
-        let plain = Users { own: vec![65534], any: false };
-        assert!(able.can_be(54321) && plain.can_be(65534) && !plain.can_be(54321));
-        let me = Users::of(rustix::process::getpid().as_raw_nonzero().get());
-        assert!(me.can_be(rustix::process::geteuid().as_raw()), "{me:?}");
-        assert_eq!(me.any, rustix::process::geteuid().is_root(), "{me:?}");
-    }
-
     /// What each of these does with a socket that it has connected keeps it from all tables of files.
     #[tokio::test]
     async fn a_socket_that_is_in_no_table_of_files_is_ours_all_the_same() {
@@ -826,15 +683,6 @@ mod tests {
             }
             let kin = look(vec![peer]).await;
             assert!(matches!(kin[..], [Kin::Ours(_) | Kin::PerhapsOurs(_)]), "{name}: {kin:?}");
-        }
-    }
-
-    #[test]
-    fn only_a_socket_is_one() {
-        assert_eq!(socket_inode(b"socket:[12345]"), Some(12345));
-        for other in [&b"socket:[]"[..], b"socket:[x]", b"pipe:[1]", b"/socket:[1]", b"socket:[1] "]
-        {
-            assert_eq!(socket_inode(other), None);
         }
     }
 }

@@ -27,6 +27,8 @@ mod dying;
 #[cfg(not(target_os = "linux"))]
 mod elsewhere;
 #[cfg(target_os = "linux")]
+mod files;
+#[cfg(target_os = "linux")]
 mod guard;
 pub(crate) mod guard_wire;
 mod guarded;
@@ -44,6 +46,8 @@ mod sockets;
 mod spawn;
 #[cfg(target_os = "linux")]
 pub(crate) mod tree;
+#[cfg(target_os = "linux")]
+mod users;
 mod wake;
 
 use std::io;
