@@ -14,6 +14,7 @@ pub(crate) mod item;
 pub(crate) mod json;
 pub(crate) mod options;
 pub(crate) mod outcome;
+pub(crate) mod pattern;
 pub(crate) mod policy;
 pub(crate) mod question;
 pub(crate) mod refusal;

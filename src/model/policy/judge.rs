@@ -3,11 +3,11 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::pattern::any_matches;
 use super::{ImagePolicy, Policy, keys, word};
 use crate::model::options::{
     ApprovalPolicy, SandboxMode, ThreadOptions, WEB_SEARCH_KEY, WebSearchMode,
 };
+use crate::model::pattern::any_matches;
 use crate::model::refusal::{Faults, show};
 use crate::model::request::UserInput;
 

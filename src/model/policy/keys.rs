@@ -6,7 +6,7 @@
 
 use serde_json::{Map, Value};
 
-use super::pattern::any_matches;
+use crate::model::pattern::any_matches;
 
 /// What callers may set without a word of the configuration. (Of `tools` the CLI 0.169.0 knows
 /// `web_search`, `client_search_provider`, `experimental_request_user_input` and `update_plan`: none of them

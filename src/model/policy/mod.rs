@@ -9,7 +9,6 @@ mod answer;
 mod judge;
 mod keys;
 mod narrow;
-mod pattern;
 #[cfg(test)]
 mod tests;
 

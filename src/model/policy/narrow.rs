@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::pattern::matches;
 use super::{Policy, word};
+use crate::model::pattern::matches;
 
 impl Policy {
     /// Where this policy allows more than `outer`: each key of it, and what it would have to be.

@@ -1,7 +1,17 @@
 //! Names by patterns.
 
 /// Whether a name is one of a pattern's: a `*` of it stands for any characters, none and dots included.
-pub(super) fn matches(pattern: &str, name: &str) -> bool {
+pub(crate) fn matches(pattern: &str, name: &str) -> bool {
+    fits(pattern, name, |byte, found| byte == found)
+}
+
+/// The same, where a `?` stands for one character of ASCII, too.
+pub(crate) fn matches_with_marks(pattern: &str, name: &str) -> bool {
+    fits(pattern, name, |byte, found| byte == b'?' || byte == found)
+}
+
+/// Takes as many steps as both are long, multiplied, however many `*` there are.
+fn fits(pattern: &str, name: &str, is_one: impl Fn(u8, u8) -> bool) -> bool {
     let (pattern, name) = (pattern.as_bytes(), name.as_bytes());
     let (mut at, mut in_name) = (0, 0);
     // Where to go on if what follows the last `*` does not fit: it takes one more character.
@@ -12,7 +22,7 @@ pub(super) fn matches(pattern: &str, name: &str) -> bool {
                 again = Some((at + 1, in_name));
                 at += 1;
             }
-            Some(byte) if *byte == name[in_name] => {
+            Some(byte) if is_one(*byte, name[in_name]) => {
                 at += 1;
                 in_name += 1;
             }
@@ -27,7 +37,7 @@ pub(super) fn matches(pattern: &str, name: &str) -> bool {
 }
 
 /// Whether a name is one of any of the patterns'.
-pub(super) fn any_matches<'a>(
+pub(crate) fn any_matches<'a>(
     patterns: impl IntoIterator<Item = &'a (impl AsRef<str> + 'a)>,
     name: &str,
 ) -> bool {
@@ -48,6 +58,20 @@ mod tests {
             ([first, rest @ ..], [other, others @ ..]) => first == other && plainly(rest, others),
             _ => false,
         }
+    }
+
+    #[test]
+    fn a_mark_stands_for_one_character() {
+        for (pattern, fits) in [("A?C", "ABC"), ("*?", "A"), ("A*?E", "ABCDE")] {
+            assert!(matches_with_marks(pattern, fits), "{pattern} {fits}");
+            assert!(!matches(pattern, fits), "{pattern} {fits}");
+        }
+        assert!(!matches_with_marks("A?", "A") && !matches_with_marks("?", "AB"));
+    }
+
+    #[test]
+    fn many_stars_take_no_time() {
+        assert!(!matches_with_marks(&"*a".repeat(40), &"a".repeat(39)));
     }
 
     proptest! {
