@@ -34,7 +34,7 @@ impl Refusals {
                 told.tell_if_due(cause, now);
             }
             None => {
-                tracing::warn!(peer, detail, "a caller is refused: {cause}");
+                tracing::warn!(peer, detail = said(detail), "a caller is refused: {cause}");
                 let (peer, detail) = (String::new(), String::new());
                 refusals.insert(cause, Told { at: now, since: 0, peer, detail });
             }
@@ -58,12 +58,17 @@ impl Told {
             tracing::warn!(
                 refused = since,
                 peer,
-                detail,
+                detail = said(detail),
                 "{since} callers more were refused, the last of them {peer}: {cause}"
             );
             (self.at, self.since) = (now, 0);
         }
     }
+}
+
+/// What is empty is no field of a line.
+fn said(detail: &str) -> Option<&str> {
+    (!detail.is_empty()).then_some(detail)
 }
 
 #[cfg(test)]
